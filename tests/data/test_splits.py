@@ -1,0 +1,213 @@
+"""Splits against loops over users."""
+
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.data.dataset import Dataset, Interactions
+from xrec_jax.data.load import load, split
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+PARTS = ("train", "valid", "test")
+
+
+def dataset_of(user, timestamp=None, parts=None):
+    """A data set whose rating is the event's row in the file, so that events can be told apart."""
+    user = np.asarray(user, np.int32)
+    events = Interactions(
+        user=user,
+        item=np.arange(len(user), dtype=np.int32) % 7,
+        timestamp=None if timestamp is None else np.asarray(timestamp),
+        rating=np.arange(len(user), dtype=np.float32),
+    )
+    names = np.arange(int(user.max()) + 1).astype(str)
+    if parts is not None:
+        parts = {name: events.take(np.asarray(rows, int)) for name, rows in parts.items()}
+    return Dataset("toy", events, names, np.arange(7).astype(str), parts=parts)
+
+
+def random_dataset(seed, timed=True):
+    rng = np.random.default_rng(seed)
+    # A user has from 0 to a good many events; fractional times with many ties.
+    user = rng.zipf(1.4, 700)
+    user = user[user < 60]
+    time = rng.integers(-9, 9, len(user)) / 4
+    return dataset_of(user, time if timed else None)
+
+
+def rows_of(events):
+    return events.rating.astype(int).tolist()
+
+
+def history(dataset, user):
+    """Returns the user's rows by time; Python's sort keeps file order in ties."""
+    rows = [row for row, of in enumerate(dataset.interactions.user) if of == user]
+    time = dataset.interactions.timestamp
+    return rows if time is None else sorted(rows, key=lambda row: time[row])
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_leave_one_out(timed):
+    for seed in range(3):
+        dataset = random_dataset(seed, timed)
+        expected = {part: [] for part in PARTS}
+        ties, short = 0, 0
+        for user in range(dataset.num_users):
+            rows = history(dataset, user)
+            short += 0 < len(rows) < 3
+            if len(rows) < 3:
+                expected["train"] += rows
+                continue
+            expected["train"] += rows[:-2]
+            expected["valid"].append(rows[-2])
+            expected["test"].append(rows[-1])
+            time = dataset.interactions.timestamp
+            ties += time is not None and time[rows[-1]] == time[rows[-2]]
+        result = split(dataset, ConfigDict({"kind": "leave_one_out"}))
+        assert {part: rows_of(getattr(result, part)) for part in PARTS} == expected
+        assert result.tied_users == ties
+        assert short > 0 and (ties > 0) == timed
+
+
+def test_exact_timestamps_decide():
+    # As float64 these are one value; as float32 so are times of seconds.
+    late = 2**60
+    dataset = dataset_of([0, 0, 0, 0], [late + 2, late, late + 1, late + 3])
+    result = split(dataset, {})
+    assert rows_of(result.test) == [3] and rows_of(result.valid) == [0]
+    assert rows_of(result.train) == [1, 2]
+    assert result.tied_users == 0
+
+
+def test_tie_is_that_of_validation_and_test():
+    dataset = dataset_of([0, 0, 0, 1, 1, 1, 2, 2], [1, 1, 2, 1, 2, 2, 5, 5])
+    result = split(dataset, {"kind": "leave_one_out"})
+    assert result.tied_users == 1
+    assert rows_of(result.test) == [2, 5] and rows_of(result.train) == [0, 3, 6, 7]
+
+
+def held_out_sizes(count, ratios):
+    """Returns the sizes of train, valid and test, moving events one at a time."""
+    sizes = [count, 0, 0]
+    for part in (2, 1):
+        share = ratios[part] * count
+        wanted = 1 if 0 < share < 1 else math.floor(share + 1e-9)
+        while sizes[part] < wanted and sizes[0] > 1:
+            sizes[part] += 1
+            sizes[0] -= 1
+    return sizes
+
+
+@pytest.mark.parametrize("ratios", [(0.8, 0.1, 0.1), (0.3, 0.4, 0.3), (0.05, 0.15, 0.8)])
+@pytest.mark.parametrize("timed", [True, False])
+def test_ratio_by_time(ratios, timed):
+    for seed in range(3):
+        dataset = random_dataset(seed, timed)
+        expected = {part: [] for part in PARTS}
+        ties = 0
+        for user in range(dataset.num_users):
+            rows = history(dataset, user)
+            num_train, num_valid, num_test = held_out_sizes(len(rows), ratios)
+            cut = num_train + num_valid
+            expected["train"] += rows[:num_train]
+            expected["valid"] += rows[num_train:cut]
+            expected["test"] += rows[cut:]
+            time = dataset.interactions.timestamp
+            ties += time is not None and num_test > 0 and time[rows[cut]] == time[rows[cut - 1]]
+        result = split(dataset, ConfigDict({"kind": "ratio", "ratios": ratios}))
+        assert {part: rows_of(getattr(result, part)) for part in PARTS} == expected
+        assert result.tied_users == ties
+        assert (ties > 0) == timed
+
+
+def test_ratio_sizes_at_exact_products():
+    """0.29 * 100 is 28.999... in binary and stands for 29."""
+    result = split(dataset_of([0] * 100), {"kind": "ratio", "ratios": (0.42, 0.29, 0.29)})
+    assert [len(getattr(result, part)) for part in PARTS] == [42, 29, 29]
+
+
+def test_ratio_at_random():
+    dataset = random_dataset(0)
+    config = {"kind": "ratio", "order": "random", "seed": 3}
+    result = split(dataset, config)
+    again, other = split(dataset, config), split(dataset, config | {"seed": 4})
+    parts = {part: rows_of(getattr(result, part)) for part in PARTS}
+    assert parts == {part: rows_of(getattr(again, part)) for part in PARTS}
+    assert parts["test"] != rows_of(other.test)
+    assert parts["test"] != rows_of(split(dataset, {"kind": "ratio"}).test)
+    assert sorted(sum(parts.values(), [])) == list(range(len(dataset.interactions)))
+    assert result.tied_users == 0
+    for user in range(dataset.num_users):
+        rows = history(dataset, user)
+        mine = {part: [row for row in parts[part] if row in rows] for part in PARTS}
+        sizes = [len(mine[part]) for part in PARTS]
+        assert sizes == held_out_sizes(len(rows), (0.8, 0.1, 0.1))
+        for part in PARTS:
+            assert mine[part] == [row for row in rows if row in mine[part]]
+
+
+def test_ratio_at_random_is_uniform():
+    """Every event of a user is held out for the test about equally often."""
+    dataset = dataset_of([0] * 10 + [1] * 5)
+    hits = np.zeros(15)
+    for seed in range(600):
+        config = {"kind": "ratio", "order": "random", "seed": seed, "ratios": (0.6, 0.2, 0.2)}
+        hits[rows_of(split(dataset, config).test)] += 1
+    assert (np.abs(hits / 600 - 0.2) < 0.07).all()
+
+
+def test_given_is_sorted_by_user_and_time():
+    user, time = [1, 0, 1, 0, 0, 2], [5, 4, 3, 3, 4, 1]
+    parts = {"train": [0, 1, 2, 3, 4], "valid": [5, 0], "test": [2]}
+    dataset = dataset_of(user, time, parts)
+    for config in ({}, {"kind": "given"}):
+        result = split(dataset, config)
+        assert rows_of(result.train) == [3, 1, 4, 2, 0]
+        assert rows_of(result.valid) == [0, 5] and rows_of(result.test) == [2]
+        assert result.tied_users == 0
+
+
+def test_errors():
+    plain = dataset_of([0, 0, 0, 1])
+    full = {"train": [0, 1], "valid": [2], "test": [3]}
+    for dataset, config, pattern in (
+        (plain, {"kind": "leave_one"}, "kind='leave_one' is unknown; did you mean"),
+        (plain, {"kind": "given"}, "toy: kind='given' needs files for train, valid, test"),
+        (
+            dataset_of([0] * 4, parts={"train": [0], "test": [1]}),
+            {},
+            "no 'valid' part.*train, test",
+        ),
+        (dataset_of([0] * 4, parts=full | {"test": []}), {}, "'test' empty"),
+        (dataset_of([0, 0, 1, 1]), {}, "'valid' empty .no user has 3 events"),
+        (plain, {"kind": "ratio", "ratios": (0.8, 0, 0.2)}, "'valid' empty"),
+        (plain, {"kind": "ratio", "ratios": (0.8, 0.1)}, "must be three numbers"),
+        (plain, {"kind": "ratio", "ratios": (0.8, 0.2, 0.2)}, "shares of 1"),
+        (plain, {"kind": "ratio", "ratios": (1.2, -0.1, -0.1)}, "shares of 1"),
+        (plain, {"kind": "ratio", "order": "tim"}, "order='tim' is unknown; did you mean 'time'"),
+        (plain, {"kind": "ratio", "seed": "a"}, "seed='a' must be an integer"),
+    ):
+        with pytest.raises(UserError, match=pattern):
+            split(dataset, config)
+
+
+@needs_shared
+def test_movielens():
+    """The published count of tied users; `test_leave_one_out` is the twin on generated data."""
+    dataset = load({"format": "atomic", "path": SHARED / "ml-100k"})
+    result = split(dataset, {"kind": "leave_one_out"})
+    assert [len(getattr(result, part)) for part in PARTS] == [98114, 943, 943]
+    assert result.tied_users == 415
+
+
+@needs_shared
+def test_google_maps():
+    """Sizes as in the files; `test_given_is_sorted_by_user_and_time` is the twin."""
+    result = split(load({"format": "csv", "path": SHARED / "google-maps"}), {"kind": "given"})
+    assert [len(getattr(result, part)) for part in PARTS] == [329472, 41184, 41184]
+    assert result.tied_users == 0 and (np.diff(result.train.user) >= 0).all()

@@ -1,0 +1,20 @@
+"""Explainable recommendation with language models, in JAX and Flax."""
+
+from __future__ import annotations
+
+import typing
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "restore"]
+
+if typing.TYPE_CHECKING:
+    from xrec_jax.pipelines.session import restore
+
+
+def __getattr__(name: str) -> object:
+    """Imports the public functions on first use, so that `import xrec_jax` stays instant."""
+    if name == "restore":
+        from xrec_jax.pipelines.session import restore
+
+        return restore
+    raise AttributeError(f"module 'xrec_jax' has no attribute {name!r}")

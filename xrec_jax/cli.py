@@ -1,0 +1,172 @@
+"""Level 6: the command line, `xrec VERB`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from xrec_jax.core.errors import UserError, did_you_mean
+
+
+class Verb(NamedTuple):
+    """A verb: what it does, which flags it takes, and the function that does it."""
+
+    summary: str
+    define: Callable[[flags.FlagValues, Sequence[str]], None]
+    run: Callable[[flags.FlagValues], int]
+
+
+def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "configs/NAME.py or configs/NAME.py:tiny; override as --config.a.b=value",
+        flag_values=values, sys_argv=["xrec", *arguments],
+    )  # fmt: skip
+
+
+def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    del arguments
+    flags.DEFINE_string("workdir", "", "the run directory, local or gs://", flag_values=values)
+
+
+def _required(values: flags.FlagValues, *names: str) -> None:
+    for name in names:
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; see xrec VERB --help")
+
+
+def _define_run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    _config_flag(values, arguments)
+    _workdir_flag(values, arguments)
+
+
+def _run(values: flags.FlagValues) -> int:
+    _required(values, "config", "workdir")
+    from xrec_jax.pipelines import run
+
+    run.run(values.config, values.workdir)
+    return 0
+
+
+def _evaluate(values: flags.FlagValues) -> int:
+    _required(values, "workdir")
+    from xrec_jax.pipelines import run
+
+    run.evaluate(values.workdir)
+    return 0
+
+
+def _define_recommend(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    _workdir_flag(values, arguments)
+    flags.DEFINE_string("users", "all", "all, a file with one id a line, or a,b", flag_values=values)
+    flags.DEFINE_integer("top_k", 10, "items a user", flag_values=values)
+    flags.DEFINE_string("output", "", "F.jsonl or F.parquet", flag_values=values)
+    flags.DEFINE_string("system", "", "default: the best on validation", flag_values=values)
+
+
+def _recommend(values: flags.FlagValues) -> int:
+    _required(values, "workdir")
+    from xrec_jax.pipelines import export
+
+    export.recommend(
+        values.workdir, users=values.users, top_k=values.top_k, output=values.output,
+        system=values.system,
+    )  # fmt: skip
+    return 0
+
+
+def _define_audit(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    _config_flag(values, arguments)
+    flags.DEFINE_string("output", "", "also write the findings as JSON", flag_values=values)
+
+
+def _audit(values: flags.FlagValues) -> int:
+    _required(values, "config")
+    from xrec_jax.pipelines import audit
+
+    return audit.audit(values.config, output=values.output)
+
+
+VERBS = {
+    "run": Verb("run every stage of a config; a rerun resumes", _define_run, _run),
+    "evaluate": Verb("evaluate a finished run again, from its checkpoints", _workdir_flag, _evaluate),
+    "recommend": Verb("write recommendations of a run to a file", _define_recommend, _recommend),
+    "audit": Verb("look for faults in the data and its split", _define_audit, _audit),
+}
+
+
+def usage() -> str:
+    """The text of `xrec --help`."""
+    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    return f"usage: xrec VERB [flags]\n\n{verbs}\n\nxrec VERB --help lists a verb's flags."
+
+
+def _help(name: str, values: flags.FlagValues) -> str:
+    lines = [f"usage: xrec {name} [flags]", "", f"{VERBS[name].summary}", ""]
+    for flag_name in sorted(values):
+        flag = values[flag_name]
+        default = "" if flag.default in (None, "") else f" (default {flag.default})"
+        lines.append(f"  --{flag_name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _parse(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Parses flags; every mistake becomes a `UserError`."""
+    try:
+        rest = values([f"xrec {name}", *arguments])
+    except flags.UnrecognizedFlagError as error:
+        hint = did_you_mean(error.flagname, list(values))
+        raise UserError(f"{name} has no flag --{error.flagname}{hint}") from error
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except FileNotFoundError as error:
+        raise UserError(f"--config: no such file: {error.filename or error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
+        raise UserError(f"--config: {' '.join(str(error).split())}") from error
+    if len(rest) > 1:
+        raise UserError(f"{name} does not take {rest[1]!r}; flags look like --name=value")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb.
+
+    Args:
+      argv: arguments after the program's name; default those of the process.
+
+    Returns:
+      0 when all went well, 2 on a user's mistake, 143 after SIGTERM with everything saved; `audit`
+      returns 1 when it found errors.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in VERBS:
+            raise UserError(f"no verb {name!r}{did_you_mean(name, VERBS)}")
+        values: Any = flags.FlagValues()
+        VERBS[name].define(values, rest)
+        if any(word in ("-h", "--help", "-help") for word in rest):
+            print(_help(name, values))
+            return 0
+        _parse(name, values, rest)
+        from xrec_jax.parallel.distributed import initialize
+        from xrec_jax.training.loop import Interrupted
+
+        initialize()
+        try:
+            return VERBS[name].run(values)
+        except Interrupted as stop:
+            print(f"xrec: {stop}", file=sys.stderr)
+            return 143
+    except UserError as error:
+        print(f"xrec: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The one exception that a user's mistake ends in, and helpers that make its message useful."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a file, a column, a key, an id, a value.
+
+    The command line prints its message as one line and exits with status 2. The message names the
+    offending thing and the way out, so no traceback is needed.
+    """
+
+
+def did_you_mean(name: object, choices: Iterable[object], *, limit: int = 8) -> str:
+    """Returns a clause that names the nearest valid choice, or lists the choices.
+
+    Args:
+      name: what the user wrote.
+      choices: every valid choice.
+      limit: how many choices are listed when none is near.
+
+    Returns:
+      For example ``"; did you mean 'item_id'?"`` or ``"; valid: a, b, c"``.
+    """
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return f"; valid: {shown}"

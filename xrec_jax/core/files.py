@@ -1,0 +1,107 @@
+"""Files of a run directory: atomic writes, JSON, and the metric log.
+
+Paths go through `etils.epath`, so a run directory may be local or `gs://`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from xrec_jax.core.errors import UserError
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether `path` lies on a local file system (no `scheme://`)."""
+    return "://" not in os.fspath(path)
+
+
+def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
+    """Lets `write` fill a temporary sibling file, then renames it onto `path`.
+
+    A reader sees the old file or the whole new one, never a part. Object stores replace a whole
+    object at once, so there the file is written in place.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+    if not is_local(path):
+        write(os.fspath(path))
+        return
+    final = pathlib.Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        write(os.fspath(temporary))
+        os.replace(temporary, final)
+    except OSError as error:
+        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes `text` to `path` atomically."""
+    write_atomic(path, lambda temporary: epath.Path(temporary).write_text(text))
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` with array scalars as Python numbers and non-finite floats as None (JSON)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically; array scalars become numbers."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: if the file is missing or is not JSON; names the file and the line.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Reads a JSON-lines file; a torn last line, left by a kill in mid-write, is dropped."""
+    file = epath.Path(path)
+    if not file.exists():
+        return []
+    lines = file.read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+    return records
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Returns `records` as JSON-lines text."""
+    return "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records)

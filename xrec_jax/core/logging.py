@@ -1,0 +1,137 @@
+"""Metric log, console lines and progress bars; process 0 speaks, the others are silent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from xrec_jax.core import files
+
+
+def say(text: str) -> None:
+    """Prints a line at once, so that a log file shows it while the run goes on."""
+    print(text, flush=True)
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files.
+
+    One line is one object: `stage`, `step` and numbers named `group/name`. Numbers of the group
+    `time` depend on the machine; all others are functions of the configuration.
+
+    Args:
+      workdir: the run directory.
+      enabled: false on every process but the first.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, enabled: bool = True):
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._enabled = enabled
+        self._local = files.is_local(workdir)
+        self._boards: dict[str, SummaryWriter] = {}
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what `stage` logged after `step`: that part is about to be run again."""
+        if not self._enabled:
+            return
+        records = files.read_json_lines(self._path)
+        kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
+        if self._path.exists():
+            files.write_text(self._path, files.json_lines(kept))
+        if board := self._boards.pop(stage, None):
+            board.close()
+        self._board(stage, purge_step=step + 1)
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Logs `metrics` of `stage` at `step`."""
+        if not self._enabled:
+            return
+        values = {name: files.plain(value) for name, value in sorted(metrics.items())}
+        line = files.json_lines([{"stage": stage, "step": step, **values}])
+        if self._local:
+            with self._path.open("a") as file:
+                file.write(line)
+        else:  # object stores cannot append
+            before = self._path.read_text() if self._path.exists() else ""
+            self._path.write_text(before + line)
+        board = self._board(stage)
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the TensorBoard files."""
+        for board in self._boards.values():
+            board.close()
+        self._boards.clear()
+
+    def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
+        if stage not in self._boards:
+            folder = self._workdir / "tensorboard" / stage
+            self._boards[stage] = SummaryWriter(str(folder), purge_step=purge_step)
+        return self._boards[stage]
+
+
+class Progress:
+    """A progress bar with rate and time left; a plain line now and then outside a terminal.
+
+    Args:
+      label: what is being counted.
+      total: how many units there are in all.
+      initial: units that an earlier run has done.
+      unit: name of one unit.
+      enabled: false silences it (every process but the first).
+      every_s: seconds between plain lines.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        initial: int = 0,
+        unit: str = "step",
+        enabled: bool = True,
+        every_s: float = 10.0,
+    ):
+        self._label, self._total, self._unit = label, total, unit
+        self._count = self._initial = initial
+        self._start = self._last = time.monotonic()
+        self._every_s = every_s
+        self._enabled = enabled
+        self._bar = None
+        if enabled and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, desc=label, unit=unit, leave=False, mininterval=0.2
+            )
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Counts `count` more units; `note` is shown behind the rate."""
+        self._count += count
+        if self._bar is not None:
+            self._bar.update(count)
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            return
+        now = time.monotonic()
+        if self._enabled and now - self._last >= self._every_s:
+            self._last = now
+            rate = (self._count - self._initial) / (now - self._start)
+            left = (self._total - self._count) / max(rate, 1e-9)
+            tail = f", {note}" if note else ""
+            say(
+                f"{self._label}: {self._count}/{self._total} {self._unit}s, "
+                f"{rate:.1f}/s, {left:.0f} s left{tail}"
+            )
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,89 @@
+"""The in-memory form of a recommendation data set, whichever file it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """Events in file order, one entry an event.
+
+    Attributes:
+      user: `[n]` int32, row of the user in `Dataset.user_ids`.
+      item: `[n]` int32, row of the item in `Dataset.item_ids`.
+      timestamp: `[n]` int64 (exact) or float64, in the file's own unit; None where the file has none.
+      rating: `[n]` float32; None where the file has none.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    timestamp: np.ndarray | None = None
+    rating: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: np.ndarray) -> Interactions:
+        """Returns the events at `rows` (indices or a boolean mask), in that order."""
+        return Interactions(
+            user=self.user[rows],
+            item=self.item[rows],
+            timestamp=None if self.timestamp is None else self.timestamp[rows],
+            rating=None if self.rating is None else self.rating[rows],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Interactions with the names and descriptions of their users and items.
+
+    Attributes:
+      name: for logs and reports.
+      interactions: every event; with a given split, the concatenation of its parts.
+      user_ids: `[num_users]` unicode array, the file's own ids; a user's row is its index.
+      item_ids: `[num_items]` likewise.
+      users: one row a user, aligned with `user_ids` (null where the file had no row); or None.
+      items: likewise for items.
+      parts: with a given split, the events of "train", "valid" and "test"; else None.
+      notes: counts worth reporting, for example `{"duplicates_dropped": 12}`.
+    """
+
+    name: str
+    interactions: Interactions
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    users: pl.DataFrame | None = None
+    items: pl.DataFrame | None = None
+    parts: Mapping[str, Interactions] | None = None
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Events for training, model selection and the final figure.
+
+    Attributes:
+      train: events the model learns from, sorted by user, then time, ties in file order.
+      valid: held-out events that choose hyper-parameters and the stopping epoch.
+      test: held-out events of the reported figure.
+      tied_users: users whose held-out events share a timestamp with the event before them, so that
+        the split depends on file order; 0 where no time was used.
+    """
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+    tied_users: int = 0

@@ -1,0 +1,57 @@
+"""Events grouped by user: who has seen what, in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from xrec_jax.data.dataset import Interactions
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """Items of every user in order of time, one flat array.
+
+    Attributes:
+      items: `[events]` int32, user after user.
+      start: `[num_users + 1]` int64; user u's items are `items[start[u]:start[u + 1]]`.
+    """
+
+    items: np.ndarray
+    start: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Interactions], num_users: int) -> Histories:
+        """Groups the events of `parts`; a user's later parts follow the earlier ones.
+
+        Within a part the order of rows is kept, so parts must be sorted by time.
+        """
+        user = np.concatenate([part.user for part in parts])
+        item = np.concatenate([part.item for part in parts])
+        start = np.zeros(num_users + 1, np.int64)
+        np.cumsum(np.bincount(user, minlength=num_users), out=start[1:])
+        if len(parts) == 1 and (np.diff(user) >= 0).all():
+            return cls(item.astype(np.int32, copy=False), start)
+        return cls(item[np.argsort(user, kind="stable")].astype(np.int32), start)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.start) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[num_users]` events of each user."""
+        return np.diff(self.start)
+
+    def padded(self, users: np.ndarray, width: int, fill: int = 0) -> np.ndarray:
+        """The last `width` items of `users`, oldest first, `fill` behind: `[users, width]`."""
+        end = self.start[users + 1]
+        first = np.maximum(self.start[users], end - width)
+        position = first[:, None] + np.arange(width)
+        inside = position < end[:, None]
+        if not len(self.items):
+            return np.full((len(users), width), fill, np.int32)
+        found = self.items[np.minimum(position, len(self.items) - 1)]
+        return np.where(inside, found, np.int32(fill))

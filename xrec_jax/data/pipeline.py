@@ -1,0 +1,233 @@
+"""Grain pipelines: training batches as a function of the global step.
+
+An element of a pipeline is a whole batch (this process's rows of it), built with vectorised NumPy:
+per-example Python objects would cost more than the training step. The iterator's only state is
+the global step, so it is restored on any number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.data import keyed
+from xrec_jax.data.histories import Histories
+
+Batch = dict[str, np.ndarray]
+
+
+class Negatives:
+    """Draws negative items from explicit keys.
+
+    Args:
+      histories: training events; with "uniform" sampling, a user's own items are never drawn.
+      num_items: items in the catalogue.
+      per_row: items drawn for each row.
+      sampling: "uniform" or "popularity" (as often as in the training events).
+      seed: key of all draws.
+    """
+
+    def __init__(
+        self, histories: Histories, num_items: int, *, per_row: int, sampling: str, seed: int
+    ):
+        self.per_row = per_row
+        self._num_items = num_items
+        self._key = keyed.fold(seed, 1)
+        self._items = histories.items
+        self._sampling = sampling
+        if sampling == "uniform" and per_row:
+            users = np.repeat(np.arange(histories.num_users, dtype=np.int64), histories.lengths)
+            self._seen = np.unique(users * num_items + histories.items)
+            full = np.bincount(self._seen // num_items, minlength=1).max() >= num_items
+            if full:
+                raise UserError(
+                    "a user has a training event with every item, so no negative can be drawn; "
+                    "use a loss without sampled negatives"
+                )
+
+    def draw(self, epoch: int, rows: np.ndarray, user: np.ndarray) -> np.ndarray:
+        """Negatives of training rows `rows` of `epoch`, whose users are `user`: `[rows, per_row]`.
+
+        Draws that hit a seen item are repeated with the next key, so the result is uniform over
+        the unseen ones.
+        """
+        counter = rows[:, None] * self.per_row + np.arange(self.per_row)
+        key = keyed.fold(self._key, epoch)
+        if self._sampling == "popularity":
+            return self._items[keyed.random_integers(key, counter, len(self._items))]
+        drawn = keyed.random_integers(key, counter, self._num_items)
+        base = np.broadcast_to(user.astype(np.int64)[:, None] * self._num_items, drawn.shape)
+        again = np.ones(drawn.shape, bool)
+        attempt = 0
+        while True:
+            pair = base[again] + drawn[again]
+            place = np.minimum(np.searchsorted(self._seen, pair), len(self._seen) - 1)
+            again[again] = self._seen[place] == pair
+            if not again.any():
+                return drawn.astype(np.int32)
+            attempt += 1
+            drawn[again] = keyed.random_integers(
+                keyed.fold(key, attempt), counter[again], self._num_items
+            )
+
+
+class Rows(Protocol):
+    """A source of training rows."""
+
+    num_rows: int
+
+    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        """Training rows `rows` (int64, in [0, num_rows)) of `epoch` as arrays `[rows, ...]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRows:
+    """One row an event: user, item, negatives."""
+
+    histories: Histories
+    negatives: Negatives
+    users: np.ndarray
+
+    @classmethod
+    def of(cls, histories: Histories, negatives: Negatives) -> PairRows:
+        users = np.repeat(np.arange(histories.num_users, dtype=np.int32), histories.lengths)
+        return cls(histories, negatives, users)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.users)
+
+    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        batch = {"user": self.users[rows], "item": self.histories.items[rows]}
+        if self.negatives.per_row:
+            batch["negative"] = self.negatives.draw(epoch, rows, batch["user"])
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowRows:
+    """One row a window of a user's history; together they predict every event once an epoch.
+
+    A user's history of n events has n - 1 targets. They are cut into windows of `length`; where
+    that takes more than one, the cuts shift by a random offset each epoch, so an event is seen
+    with contexts of all lengths.
+
+    Attributes:
+      histories: training events.
+      negatives: draws negatives for a whole window.
+      length: positions of a window.
+      seed: key of the offsets.
+      user: `[num_rows]` user of each window.
+      part: `[num_rows]` which of the user's windows it is.
+    """
+
+    histories: Histories
+    negatives: Negatives
+    length: int
+    seed: int
+    user: np.ndarray
+    part: np.ndarray
+
+    @classmethod
+    def of(
+        cls, histories: Histories, negatives: Negatives, *, length: int, seed: int
+    ) -> WindowRows:
+        targets = np.maximum(histories.lengths - 1, 0)
+        # One more window than needed, because a shifted cut leaves a rest at either end.
+        windows = np.where(targets > length, -(-targets // length) + 1, (targets > 0).astype(int))
+        user = np.repeat(np.arange(histories.num_users, dtype=np.int32), windows)
+        part = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        return cls(histories, negatives, length, seed, user, part)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.user)
+
+    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        user, part = self.user[rows], self.part[rows]
+        targets = self.histories.lengths[user] - 1
+        key = keyed.fold(self.seed, 2, epoch)
+        shift = keyed.random_integers(key, user, self.length)
+        shift = np.where(targets > self.length, shift, 0)
+        # Row p of the window reads event first + p and predicts the next one.
+        position = (part * self.length - shift)[:, None] + np.arange(self.length)
+        # A first window that would start before the history is moved to its start.
+        lead = np.minimum(position[:, :1], 0)
+        valid = (position >= 0) & (position < targets[:, None])
+        position, valid = position - lead, np.take_along_axis(
+            valid, np.minimum(np.arange(self.length) - lead, self.length - 1), axis=1
+        ) & (np.arange(self.length) - lead < self.length)
+        flat = self.histories.start[user][:, None] + np.where(valid, position, 0)
+        batch = {
+            "history": np.where(valid, self.histories.items[flat], 0).astype(np.int32),
+            "target": np.where(
+                valid, self.histories.items[np.minimum(flat + 1, len(self.histories.items) - 1)], 0
+            ).astype(np.int32),
+            "weight": valid.astype(np.float32),
+        }
+        if self.negatives.per_row:
+            batch["negative"] = self.negatives.draw(epoch, rows, user)
+        return batch
+
+
+class BatchSource:
+    """Random access to batches by global step, for Grain.
+
+    The rows of an epoch are visited in a keyed random order; the last incomplete batch of an epoch
+    is filled from the start of the same order, so every row is seen at least once an epoch.
+
+    Args:
+      rows: the source of rows.
+      batch_size: global batch size.
+      seed: key of the orders.
+      process: index of this process.
+      processes: how many processes share a batch.
+
+    Raises:
+      UserError: if the batch cannot be split evenly, or there is no row.
+    """
+
+    def __init__(
+        self, rows: Rows, *, batch_size: int, seed: int, process: int = 0, processes: int = 1
+    ):
+        if rows.num_rows == 0:
+            raise UserError("no training example is left: every user has fewer than two events")
+        if batch_size < 1 or batch_size % processes:
+            raise UserError(
+                f"batch_size={batch_size} must be positive and divisible by the {processes} "
+                "processes"
+            )
+        self._rows = rows
+        self._batch_size = batch_size
+        self._key = keyed.fold(seed, 3)
+        local = batch_size // processes
+        self._slots = np.arange(process * local, (process + 1) * local)
+        self.steps_per_epoch = -(-rows.num_rows // batch_size)
+        # Two, because prefetching crosses the border between epochs.
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: keyed.permutation(keyed.fold(self._key, epoch), rows.num_rows)
+        )
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, step: int) -> Mapping[str, np.ndarray]:
+        epoch, index = divmod(int(step), self.steps_per_epoch)
+        slots = (index * self._batch_size + self._slots) % self._rows.num_rows
+        return self._rows.rows(epoch, self._order(epoch)[slots])
+
+
+def iterate(source: BatchSource, *, threads: int = 1, prefetch: int = 4) -> grain.DatasetIterator:
+    """An iterator over `source` that prepares batches ahead in background threads.
+
+    Its state (`get_state`, `set_state`) is the next global step, the same on every process.
+    """
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))

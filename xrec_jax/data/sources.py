@@ -1,0 +1,159 @@
+"""Finds and opens the files that a data config names, one function a format."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.data import atomic, delimited, options, parquet, readers, tables
+from xrec_jax.data import columns as columns_lib
+from xrec_jax.data.columns import Roles
+
+_SUFFIXES = {"csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz"), "parquet": (".parquet",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What the files hold.
+
+    Attributes:
+      name: of the data set.
+      events: part -> events in file order, as `readers` return them; the one key is "" without a
+        given split.
+      users: descriptions, or None.
+      items: likewise.
+    """
+
+    name: str
+    events: dict[str, pl.DataFrame]
+    users: tables.Table | None
+    items: tables.Table | None
+
+
+def atomic_source(config: Any) -> Source:
+    """Reads atomic files; `config.path` is their directory."""
+    found = atomic.find_files(_path(config), options.option(config, "name", ""))
+    opened = {part: atomic.open_atomic(path) for part, path in found.events.items()}
+    first, *others = opened.values()
+    defaults = {role: names[:1] for role, names in readers.DEFAULT_COLUMNS.items()}
+    roles = columns_lib.resolve_roles(
+        config, first.file.names, defaults=defaults, path=first.file.path
+    )
+    for file in (first, *others):
+        _require_columns(file.file.path, file.file.names, roles, first.file.path)
+        atomic.require_types(file, roles)
+    return Source(
+        name=found.name,
+        events=_read(
+            {part: file.file.path for part, file in opened.items()},
+            lambda part, _: readers.read_delimited_events(opened[part].file, roles),
+        ),
+        users=atomic.read_optional_table(found.users, roles.user, "columns.user"),
+        items=atomic.read_optional_table(found.items, roles.item, "columns.item"),
+    )
+
+
+def csv_source(config: Any) -> Source:
+    """Reads comma- or tab-separated files; `config.path` is one, or a directory with its parts."""
+    paths = _event_paths(_path(config), "csv")
+    opened = {part: readers.open_csv(path) for part, path in paths.items()}
+    names = {part: file.names for part, file in opened.items()}
+    roles = _shared_roles(config, paths, names)
+    events = _read(paths, lambda part, _: readers.read_delimited_events(opened[part], roles))
+    return _with_tables(config, events, roles)
+
+
+def parquet_source(config: Any) -> Source:
+    """Reads Parquet files; `config.path` is one, or a directory with its parts."""
+    paths = _event_paths(_path(config), "parquet")
+    names = {part: parquet.parquet_names(path) for part, path in paths.items()}
+    roles = _shared_roles(config, paths, names)
+    events = _read(paths, lambda _, path: parquet.read_parquet_events(path, roles))
+    return _with_tables(config, events, roles)
+
+
+def _path(config: Any) -> pathlib.Path:
+    path = options.option(config, "path", "")
+    if not path:
+        raise UserError("path is not set; it names the file or directory of the interactions")
+    return pathlib.Path(path)
+
+
+def _event_paths(path: pathlib.Path, format: str) -> dict[str, pathlib.Path]:
+    """Returns {"": file}, or part -> file for a directory."""
+    if not path.is_dir():
+        return {"": delimited.require_file(path)}
+    paths = {}
+    for part in atomic.PARTS:
+        found = [path / (part + end) for end in _SUFFIXES[format] if (path / (part + end)).exists()]
+        if len(found) > 1:
+            raise UserError(f"{path}: both {found[0].name} and {found[1].name}; keep one")
+        if found:
+            paths[part] = found[0]
+    if not paths:
+        wanted = f"train{_SUFFIXES[format][0]}"
+        near = did_you_mean(wanted, sorted(file.name for file in path.iterdir()))
+        raise UserError(f"{path}: the directory has no {wanted}, valid or test file{near}")
+    return paths
+
+
+def _shared_roles(
+    config: Any, paths: Mapping[str, pathlib.Path], names: Mapping[str, Sequence[str]]
+) -> Roles:
+    """Resolves the roles on the first file; the other parts must have the same columns."""
+    first = next(iter(paths))
+    roles = columns_lib.resolve_roles(
+        config, names[first], defaults=readers.DEFAULT_COLUMNS, path=paths[first]
+    )
+    for part, path in paths.items():
+        _require_columns(path, names[part], roles, paths[first])
+    return roles
+
+
+def _require_columns(
+    path: pathlib.Path, names: Sequence[str], roles: Roles, first: pathlib.Path
+) -> None:
+    for name in roles.named().values():
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise UserError(f"{path}: no column {name!r}, which {first.name} has{near}")
+
+
+def _read(
+    paths: Mapping[str, pathlib.Path], read: Callable[[str, pathlib.Path], pl.DataFrame]
+) -> dict[str, pl.DataFrame]:
+    """Reads every part; their timestamps must all be numbers or all be dates."""
+    events: dict[str, pl.DataFrame] = {}
+    for part, path in paths.items():
+        events[part] = frame = read(part, path)
+        first = next(iter(events.values()))
+        if "timestamp" in frame.columns:
+            kinds = [table["timestamp"].dtype.is_temporal() for table in (first, frame)]
+            if kinds[0] != kinds[1]:
+                other = paths[next(iter(events))].name
+                raise UserError(f"{path}: timestamps are numbers or dates, but not as in {other}")
+    return events
+
+
+def _with_tables(config: Any, events: dict[str, pl.DataFrame], roles: Roles) -> Source:
+    found = {}
+    for key, role, id_name in (("users", "user", roles.user), ("items", "item", roles.item)):
+        asked = options.option(options.option(config, "columns", {}), role, "")
+        id_names = (id_name,) if asked else (id_name, *readers.DEFAULT_COLUMNS[role])
+        path = options.option(config, key, "")
+        if path:
+            path = pathlib.Path(path)
+            format = "parquet" if path.suffix == ".parquet" else "csv"
+            found[key] = tables.read_table(path, format, id_names, f"columns.{role}")
+    path = _path(config)
+    return Source(
+        name=options.option(config, "name", "") or path.resolve().name.split(".")[0],
+        events=events,
+        users=found.get("users"),
+        items=found.get("items"),
+    )

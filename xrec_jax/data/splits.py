@@ -1,0 +1,176 @@
+"""Events for training, validation and test: leave-one-out, per-user ratio, or as given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.data import options
+from xrec_jax.data.dataset import Dataset, Interactions, Split
+
+KINDS = ("leave_one_out", "ratio", "given")
+ORDERS = ("time", "random")
+PARTS = ("train", "valid", "test")
+_TRAIN, _VALID, _TEST = range(3)
+
+
+def split(dataset: Dataset, config: Any) -> Split:
+    """Splits a data set.
+
+    Args:
+      dataset: what `load` returns.
+      config: `kind` in `KINDS` (where absent: "given" if the data set has parts, else
+        "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`.
+
+    Returns:
+      Three parts, each sorted by user, then time, ties in file order; without timestamps file order
+      stands for time.
+
+    Raises:
+      UserError: a value of the config is invalid, a given part is missing, or a part is empty.
+    """
+    default = "leave_one_out" if dataset.parts is None else "given"
+    kind = options.choice(config, "kind", default, KINDS)
+    if kind == "given":
+        result = given(dataset)
+    elif kind == "leave_one_out":
+        result = leave_one_out(dataset.interactions)
+    else:
+        result = ratio(
+            dataset.interactions,
+            ratios=options.option(config, "ratios", (0.8, 0.1, 0.1)),
+            order=options.choice(config, "order", "time", ORDERS),
+            seed=options.number(config, "seed", 0, integer=True),
+        )
+    for part in PARTS:
+        if not len(getattr(result, part)):
+            reason = {
+                "leave_one_out": "no user has 3 events",
+                "ratio": "too few events a user for these ratios",
+                "given": "its file has no events, or the filters removed them",
+            }[kind]
+            raise UserError(f"{dataset.name}: split {kind!r} leaves {part!r} empty ({reason})")
+    return result
+
+
+def leave_one_out(events: Interactions) -> Split:
+    """Holds out each user's last event for the test and the one before for validation.
+
+    Users with fewer than 3 events are in training only. `tied_users` counts the users with held-out
+    events whose last two events have equal timestamps: which of the two is the test event depends
+    on file order. (A tie between the validation event and the one before it is not counted.)
+    """
+    events, from_start, count = _by_user(events)
+    held_out = count >= 3
+    from_end = count - 1 - from_start
+    part = np.full(len(events), _TRAIN, np.int8)
+    part[held_out & (from_end == 0)] = _TEST
+    part[held_out & (from_end == 1)] = _VALID
+    return _assemble(events, part)
+
+
+def ratio(
+    events: Interactions, *, ratios: Any = (0.8, 0.1, 0.1), order: str = "time", seed: int = 0
+) -> Split:
+    """Divides each user's events in the given proportions.
+
+    Of n events the test gets floor(n r_test), or 1 where that share lies between 0 and 1,
+    validation likewise, training the rest but at least 1; with too few events the test is served
+    first.
+
+    Args:
+      events: every event.
+      ratios: shares of training, validation and test; their sum is 1.
+      order: "time": training is the earliest, the test the latest; "random": by a seeded shuffle.
+      seed: of the shuffle.
+
+    Returns:
+      The split; `tied_users` counts, for "time", the users whose first test event has the timestamp
+      of the event before it.
+
+    Raises:
+      UserError: the ratios are not three shares of 1.
+    """
+    _, valid, test = _shares(ratios)
+    by_time, from_start, count = _by_user(events)
+    position = from_start
+    if order == "random":
+        shuffle = np.lexsort((np.random.default_rng(seed).random(len(events)), by_time.user))
+        position = np.empty_like(from_start)
+        position[shuffle] = from_start
+    num_test = _part_size(count, test, count)
+    num_valid = _part_size(count, valid, count - num_test)
+    part = np.full(len(events), _TRAIN, np.int8)
+    part[position >= count - num_test - num_valid] = _VALID
+    part[position >= count - num_test] = _TEST
+    result = _assemble(by_time, part)
+    if order == "random":
+        return Split(train=result.train, valid=result.valid, test=result.test)
+    return result
+
+
+def given(dataset: Dataset) -> Split:
+    """Takes the parts the files came in.
+
+    Raises:
+      UserError: the data set has no parts, or not all three.
+    """
+    if dataset.parts is None:
+        raise UserError(
+            f"{dataset.name}: kind='given' needs files for {', '.join(PARTS)}; the data set has "
+            "one file, use 'leave_one_out' or 'ratio'"
+        )
+    for part in PARTS:
+        if part not in dataset.parts:
+            raise UserError(
+                f"{dataset.name}: no {part!r} part for kind='given'; found "
+                f"{', '.join(dataset.parts)}"
+            )
+    train, valid, test = (_by_user(dataset.parts[part])[0] for part in PARTS)
+    return Split(train=train, valid=valid, test=test)
+
+
+def _by_user(events: Interactions) -> tuple[Interactions, np.ndarray, np.ndarray]:
+    """Returns events by user, then time; each one's place among its user's, and their number."""
+    if events.timestamp is None:
+        order = np.argsort(events.user, kind="stable")
+    else:
+        order = np.lexsort((events.timestamp, events.user))
+    events = events.take(order)
+    counts = np.bincount(events.user)
+    starts = np.cumsum(counts) - counts
+    from_start = np.arange(len(events)) - starts[events.user]
+    return events, from_start, counts[events.user]
+
+
+def _assemble(events: Interactions, part: np.ndarray) -> Split:
+    """Takes the parts of sorted events; counts the users tied where their test events begin."""
+    ties = 0
+    if events.timestamp is not None:
+        # A user's first event is always in training, so the event before is the same user's.
+        starts_test = (part[1:] == _TEST) & (part[:-1] != _TEST)
+        same_time = events.timestamp[1:] == events.timestamp[:-1]
+        ties = int((starts_test & same_time).sum())
+    train, valid, test = (events.take(part == which) for which in (_TRAIN, _VALID, _TEST))
+    return Split(train=train, valid=valid, test=test, tied_users=ties)
+
+
+def _shares(ratios: Any) -> tuple[float, float, float]:
+    try:
+        train, valid, test = (float(share) for share in ratios)
+    except (TypeError, ValueError):
+        raise UserError(f"ratios={ratios!r} must be three numbers, train, valid, test") from None
+    if min(train, valid, test) < 0 or not abs(train + valid + test - 1) < 1e-6:
+        raise UserError(f"ratios={ratios!r} must be shares of 1, for example (0.8, 0.1, 0.1)")
+    return train, valid, test
+
+
+def _part_size(count: np.ndarray, share: float, room: np.ndarray) -> np.ndarray:
+    """Returns how many of a user's `count` events a held-out part gets, less than `room`."""
+    exact = count * share
+    # 0.1 * 30 and its like may fall just short of the integer they stand for.
+    size = np.floor(exact + 1e-9).astype(np.int64)
+    size[(size == 0) & (exact > 0)] = 1
+    return np.minimum(size, room - 1)

@@ -1,0 +1,161 @@
+"""Descriptions of users and items: read from CSV or Parquet, checked, aligned with the ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.data import columns as columns_lib
+from xrec_jax.data import delimited, parquet, readers
+
+_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
+_DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One row for each described user or item.
+
+    Attributes:
+      path: the file.
+      ids: `[n]` String, distinct.
+      features: `[n]` rows, every column but the id.
+    """
+
+    path: pathlib.Path
+    ids: pl.Series
+    features: pl.DataFrame
+
+
+def make_table(
+    path: pathlib.Path, frame: pl.DataFrame, id_name: str, place: Callable[[int], str]
+) -> Table:
+    """Separates the id column from the features.
+
+    Args:
+      path: the file, for messages.
+      frame: the whole table, its id column String.
+      id_name: the id column.
+      place: row -> where it stands in the file, for example "line 7".
+
+    Raises:
+      UserError: an id is empty or stands twice.
+    """
+    ids = frame[id_name]
+    row = columns_lib.first_fault(ids, "id")
+    if row is not None:
+        raise UserError(f"{path}: {place(row)}, column {id_name!r}: the id is empty")
+    repeated = ~ids.is_first_distinct()
+    if repeated.any():
+        row = int(repeated.arg_max() or 0)
+        first = int((ids == ids[row]).arg_max() or 0)
+        raise UserError(
+            f"{path}: {place(row)}, column {id_name!r}: {ids[row]!r} stands twice, "
+            f"first on {place(first)}"
+        )
+    return Table(path, ids, frame.drop(id_name))
+
+
+def read_table(path: pathlib.Path, format: str, id_names: Sequence[str], key: str) -> Table:
+    """Reads a CSV or Parquet table.
+
+    A CSV column becomes Int64 or Float64 if every non-empty value is spelt as a plain number, so
+    "007" or "1e3" keep a column String; an empty value is null. Parquet columns keep their types.
+
+    Args:
+      path: the file.
+      format: "csv" or "parquet".
+      id_names: names of the id column, tried in order.
+      key: the config key that names the id column, for messages.
+
+    Raises:
+      UserError: the file is missing or corrupt, has no id column, or as `make_table`.
+    """
+    if format == "parquet":
+        frame = parquet.read_parquet_table(path)
+        id_name = id_column(path, frame.columns, id_names, key)
+        frame = frame.with_columns(parquet.id_strings(frame[id_name], path))
+        return make_table(path, frame, id_name, lambda row: f"row {row + 1}")
+    file = readers.open_csv(path)
+    id_name = id_column(path, file.names, id_names, key)
+    frame = read_texts(file)
+    frame = frame.with_columns(_infer(frame[name]) for name in frame.columns if name != id_name)
+    return make_table(path, frame, id_name, lambda row: f"line {delimited.line_of(file, row)}")
+
+
+def id_column(path: pathlib.Path, names: Sequence[str], tried: Sequence[str], key: str) -> str:
+    """Returns the first of `tried` among `names`.
+
+    Raises:
+      UserError: none is.
+    """
+    for name in tried:
+        if name in names:
+            return name
+    wanted = " or ".join(map(repr, tried))
+    raise UserError(f"{path}: no column {wanted} ({key}){did_you_mean(tried[0], names)}")
+
+
+def read_texts(file: delimited.DelimitedFile) -> pl.DataFrame:
+    """Reads every column as String.
+
+    Raises:
+      UserError: the file is not UTF-8 or its quotes do not match.
+    """
+    try:
+        return delimited.read_columns(file, {name: pl.String for name in file.names})
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file.path}: cannot be read as a table ({reason})") from error
+
+
+def align(
+    table: Table, ids: np.ndarray, known: np.ndarray, kind: str
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Reorders a table's rows to those of the catalogue.
+
+    Args:
+      table: descriptions in file order.
+      ids: `[n]` ids of the catalogue, after filtering.
+      known: ids of all interactions, before filtering.
+      kind: "user" or "item".
+
+    Returns:
+      `[n]` rows, null where the table has none, and the counts
+      `{kind}s_without_interactions` (described, but not in the catalogue) and
+      `{kind}s_without_description` (in the catalogue, but not described).
+
+    Raises:
+      UserError: the table and the interactions have no id in common.
+    """
+    if not table.ids.is_in(pl.Series(known, dtype=pl.String).implode()).any():
+        example = repr(table.ids[0]) if len(table.ids) else "none"
+        raise UserError(
+            f"{table.path}: no {kind} id is that of an interaction (here {example}, in the "
+            f"interactions {str(known[0])!r}); wrong id column or another data set"
+        )
+    wanted = pl.Series(ids, dtype=pl.String)
+    rows = pl.DataFrame({"id": table.ids, "row": np.arange(len(table.ids))})
+    found = pl.DataFrame({"id": wanted}).join(rows, on="id", how="left", maintain_order="left")
+    described = len(ids) - found["row"].null_count()
+    counts = {
+        f"{kind}s_without_interactions": len(table.ids) - described,
+        f"{kind}s_without_description": len(ids) - described,
+    }
+    return table.features.select(pl.all().gather(found["row"])), counts
+
+
+def _infer(texts: pl.Series) -> pl.Series:
+    values = texts.replace("", None)
+    if values.null_count() == len(values):
+        return values
+    if values.str.contains(_INTEGER).all():
+        return values.cast(pl.Int64)
+    if values.str.contains(_DECIMAL).all():
+        return values.cast(pl.Float64)
+    return values

@@ -1,0 +1,1 @@
+"""Level 4: ranking metrics, intervals, audits."""

@@ -1,0 +1,46 @@
+"""Ranking metrics of one user from the ranks of the held-out items, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ranking_metrics(
+    ranks: np.ndarray, start: np.ndarray, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Recall, Hit, NDCG and MRR at each k, one value a user.
+
+    With R the ranks of a user's held-out items:
+
+    * recall@k = |{r in R: r <= k}| / |R|
+    * hit@k = 1 if any r <= k
+    * ndcg@k = sum_{r in R, r <= k} 1 / log2(1 + r), over the same sum for ranks 1 .. min(k, |R|)
+    * mrr@k = 1 / min(R) if min(R) <= k, else 0
+
+    Args:
+      ranks: `[targets]`, user after user, from 1.
+      start: `[users + 1]` int, user u's ranks are `ranks[start[u]:start[u + 1]]`; none is empty.
+      ks: cut-offs.
+
+    Returns:
+      `{"ndcg@10": [users] float64, ...}`.
+    """
+    ranks = np.asarray(ranks, np.float64)
+    count = np.diff(start)
+    first = start[:-1]
+    gain = 1.0 / np.log2(1.0 + ranks)
+    best = np.minimum.reduceat(ranks, first)
+    ideal = np.concatenate(
+        [[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(max(count.max(), max(ks)))))]
+    )
+    out = {}
+    for k in ks:
+        near = ranks <= k
+        hits = np.add.reduceat(near.astype(np.float64), first)
+        out[f"recall@{k}"] = hits / count
+        out[f"hit@{k}"] = (hits > 0).astype(np.float64)
+        out[f"ndcg@{k}"] = np.add.reduceat(near * gain, first) / ideal[np.minimum(count, k)]
+        out[f"mrr@{k}"] = np.where(best <= k, 1.0 / best, 0.0)
+    return out

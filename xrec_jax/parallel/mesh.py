@@ -1,0 +1,149 @@
+"""The device mesh, the one rules table, and how arrays get on and off the devices."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from xrec_jax.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Every array of the project gets its sharding from this table.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("table_rows", ("data", "fsdp", "tensor")),
+    ("edges", ("data", "fsdp", "tensor")),
+    ("features", None),
+    ("hidden", None),
+    ("inner", "tensor"),
+    ("heads", "tensor"),
+    ("positions", None),
+)
+
+# Tables are padded to a multiple of this many rows, whatever the mesh, so that a checkpoint fits
+# every mesh whose device count divides it.
+ROW_MULTIPLE = 64
+
+
+def padded_rows(rows: int) -> int:
+    """`rows` rounded up to a multiple of `ROW_MULTIPLE`."""
+    return math.ceil(rows / ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """Builds the mesh with axes `AXES`.
+
+    Args:
+      data: devices along the batch axis; -1 takes all that the other axes leave.
+      fsdp: devices along which batch and large parameters are both split.
+      tensor: devices along which heads and inner features are split.
+      devices: default: every device of every process.
+
+    Raises:
+      UserError: if the axes do not fit the number of devices, or tables cannot be split evenly.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp, tensor]
+    if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+        raise UserError(
+            f"mesh axes data={data}, fsdp={fsdp}, tensor={tensor}: each must be positive, at most "
+            "one -1 (all remaining devices)"
+        )
+    if -1 in shape:
+        rest = math.prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = len(devices) // rest
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh axes data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to the "
+            f"{len(devices)} available devices"
+        )
+    if ROW_MULTIPLE % len(devices):
+        raise UserError(
+            f"{len(devices)} devices: tables are split by rows into equal parts, which needs a "
+            f"device count that divides {ROW_MULTIPLE}"
+        )
+    return jax.make_mesh(
+        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
+    """Makes `mesh` and the rules table current for everything traced inside."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield mesh
+
+
+def mesh_axes(logical: str) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is split over."""
+    axes = dict(RULES)[logical]
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
+    """The sharding of an array whose dimensions have these logical axes (None: not split)."""
+    parts = [mesh_axes(name) or None if name else None for name in logical]
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
+    """Tells the compiler how an intermediate array is split; does nothing without a mesh."""
+    return nn.with_logical_constraint(array, logical)
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """Into how many equal parts a global batch is split."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Makes global arrays, split by rows, from this process's rows of a global batch.
+
+    Args:
+      batch: pytree of arrays `[local_batch, ...]`; local rows of all processes, in process order,
+        make the global batch.
+      mesh: the mesh.
+    """
+    split = sharding(mesh, "batch")
+    if jax.process_count() == 1:
+        return jax.device_put(batch, split)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(split, a), batch)
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Copies host arrays, the same on every process, whole onto every device."""
+    return put_sharded(tree, jax.tree.map(lambda _: sharding(mesh), tree))
+
+
+def put_sharded(tree: Any, shardings: Any) -> Any:
+    """Places host arrays that every process holds in full, each device taking its own part."""
+
+    def put(array, split):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, split, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def gather(tree: Any) -> Any:
+    """Host copies of arrays in full, also of those split over several processes."""
+
+    def fetch(array):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            array = jax.jit(lambda x: x, out_shardings=NamedSharding(
+                array.sharding.mesh, PartitionSpec()))(array).addressable_data(0)
+        return np.asarray(array)
+
+    return jax.tree.map(fetch, tree)

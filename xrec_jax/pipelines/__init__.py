@@ -1,0 +1,1 @@
+"""Level 5: what a verb of the command line does, stage by stage."""

@@ -1,0 +1,90 @@
+"""`xrec recommend`: recommendations of a run written to a file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import polars as pl
+from etils import epath
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.files import write_atomic
+from xrec_jax.core.logging import Progress, say
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines.session import Run
+
+FORMATS = (".jsonl", ".parquet")
+
+
+def parse_users(text: str) -> list[str] | None:
+    """The `--users` flag: "all", a file with one id a line, or ids separated by commas.
+
+    Returns:
+      None for all.
+
+    Raises:
+      UserError: if nothing is given or the file is empty.
+    """
+    if text == "all":
+        return None
+    path = pathlib.Path(text)
+    if path.suffix and "," not in text or path.is_file():
+        if not path.is_file():
+            raise UserError(f"--users={text}: no such file (give all, a file, or ids as a,b)")
+        users = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    else:
+        users = [user.strip() for user in text.split(",") if user.strip()]
+    if not users:
+        raise UserError(f"--users={text!r} names no user (give all, a file, or ids as a,b)")
+    return users
+
+
+def check_output(output: str) -> None:
+    """Raises a `UserError` unless the file name ends in a known format."""
+    if not output:
+        raise UserError("--output is missing; give a file ending in .jsonl or .parquet")
+    if epath.Path(output).suffix not in FORMATS:
+        raise UserError(f"--output={output}: the name must end in {' or '.join(FORMATS)}")
+
+
+def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str = "") -> None:
+    """Writes recommendations, one record an item; the file appears whole or not at all.
+
+    Args:
+      workdir: the run.
+      users: see `parse_users`.
+      top_k: items a user.
+      output: `.jsonl` or `.parquet`.
+      system: which recommender; default the best on validation.
+    """
+    check_output(output)
+    wanted = parse_users(users)
+    run = Run(workdir)
+    total = run.data.dataset.num_users if wanted is None else len(wanted)
+    bar = Progress("recommend", total, unit="user", enabled=is_first())
+    written = 0
+
+    def records():
+        nonlocal written
+        for record in run.iter_recommend(wanted, top_k=top_k, system=system):
+            written += 1
+            if record["rank"] == 1:
+                bar.advance()
+            yield record
+
+    def write(path: str) -> None:
+        if output.endswith(".parquet"):
+            pl.DataFrame(records()).write_parquet(path)
+            return
+        with epath.Path(path).open("w") as file:
+            for record in records():
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    if is_first():
+        write_atomic(output, write)
+        bar.close()
+        say(f"{written:,} recommendations for {total:,} users written to {output}")
+    else:  # every process takes part in the computation
+        for _ in records():
+            pass

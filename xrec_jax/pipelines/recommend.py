@@ -1,0 +1,92 @@
+"""The `recommend` stage: every system with every seed, then one table with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax import recommenders
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import MetricWriter
+from xrec_jax.data.world import oracle
+from xrec_jax.evaluation.intervals import Estimate, estimate, exact
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+
+STAGE = "recommend"
+
+
+def seeds_of(config: Any, name: str) -> tuple[int, ...]:
+    """Seeds that a system runs with: only the first where nothing is random."""
+    counted = recommenders.get(config.recommend[name].model).batches == "none"
+    return tuple(config.seeds)[:1] if counted else tuple(config.seeds)
+
+
+def check(config: Any) -> None:
+    """Refuses a config that the stage cannot run.
+
+    Raises:
+      UserError: if there is no system or no seed, or a metric that does not exist.
+    """
+    if not config.recommend:
+        raise UserError("config.recommend names no system; add one with defaults.system(...)")
+    if not config.seeds:
+        raise UserError("config.seeds is empty; give at least one, for example --config.seeds=0,")
+    metrics = [f"valid/{m}@{k}" for m in ("recall", "hit", "ndcg", "mrr") for k in config.ranking.ks]
+    metrics += [name.replace("/", "_unmasked/") for name in metrics]
+    for name, system in config.recommend.items():
+        if system.train.metric not in metrics:
+            raise UserError(
+                f"recommend.{name}.train.metric={system.train.metric!r} is not computed"
+                f"{did_you_mean(system.train.metric, metrics)}"
+            )
+        for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
+            if system.train[key] < 1:
+                raise UserError(f"recommend.{name}.train.{key}={system.train[key]} must be positive")
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Trains what is not done yet and writes the stage's part of `evaluation.json`."""
+    for name in config.recommend:
+        task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
+        for seed in seeds_of(config, name):
+            if not rundir.per_user(task.stage(seed)).exists():
+                task.run(seed, writer)
+    rundir.write_evaluation(STAGE, aggregate(config, data, rundir))
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Evaluates every saved system again, from its checkpoints."""
+    for name in config.recommend:
+        task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
+        for seed in seeds_of(config, name):
+            task.write_per_user(seed, *task.restore(seed))
+    rundir.write_evaluation(STAGE, aggregate(config, data, rundir))
+
+
+def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:
+    """Metric name to `[seeds, users]` values of a finished system."""
+    runs = []
+    for seed in seeds_of(config, name):
+        with np.load(rundir.per_user(f"{STAGE}/{name}/{seed}")) as file:
+            runs.append({key: file[key] for key in file.files if "/" in key})
+    return {key: np.stack([values[key] for values in runs]) for key in runs[0]}
+
+
+def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str, Estimate]]:
+    """Means over seeds and users with bootstrap intervals, and the bound where one is known."""
+    resamples = config.ranking.resamples
+    table = {}
+    for name in config.recommend:
+        values = per_user_values(config, name, rundir)
+        table[name] = {key: estimate(v, resamples=resamples) for key, v in values.items()}
+    if data.world is not None:
+        held_out = data.split.test
+        bound = oracle(data.world, held_out, ks=tuple(config.ranking.ks)).mean_expected()
+        table["upper_bound"] = {
+            f"test/{key}": exact(value, len(held_out)) for key, value in bound.items()
+        }
+    return table

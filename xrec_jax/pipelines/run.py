@@ -1,0 +1,92 @@
+"""`xrec run` and `xrec evaluate`: the stages of a config, in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import make_mesh, use_mesh
+from xrec_jax.pipelines import recommend
+from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.report.tables import ranking_table
+from xrec_jax.pipelines.rundir import RunDir
+
+STAGES = {"recommend": recommend}
+
+
+@contextlib.contextmanager
+def open_mesh(config: Any) -> Iterator[Mesh]:
+    """The mesh of a config, current inside the block."""
+    with use_mesh(make_mesh(**dict(config.mesh))) as mesh:
+        yield mesh
+
+
+def _stages(config: Any) -> list[Any]:
+    for name in config.stages:
+        if name not in STAGES:
+            raise UserError(f"no stage {name!r}{did_you_mean(name, STAGES)}")
+        STAGES[name].check(config)
+    return [STAGES[name] for name in config.stages]
+
+
+def describe(data: RunData) -> str:
+    """One line on the data of a run."""
+    split = data.split
+    return (
+        f"data {data.dataset.name}: {data.dataset.num_users:,} users, "
+        f"{data.dataset.num_items:,} items; {len(split.train):,} training, {len(split.valid):,} "
+        f"validation and {len(split.test):,} test events; {split.tied_users} users end on tied "
+        "timestamps"
+    )
+
+
+def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
+    """Runs every stage of a config; what is done already is skipped, what was cut off resumes.
+
+    Args:
+      config: see `defaults.base`.
+      workdir: the run directory.
+
+    Raises:
+      UserError: on a config that cannot run, before anything is written.
+    """
+    stages = _stages(config)
+    rundir = RunDir(workdir)
+    with open_mesh(config) as mesh:
+        data = prepare(config.data)
+        rundir.start(config)
+        if is_first():
+            say(describe(data))
+            say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
+        writer = MetricWriter(workdir, enabled=is_first())
+        try:
+            for stage in stages:
+                stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
+        finally:
+            writer.close()
+    if is_first():
+        say(ranking_table(rundir.evaluation().get("recommend", {})))
+    return rundir
+
+
+def evaluate(workdir: epath.PathLike) -> RunDir:
+    """Evaluates a finished run again, from its checkpoints."""
+    rundir = RunDir(workdir)
+    config = rundir.config()
+    stages = _stages(config)
+    with open_mesh(config) as mesh:
+        data = prepare(config.data)
+        for stage in stages:
+            stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    if is_first():
+        say(ranking_table(rundir.evaluation().get("recommend", {})))
+    return rundir

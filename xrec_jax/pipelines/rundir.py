@@ -1,0 +1,107 @@
+"""The run directory: what lies where, and which configuration it belongs to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.parallel.distributed import is_first
+
+# Keys that may change between a run and its resume without changing what is computed.
+_MOVABLE = ("mesh.", "data.path", "data.users", "data.items")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        out: dict[str, Any] = {}
+        for key, item in value.items():
+            out |= _flat(item, f"{prefix}{key}.")
+        return out
+    return {prefix[:-1]: value}
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(json.dumps(files.plain(config.to_dict())))
+
+
+class RunDir:
+    """Paths and small files of a run.
+
+    Args:
+      path: local or `gs://`.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+
+    @property
+    def config_path(self) -> epath.Path:
+        return self.path / "config.json"
+
+    @property
+    def evaluation_path(self) -> epath.Path:
+        return self.path / "evaluation.json"
+
+    def checkpoints(self, stage: str) -> epath.Path:
+        """Folder of a stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def per_user(self, stage: str) -> epath.Path:
+        """File of a finished stage's per-user metrics; it exists once the stage is done."""
+        return self.path / "per_user" / f"{stage}.npz"
+
+    def start(self, config: ConfigDict) -> None:
+        """Creates the directory, or checks that it holds a run of the same configuration.
+
+        Raises:
+          UserError: if it holds another configuration, or cannot be written.
+        """
+        mine = _as_json(config)
+        if self.config_path.exists():
+            theirs = _flat(files.read_json(self.config_path))
+            for key, value in _flat(mine).items():
+                if key.startswith(_MOVABLE) or theirs.get(key) == value:
+                    continue
+                raise UserError(
+                    f"{self.path} holds a run with {key}={theirs.get(key)!r}, not {value!r}; "
+                    "use another --workdir, or the configuration it was started with"
+                )
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is a file, not a directory")
+        if is_first():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot create --workdir={self.path}: {error.strerror}") from error
+            files.write_json(self.config_path, mine)
+
+    def config(self) -> ConfigDict:
+        """The configuration of an existing run.
+
+        Raises:
+          UserError: if this is not a run directory.
+        """
+        if not self.config_path.exists():
+            raise UserError(f"{self.path} is not a run directory: it has no config.json")
+        return ConfigDict(_tuples(files.read_json(self.config_path)))
+
+    def evaluation(self) -> dict[str, Any]:
+        """Content of `evaluation.json`; empty before the first stage is done."""
+        return files.read_json(self.evaluation_path) if self.evaluation_path.exists() else {}
+
+    def write_evaluation(self, stage: str, systems: dict[str, Any]) -> None:
+        """Replaces one stage of `evaluation.json`."""
+        if is_first():
+            files.write_json(self.evaluation_path, self.evaluation() | {stage: systems})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists back as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,126 @@
+"""A run directory opened for use: recommendations from its best parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.data.histories import Histories
+from xrec_jax.evaluation.ranking import recommend
+from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.recommend import seeds_of
+from xrec_jax.pipelines.run import open_mesh
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+
+Record = dict[str, Any]
+
+
+class Run:
+    """A run, finished or not.
+
+    Args:
+      workdir: its run directory.
+
+    Raises:
+      UserError: if this is not a run directory.
+    """
+
+    def __init__(self, workdir: epath.PathLike):
+        self.rundir = RunDir(workdir)
+        self.config = self.rundir.config()
+        self.data = prepare(self.config.data)
+        self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Names of the recommenders in the run."""
+        return tuple(self.config.recommend)
+
+    def best_system(self) -> str:
+        """The system with the best mean validation NDCG@10 among the finished ones.
+
+        Raises:
+          UserError: if none is finished.
+        """
+        done = self.rundir.evaluation().get("recommend", {})
+        scores = {name: done[name]["valid/ndcg@10"]["value"] for name in self.systems if name in done}
+        if not scores:
+            raise UserError(f"{self.rundir.path}: no recommender is finished; run `xrec run` first")
+        return max(scores, key=lambda name: scores[name])
+
+    def user_rows(self, users: Sequence[str]) -> np.ndarray:
+        """Rows of users given by id.
+
+        Raises:
+          UserError: on an id that is not in the data; names the nearest.
+        """
+        rows = []
+        for user in users:
+            if str(user) not in self._row:
+                raise UserError(f"no user {user!r} in the data{did_you_mean(user, self._row)}")
+            rows.append(self._row[str(user)])
+        return np.array(rows, np.int32)
+
+    def recommend(
+        self, users: Sequence[str] | None = None, *, top_k: int = 10, system: str = ""
+    ) -> list[Record]:
+        """The best items a user has no event with, over all of the user's events.
+
+        Args:
+          users: ids; None for all.
+          top_k: items a user.
+          system: which recommender; default the best on validation.
+
+        Returns:
+          Records `user`, `rank` (from 1), `item`, `score`, `system`, user after user.
+
+        Raises:
+          UserError: on an unknown user or system, or `top_k` below 1.
+        """
+        return list(self.iter_recommend(users, top_k=top_k, system=system))
+
+    def iter_recommend(
+        self, users: Sequence[str] | None = None, *, top_k: int = 10, system: str = ""
+    ) -> Iterator[Record]:
+        """As `recommend`, a record at a time, in bounded memory."""
+        if top_k < 1:
+            raise UserError(f"top_k={top_k} must be positive")
+        name = system or self.best_system()
+        if name not in self.systems:
+            raise UserError(f"no system {name!r} in the run{did_you_mean(name, self.systems)}")
+        dataset = self.data.dataset
+        rows = np.arange(dataset.num_users) if users is None else self.user_rows(users)
+        if not len(rows):
+            return
+        split = self.data.split
+        history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+        with open_mesh(self.config) as mesh:
+            task = RecommenderTask(
+                self.config, name, data=self.data, mesh=mesh, rundir=self.rundir
+            )
+            params, frozen = task.restore(seeds_of(self.config, name)[0])
+            for found in recommend(
+                task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh
+            ):
+                for row, items, scores in zip(
+                    found.users, found.items, found.scores, strict=True
+                ):
+                    for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
+                        if item >= 0:
+                            yield {
+                                "user": str(dataset.user_ids[row]),
+                                "rank": rank,
+                                "item": str(dataset.item_ids[item]),
+                                "score": float(score),
+                                "system": name,
+                            }
+
+
+def restore(workdir: epath.PathLike) -> Run:
+    """Opens any run directory, finished or not."""
+    return Run(workdir)

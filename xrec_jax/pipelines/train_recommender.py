@@ -1,0 +1,206 @@
+"""One recommender of a run: trained, evaluated, saved, for each seed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax import recommenders
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.data.dataset import Split
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows, iterate
+from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.state import TrainState, initializer
+from xrec_jax.training.steps import recommend_step
+
+
+def build_model(system: Any, data: RunData) -> recommenders.Recommender:
+    """The recommender of a config entry, sized for the data."""
+    return recommenders.create(
+        system.model,
+        dict(system.hparams),
+        num_users=data.dataset.num_users,
+        num_items=data.dataset.num_items,
+    )
+
+
+def batch_source(model: recommenders.Recommender, data: Split, train: Any, seed: int) -> BatchSource:
+    """Training batches of a model as a function of the global step."""
+    histories = Histories.of([data.train], model.num_users)
+    negatives = Negatives(
+        histories, model.num_items,
+        per_row=model.negatives_per_row, sampling=model.sampling, seed=seed,
+    )  # fmt: skip
+    if model.batches == "sequences":
+        rows = WindowRows.of(histories, negatives, length=model.history_length, seed=seed)
+    else:
+        rows = PairRows.of(histories, negatives)
+    return BatchSource(
+        rows, batch_size=train.batch_size, seed=seed,
+        process=jax.process_index(), processes=jax.process_count(),
+    )  # fmt: skip
+
+
+class RecommenderTask:
+    """One system of the `recommend` stage: what its seeds share, and what is done for each.
+
+    Compiled functions and evaluation batches are made once and serve every seed.
+
+    Args:
+      config: the whole config.
+      name: the system.
+      data: prepared data.
+      mesh: devices; use the object inside `use_mesh(mesh)`.
+      rundir: the run directory.
+
+    Raises:
+      UserError: if the model refuses its hyper-parameters or the batch does not fit the mesh.
+    """
+
+    def __init__(self, config: Any, name: str, *, data: RunData, mesh: Mesh, rundir: RunDir):
+        self.name, self.train = name, config.recommend[name].train
+        self.model = build_model(config.recommend[name], data)
+        self.data, self.mesh, self.rundir = data, mesh, rundir
+        self.trained = self.model.batches != "none"
+        self._ks = tuple(config.ranking.ks)
+        if self.trained and self.train.batch_size % batch_divisor(mesh):
+            raise UserError(
+                f"recommend.{name}.train.batch_size={self.train.batch_size} must be divisible by "
+                f"the {batch_divisor(mesh)} devices along the batch"
+            )
+
+    def stage(self, seed: int) -> str:
+        """Name of a seed's folder and of its lines in the metric log."""
+        return f"recommend/{self.name}/{seed}"
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """Updates in which every training row is seen once."""
+        return batch_source(self.model, self.data.split, self.train, 0).steps_per_epoch
+
+    @functools.cached_property
+    def _rule(self) -> Any:
+        return optimizer(self.train, self.train.epochs * self.steps_per_epoch)
+
+    @functools.cached_property
+    def initial_state(self) -> Callable[[int], TrainState]:
+        """From a seed to a fresh sharded state with the model's frozen arrays."""
+        frozen = self.model.frozen(self.data.split.train.user, self.data.split.train.item)
+        return initializer(
+            self.model.init, self._rule if self.trained else optax.identity(),
+            mesh=self.mesh, frozen=frozen.arrays, frozen_axes=frozen.axes,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, RankingEvaluator]:
+        split = self.data.split
+        events = {
+            "valid": ([split.train], split.valid),
+            "test": ([split.train, split.valid], split.test),
+        }
+        return {
+            group: RankingEvaluator(
+                self.model, seen=seen, held_out=held_out, mesh=self.mesh, ks=self._ks
+            )
+            for group, (seen, held_out) in events.items()
+        }
+
+    @functools.cached_property
+    def _step(self) -> CompiledStep:
+        step = functools.partial(recommend_step, model=self.model, optimizer=self._rule)
+        return compile_step(step, self.initial_state(0))
+
+    def evaluate(self, group: str, params: Any, frozen: Any) -> PerUser:
+        """Metrics of every user on the "valid" or "test" events."""
+        return self._evaluators[group](params, frozen)
+
+    def run(self, seed: int, writer: MetricWriter) -> None:
+        """Trains (or resumes) and evaluates; leaves the per-user file that marks the seed done."""
+        begin = time.perf_counter()
+        note = ""
+        if self.trained:
+            state, progress = self.fit(seed, writer)
+            params, frozen = state.best_params, state.frozen
+            note = f", best of {int(state.step)} steps at {progress.best_step}"
+        else:
+            params, frozen = self.restore(seed)
+        self.write_per_user(seed, params, frozen)
+        if is_first():
+            say(f"{self.stage(seed)}: done in {time.perf_counter() - begin:.1f} s{note}")
+
+    def fit(self, seed: int, writer: MetricWriter) -> tuple[TrainState, LoopProgress]:
+        """Trains one seed, from its newest checkpoint if there is one."""
+        train, epoch = self.train, self.steps_per_epoch
+        options = LoopOptions(
+            total_steps=train.epochs * epoch,
+            log_every=train.log_every or epoch,
+            evaluate_every=train.evaluate_every * epoch,
+            checkpoint_every=train.checkpoint_every * epoch,
+            patience=train.patience,
+            metric=train.metric,
+            examples_per_step=train.batch_size,
+        )
+        source = batch_source(self.model, self.data.split, train, seed)
+        state = self.initial_state(seed)
+        with Checkpoints(self.rundir.checkpoints(self.stage(seed))) as checkpoints:
+            return fit(
+                state, self._step, iterate(source, prefetch=train.prefetch),
+                stage=self.stage(seed), mesh=self.mesh, options=options, checkpoints=checkpoints,
+                writer=writer,
+                evaluate=lambda s: self.evaluate("valid", s.params, s.frozen).means("valid"),
+            )  # fmt: skip
+
+    def restore(self, seed: int) -> tuple[Any, Any]:
+        """Best parameters of the newest checkpoint, and the frozen arrays.
+
+        Raises:
+          UserError: if nothing was saved.
+        """
+        state = self.initial_state(seed)
+        if not self.trained:
+            return state.params, state.frozen
+        folder = self.rundir.checkpoints(self.stage(seed))
+        with Checkpoints(folder) as checkpoints:
+            if checkpoints.latest is None:
+                raise UserError(
+                    f"{self.stage(seed)} has no checkpoint in {folder}; run `xrec run` first"
+                )
+            state, _, _ = checkpoints.restore(state)
+        return state.best_params, state.frozen
+
+    def write_per_user(self, seed: int, params: Any, frozen: Any) -> None:
+        """Evaluates on validation and test, and saves every user's values."""
+        arrays: dict[str, np.ndarray] = {}
+        for group in ("valid", "test"):
+            result = self.evaluate(group, params, frozen)
+            arrays[f"{group}_users"] = result.users
+            arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
+            arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
+        if not is_first():
+            return
+
+        def write(temporary: str) -> None:
+            with epath.Path(temporary).open("wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        path = self.rundir.per_user(self.stage(seed))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path, write)

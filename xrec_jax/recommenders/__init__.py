@@ -1,0 +1,15 @@
+"""Level 2: recommenders behind one functional interface (`base.Recommender`), found by name."""
+
+from xrec_jax.recommenders import lightgcn, mf, popularity, sasrec  # noqa: F401 (they register)
+from xrec_jax.recommenders.base import (
+    Frozen,
+    Recommender,
+    Tables,
+    create,
+    get,
+    hyperparameters,
+    names,
+    register,
+)
+
+__all__ = ["Frozen", "Recommender", "Tables", "create", "get", "hyperparameters", "names", "register"]

@@ -1,0 +1,132 @@
+"""LightGCN: embeddings smoothed over the user-item graph (He et al., SIGIR 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xrec_jax.parallel.lookup import spread, take_rows
+from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, padded_rows
+from xrec_jax.recommenders import losses
+from xrec_jax.recommenders.base import (
+    Frozen,
+    Recommender,
+    Tables,
+    check_choice,
+    check_range,
+    register,
+)
+from xrec_jax.recommenders.mf import Factors, squared_norm
+
+# Up to this many cells of the padded user-item matrix, products with the dense matrix are faster
+# than sparse ones on CPUs and accelerators alike.
+DENSE_CELLS = 1 << 23
+
+
+@register("lightgcn")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LightGCN(Recommender):
+    """Linear propagation `E_(k+1) = D^-1/2 A D^-1/2 E_k`; the mean of all layers scores.
+
+    Attributes:
+      dim: features of a user or item.
+      layers: propagation steps.
+      stddev: standard deviation of the initial values.
+      l2: weight of half the squared norm of a batch's unpropagated vectors.
+      objective: "bpr" (as published) or "softmax" over the whole catalogue.
+      negatives: negative items a pair, for "bpr".
+      propagation: "dense" or "sparse" products, the same up to rounding; "auto" goes by size.
+    """
+
+    dim: int = 64
+    layers: int = 3
+    stddev: float = 0.1
+    l2: float = 1e-4
+    objective: str = "bpr"
+    negatives: int = 1
+    propagation: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_range("lightgcn", "dim", self.dim, 1)
+        check_range("lightgcn", "layers", self.layers, 0)
+        check_range("lightgcn", "l2", self.l2, 0.0)
+        check_range("lightgcn", "negatives", self.negatives, 1)
+        check_choice("lightgcn", "objective", self.objective, ("bpr", "softmax"))
+        check_choice("lightgcn", "propagation", self.propagation, ("auto", "dense", "sparse"))
+
+    @property
+    def negatives_per_row(self) -> int:
+        return self.negatives if self.objective == "bpr" else 0
+
+    @property
+    def net(self) -> Factors:
+        return Factors(self.num_users, self.num_items, self.dim, self.stddev)
+
+    def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
+        """The normalised adjacency, repeated events counted once."""
+        edges = np.unique(user.astype(np.int64) * self.num_items + item)
+        user, item = (edges // self.num_items).astype(np.int32), (
+            edges % self.num_items
+        ).astype(np.int32)
+        user_degree = np.bincount(user, minlength=self.num_users)
+        item_degree = np.bincount(item, minlength=self.num_items)
+        weight = 1.0 / np.sqrt(user_degree[user].astype(np.float64) * item_degree[item])
+        cells = padded_rows(self.num_users) * padded_rows(self.num_items)
+        if self.propagation == "dense" or (self.propagation == "auto" and cells <= DENSE_CELLS):
+            matrix = np.zeros((padded_rows(self.num_users), padded_rows(self.num_items)), "float32")
+            matrix[user, item] = weight
+            return Frozen({"adjacency": matrix}, {"adjacency": ("table_rows", None)})
+        padding = (0, -len(user) % ROW_MULTIPLE)
+        arrays = {
+            "user": np.pad(user, padding),
+            "item": np.pad(item, padding),
+            "weight": np.pad(weight.astype(np.float32), padding),
+        }
+        return Frozen(arrays, dict.fromkeys(arrays, ("edges",)))
+
+    def init(self, key):
+        return self.net.init(key, method="tables")["params"]
+
+    def tables(self, params, frozen):
+        user, item = params["user"]["embedding"], params["item"]["embedding"]
+        user_sum, item_sum = user, item
+        for _ in range(self.layers):
+            user, item = self._propagate(user, item, frozen)
+            user_sum, item_sum = user_sum + user, item_sum + item
+        count = self.layers + 1
+        return Tables(item=item_sum / count, user=user_sum / count)
+
+    def _propagate(self, user, item, frozen) -> tuple[jax.Array, jax.Array]:
+        """One product with the normalised adjacency, both ways."""
+        if "adjacency" in frozen:
+            matrix = frozen["adjacency"]
+            new_user = jnp.einsum("ui,id->ud", matrix, item)
+            new_item = jnp.einsum("ui,ud->id", matrix, user)
+            axes = ("table_rows", "features")
+            return constrain(new_user, *axes), constrain(new_item, *axes)
+        edges = frozen["user"], frozen["item"], frozen["weight"]
+        new_user = spread(item, edges[1], edges[0], edges[2], user.shape[0])
+        new_item = spread(user, edges[0], edges[1], edges[2], item.shape[0])
+        return new_user, new_item
+
+    def loss(self, params, frozen, batch, key):
+        del key
+        tables = self.tables(params, frozen)
+        assert tables.user is not None
+        user = take_rows(tables.user, batch["user"])
+        if self.objective == "softmax":
+            logits = self.scores(user, tables.item)
+            loss = jnp.mean(losses.full_softmax(logits, batch["item"], self.num_items))
+        else:
+            positive = jnp.einsum("bd,bd->b", user, take_rows(tables.item, batch["item"]))
+            negative = jnp.einsum("bd,bnd->bn", user, take_rows(tables.item, batch["negative"]))
+            loss = jnp.mean(losses.bpr(positive, negative))
+        if self.l2:
+            loss += self.l2 * squared_norm(*self.net.apply({"params": params}, batch))
+        return loss, {}
+
+    def user_state(self, params, tables, batch):
+        return take_rows(tables.user, batch["user"])

@@ -1,0 +1,259 @@
+"""SASRec: a causal transformer over the history (Kang and McAuley, ICDM 2018).
+
+Trained on all positions of a window at once: position t predicts item t + 1, so one pass over a
+user's history costs one forward pass a window rather than one a prefix.
+
+Dimension letters: b batch, t query position, s key position, h head, k head feature, d feature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xrec_jax.parallel.lookup import take_rows
+from xrec_jax.parallel.mesh import constrain, padded_rows
+from xrec_jax.recommenders import losses
+from xrec_jax.recommenders.base import (
+    Frozen,
+    Recommender,
+    Tables,
+    check_choice,
+    check_range,
+    register,
+)
+from xrec_jax.recommenders.layers import Table, dropout
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and feed-forward layer.
+
+    Attributes:
+      dim: features.
+      heads: attention heads.
+      inner: features inside the feed-forward layer.
+      dropout: rate on attention weights and on both residual branches.
+    """
+
+    dim: int
+    heads: int
+    inner: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, query: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+          x: `[b, s, d]`.
+          mask: `[b or 1, t, s]` bool, true where t may look at s.
+          query: `[b, t, d]`, the positions whose output is wanted; None for all of `x`.
+          train: whether dropout is on.
+
+        Returns:
+          `[b, t, d]`.
+        """
+        key = (lambda: self.make_rng("dropout")) if train else (lambda: None)
+        size = self.dim // self.heads
+
+        def kernel(name, shape, axes, inputs, outputs):
+            init = nn.initializers.variance_scaling(
+                1.0, "fan_avg", "uniform", in_axis=inputs, out_axis=outputs
+            )
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(x.dtype)
+
+        split = (self.dim, self.heads, size), ("hidden", "heads", None), 0, (1, 2)
+        q_dhk, k_dhk, v_dhk = (kernel(name, *split) for name in ("q", "k", "v"))
+        o_hkd = kernel("out", (self.heads, size, self.dim), ("heads", None, "hidden"), (0, 1), 2)
+        up_df = kernel("up", (self.dim, self.inner), ("hidden", "inner"), 0, 1)
+        down_fd = kernel("down", (self.inner, self.dim), ("inner", "hidden"), 0, 1)
+
+        norm = nn.LayerNorm(name="attention_norm")
+        normed = norm(x)
+        asked = normed if query is None else norm(query)
+        query = x if query is None else query
+        q_bthk = jnp.einsum("btd,dhk->bthk", asked, q_dhk)
+        k_bshk = jnp.einsum("bsd,dhk->bshk", normed, k_dhk)
+        v_bshk = jnp.einsum("bsd,dhk->bshk", normed, v_dhk)
+        logits = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk) / np.sqrt(size)
+        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -1e30)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        weights = dropout(weights, self.dropout, key()) if x.shape[1] % 4 == 0 else weights
+        mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
+        x = query + dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
+        y = nn.LayerNorm(name="mlp_norm")(x)
+        y = nn.gelu(jnp.einsum("btd,df->btf", y, up_df))
+        return x + dropout(jnp.einsum("btf,fd->btd", y, down_fd), self.dropout, key())
+
+
+class Transformer(nn.Module):
+    """Item table, learned positions and `Block`s."""
+
+    num_items: int
+    length: int
+    dim: int
+    layers: int
+    heads: int
+    inner: int
+    dropout: float
+    stddev: float
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.item = Table(self.num_items, self.dim, self.stddev)
+        self.position = self.param(
+            "position",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.stddev), ("positions", "hidden")
+            ),
+            (self.length, self.dim),
+        )
+        self.blocks = [
+            Block(self.dim, self.heads, self.inner, self.dropout) for _ in range(self.layers)
+        ]
+        self.norm = nn.LayerNorm()
+
+    def __call__(
+        self, history: jax.Array, length: jax.Array | None, train: bool = False
+    ) -> jax.Array:
+        """States of a window.
+
+        Args:
+          history: `[b, s]` int32 items, oldest first, padded at the end.
+          length: `[b]` items in each; if given, only the state after the last item is computed:
+            `[b, d]`. None: the states after every item, `[b, s, d]`.
+          train: whether dropout is on.
+        """
+        steps = history.shape[1]
+        x = self.item(history) * np.sqrt(self.dim) + self.position[:steps]
+        x = constrain(x.astype(self.dtype), "batch", None, "hidden")
+        x = dropout(x, self.dropout, self.make_rng("dropout") if train else None)
+        causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
+        if length is None:
+            for block in self.blocks:
+                x = block(x, causal, None, train)
+            return self.norm(x)
+        for block in self.blocks[:-1]:
+            x = block(x, causal, None, train)
+        last = jnp.maximum(length - 1, 0)[:, None]
+        query = jnp.take_along_axis(x, last[..., None], axis=1)
+        seen = (jnp.arange(steps)[None] <= last)[:, None]
+        return self.norm(self.blocks[-1](x, seen, query, train))[:, 0]
+
+
+@register("sasrec")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SASRec(Recommender):
+    """Self-attentive sequential recommendation with a tied item table.
+
+    Attributes:
+      dim: features, divisible by `heads` and by 4.
+      layers: transformer layers.
+      heads: attention heads.
+      inner: features inside the feed-forward layer.
+      length: items of history that are read.
+      dropout: rate everywhere.
+      stddev: standard deviation of the initial item and position vectors.
+      objective: "full_softmax"; "sampled_softmax", corrected for popularity sampling; or "bce".
+      negatives: sampled items a window ("sampled_softmax") or a position ("bce").
+      dtype: "float32" or "bfloat16" for activations; parameters and loss stay float32.
+    """
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    inner: int = 256
+    length: int = 50
+    dropout: float = 0.5
+    stddev: float = 0.02
+    objective: str = "full_softmax"
+    negatives: int = 1
+    dtype: str = "float32"
+
+    batches = "sequences"
+
+    def __post_init__(self) -> None:
+        for key in ("dim", "layers", "heads", "inner", "length", "negatives"):
+            check_range("sasrec", key, getattr(self, key), 1)
+        check_range("sasrec", "dropout", self.dropout, 0.0, 0.99)
+        check_choice(
+            "sasrec", "objective", self.objective, ("full_softmax", "sampled_softmax", "bce")
+        )
+        check_choice("sasrec", "dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("sasrec", "dim % heads", self.dim % self.heads, (0,))
+        check_choice("sasrec", "dim % 4", self.dim % 4, (0,))
+
+    @property
+    def history_length(self) -> int:
+        return self.length
+
+    @property
+    def negatives_per_row(self) -> int:
+        a_window = {"full_softmax": 0, "sampled_softmax": 1, "bce": self.length}
+        return a_window[self.objective] * self.negatives
+
+    @property
+    def sampling(self):
+        return "popularity" if self.objective == "sampled_softmax" else "uniform"
+
+    @property
+    def net(self) -> Transformer:
+        return Transformer(
+            self.num_items, self.length, self.dim, self.layers, self.heads, self.inner,
+            self.dropout, self.stddev, jnp.dtype(self.dtype),
+        )  # fmt: skip
+
+    def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
+        """Log sampling probability of each item: negatives are drawn as training events are."""
+        del user
+        if self.objective != "sampled_softmax":
+            return Frozen({}, {})
+        count = np.bincount(item, minlength=padded_rows(self.num_items))
+        log_q = np.log(np.maximum(count, 1e-30) / len(item)).astype(np.float32)
+        return Frozen({"log_q": log_q}, {"log_q": (None,)})
+
+    def init(self, key):
+        history = jnp.zeros((1, self.length), jnp.int32)
+        return self.net.init(key, history, None)["params"]
+
+    def loss(self, params, frozen, batch, key):
+        states = self.net.apply(
+            {"params": params}, batch["history"], None, True, rngs={"dropout": key}
+        )
+        states = states.astype(jnp.dtype(self.dtype))
+        table, target, weight = params["item"]["embedding"], batch["target"], batch["weight"]
+        if self.objective == "full_softmax":
+            logits = jnp.einsum(
+                "btd,id->bti", states, table.astype(states.dtype),
+                preferred_element_type=jnp.float32,
+            )  # fmt: skip
+            values = losses.full_softmax(logits, target, self.num_items)
+            return losses.weighted_mean(values, weight), {}
+        states = states.astype(jnp.float32)
+        positive = jnp.einsum("btd,btd->bt", states, take_rows(table, target))
+        negative_ids = batch["negative"]
+        vectors = take_rows(table, negative_ids)
+        if self.objective == "bce":
+            vectors = vectors.reshape(*target.shape, self.negatives, self.dim)
+            negative = jnp.einsum("btd,btnd->btn", states, vectors)
+            values = losses.binary_cross_entropy(positive, negative)
+        else:
+            log_q = frozen["log_q"]
+            values = losses.sampled_softmax(
+                positive, jnp.einsum("btd,bnd->btn", states, vectors),
+                log_q[target], log_q[negative_ids][:, None],
+                negative_ids[:, None] == target[..., None],
+            )  # fmt: skip
+        return losses.weighted_mean(values, weight), {}
+
+    def tables(self, params, frozen):
+        return Tables(item=params["item"]["embedding"])
+
+    def user_state(self, params, tables, batch):
+        return self.net.apply({"params": params}, batch["history"], batch["length"])

@@ -1,0 +1,272 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, Progress
+from xrec_jax.core.trees import host_value
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import put_batch
+from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.state import TrainState, shardings_of
+
+Stepped = tuple[TrainState, dict[str, jax.Array]]
+Step = Callable[[TrainState, Any, jax.Array], Stepped]
+CompiledStep = Callable[[TrainState, Any], Stepped]
+
+
+class Batches(Protocol):
+    """A data iterator whose state is a small JSON object (see `data.pipeline.iterate`)."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """SIGTERM arrived; everything is saved and the same command goes on from there."""
+
+    def __init__(self, stage: str, step: int):
+        super().__init__(f"{stage}: saved at step {step} after SIGTERM; run the same command again")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """When the loop does what; counts are in steps.
+
+    Attributes:
+      total_steps: updates of the whole run.
+      log_every: how often metrics are fetched and logged.
+      evaluate_every: how often `evaluate` runs; 0 never.
+      checkpoint_every: how often a checkpoint is written, besides the last step.
+      patience: stop after this many evaluations in a row without a new best; 0 never.
+      metric: name of the metric that decides which parameters are best, higher is better.
+      examples_per_step: for the logged rate.
+    """
+
+    total_steps: int
+    log_every: int
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    patience: int = 0
+    metric: str = ""
+    examples_per_step: int = 1
+
+
+@dataclasses.dataclass
+class LoopProgress:
+    """What the loop remembers between evaluations; saved with every checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    bad_evaluations: int = 0
+    stopped: bool = False
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; the earlier handler comes back afterwards."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def compile_step(step: Step, state: TrainState) -> CompiledStep:
+    """Jits a step: state donated, its shardings kept, the run key folded with the step number.
+
+    Args:
+      step: a pure step function.
+      state: any state with the shapes and shardings that the step will see.
+    """
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        return step(state, batch, key)
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), None))
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+class _Pending:
+    """Metrics still on the device, fetched together so that steps are not held up."""
+
+    def __init__(self, stage: str, checkpoints: Checkpoints):
+        self._stage, self._checkpoints = stage, checkpoints
+        self._steps: list[int] = []
+        self._metrics: list[dict[str, jax.Array]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._steps.append(step)
+        self._metrics.append(metrics)
+
+    def flush(self) -> dict[str, float]:
+        """Means since the last flush.
+
+        Raises:
+          UserError: if any value is not finite; names the first step and what is left to go on.
+        """
+        rows = jax.tree.map(host_value, self._metrics)
+        for step, row in zip(self._steps, rows, strict=True):
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    self._checkpoints.wait()
+                    good = self._checkpoints.latest
+                    kept = "no checkpoint was written yet" if good is None else (
+                        f"the last good checkpoint is step {good}"
+                    )  # fmt: skip
+                    raise UserError(
+                        f"{self._stage}: {name} is {value} at step {step}; stopped, {kept}. "
+                        "Lower the learning rate or set clip_norm"
+                    )
+        self._steps, self._metrics = [], []
+        if not rows:
+            return {}
+        return {name: sum(float(r[name]) for r in rows) / len(rows) for name in rows[0]}
+
+
+def fit(
+    state: TrainState,
+    step: CompiledStep,
+    batches: Batches,
+    *,
+    stage: str,
+    mesh: Mesh,
+    options: LoopOptions,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> tuple[TrainState, LoopProgress]:
+    """Trains until `total_steps` or until the metric stops improving; resumes by itself.
+
+    Args:
+      state: freshly initialised; replaced by the newest checkpoint if there is one.
+      step: from `compile_step`.
+      batches: this process's rows of global batches, in global order.
+      stage: name in logs.
+      mesh: devices; call inside `parallel.mesh.use_mesh`.
+      options: when to log, evaluate, save and stop.
+      checkpoints: where to save.
+      writer: metric log.
+      evaluate: metrics of a state, the same on every process.
+
+    Returns:
+      The last state, with `best_params` those of the best evaluation (the last ones if nothing is
+      evaluated), and the loop's progress.
+
+    Raises:
+      UserError: on a loss that is not finite.
+      Interrupted: after SIGTERM, with everything saved.
+    """
+    begin = time.perf_counter()
+    progress = LoopProgress()
+    if checkpoints.latest is not None:
+        state, data, saved = checkpoints.restore(state)
+        batches.set_state(data)
+        progress = LoopProgress(**saved)
+    done = int(state.step)
+    writer.rewind(stage, done)
+    # Several devices of one CPU deadlock when steps queue up behind each other.
+    wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
+    bar = Progress(stage, options.total_steps, initial=done, enabled=is_first())
+    pending = _Pending(stage, checkpoints)
+    last_time, last_step = time.perf_counter(), done
+
+    def save():
+        # The position is the step itself: the iterator may have run ahead.
+        checkpoints.save(state, batches.get_state(), dataclasses.asdict(progress))
+
+    with _sigterm() as terminated:
+        while done < options.total_steps and not progress.stopped:
+            state, metrics = step(state, put_batch(next(batches), mesh))
+            if wait_each:
+                jax.block_until_ready(state)
+            done += 1
+            pending.add(done, metrics)
+            last = done == options.total_steps
+            evaluates = evaluate is not None and _due(done, options.evaluate_every, last)
+            if last or evaluates or done % options.log_every == 0:
+                logged = pending.flush()
+                now = time.perf_counter()
+                rate = (done - last_step) * options.examples_per_step / max(now - last_time, 1e-9)
+                logged["time/examples_per_second"] = rate
+                if evaluates and evaluate is not None:
+                    scores = evaluate(state)
+                    state = _note_score(state, scores, done, progress, options)
+                    logged |= scores
+                    logged["time/evaluation_seconds"] = time.perf_counter() - now
+                logged["time/elapsed_seconds"] = time.perf_counter() - begin
+                writer.write(stage, done, logged)
+                bar.advance(done - last_step, _note(logged, options.metric))
+                last_time, last_step = time.perf_counter(), done
+            interrupted = _stop_requested(terminated, done)
+            last = last or progress.stopped
+            if last or interrupted or done % options.checkpoint_every == 0:
+                pending_mean = pending.flush()
+                del pending_mean  # only the check for finite values matters here
+                save()
+            if interrupted and not last:
+                checkpoints.wait()
+                bar.close()
+                raise Interrupted(stage, done)
+    checkpoints.wait()
+    bar.close()
+    if evaluate is None:
+        state = state.replace(best_params=_copy(state.params))
+    return state, progress
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return every > 0 and (last or step % every == 0)
+
+
+def _note_score(state, scores, step, progress, options) -> TrainState:
+    """Keeps the parameters if they are the best so far, and decides whether to stop."""
+    if options.metric not in scores:
+        raise UserError(
+            f"the stopping metric {options.metric!r} is not among {', '.join(sorted(scores))}"
+        )
+    score = scores[options.metric]
+    if progress.best is None or score > progress.best:
+        progress.best, progress.best_step, progress.bad_evaluations = score, step, 0
+        return state.replace(best_params=_copy(state.params))
+    progress.bad_evaluations += 1
+    progress.stopped = 0 < options.patience <= progress.bad_evaluations
+    return state
+
+
+def _stop_requested(event: threading.Event, step: int) -> bool:
+    """Whether to stop now; processes agree on the step."""
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(step)
+    return event.is_set()
+
+
+def _note(logged: dict[str, float], metric: str) -> str:
+    parts = [f"loss {logged['train/loss']:.4f}"] if "train/loss" in logged else []
+    if metric in logged:
+        parts.append(f"{metric} {logged[metric]:.4f}")
+    return ", ".join(parts)
