@@ -61,7 +61,9 @@ def _evaluate(values: flags.FlagValues) -> int:
 
 def _define_recommend(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _workdir_flag(values, arguments)
-    flags.DEFINE_string("users", "all", "all, a file with one id a line, or a,b", flag_values=values)
+    flags.DEFINE_string(
+        "users", "all", "all, a file with one id a line, or a,b", flag_values=values
+    )
     flags.DEFINE_integer("top_k", 10, "items a user", flag_values=values)
     flags.DEFINE_string("output", "", "F.jsonl or F.parquet", flag_values=values)
     flags.DEFINE_string("system", "", "default: the best on validation", flag_values=values)
@@ -92,7 +94,9 @@ def _audit(values: flags.FlagValues) -> int:
 
 VERBS = {
     "run": Verb("run every stage of a config; a rerun resumes", _define_run, _run),
-    "evaluate": Verb("evaluate a finished run again, from its checkpoints", _workdir_flag, _evaluate),
+    "evaluate": Verb(
+        "evaluate a finished run again, from its checkpoints", _workdir_flag, _evaluate
+    ),
     "recommend": Verb("write recommendations of a run to a file", _define_recommend, _recommend),
     "audit": Verb("look for faults in the data and its split", _define_audit, _audit),
 }

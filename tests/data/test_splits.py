@@ -1,5 +1,6 @@
 """Splits against loops over users."""
 
+import itertools
 import math
 import pathlib
 
@@ -140,7 +141,7 @@ def test_ratio_at_random():
     assert parts == {part: rows_of(getattr(again, part)) for part in PARTS}
     assert parts["test"] != rows_of(other.test)
     assert parts["test"] != rows_of(split(dataset, {"kind": "ratio"}).test)
-    assert sorted(sum(parts.values(), [])) == list(range(len(dataset.interactions)))
+    assert sorted(itertools.chain(*parts.values())) == list(range(len(dataset.interactions)))
     assert result.tied_users == 0
     for user in range(dataset.num_users):
         rows = history(dataset, user)

@@ -1,0 +1,1 @@
+"""Level 2: data sets, splits, the planted world, training pipelines."""

@@ -16,8 +16,8 @@ class Interactions:
     Attributes:
       user: `[n]` int32, row of the user in `Dataset.user_ids`.
       item: `[n]` int32, row of the item in `Dataset.item_ids`.
-      timestamp: `[n]` int64 (exact) or float64, in the file's own unit; None where the file has none.
-      rating: `[n]` float32; None where the file has none.
+      timestamp: `[n]` int64 (exact) or float64, in the file's own unit; None if the file has none.
+      rating: `[n]` float32; None if the file has none.
     """
 
     user: np.ndarray
@@ -79,8 +79,8 @@ class Split:
       train: events the model learns from, sorted by user, then time, ties in file order.
       valid: held-out events that choose hyper-parameters and the stopping epoch.
       test: held-out events of the reported figure.
-      tied_users: users whose held-out events share a timestamp with the event before them, so that
-        the split depends on file order; 0 where no time was used.
+      tied_users: users whose first test event shares its timestamp with the event before it, so
+        that file order decides which is tested; 0 where no time was used.
     """
 
     train: Interactions

@@ -46,7 +46,7 @@ def section(config: Any, key: str, keys: Iterable[str]) -> Any:
     keys = tuple(keys)
     if not isinstance(value, Mapping) and not callable(getattr(value, "keys", None)):
         raise UserError(f"{key}={value!r} must be a mapping with keys {', '.join(keys)}")
-    for name in value.keys():
+    for name in dict(value):
         if name not in keys:
             raise UserError(f"{key}.{name} is unknown{did_you_mean(name, keys)}")
     return value

@@ -115,14 +115,16 @@ class PairRows:
 class WindowRows:
     """One row a window of a user's history; together they predict every event once an epoch.
 
-    A user's history of n events has n - 1 targets. They are cut into windows of `length`; where
-    that takes more than one, the cuts shift by a random offset each epoch, so an event is seen
-    with contexts of all lengths.
+    A user's n events have n - 1 targets, cut into pieces of `length - context`. A window ends with
+    its piece and reads up to `length` events, so each target has at least `context` events before
+    it (where there are that many). The cuts shift by a random offset each epoch, as far as the
+    number of pieces allows, so an event is seen with contexts of many lengths.
 
     Attributes:
       histories: training events.
       negatives: draws negatives for a whole window.
       length: positions of a window.
+      context: events before a target that a window keeps, below `length`.
       seed: key of the offsets.
       user: `[num_rows]` user of each window.
       part: `[num_rows]` which of the user's windows it is.
@@ -131,46 +133,42 @@ class WindowRows:
     histories: Histories
     negatives: Negatives
     length: int
+    context: int
     seed: int
     user: np.ndarray
     part: np.ndarray
 
     @classmethod
     def of(
-        cls, histories: Histories, negatives: Negatives, *, length: int, seed: int
+        cls, histories: Histories, negatives: Negatives, *, length: int, context: int, seed: int
     ) -> WindowRows:
-        targets = np.maximum(histories.lengths - 1, 0)
-        # One more window than needed, because a shifted cut leaves a rest at either end.
-        windows = np.where(targets > length, -(-targets // length) + 1, (targets > 0).astype(int))
-        user = np.repeat(np.arange(histories.num_users, dtype=np.int32), windows)
-        part = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
-        return cls(histories, negatives, length, seed, user, part)
+        """Plans the windows of every user."""
+        pieces = -(-np.maximum(histories.lengths - 1, 0) // (length - context))
+        user = np.repeat(np.arange(histories.num_users, dtype=np.int32), pieces)
+        part = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        return cls(histories, negatives, length, context, seed, user, part)
 
     @property
     def num_rows(self) -> int:
         return len(self.user)
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, maybe `negative`."""
         user, part = self.user[rows], self.part[rows]
         targets = self.histories.lengths[user] - 1
-        key = keyed.fold(self.seed, 2, epoch)
-        shift = keyed.random_integers(key, user, self.length)
-        shift = np.where(targets > self.length, shift, 0)
-        # Row p of the window reads event first + p and predicts the next one.
-        position = (part * self.length - shift)[:, None] + np.arange(self.length)
-        # A first window that would start before the history is moved to its start.
-        lead = np.minimum(position[:, :1], 0)
-        valid = (position >= 0) & (position < targets[:, None])
-        position, valid = position - lead, np.take_along_axis(
-            valid, np.minimum(np.arange(self.length) - lead, self.length - 1), axis=1
-        ) & (np.arange(self.length) - lead < self.length)
-        flat = self.histories.start[user][:, None] + np.where(valid, position, 0)
+        piece = self.length - self.context
+        slack = -targets % piece
+        shift = keyed.random_integers(keyed.fold(self.seed, 2, epoch), user, slack + 1)
+        # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
+        first = np.maximum(part * piece - shift, 0)
+        last = np.minimum((part + 1) * piece - shift, targets)
+        position = np.maximum(last - self.length, 0)[:, None] + np.arange(self.length)
+        read = position < last[:, None]
+        flat = self.histories.start[user][:, None] + np.where(read, position, 0)
         batch = {
-            "history": np.where(valid, self.histories.items[flat], 0).astype(np.int32),
-            "target": np.where(
-                valid, self.histories.items[np.minimum(flat + 1, len(self.histories.items) - 1)], 0
-            ).astype(np.int32),
-            "weight": valid.astype(np.float32),
+            "history": np.where(read, self.histories.items[flat], 0).astype(np.int32),
+            "target": np.where(read, self.histories.items[flat + 1], 0).astype(np.int32),
+            "weight": (read & (position >= first[:, None])).astype(np.float32),
         }
         if self.negatives.per_row:
             batch["negative"] = self.negatives.draw(epoch, rows, user)

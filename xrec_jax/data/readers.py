@@ -88,7 +88,7 @@ def _timestamp_types(file: DelimitedFile, name: str | None) -> Iterator[type[pl.
 
 
 def _raise_fault(file: DelimitedFile, kinds: Mapping[str, Kind], failure: str) -> NoReturn:
-    texts = delimited.read_columns(file, {name: pl.String for name in kinds})
+    texts = delimited.read_columns(file, dict.fromkeys(kinds, pl.String))
     faults = [(columns_lib.first_fault(texts[name], kind), name) for name, kind in kinds.items()]
     found = [(row, name) for row, name in faults if row is not None]
     if not found:

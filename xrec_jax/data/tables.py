@@ -108,7 +108,7 @@ def read_texts(file: delimited.DelimitedFile) -> pl.DataFrame:
       UserError: the file is not UTF-8 or its quotes do not match.
     """
     try:
-        return delimited.read_columns(file, {name: pl.String for name in file.names})
+        return delimited.read_columns(file, dict.fromkeys(file.names, pl.String))
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file.path}: cannot be read as a table ({reason})") from error

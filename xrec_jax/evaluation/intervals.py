@@ -61,9 +61,7 @@ def estimate(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Est
     values = np.atleast_2d(np.asarray(values, np.float64))
     if resamples == 0 or values.shape[1] < 2:
         return exact(values.mean(), values.shape[1])
-    low, high = np.quantile(
-        bootstrap_means(values, resamples=resamples, seed=seed), [0.025, 0.975]
-    )
+    low, high = np.quantile(bootstrap_means(values, resamples=resamples, seed=seed), [0.025, 0.975])
     return {
         "value": float(values.mean()),
         "low": float(low),

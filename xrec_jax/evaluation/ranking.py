@@ -94,9 +94,7 @@ class RankingEvaluator:
         self._model, self._mesh, self._ks = model, mesh, tuple(ks)
         self._history = Histories.of(seen, model.num_users)
         pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
-        self._targets = Histories.of(
-            [Interactions(pairs[:, 0], pairs[:, 1])], model.num_users
-        )
+        self._targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], model.num_users)
         self.users = np.flatnonzero(self._targets.lengths).astype(np.int32)
         self._limit = users_per_batch
         self._plan = list(self._make_plan())
@@ -244,6 +242,7 @@ def recommend(
         rows = users[first : first + size]
         width = _bucket(int(history.lengths[rows].max(initial=1)), 64)
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-        items, scores = gather(best(params, tables, user_batch(model, history, padded, width, mesh)))
+        items, scores = gather(
+            best(params, tables, user_batch(model, history, padded, width, mesh))
+        )
         yield Recommendations(rows, items[: len(rows)], scores[: len(rows)].astype(np.float32))
-

@@ -49,9 +49,9 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
             rows = jax.lax.psum(rows, other_axes)
         return jax.lax.psum_scatter(rows, batch_axes, scatter_dimension=0, tiled=True)
 
-    return jax.shard_map(
-        local, in_specs=(P(rows_axes), P(batch_axes)), out_specs=P(batch_axes)
-    )(table, ids)
+    return jax.shard_map(local, in_specs=(P(rows_axes), P(batch_axes)), out_specs=P(batch_axes))(
+        table, ids
+    )
 
 
 def spread(

@@ -142,8 +142,9 @@ def gather(tree: Any) -> Any:
 
     def fetch(array):
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            array = jax.jit(lambda x: x, out_shardings=NamedSharding(
-                array.sharding.mesh, PartitionSpec()))(array).addressable_data(0)
+            array = jax.jit(
+                lambda x: x, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec())
+            )(array).addressable_data(0)
         return np.asarray(array)
 
     return jax.tree.map(fetch, tree)

@@ -27,7 +27,9 @@ def data() -> ConfigDict:
             users="",  # optional user table, for csv and parquet
             items="",  # optional item table
             columns=dict(user="", item="", timestamp="", rating=""),  # "": the format's own names
-            filters=dict(min_rating=placeholder(float), user_core=0, item_core=0, duplicates="first"),
+            filters=dict(
+                min_rating=placeholder(float), user_core=0, item_core=0, duplicates="first"
+            ),
             split=dict(kind="leave_one_out", ratios=(0.8, 0.1, 0.1), order="time", seed=0),
             world=dataclasses.asdict(WorldConfig()),  # read where format is "world"
         )

@@ -29,7 +29,7 @@ def parse_users(text: str) -> list[str] | None:
     if text == "all":
         return None
     path = pathlib.Path(text)
-    if path.suffix and "," not in text or path.is_file():
+    if (path.suffix and "," not in text) or path.is_file():
         if not path.is_file():
             raise UserError(f"--users={text}: no such file (give all, a file, or ids as a,b)")
         users = [line.strip() for line in path.read_text().splitlines() if line.strip()]

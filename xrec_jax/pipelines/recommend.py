@@ -35,7 +35,9 @@ def check(config: Any) -> None:
         raise UserError("config.recommend names no system; add one with defaults.system(...)")
     if not config.seeds:
         raise UserError("config.seeds is empty; give at least one, for example --config.seeds=0,")
-    metrics = [f"valid/{m}@{k}" for m in ("recall", "hit", "ndcg", "mrr") for k in config.ranking.ks]
+    metrics = [
+        f"valid/{m}@{k}" for m in ("recall", "hit", "ndcg", "mrr") for k in config.ranking.ks
+    ]
     metrics += [name.replace("/", "_unmasked/") for name in metrics]
     for name, system in config.recommend.items():
         if system.train.metric not in metrics:
@@ -45,7 +47,9 @@ def check(config: Any) -> None:
             )
         for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
             if system.train[key] < 1:
-                raise UserError(f"recommend.{name}.train.{key}={system.train[key]} must be positive")
+                raise UserError(
+                    f"recommend.{name}.train.{key}={system.train[key]} must be positive"
+                )
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:

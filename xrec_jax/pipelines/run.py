@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.host import keep_freed_memory
 from xrec_jax.parallel.mesh import make_mesh, use_mesh
 from xrec_jax.pipelines import recommend
 from xrec_jax.pipelines.datasets import RunData, prepare
@@ -64,6 +65,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     with open_mesh(config) as mesh:
         data = prepare(config.data)
         rundir.start(config)
+        keep_freed_memory()
         if is_first():
             say(describe(data))
             say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")

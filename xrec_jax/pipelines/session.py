@@ -48,7 +48,9 @@ class Run:
           UserError: if none is finished.
         """
         done = self.rundir.evaluation().get("recommend", {})
-        scores = {name: done[name]["valid/ndcg@10"]["value"] for name in self.systems if name in done}
+        scores = {
+            name: done[name]["valid/ndcg@10"]["value"] for name in self.systems if name in done
+        }
         if not scores:
             raise UserError(f"{self.rundir.path}: no recommender is finished; run `xrec run` first")
         return max(scores, key=lambda name: scores[name])
@@ -100,16 +102,12 @@ class Run:
         split = self.data.split
         history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
         with open_mesh(self.config) as mesh:
-            task = RecommenderTask(
-                self.config, name, data=self.data, mesh=mesh, rundir=self.rundir
-            )
+            task = RecommenderTask(self.config, name, data=self.data, mesh=mesh, rundir=self.rundir)
             params, frozen = task.restore(seeds_of(self.config, name)[0])
             for found in recommend(
                 task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh
             ):
-                for row, items, scores in zip(
-                    found.users, found.items, found.scores, strict=True
-                ):
+                for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
                     for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
                         if item >= 0:
                             yield {

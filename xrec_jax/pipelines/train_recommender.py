@@ -42,7 +42,9 @@ def build_model(system: Any, data: RunData) -> recommenders.Recommender:
     )
 
 
-def batch_source(model: recommenders.Recommender, data: Split, train: Any, seed: int) -> BatchSource:
+def batch_source(
+    model: recommenders.Recommender, data: Split, train: Any, seed: int
+) -> BatchSource:
     """Training batches of a model as a function of the global step."""
     histories = Histories.of([data.train], model.num_users)
     negatives = Negatives(
@@ -50,7 +52,9 @@ def batch_source(model: recommenders.Recommender, data: Split, train: Any, seed:
         per_row=model.negatives_per_row, sampling=model.sampling, seed=seed,
     )  # fmt: skip
     if model.batches == "sequences":
-        rows = WindowRows.of(histories, negatives, length=model.history_length, seed=seed)
+        rows = WindowRows.of(
+            histories, negatives, length=model.history_length, context=model.min_context, seed=seed
+        )
     else:
         rows = PairRows.of(histories, negatives)
     return BatchSource(

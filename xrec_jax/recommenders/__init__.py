@@ -12,4 +12,13 @@ from xrec_jax.recommenders.base import (
     register,
 )
 
-__all__ = ["Frozen", "Recommender", "Tables", "create", "get", "hyperparameters", "names", "register"]
+__all__ = [
+    "Frozen",
+    "Recommender",
+    "Tables",
+    "create",
+    "get",
+    "hyperparameters",
+    "names",
+    "register",
+]

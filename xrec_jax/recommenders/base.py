@@ -73,6 +73,11 @@ class Recommender(abc.ABC):
         return 0
 
     @property
+    def min_context(self) -> int:
+        """Events that a training window keeps before each target."""
+        return 0
+
+    @property
     def negatives_per_row(self) -> int:
         """Negative items drawn for each row of a training batch."""
         return 0
@@ -154,9 +159,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
     }
 
 
-def create(
-    name: str, hparams: Mapping[str, Any], *, num_users: int, num_items: int
-) -> Recommender:
+def create(name: str, hparams: Mapping[str, Any], *, num_users: int, num_items: int) -> Recommender:
     """Builds the recommender `name`.
 
     Args:
@@ -183,9 +186,7 @@ def check_choice(owner: str, key: str, value: object, choices: tuple[object, ...
         raise UserError(f"{owner}: {key}={value!r} is not valid{did_you_mean(value, choices)}")
 
 
-def check_range(
-    owner: str, key: str, value: float, low: float, high: float = float("inf")
-) -> None:
+def check_range(owner: str, key: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raises a `UserError` unless `low <= value <= high`."""
     if not low <= value <= high:
         raise UserError(f"{owner}: {key}={value!r} must lie between {low} and {high}")

@@ -68,9 +68,10 @@ class LightGCN(Recommender):
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """The normalised adjacency, repeated events counted once."""
         edges = np.unique(user.astype(np.int64) * self.num_items + item)
-        user, item = (edges // self.num_items).astype(np.int32), (
-            edges % self.num_items
-        ).astype(np.int32)
+        user, item = (
+            (edges // self.num_items).astype(np.int32),
+            (edges % self.num_items).astype(np.int32),
+        )
         user_degree = np.bincount(user, minlength=self.num_users)
         item_degree = np.bincount(item, minlength=self.num_items)
         weight = 1.0 / np.sqrt(user_degree[user].astype(np.float64) * item_degree[item])
@@ -118,8 +119,12 @@ class LightGCN(Recommender):
         assert tables.user is not None
         user = take_rows(tables.user, batch["user"])
         if self.objective == "softmax":
-            logits = self.scores(user, tables.item)
-            loss = jnp.mean(losses.full_softmax(logits, batch["item"], self.num_items))
+            # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
+            group = next(size for size in (8, 4, 2, 1) if len(user) % (size * ROW_MULTIPLE) == 0)
+            item = batch["item"].reshape(-1, group)
+            states = user.reshape(-1, group, self.dim)
+            weight = jnp.full(item.shape, 1.0 / item.size)
+            loss = losses.full_softmax(states, tables.item, item, weight, self.num_items)
         else:
             positive = jnp.einsum("bd,bd->b", user, take_rows(tables.item, batch["item"]))
             negative = jnp.einsum("bd,bnd->bn", user, take_rows(tables.item, batch["negative"]))

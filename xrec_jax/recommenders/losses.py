@@ -1,13 +1,16 @@
-"""Ranking losses as pure functions; every one returns one float32 value an example.
+"""Ranking losses as pure functions, in float32.
 
 Dimension letters: b batch, t position, i item, n negative, d feature.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import optax
+
+from xrec_jax.parallel.lookup import take_rows
 
 
 def bpr(positive: jax.Array, negative: jax.Array) -> jax.Array:
@@ -40,20 +43,79 @@ def binary_cross_entropy(positive: jax.Array, negative: jax.Array) -> jax.Array:
     return jax.nn.softplus(-positive) + jnp.mean(jax.nn.softplus(negative), axis=-1)
 
 
-def full_softmax(logits: jax.Array, target: jax.Array, num_items: int) -> jax.Array:
-    """Cross entropy over the whole catalogue.
+CHUNK_BYTES = 1 << 22  # logits alive at a time; near a core's cache, and far below a batch's
+
+
+def full_softmax(
+    states: jax.Array, table: jax.Array, target: jax.Array, weight: jax.Array, num_items: int
+) -> jax.Array:
+    """Weighted sum of the cross entropy over the whole catalogue, `[b, t, items]` never alive.
+
+    Logits are made for a few positions of all rows at a time, and their gradient is taken in the
+    same pass (`d loss / d logits = softmax - one_hot`), so nothing is computed twice.
 
     Args:
-      logits: `[..., padded_items]`; columns from `num_items` on are padding and take no part.
-      target: `[...]` int32.
+      states: `[b, t, d]`.
+      table: `[padded_items, d]`; rows from `num_items` on are padding and take no part.
+      target: `[b, t]` int32.
+      weight: `[b, t]` float32.
       num_items: items in the catalogue.
 
     Returns:
-      `[...]`.
+      Scalar float32.
     """
-    real = jnp.arange(logits.shape[-1]) < num_items
-    logits = jnp.where(real, logits.astype(jnp.float32), -1e30)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return _full_softmax(num_items, states, table, target, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _full_softmax(num_items, states, table, target, weight):
+    return _softmax_pass(num_items, states, table, target, weight)[0]
+
+
+def _softmax_pass(num_items, states, table, target, weight):
+    """Loss and its gradients with respect to states and table."""
+    rows, steps, dim = states.shape
+    limit = max(1, CHUNK_BYTES // (4 * rows * table.shape[0]))
+    chunk = next(size for size in range(min(limit, steps), 0, -1) if steps % size == 0)
+    bias = jnp.where(jnp.arange(table.shape[0]) < num_items, 0.0, -1e30)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    table = table.astype(states.dtype)
+
+    def one(table_grad, part):
+        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in part)
+        logits = product(h, table.T) + bias
+        top = jnp.max(logits, axis=-1)
+        exps = jnp.exp(logits - top[:, None])
+        total = jnp.sum(exps, axis=-1)
+        own = take_rows(table, y)
+        own_logit = jnp.sum(h.astype(jnp.float32) * own.astype(jnp.float32), axis=-1)
+        loss = jnp.sum((top + jnp.log(total) - own_logit) * w)
+        probability = (exps * (w / total)[:, None]).astype(h.dtype)
+        h_grad = product(probability, table) - own * w[:, None]
+        return table_grad + product(probability.T, h), (loss, h_grad.reshape(rows, chunk, dim))
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(rows, steps // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    zero = jnp.zeros(table.shape, jnp.float32)
+    table_grad, (loss, state_grad) = jax.lax.scan(one, zero, tuple(map(split, (
+        states, target, weight))))  # fmt: skip
+    table_grad = table_grad.at[target].add(-states.astype(jnp.float32) * weight[..., None])
+    return jnp.sum(loss), jnp.moveaxis(state_grad, 0, 1).reshape(states.shape), table_grad
+
+
+def _forward(num_items, states, table, target, weight):
+    loss, state_grad, table_grad = _softmax_pass(num_items, states, table, target, weight)
+    return loss, (state_grad.astype(states.dtype), table_grad.astype(table.dtype))
+
+
+def _backward(num_items, residuals, g):
+    del num_items
+    state_grad, table_grad = residuals
+    return (g * state_grad).astype(state_grad.dtype), g * table_grad, None, None
+
+
+_full_softmax.defvjp(_forward, _backward)
 
 
 def sampled_softmax(

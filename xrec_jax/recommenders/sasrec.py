@@ -87,9 +87,9 @@ class Block(nn.Module):
         weights = dropout(weights, self.dropout, key()) if x.shape[1] % 4 == 0 else weights
         mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
         x = query + dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
-        y = nn.LayerNorm(name="mlp_norm")(x)
-        y = nn.gelu(jnp.einsum("btd,df->btf", y, up_df))
-        return x + dropout(jnp.einsum("btf,fd->btd", y, down_fd), self.dropout, key())
+        y = nn.LayerNorm(name="mlp_norm")(x).reshape(-1, self.dim)  # 2-D products fuse better
+        y = (nn.gelu(y @ up_df) @ down_fd).reshape(x.shape)
+        return x + dropout(y, self.dropout, key())
 
 
 class Transformer(nn.Module):
@@ -158,6 +158,8 @@ class SASRec(Recommender):
       heads: attention heads.
       inner: features inside the feed-forward layer.
       length: items of history that are read.
+      context: items that a training window keeps before each target, below `length`; more costs
+        more windows an epoch.
       dropout: rate everywhere.
       stddev: standard deviation of the initial item and position vectors.
       objective: "full_softmax"; "sampled_softmax", corrected for popularity sampling; or "bce".
@@ -170,6 +172,7 @@ class SASRec(Recommender):
     heads: int = 2
     inner: int = 256
     length: int = 50
+    context: int = 0
     dropout: float = 0.5
     stddev: float = 0.02
     objective: str = "full_softmax"
@@ -181,6 +184,7 @@ class SASRec(Recommender):
     def __post_init__(self) -> None:
         for key in ("dim", "layers", "heads", "inner", "length", "negatives"):
             check_range("sasrec", key, getattr(self, key), 1)
+        check_range("sasrec", "context", self.context, 0, self.length - 1)
         check_range("sasrec", "dropout", self.dropout, 0.0, 0.99)
         check_choice(
             "sasrec", "objective", self.objective, ("full_softmax", "sampled_softmax", "bce")
@@ -192,6 +196,10 @@ class SASRec(Recommender):
     @property
     def history_length(self) -> int:
         return self.length
+
+    @property
+    def min_context(self) -> int:
+        return self.context
 
     @property
     def negatives_per_row(self) -> int:
@@ -229,12 +237,8 @@ class SASRec(Recommender):
         states = states.astype(jnp.dtype(self.dtype))
         table, target, weight = params["item"]["embedding"], batch["target"], batch["weight"]
         if self.objective == "full_softmax":
-            logits = jnp.einsum(
-                "btd,id->bti", states, table.astype(states.dtype),
-                preferred_element_type=jnp.float32,
-            )  # fmt: skip
-            values = losses.full_softmax(logits, target, self.num_items)
-            return losses.weighted_mean(values, weight), {}
+            total = losses.full_softmax(states, table, target, weight, self.num_items)
+            return total / jnp.maximum(jnp.sum(weight), 1.0), {}
         states = states.astype(jnp.float32)
         positive = jnp.einsum("btd,btd->bt", states, take_rows(table, target))
         negative_ids = batch["negative"]

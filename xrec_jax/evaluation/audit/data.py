@@ -1,0 +1,213 @@
+"""Checks of a data set as a whole, whatever the split."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from xrec_jax.data import filters
+from xrec_jax.data.dataset import Dataset
+from xrec_jax.evaluation.audit.findings import (
+    MAX_EXAMPLES,
+    Finding,
+    Names,
+    first_rows,
+    largest,
+    listing,
+    percent,
+    plural,
+)
+
+
+def check_dataset(dataset: Dataset, unfiltered: Dataset | None = None) -> list[Finding | None]:
+    """Runs every check of this module.
+
+    Args:
+      dataset: what models are trained on.
+      unfiltered: see `duplicate_pairs`.
+    """
+    return [
+        duplicate_pairs(dataset, unfiltered),
+        single_event_users(dataset),
+        no_descriptions(dataset),
+        without_description(dataset, "user"),
+        without_description(dataset, "item"),
+        constant_rating(dataset),
+        concentration(dataset),
+        sparsity(dataset),
+    ]
+
+
+def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Finding:
+    """Events that repeat a user-item pair, within a part where the data came in parts.
+
+    The count is that of the files: repeats that the filters dropped are known from the notes of the
+    data set.
+
+    Args:
+      dataset: what models are trained on.
+      unfiltered: the same files read without filters, where the examples come from; by default
+        they come from `dataset`, which has none when repeats were dropped.
+    """
+    source = dataset if unfiltered is None else unfiltered
+    events = source.interactions
+    part = np.zeros(len(events), np.int8)
+    if source.parts is not None:
+        sizes = [len(part_events) for part_events in source.parts.values()]
+        part = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
+    rows = np.flatnonzero(filters.repeated(events, part, "first"))
+    pairs = np.stack([part[rows], events.user[rows], events.item[rows]], axis=1)
+    distinct, repeats = np.unique(pairs, axis=0, return_counts=True)
+    names = Names(source)
+    notes = dataset.notes
+    dropped = notes.get("duplicates_dropped", 0)
+    if dropped:
+        fate = "The filters drop them, by time all but one of a pair."
+        advice = (
+            "Say so beside the figures: other software may keep them. If repeats mean something "
+            'here, such as a second visit, set data.filters.duplicates="keep".'
+        )
+    else:
+        fate = "They are kept: a pair may come to stand in training and in a held-out part."
+        advice = 'Set data.filters.duplicates="first" (or "last"), unless a repeat is a new choice.'
+    return Finding(
+        code="duplicate_pairs",
+        severity="info" if dropped else "warning",
+        count=max(dropped, notes.get("duplicates_kept", 0), len(rows)),
+        total=len(dataset.interactions)
+        + sum(count for note, count in notes.items() if note.endswith("_dropped")),
+        message=f"Events of the files that repeat the user and item of another one. {fate}",
+        advice=advice,
+        examples=tuple(
+            f"{names.pair(*distinct[row][1:])}: {repeats[row] + 1} times"
+            for row in largest(repeats)
+        ),
+    )
+
+
+def single_event_users(dataset: Dataset) -> Finding:
+    """Users with one event."""
+    single = np.bincount(dataset.interactions.user, minlength=dataset.num_users) == 1
+    names = Names(dataset)
+    return Finding(
+        code="single_event_users",
+        severity="info",
+        count=int(single.sum()),
+        total=dataset.num_users,
+        message="Users with one event: nothing before it can explain it, nothing after can test it.",
+        advice="Remove them with data.filters.user_core=2 or more, if they are not wanted.",
+        examples=tuple(map(names.user, first_rows(single))),
+    )
+
+
+def no_descriptions(dataset: Dataset) -> Finding:
+    """Whether there is no table of users, of items, or neither."""
+    tables = {"users": dataset.users, "items": dataset.items}
+    missing = [kind for kind, table in tables.items() if table is None]
+    return Finding(
+        code="no_descriptions",
+        severity="info",
+        count=len(missing),
+        total=2,
+        message=f"No table describes the {listing(missing)}: a text can name their ids only.",
+        advice=f"Set {listing([f'data.{kind}' for kind in missing])} to a CSV or Parquet table, or "
+        "for atomic files add .user and .item, if explanations are to be written.",
+    )
+
+
+def without_description(dataset: Dataset, kind: str) -> Finding | None:
+    """Users or items whose row of the description table is missing or holds nothing.
+
+    Args:
+      dataset: the data.
+      kind: "user" or "item".
+    """
+    table, ids = (
+        (dataset.users, dataset.user_ids) if kind == "user" else (dataset.items, dataset.item_ids)
+    )
+    if table is None:
+        return None
+    if table.width:
+        empty = table.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+        count = int(empty.sum())
+    else:  # ids alone: the notes know which count, not which ones
+        empty = np.zeros(len(ids), bool)
+        count = dataset.notes.get(f"{kind}s_without_description", 0)
+    return Finding(
+        code=f"{kind}s_without_description",
+        severity="warning",
+        count=count,
+        total=len(ids),
+        message=f"{kind.capitalize()}s without a description: a text about them can only invent.",
+        advice=f"Complete the table of {kind}s, or leave these {kind}s out of explanations.",
+        examples=tuple(f"{kind} {ids[row]}" for row in first_rows(empty)),
+    )
+
+
+def constant_rating(dataset: Dataset) -> Finding | None:
+    """Whether all ratings are equal."""
+    rating = dataset.interactions.rating
+    if rating is None or not len(rating):
+        return None
+    constant = bool((rating == rating[0]).all())
+    return Finding(
+        code="constant_rating",
+        severity="info",
+        count=len(rating) if constant else 0,
+        total=len(rating),
+        message=f"Every rating is {rating[0]:g}: ratings say nothing about preference.",
+        advice="Treat the events as implicit feedback; data.filters.min_rating has no use here.",
+    )
+
+
+def concentration(dataset: Dataset) -> Finding:
+    """Share of events on the most popular 1 % of the items, and the Gini coefficient."""
+    counts = np.bincount(dataset.interactions.item, minlength=dataset.num_items)
+    ascending = np.sort(counts)
+    top = -(-dataset.num_items // 100)
+    names = Names(dataset)
+    total = len(dataset.interactions)
+    return Finding(
+        code="popularity_concentration",
+        severity="info",
+        count=int(ascending[dataset.num_items - top :].sum()),
+        total=total,
+        message=f"Events on the most popular 1 % of items ({plural(top, 'item')} of "
+        f"{dataset.num_items:,}); Gini coefficient of events over items {gini(ascending):.2f}.",
+        advice="Compare with the popularity baseline before crediting a model with taste.",
+        examples=tuple(
+            f"{names.item(row)}: {plural(counts[row], 'event')} ({percent(counts[row], total)})"
+            for row in largest(counts)[: min(top, MAX_EXAMPLES)]
+        ),
+    )
+
+
+def gini(ascending: np.ndarray) -> float:
+    """Gini coefficient: 0 where all values are equal, towards 1 where one has everything.
+
+    Args:
+      ascending: `[n]` values, not negative, sorted.
+    """
+    n, total = len(ascending), float(ascending.sum())
+    if not total:
+        return 0.0
+    place = np.arange(1, n + 1, dtype=np.float64)
+    return float(2 * (place @ ascending) / (n * total) - (n + 1) / n)
+
+
+def sparsity(dataset: Dataset) -> Finding:
+    """Share of all user-item pairs that have an event."""
+    events = dataset.interactions
+    pair = events.user.astype(np.int64) * dataset.num_items + events.item
+    per_user = np.bincount(events.user, minlength=dataset.num_users)
+    per_item = np.bincount(events.item, minlength=dataset.num_items)
+    return Finding(
+        code="sparsity",
+        severity="info",
+        count=len(np.unique(pair)),
+        total=dataset.num_users * dataset.num_items,
+        message=f"User-item pairs with an event; the median user has {np.median(per_user):g} "
+        f"events, the median item {np.median(per_item):g}.",
+        advice="Where medians are small, raise data.filters.user_core and item_core or expect wide "
+        "intervals.",
+    )

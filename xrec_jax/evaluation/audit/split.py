@@ -1,0 +1,148 @@
+"""Checks of a split without regard to time: pairs in several parts, users and items left out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xrec_jax.data.dataset import Dataset, Split
+from xrec_jax.evaluation.audit.findings import (
+    MAX_EXAMPLES,
+    Finding,
+    Names,
+    Protocol,
+    first_rows,
+    percent,
+    plural,
+)
+
+NEGLIGIBLE = 0.01  # share of the held-out events below which cold users and items are no warning
+
+
+def check_split(dataset: Dataset, split: Split, protocol: Protocol) -> list[Finding | None]:
+    """Runs every check of this module."""
+    return [
+        short_histories(dataset, protocol),
+        cold(dataset, split, "item"),
+        cold(dataset, split, "user"),
+        pairs_in_training(dataset, split, protocol),
+        pairs_in_valid_and_test(dataset, split, protocol),
+    ]
+
+
+def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
+    """Users with fewer than three events."""
+    size = np.bincount(dataset.interactions.user, minlength=dataset.num_users)
+    short = (size > 0) & (size < 3)
+    names = Names(dataset)
+    why = {
+        "leave_one_out": "they are in training only and no figure speaks of them.",
+        "ratio": "they cannot fill training, validation and test.",
+        "given": "little is known of them.",
+    }[protocol.kind]
+    return Finding(
+        code="short_histories",
+        severity="info" if protocol.kind == "given" else "warning",
+        count=int(short.sum()),
+        total=dataset.num_users,
+        message=f"Users with fewer than 3 events: {why}",
+        advice="Set data.filters.user_core=3 or more to leave them out on purpose, or report how "
+        "many users were evaluated.",
+        examples=tuple(
+            f"{names.user(row)}: {plural(size[row], 'event')}" for row in first_rows(short)
+        ),
+    )
+
+
+def cold(dataset: Dataset, split: Split, kind: str) -> Finding:
+    """Users or items with held-out events and no training event.
+
+    Args:
+      dataset: the data.
+      split: its parts.
+      kind: "user" or "item".
+    """
+    num = dataset.num_users if kind == "user" else dataset.num_items
+    rows = lambda events: getattr(events, kind)  # noqa: E731
+    held_out = np.bincount(rows(split.valid), minlength=num)
+    held_out += np.bincount(rows(split.test), minlength=num)
+    unseen = (held_out > 0) & (np.bincount(rows(split.train), minlength=num) == 0)
+    affected = int(unseen[rows(split.test)].sum())
+    share = held_out[unseen].sum() / max(held_out.sum(), 1)
+    names = Names(dataset)
+    return Finding(
+        code=f"cold_{kind}s",
+        severity="warning" if share >= NEGLIGIBLE else "info",
+        count=int(unseen.sum()),
+        total=int((held_out > 0).sum()),
+        message=f"Held-out {kind}s without a training event, {affected:,} of "
+        f"{len(split.test):,} test events ({percent(affected, len(split.test))}): a model that "
+        f"learns one vector for each {kind} cannot know them.",
+        advice=f"Read figures against this bound, leave such {kind}s out (data.filters."
+        f"{kind}_core, or the given files), or use a model that reads descriptions.",
+        examples=tuple(
+            f"{getattr(names, kind)(row)}: {plural(held_out[row], 'held-out event')}"
+            for row in first_rows(unseen)
+        ),
+    )
+
+
+def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Finding:
+    """Held-out user-item pairs that training holds too."""
+    valid, test = (np.unique(_pairs(part, dataset)) for part in (split.valid, split.test))
+    held_out = np.union1d(valid, test)
+    train = _pairs(split.train, dataset)
+    leaked = np.unique(train[_contains(held_out, train)])
+    in_valid, in_test = _contains(valid, leaked), _contains(test, leaked)
+    return Finding(
+        code="pairs_in_training",
+        severity="error",
+        count=len(leaked),
+        total=len(held_out),
+        message="Held-out user-item pairs that stand in training too "
+        f"({in_valid.sum():,} of validation, {in_test.sum():,} of the test): the answer was learnt, "
+        "or is masked as already seen.",
+        advice=_leak_advice(protocol),
+        examples=_pair_examples(dataset, leaked),
+    )
+
+
+def pairs_in_valid_and_test(dataset: Dataset, split: Split, protocol: Protocol) -> Finding:
+    """User-item pairs that validation and test share."""
+    valid, test = (np.unique(_pairs(part, dataset)) for part in (split.valid, split.test))
+    shared = test[_contains(valid, test)]
+    return Finding(
+        code="pairs_in_valid_and_test",
+        severity="error",
+        count=len(shared),
+        total=len(test),
+        message="Test user-item pairs that stand in validation too: models are chosen on the "
+        "answers, which the test then masks as already seen.",
+        advice=_leak_advice(protocol),
+        examples=_pair_examples(dataset, shared),
+    )
+
+
+def _pairs(events: Interactions, dataset: Dataset) -> np.ndarray:
+    """`[n]` int64, one number for each user-item pair."""
+    return events.user.astype(np.int64) * dataset.num_items + events.item
+
+
+def _contains(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which of `[n]` values are among `[m]` ascending distinct ones; `[n]` bool."""
+    if not len(distinct):
+        return np.zeros(len(values), bool)
+    place = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
+    return distinct[place] == values
+
+
+def _pair_examples(dataset: Dataset, pairs: np.ndarray) -> tuple[str, ...]:
+    names = Names(dataset)
+    return tuple(names.pair(*divmod(int(pair), dataset.num_items)) for pair in pairs[:MAX_EXAMPLES])
+
+
+def _leak_advice(protocol: Protocol) -> str:
+    if protocol.kind == "given":
+        return (
+            "Remove these pairs from the file of the earlier part, and say so beside the figures."
+        )
+    return 'Set data.filters.duplicates="first" (or "last"), so that a pair stands once.'
