@@ -21,7 +21,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/xrec run --config=configs/quickstart.py --workdir=runs/quickstart
-	$(BIN)/xrec show --workdir=runs/quickstart
 
 test: setup
 	$(BIN)/python -m pytest

@@ -101,7 +101,7 @@ def _unfiltered(config: ConfigDict, dataset: Dataset) -> Dataset | None:
     """Reads the files again with repeats kept, where the filters dropped some; else None."""
     if not dataset.notes.get("duplicates_dropped"):
         return None
-    as_read = ConfigDict(config)
+    as_read = config.copy_and_resolve_references()
     with as_read.unlocked():
         as_read.filters = ConfigDict({"duplicates": "keep"})
     return load(as_read)

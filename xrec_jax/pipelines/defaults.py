@@ -98,3 +98,20 @@ def base() -> ConfigDict:
         )
     )
     return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Turns a config into a smoke test of seconds: a small world instead of its data, few epochs.
+
+    What every config's `:tiny` does; it needs no files.
+    """
+    config.seeds = (0,)
+    config.data = data()
+    config.data.world.update(dict(num_users=80, num_items=60, mean_visits=12.0))
+    config.ranking.resamples = 100
+    for entry in config.recommend.values():
+        entry.train.update(dict(batch_size=64, epochs=2, evaluate_every=1, patience=0))
+        hparams = entry.hparams
+        for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
+            if key in hparams:
+                hparams[key] = min(hparams[key], value)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import MetricWriter
+from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.intervals import Estimate, estimate, exact
+from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.report.tables import ranking_table
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 
@@ -59,7 +63,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         for seed in seeds_of(config, name):
             if not rundir.per_user(task.stage(seed)).exists():
                 task.run(seed, writer)
-    rundir.write_evaluation(STAGE, aggregate(config, data, rundir))
+    _finish(config, data, rundir)
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
@@ -68,7 +72,17 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         for seed in seeds_of(config, name):
             task.write_per_user(seed, *task.restore(seed))
-    rundir.write_evaluation(STAGE, aggregate(config, data, rundir))
+    _finish(config, data, rundir)
+
+
+def _finish(config: Any, data: RunData, rundir: RunDir) -> None:
+    """Writes the stage's part of `evaluation.json` and prints it, on the first process."""
+    if is_first():
+        table = aggregate(config, data, rundir)
+        rundir.write_evaluation(STAGE, table)
+        say(ranking_table(table))
+    if jax.process_count() > 1:  # nobody reads the figures before they are written
+        multihost_utils.sync_global_devices("evaluation.json")
 
 
 def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:

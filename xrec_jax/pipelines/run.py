@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.host import keep_freed_memory
-from xrec_jax.parallel.mesh import make_mesh, use_mesh
-from xrec_jax.pipelines import recommend
+from xrec_jax.pipelines import recommend, showcase
 from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.report.tables import ranking_table
+from xrec_jax.pipelines.meshes import open_mesh
 from xrec_jax.pipelines.rundir import RunDir
 
-STAGES = {"recommend": recommend}
-
-
-@contextlib.contextmanager
-def open_mesh(config: Any) -> Iterator[Mesh]:
-    """The mesh of a config, current inside the block."""
-    with use_mesh(make_mesh(**dict(config.mesh))) as mesh:
-        yield mesh
+STAGES = {"recommend": recommend, "showcase": showcase}
 
 
 def _stages(config: Any) -> list[Any]:
@@ -75,8 +64,6 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
                 stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
         finally:
             writer.close()
-    if is_first():
-        say(ranking_table(rundir.evaluation().get("recommend", {})))
     return rundir
 
 
@@ -89,6 +76,4 @@ def evaluate(workdir: epath.PathLike) -> RunDir:
         data = prepare(config.data)
         for stage in stages:
             stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
-    if is_first():
-        say(ranking_table(rundir.evaluation().get("recommend", {})))
     return rundir

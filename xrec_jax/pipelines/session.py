@@ -7,17 +7,78 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking import recommend
-from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.meshes import open_mesh
 from xrec_jax.pipelines.recommend import seeds_of
-from xrec_jax.pipelines.run import open_mesh
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 
 Record = dict[str, Any]
+
+
+def best_system(config: Any, rundir: RunDir) -> str:
+    """The system with the best mean validation NDCG@10 among the finished ones.
+
+    Raises:
+      UserError: if none is finished.
+    """
+    done = rundir.evaluation().get("recommend", {})
+    finished = [name for name in config.recommend if name in done]
+    if not finished:
+        raise UserError(f"{rundir.path}: no recommender is finished; run `xrec run` first")
+    return max(finished, key=lambda name: done[name]["valid/ndcg@10"]["value"])
+
+
+def recommend_records(
+    config: Any,
+    data: RunData,
+    rundir: RunDir,
+    mesh: Mesh,
+    *,
+    users: np.ndarray | None,
+    top_k: int,
+    system: str,
+) -> Iterator[Record]:
+    """Recommendations of a system's first seed, a record at a time; see `Run.recommend`.
+
+    Args:
+      config: of the run.
+      data: its data.
+      rundir: its directory.
+      mesh: devices; call inside `use_mesh(mesh)`.
+      users: `[users]` rows; None for all.
+      top_k: items a user.
+      system: its name; "" for the best on validation.
+    """
+    if top_k < 1:
+        raise UserError(f"top_k={top_k} must be positive")
+    name = system or best_system(config, rundir)
+    if name not in config.recommend:
+        raise UserError(f"no system {name!r} in the run{did_you_mean(name, config.recommend)}")
+    dataset, split = data.dataset, data.split
+    rows = np.arange(dataset.num_users) if users is None else users
+    if not len(rows):
+        return
+    history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+    task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
+    params, frozen = task.restore(seeds_of(config, name)[0])
+    lists = recommend(task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh)
+    for found in lists:
+        for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
+            for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
+                if item >= 0:
+                    yield {
+                        "user": str(dataset.user_ids[row]),
+                        "rank": rank,
+                        "item": str(dataset.item_ids[item]),
+                        "score": float(score),
+                        "system": name,
+                    }
 
 
 class Run:
@@ -40,20 +101,6 @@ class Run:
     def systems(self) -> tuple[str, ...]:
         """Names of the recommenders in the run."""
         return tuple(self.config.recommend)
-
-    def best_system(self) -> str:
-        """The system with the best mean validation NDCG@10 among the finished ones.
-
-        Raises:
-          UserError: if none is finished.
-        """
-        done = self.rundir.evaluation().get("recommend", {})
-        scores = {
-            name: done[name]["valid/ndcg@10"]["value"] for name in self.systems if name in done
-        }
-        if not scores:
-            raise UserError(f"{self.rundir.path}: no recommender is finished; run `xrec run` first")
-        return max(scores, key=lambda name: scores[name])
 
     def user_rows(self, users: Sequence[str]) -> np.ndarray:
         """Rows of users given by id.
@@ -90,33 +137,11 @@ class Run:
         self, users: Sequence[str] | None = None, *, top_k: int = 10, system: str = ""
     ) -> Iterator[Record]:
         """As `recommend`, a record at a time, in bounded memory."""
-        if top_k < 1:
-            raise UserError(f"top_k={top_k} must be positive")
-        name = system or self.best_system()
-        if name not in self.systems:
-            raise UserError(f"no system {name!r} in the run{did_you_mean(name, self.systems)}")
-        dataset = self.data.dataset
-        rows = np.arange(dataset.num_users) if users is None else self.user_rows(users)
-        if not len(rows):
-            return
-        split = self.data.split
-        history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+        rows = None if users is None else self.user_rows(users)
         with open_mesh(self.config) as mesh:
-            task = RecommenderTask(self.config, name, data=self.data, mesh=mesh, rundir=self.rundir)
-            params, frozen = task.restore(seeds_of(self.config, name)[0])
-            for found in recommend(
-                task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh
-            ):
-                for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
-                    for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
-                        if item >= 0:
-                            yield {
-                                "user": str(dataset.user_ids[row]),
-                                "rank": rank,
-                                "item": str(dataset.item_ids[item]),
-                                "score": float(score),
-                                "system": name,
-                            }
+            yield from recommend_records(
+                self.config, self.data, self.rundir, mesh, users=rows, top_k=top_k, system=system
+            )
 
 
 def restore(workdir: epath.PathLike) -> Run:

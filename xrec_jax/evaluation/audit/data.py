@@ -94,7 +94,7 @@ def single_event_users(dataset: Dataset) -> Finding:
         severity="info",
         count=int(single.sum()),
         total=dataset.num_users,
-        message="Users with one event: nothing before it can explain it, nothing after can test it.",
+        message="Users with one event: nothing before it explains it, nothing after it tests it.",
         advice="Remove them with data.filters.user_core=2 or more, if they are not wanted.",
         examples=tuple(map(names.user, first_rows(single))),
     )
@@ -128,7 +128,8 @@ def without_description(dataset: Dataset, kind: str) -> Finding | None:
     if table is None:
         return None
     if table.width:
-        empty = table.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+        empty = table.select(pl.all_horizontal(map(_is_empty, table.schema.items())))
+        empty = empty.to_series().to_numpy()
         count = int(empty.sum())
     else:  # ids alone: the notes know which count, not which ones
         empty = np.zeros(len(ids), bool)
@@ -142,6 +143,16 @@ def without_description(dataset: Dataset, kind: str) -> Finding | None:
         advice=f"Complete the table of {kind}s, or leave these {kind}s out of explanations.",
         examples=tuple(f"{kind} {ids[row]}" for row in first_rows(empty)),
     )
+
+
+def _is_empty(column: tuple[str, pl.DataType]) -> pl.Expr:
+    name, kind = column
+    nothing = pl.col(name).is_null()
+    if kind == pl.String:
+        nothing |= pl.col(name) == ""
+    elif isinstance(kind, pl.List):
+        nothing |= pl.col(name).list.len() == 0
+    return nothing.fill_null(True)
 
 
 def constant_rating(dataset: Dataset) -> Finding | None:
@@ -172,7 +183,7 @@ def concentration(dataset: Dataset) -> Finding:
         severity="info",
         count=int(ascending[dataset.num_items - top :].sum()),
         total=total,
-        message=f"Events on the most popular 1 % of items ({plural(top, 'item')} of "
+        message=f"Events on the most popular 1 % of items ({top:,} of "
         f"{dataset.num_items:,}); Gini coefficient of events over items {gini(ascending):.2f}.",
         advice="Compare with the popularity baseline before crediting a model with taste.",
         examples=tuple(

@@ -7,6 +7,7 @@ no ratings). A finding that counts nothing is a check that passed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from xrec_jax.data.dataset import Dataset
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 MAX_EXAMPLES = 5
+
+Row = int | np.integer[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Protocol:
         return self.kind == "leave_one_out" or (self.kind == "ratio" and self.order == "time")
 
     def __str__(self) -> str:
+        """Such as `ratio by time`."""
         if self.kind == "given":
             return self.kind
         return f"{self.kind} {'by time' if self.by_time else 'at random'}"
@@ -100,32 +104,39 @@ def collect(outcomes: Iterable[Finding | None]) -> Audit:
     return Audit(tuple(found), tuple(finding.code for finding in ran if not finding.count))
 
 
+@dataclasses.dataclass(frozen=True)
 class Names:
     """Readable names of the users and items of a data set.
 
-    Args:
-      dataset: an item's title is its first text column whose name ends in "title" or "name".
+    Attributes:
+      dataset: the data; an item's title is its first column of text, or of words, whose name ends
+        in "title" or "name".
     """
 
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-        self._titles: pl.Series | None = None
-        for column in () if dataset.items is None else dataset.items.iter_columns():
-            if column.dtype == pl.String and column.name.lower().endswith(("title", "name")):
-                self._titles = column
-                break
+    dataset: Dataset
 
-    def user(self, row: int) -> str:
+    @functools.cached_property
+    def _titles(self) -> pl.Series | None:
+        for column in () if self.dataset.items is None else self.dataset.items.iter_columns():
+            if not column.name.lower().endswith(("title", "name")):
+                continue
+            if column.dtype == pl.List(pl.String):
+                return column.list.join(" ")
+            if column.dtype == pl.String:
+                return column
+        return None
+
+    def user(self, row: Row) -> str:
         """Such as `user 13`."""
-        return f"user {self._dataset.user_ids[row]}"
+        return f"user {self.dataset.user_ids[row]}"
 
-    def item(self, row: int) -> str:
+    def item(self, row: Row) -> str:
         """Such as `item 'Toy Story' (1)`, without a title `item 1`."""
         title = None if self._titles is None else self._titles[int(row)]
-        name = self._dataset.item_ids[row]
-        return f"item {name}" if title is None else f"item {title!r} ({name})"
+        name = self.dataset.item_ids[row]
+        return f"item {name}" if not title else f"item {title!r} ({name})"
 
-    def pair(self, user: int, item: int) -> str:
+    def pair(self, user: Row, item: Row) -> str:
         """Such as `user 13, item 'Toy Story' (1)`."""
         return f"{self.user(user)}, {self.item(item)}"
 
@@ -151,7 +162,7 @@ def first_rows(mask: np.ndarray) -> list[int]:
     return np.flatnonzero(mask)[:MAX_EXAMPLES].tolist()
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: Row, noun: str) -> str:
     """Such as `1 user` and `1,682 users`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xrec_jax.data.dataset import Dataset, Split
+from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.evaluation.audit.findings import (
     MAX_EXAMPLES,
     Finding,
@@ -22,6 +22,7 @@ def check_split(dataset: Dataset, split: Split, protocol: Protocol) -> list[Find
     """Runs every check of this module."""
     return [
         short_histories(dataset, protocol),
+        users_without_test_event(dataset, split, protocol),
         cold(dataset, split, "item"),
         cold(dataset, split, "user"),
         pairs_in_training(dataset, split, protocol),
@@ -50,6 +51,23 @@ def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
         examples=tuple(
             f"{names.user(row)}: {plural(size[row], 'event')}" for row in first_rows(short)
         ),
+    )
+
+
+def users_without_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
+    """Users that the test part of a given split leaves out; other splits have rules for them."""
+    if protocol.kind != "given":
+        return None
+    untested = np.bincount(split.test.user, minlength=dataset.num_users) == 0
+    names = Names(dataset)
+    return Finding(
+        code="users_without_test_event",
+        severity="info",
+        count=int(untested.sum()),
+        total=dataset.num_users,
+        message="Users without a test event: no test figure speaks of them.",
+        advice="Report how many users were evaluated; do not compare with figures on all users.",
+        examples=tuple(map(names.user, first_rows(untested))),
     )
 
 
@@ -99,8 +117,8 @@ def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Fin
         count=len(leaked),
         total=len(held_out),
         message="Held-out user-item pairs that stand in training too "
-        f"({in_valid.sum():,} of validation, {in_test.sum():,} of the test): the answer was learnt, "
-        "or is masked as already seen.",
+        f"({in_valid.sum():,} of validation, {in_test.sum():,} of the test): the answer was "
+        "learnt, or is masked as already seen.",
         advice=_leak_advice(protocol),
         examples=_pair_examples(dataset, leaked),
     )

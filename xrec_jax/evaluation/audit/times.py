@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from xrec_jax.data.dataset import Dataset, Interactions, Split
@@ -12,6 +14,7 @@ from xrec_jax.evaluation.audit.findings import (
     Protocol,
     Severity,
     first_rows,
+    largest,
     plural,
 )
 
@@ -42,7 +45,7 @@ def no_timestamps(dataset: Dataset, protocol: Protocol) -> Finding:
         severity="warning" if protocol.by_time else "info",
         count=len(events) if events.timestamp is None else 0,
         total=len(events),
-        message=f"Events without a timestamp: {stands_in}no check of ties or leaks in time can run.",
+        message=f"Events without a timestamp: {stands_in}no check of time can run.",
         advice="Map a column with data.columns.timestamp, if the files have one.",
     )
 
@@ -65,7 +68,7 @@ def tied_timestamps(dataset: Dataset) -> Finding | None:
         total=len(events),
         message="Events at the same time as the same user's event before: their order in a history "
         "is that of the file, not of time.",
-        advice="Use finer timestamps if there are any; read gains of models of sequences with care.",
+        advice="Use finer timestamps if there are any; doubt small gains of sequence models.",
         examples=tuple(
             f"{names.user(row)}: {per_user[row]} of {plural(size[row], 'event')}"
             for row in largest(per_user)
@@ -172,7 +175,7 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
         message += " This comes with leave-one-out, where every user has a border of their own."
     names = Names(dataset)
     rows = np.flatnonzero(early)
-    rows = rows[np.argsort(time[rows], kind="stable")[:MAX_EXAMPLES]]
+    earliest: list[int] = rows[np.argsort(time[rows], kind="stable")[:MAX_EXAMPLES]].tolist()
     return Finding(
         code="global_time_leak",
         severity="info" if protocol.kind == "leave_one_out" else "warning",
@@ -184,7 +187,7 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
         examples=tuple(
             f"{names.pair(split.test.user[row], split.test.item[row])} at {_text(time[row])}, "
             f"training up to {_text(end)}"
-            for row in rows
+            for row in earliest
         ),
     )
 

@@ -1,0 +1,88 @@
+"""Plots of a run, with matplotlib (extra `report`)."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+# A palette that stays apart for colour-blind readers (Okabe and Ito, 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#666666"
+
+
+def curves(
+    records: Iterable[Mapping[str, Any]], metric: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """System to its curves of a metric, one a seed.
+
+    Args:
+      records: lines of `metrics.jsonl`, of stages `recommend/SYSTEM/SEED`.
+      metric: its name.
+
+    Returns:
+      `{system: (progress [points], values [seeds, points])}`; progress is the share of the longest
+      seed's steps, seeds that stopped early end in NaN.
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        stage = str(record["stage"]).split("/")
+        if len(stage) == 3 and stage[0] == "recommend" and record.get(metric) is not None:
+            found[stage[1]][stage[2]].append((record["step"], record[metric]))
+    out = {}
+    for system, seeds in found.items():
+        steps = np.array(sorted({step for points in seeds.values() for step, _ in points}))
+        values = np.full((len(seeds), len(steps)), np.nan)
+        for row, points in zip(values, seeds.values(), strict=True):
+            for step, value in points:
+                row[np.searchsorted(steps, step)] = value
+        out[system] = steps, values
+    return out
+
+
+def learning_curves(
+    records: Iterable[Mapping[str, Any]], path: epath.PathLike, *, bound: float | None = None
+) -> bool:
+    """Draws training loss and validation NDCG@10 of every system, a thin line a seed.
+
+    Args:
+      records: lines of `metrics.jsonl`.
+      path: PNG to write.
+      bound: the best NDCG@10 that any recommender can expect, if known.
+
+    Returns:
+      False if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    records = list(records)
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2)
+    titles = {"train/loss": "Training loss", "valid/ndcg@10": "Validation NDCG@10"}
+    for panel, (metric, title) in zip(panels, titles.items(), strict=True):
+        for colour, (system, (steps, values)) in zip(
+            _COLOURS, sorted(curves(records, metric).items()), strict=False
+        ):
+            for number, line in enumerate(values):
+                known = ~np.isnan(line)
+                label = system if number == 0 else None
+                panel.plot(steps[known], line[known], color=colour, lw=1.4, alpha=0.8, label=label)
+        panel.set(title=title, xlabel="step", xscale="log")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    panels[1].set_ylim(bottom=0)
+    if bound is not None:
+        panels[1].axhline(bound, color=_GREY, ls="--", lw=1, label="upper bound (test)")
+    panels[1].legend(frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(image.getvalue())
+    return True

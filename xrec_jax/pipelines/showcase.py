@@ -1,0 +1,110 @@
+"""The `showcase` stage: what a run learned, in pictures and in words.
+
+Draws the learning curves, prints one user's history and recommendations in readable text (with the
+true reasons, where the data is a planted world), and says what lies where in the run directory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.data.dataset import Dataset
+from xrec_jax.data.histories import Histories
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.report.plots import learning_curves
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.session import recommend_records
+
+# Columns that name an item, in order of preference.
+_TITLES = ("name", "title", "movie_title")
+
+_CONTENTS = (
+    ("config.json", "the resolved configuration; `xrec run` with the same one resumes"),
+    ("metrics.jsonl", "every logged number, one JSON object a line"),
+    ("tensorboard/", "the same for TensorBoard"),
+    ("checkpoints/STAGE/STEP/", "Orbax: parameters, optimiser, key, data position, best so far"),
+    ("per_user/", "metrics of every user, for paired tests"),
+    ("evaluation.json", "final figures with 95 % intervals"),
+    ("plots/", "learning curves"),
+)
+
+
+def check(config: Any) -> None:
+    """Raises a `UserError` unless there is something to show."""
+    if "recommend" not in config.stages or not config.recommend:
+        raise UserError("stage 'showcase' needs stage 'recommend' before it in config.stages")
+
+
+def titles(dataset: Dataset) -> np.ndarray:
+    """A readable name of every item: `[num_items]`; its id where the data has no name."""
+    table = dataset.items
+    column = next((c for c in _TITLES if table is not None and c in table.columns), None)
+    if table is None or column is None:
+        return dataset.item_ids
+    names = [" ".join(n) if isinstance(n, list) else n for n in table[column].to_list()]
+    return np.array([name or id_ for name, id_ in zip(names, dataset.item_ids, strict=True)])
+
+
+def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: int) -> str:
+    """One user's history and five recommendations of the best system, as text."""
+    dataset, split, world = data.dataset, data.split, data.world
+    history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+    items = history.items[history.start[row] : history.start[row + 1]]
+    records = list(
+        recommend_records(
+            config, data, rundir, mesh, users=np.array([row]), top_k=5, system=""
+        )
+    )  # fmt: skip
+    names = titles(dataset)
+    row_of = {str(id_): k for k, id_ in enumerate(dataset.item_ids)}
+    lines = [f"User {dataset.user_ids[row]}, {len(items)} events; the last five:"]
+    if dataset.users is not None and "user_text" in dataset.users.columns:
+        lines.insert(0, dataset.users["user_text"][row])
+    lines += [f"  {names[item]}" for item in items[-5:]]
+    lines.append(f"Recommended by {records[0]['system']}:")
+    for record in records:
+        item = row_of[record["item"]]
+        lines.append(f"  {record['rank']}. {names[item]}")
+        if world is not None:
+            made = np.array([len(items)])
+            reasons = world.reasons(np.array([row]), np.array([item]), made)[0]
+            text = dataset.items["item_text"][item] if dataset.items is not None else ""
+            lines += [f"     {text}", f"     true reasons: {reasons.describe()}"]
+    return "\n".join(lines)
+
+
+def describe_directory(rundir: RunDir) -> str:
+    """What lies where in a run directory."""
+    width = max(len(name) for name, _ in _CONTENTS)
+    lines = [f"{rundir.path}:"]
+    return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in _CONTENTS])
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Draws, prints, explains."""
+    del writer
+    text = describe_user(config, data, rundir, mesh, row=0)
+    if not is_first():
+        return
+    say(f"\n{text}\n")
+    evaluation = rundir.evaluation()["recommend"]
+    bound = evaluation.get("upper_bound", {}).get("test/ndcg@10")
+    records = files.read_json_lines(rundir.path / "metrics.jsonl")
+    path = rundir.path / "plots" / "learning_curves.png"
+    if learning_curves(records, path, bound=bound and bound["value"]):
+        say(f"learning curves: {path}")
+    else:
+        say("learning curves: not drawn, matplotlib is missing (pip install 'xrec_jax[report]')")
+    say(describe_directory(rundir))
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Nothing to evaluate."""
+    del config, data, mesh, rundir
