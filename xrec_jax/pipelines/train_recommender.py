@@ -161,6 +161,7 @@ class RecommenderTask:
             patience=train.patience,
             metric=train.metric,
             examples_per_step=train.batch_size,
+            steps_per_epoch=epoch,
         )
         source = batch_source(self.model, self.data.split, train, seed)
         state = self.initial_state(seed)

@@ -1,7 +1,8 @@
 """SASRec: a causal transformer over the history (Kang and McAuley, ICDM 2018).
 
-Trained on all positions of a window at once: position t predicts item t + 1, so one pass over a
-user's history costs one forward pass a window rather than one a prefix.
+Item and position vectors are summed and normalised, each layer is normalised after its residual
+sums. All positions of a window are trained at once: position t predicts item t + 1, so a user's
+history costs one forward pass a window rather than one a prefix.
 
 Dimension letters: b batch, t query position, s key position, h head, k head feature, d feature.
 """
@@ -28,9 +29,14 @@ from xrec_jax.recommenders.base import (
 )
 from xrec_jax.recommenders.layers import Table, dropout
 
+_SMALL = nn.initializers.normal(0.02)
+
 
 class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward layer.
+    """Self-attention and feed-forward layer, normalised after each residual sum.
+
+    Weights start small, so that a fresh layer passes its input through: what was seen last is a
+    good first guess of what is wanted next.
 
     Attributes:
       dim: features.
@@ -62,34 +68,29 @@ class Block(nn.Module):
         key = (lambda: self.make_rng("dropout")) if train else (lambda: None)
         size = self.dim // self.heads
 
-        def kernel(name, shape, axes, inputs, outputs):
-            init = nn.initializers.variance_scaling(
-                1.0, "fan_avg", "uniform", in_axis=inputs, out_axis=outputs
-            )
-            return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(x.dtype)
+        def kernel(name, shape, axes):
+            init = nn.with_logical_partitioning(_SMALL, axes)
+            return self.param(name, init, shape).astype(x.dtype)
 
-        split = (self.dim, self.heads, size), ("hidden", "heads", None), 0, (1, 2)
+        split = (self.dim, self.heads, size), ("hidden", "heads", None)
         q_dhk, k_dhk, v_dhk = (kernel(name, *split) for name in ("q", "k", "v"))
-        o_hkd = kernel("out", (self.heads, size, self.dim), ("heads", None, "hidden"), (0, 1), 2)
-        up_df = kernel("up", (self.dim, self.inner), ("hidden", "inner"), 0, 1)
-        down_fd = kernel("down", (self.inner, self.dim), ("inner", "hidden"), 0, 1)
+        o_hkd = kernel("out", (self.heads, size, self.dim), ("heads", None, "hidden"))
+        up_df = kernel("up", (self.dim, self.inner), ("hidden", "inner"))
+        down_fd = kernel("down", (self.inner, self.dim), ("inner", "hidden"))
 
-        norm = nn.LayerNorm(name="attention_norm")
-        normed = norm(x)
-        asked = normed if query is None else norm(query)
         query = x if query is None else query
-        q_bthk = jnp.einsum("btd,dhk->bthk", asked, q_dhk)
-        k_bshk = jnp.einsum("bsd,dhk->bshk", normed, k_dhk)
-        v_bshk = jnp.einsum("bsd,dhk->bshk", normed, v_dhk)
+        q_bthk = jnp.einsum("btd,dhk->bthk", query, q_dhk)
+        k_bshk = jnp.einsum("bsd,dhk->bshk", x, k_dhk)
+        v_bshk = jnp.einsum("bsd,dhk->bshk", x, v_dhk)
         logits = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk) / np.sqrt(size)
         logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -1e30)
-        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.dropout, key()) if x.shape[1] % 4 == 0 else weights
+        weights = dropout(jax.nn.softmax(logits, axis=-1).astype(x.dtype), self.dropout, key())
         mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
-        x = query + dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
-        y = nn.LayerNorm(name="mlp_norm")(x).reshape(-1, self.dim)  # 2-D products fuse better
-        y = (nn.gelu(y @ up_df) @ down_fd).reshape(x.shape)
-        return x + dropout(y, self.dropout, key())
+        out = dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
+        x = nn.LayerNorm(name="attention_norm")(query + out)
+        y = x.reshape(-1, self.dim)  # two-dimensional products fuse better
+        y = dropout((nn.gelu(y @ up_df) @ down_fd).reshape(x.shape), self.dropout, key())
+        return nn.LayerNorm(name="mlp_norm")(x + y)
 
 
 class Transformer(nn.Module):
@@ -131,20 +132,20 @@ class Transformer(nn.Module):
           train: whether dropout is on.
         """
         steps = history.shape[1]
-        x = self.item(history) * np.sqrt(self.dim) + self.position[:steps]
+        x = self.norm(self.item(history) + self.position[:steps])
         x = constrain(x.astype(self.dtype), "batch", None, "hidden")
         x = dropout(x, self.dropout, self.make_rng("dropout") if train else None)
         causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
         if length is None:
             for block in self.blocks:
                 x = block(x, causal, None, train)
-            return self.norm(x)
+            return x
         for block in self.blocks[:-1]:
             x = block(x, causal, None, train)
         last = jnp.maximum(length - 1, 0)[:, None]
         query = jnp.take_along_axis(x, last[..., None], axis=1)
         seen = (jnp.arange(steps)[None] <= last)[:, None]
-        return self.norm(self.blocks[-1](x, seen, query, train))[:, 0]
+        return self.blocks[-1](x, seen, query, train)[:, 0]
 
 
 @register("sasrec")
@@ -153,7 +154,7 @@ class SASRec(Recommender):
     """Self-attentive sequential recommendation with a tied item table.
 
     Attributes:
-      dim: features, divisible by `heads` and by 4.
+      dim: features, divisible by `heads`.
       layers: transformer layers.
       heads: attention heads.
       inner: features inside the feed-forward layer.
@@ -191,7 +192,6 @@ class SASRec(Recommender):
         )
         check_choice("sasrec", "dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("sasrec", "dim % heads", self.dim % self.heads, (0,))
-        check_choice("sasrec", "dim % 4", self.dim % 4, (0,))
 
     @property
     def history_length(self) -> int:

@@ -56,6 +56,7 @@ class LoopOptions:
       patience: stop after this many evaluations in a row without a new best; 0 never.
       metric: name of the metric that decides which parameters are best, higher is better.
       examples_per_step: for the logged rate.
+      steps_per_epoch: for the logged epoch.
     """
 
     total_steps: int
@@ -65,6 +66,7 @@ class LoopOptions:
     patience: int = 0
     metric: str = ""
     examples_per_step: int = 1
+    steps_per_epoch: int = 1
 
 
 @dataclasses.dataclass
@@ -213,6 +215,7 @@ def fit(
                 now = time.perf_counter()
                 rate = (done - last_step) * options.examples_per_step / max(now - last_time, 1e-9)
                 logged["time/examples_per_second"] = rate
+                logged["train/epoch"] = done / options.steps_per_epoch
                 if evaluates and evaluate is not None:
                     scores = evaluate(state)
                     state = _note_score(state, scores, done, progress, options)

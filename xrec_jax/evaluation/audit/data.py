@@ -56,13 +56,15 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
         sizes = [len(part_events) for part_events in source.parts.values()]
         part = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
     rows = np.flatnonzero(filters.repeated(events, part, "first"))
-    pairs = np.stack([part[rows], events.user[rows], events.item[rows]], axis=1)
-    distinct, repeats = np.unique(pairs, axis=0, return_counts=True)
+    key = part[rows].astype(np.int64) * source.num_users + events.user[rows]
+    distinct, repeats = np.unique(key * source.num_items + events.item[rows], return_counts=True)
+    part_user, item = np.divmod(distinct, source.num_items)
+    user = part_user % source.num_users
     names = Names(source)
     notes = dataset.notes
     dropped = notes.get("duplicates_dropped", 0)
     if dropped:
-        fate = "The filters drop them, by time all but one of a pair."
+        fate = "The filters drop these and keep one event of each pair."
         advice = (
             "Say so beside the figures: other software may keep them. If repeats mean something "
             'here, such as a second visit, set data.filters.duplicates="keep".'
@@ -79,7 +81,7 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
         message=f"Events of the files that repeat the user and item of another one. {fate}",
         advice=advice,
         examples=tuple(
-            f"{names.pair(*distinct[row][1:])}: {repeats[row] + 1} times"
+            f"{names.pair(user[row], item[row])}: {repeats[row] + 1} times"
             for row in largest(repeats)
         ),
     )
@@ -128,8 +130,8 @@ def without_description(dataset: Dataset, kind: str) -> Finding | None:
     if table is None:
         return None
     if table.width:
-        empty = table.select(pl.all_horizontal(map(_is_empty, table.schema.items())))
-        empty = empty.to_series().to_numpy()
+        checked = table.select(pl.all_horizontal(map(_is_empty, table.schema.items())))
+        empty = checked.to_series().to_numpy()
         count = int(empty.sum())
     else:  # ids alone: the notes know which count, not which ones
         empty = np.zeros(len(ids), bool)

@@ -18,29 +18,28 @@ _GREY = "#666666"
 def curves(
     records: Iterable[Mapping[str, Any]], metric: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """System to its curves of a metric, one a seed.
+    """System to its curves of a metric over epochs, one a seed.
 
     Args:
       records: lines of `metrics.jsonl`, of stages `recommend/SYSTEM/SEED`.
       metric: its name.
 
     Returns:
-      `{system: (progress [points], values [seeds, points])}`; progress is the share of the longest
-      seed's steps, seeds that stopped early end in NaN.
+      `{system: (epochs [points], values [seeds, points])}`; seeds that stopped early end in NaN.
     """
-    found: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         stage = str(record["stage"]).split("/")
         if len(stage) == 3 and stage[0] == "recommend" and record.get(metric) is not None:
-            found[stage[1]][stage[2]].append((record["step"], record[metric]))
+            found[stage[1]][stage[2]].append((record["train/epoch"], record[metric]))
     out = {}
     for system, seeds in found.items():
-        steps = np.array(sorted({step for points in seeds.values() for step, _ in points}))
-        values = np.full((len(seeds), len(steps)), np.nan)
+        epochs = np.array(sorted({epoch for points in seeds.values() for epoch, _ in points}))
+        values = np.full((len(seeds), len(epochs)), np.nan)
         for row, points in zip(values, seeds.values(), strict=True):
-            for step, value in points:
-                row[np.searchsorted(steps, step)] = value
-        out[system] = steps, values
+            for epoch, value in points:
+                row[np.searchsorted(epochs, epoch)] = value
+        out[system] = epochs, values
     return out
 
 
@@ -64,21 +63,27 @@ def learning_curves(
     records = list(records)
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2)
-    titles = {"train/loss": "Training loss", "valid/ndcg@10": "Validation NDCG@10"}
-    for panel, (metric, title) in zip(panels, titles.items(), strict=True):
-        for colour, (system, (steps, values)) in zip(
-            _COLOURS, sorted(curves(records, metric).items()), strict=False
+    losses = {
+        system: (epochs, values / values[:, :1])
+        for system, (epochs, values) in curves(records, "train/loss").items()
+    }
+    scores = curves(records, "valid/ndcg@10")
+    for panel, found in zip(panels, (losses, scores), strict=True):
+        for colour, (system, (epochs, values)) in zip(
+            _COLOURS, sorted(found.items()), strict=False
         ):
             for number, line in enumerate(values):
                 known = ~np.isnan(line)
                 label = system if number == 0 else None
-                panel.plot(steps[known], line[known], color=colour, lw=1.4, alpha=0.8, label=label)
-        panel.set(title=title, xlabel="step", xscale="log")
+                panel.plot(epochs[known], line[known], color=colour, lw=1.4, alpha=0.8, label=label)
+        panel.set(xlabel="epoch")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-    panels[1].set_ylim(bottom=0)
+    panels[0].set_title("Training loss, share of the first epoch's")
+    panels[1].set_title("Validation NDCG@10, seen items masked")
     if bound is not None:
         panels[1].axhline(bound, color=_GREY, ls="--", lw=1, label="upper bound (test)")
+    panels[1].set_ylim(bottom=0)
     panels[1].legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")

@@ -1,0 +1,210 @@
+"""Recommenders on MovieLens-100K: training rate, time to a validation score, ranking rate, memory.
+
+    python experiments/benchmarks/recommenders.py --data=../shared/data/ml-100k --core=1
+    python experiments/benchmarks/recommenders.py --peer=VENV/bin/python    # RecBole beside it
+
+Every model runs in a process of its own, pinned to one core with one thread, with an empty
+compilation cache; with `--peer` RecBole runs right after it under the same conditions
+(`recbole_peer.py`, in an environment that has RecBole 1.2.1). The clock starts when the data is
+read and split and covers initialisation, compilation, training, validation and checkpoints; it
+stops at the first validation NDCG@10 that is at least the target: RecBole's best, measured with
+`--peer`, else the published-protocol figures below. Prints a table, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+# RecBole 1.2.1's best validation NDCG@10: masked for general models, unmasked for sequential ones.
+TARGETS = {
+    "bpr": ("valid/ndcg@10", 0.0696),
+    "lightgcn": ("valid/ndcg@10", 0.0729),
+    "sasrec": ("valid_unmasked/ndcg@10", 0.0723),
+}
+PEER = {
+    "bpr": ["--model=BPR", "--learning-rate=5e-3", "--epochs=60", "--patience=10"],
+    "lightgcn": ["--model=LightGCN", "--learning-rate=5e-3", "--epochs=80", "--patience=10"],
+    "sasrec": ["--model=SASRec", "--learning-rate=1e-3", "--max-length=20", "--epochs=40"],
+}
+
+
+def measure(model: str, data: str, seed: int, target: float, repeats: int) -> dict[str, Any]:
+    """Trains one model in this process until the target is reached, then times ranking."""
+    import jax
+    import numpy as np
+
+    from xrec_jax.core.logging import MetricWriter
+    from xrec_jax.parallel.host import keep_freed_memory
+    from xrec_jax.pipelines.datasets import prepare
+    from xrec_jax.pipelines.meshes import open_mesh
+    from xrec_jax.pipelines.rundir import RunDir
+    from xrec_jax.pipelines.train_recommender import RecommenderTask
+
+    compiling: list[float] = []
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name.startswith("/jax/core/compile/"):
+            compiling.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    sys.path.insert(0, str(ROOT / "configs"))
+    config = __import__(f"ml100k_{model}").get_config()
+    config.data.path = data
+    metric = TARGETS[model][0]
+
+    class Reached(Exception):  # noqa: N818
+        pass
+
+    class Clock(MetricWriter):
+        lines: list[dict[str, float]] = []  # noqa: RUF012
+
+        def write(self, stage, step, metrics):
+            super().write(stage, step, metrics)
+            self.lines.append({**metrics, "seconds": time.perf_counter() - start, "step": step})
+            if metrics[metric] >= target:
+                raise Reached
+
+    reached = False
+    with tempfile.TemporaryDirectory() as workdir, open_mesh(config) as mesh:
+        prepared = prepare(config.data)
+        keep_freed_memory()
+        start = time.perf_counter()
+        task = RecommenderTask(config, model, data=prepared, mesh=mesh, rundir=RunDir(workdir))
+        writer = Clock(workdir)
+        try:
+            task.fit(seed, writer)
+        except Reached:
+            reached = True
+        compile_seconds = sum(compiling)
+        state = task.initial_state(seed)
+        ranking = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            result = task.evaluate("valid", state.params, state.frozen)
+            ranking.append(len(result.users) / (time.perf_counter() - begin))
+    events = len(prepared.split.train)
+    if model == "sasrec":
+        events -= len(np.unique(prepared.split.train.user))
+    epochs = [
+        b["seconds"] - a["seconds"] - b.get("time/evaluation_seconds", 0.0)
+        for a, b in zip(writer.lines, writer.lines[1:], strict=False)
+    ]
+    return {
+        "target": target,
+        "reached": reached,
+        "seconds_to_target": writer.lines[-1]["seconds"] if reached else None,
+        "compile_seconds": compile_seconds,
+        "epochs": len(writer.lines),
+        "best": max(line[metric] for line in writer.lines),
+        "examples_per_second": events / statistics.median(epochs) if epochs else None,
+        "ranking_users_per_second": statistics.median(ranking[1:]),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "devices": jax.device_count(),
+    }
+
+
+def pinned(command: list[str], core: int) -> None:
+    """Runs a command on one core with one thread and no compilation cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+
+    def pin() -> None:
+        os.sched_setaffinity(0, {core})
+
+    subprocess.run(command, check=True, env=environment, preexec_fn=pin)
+
+
+def ratio(first: float | None, second: float | None) -> str:
+    """`first / second` for people."""
+    return f"{first / second:.2f}" if first and second else "-"
+
+
+def main() -> None:
+    """Runs and prints everything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="../shared/data/ml-100k")
+    parser.add_argument("--models", default="bpr,lightgcn,sasrec")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=7, help="timed ranking passes")
+    parser.add_argument("--peer", default="", help="python of an environment with RecBole")
+    parser.add_argument("--peer-time-limit", type=float, default=900.0, help="seconds a model")
+    parser.add_argument("--output", default="experiments/results/recommenders.json")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=float, default=0.0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    data = str(pathlib.Path(args.data).resolve())
+    if args.child:
+        seed = int(args.seeds)
+        found = measure(args.child, data, seed, args.target, args.repeats)
+        pathlib.Path(args.output).write_text(json.dumps(found))
+        return
+
+    results: dict[str, Any] = {"core_pinned": True, "models": {}}
+    for model in args.models.split(","):
+        entry: dict[str, Any] = {"ours": []}
+        target = TARGETS[model][1]
+        with tempfile.TemporaryDirectory() as folder:
+            out = f"{folder}/out.json"
+            if args.peer:
+                pinned(
+                    [args.peer, "-B", str(HERE / "recbole_peer.py"), f"--data={data}", *PEER[model],
+                     f"--time-limit={args.peer_time_limit}", f"--output={out}"],
+                    args.core,
+                )  # fmt: skip
+                entry["peer"] = json.loads(pathlib.Path(out).read_text())
+                target = entry["peer"]["best_valid_ndcg@10"]
+            for seed in args.seeds.split(","):
+                pinned(
+                    [sys.executable, __file__, f"--child={model}", f"--data={data}",
+                     f"--seeds={seed}", f"--target={target}", f"--repeats={args.repeats}",
+                     f"--output={out}"],
+                    args.core,
+                )  # fmt: skip
+                entry["ours"].append(json.loads(pathlib.Path(out).read_text()))
+        results["models"][model] = entry
+        show(model, entry)
+    path = pathlib.Path(args.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def show(model: str, entry: dict[str, Any]) -> None:
+    """Prints medians over seeds, and ratios to the peer where it ran."""
+    ours, peer = entry["ours"], entry.get("peer", {})
+
+    def median(key: str) -> float | None:
+        values = [run[key] for run in ours if run[key] is not None]
+        return statistics.median(values) if len(values) == len(ours) else None
+
+    rows = (
+        ("seconds to target", "seconds_to_target", peer.get("seconds_to_best")),
+        ("of it compilation", "compile_seconds", None),
+        ("training examples/s", "examples_per_second", peer.get("train_examples_per_s")),
+        ("ranking users/s", "ranking_users_per_second", peer.get("ranking_users_per_s")),
+        ("peak memory, MiB", "peak_mib", peer.get("peak_rss_mib")),
+    )
+    print(f"{model}: target {ours[0]['target']:.4f}, best {[round(r['best'], 4) for r in ours]}")
+    for label, key, theirs in rows:
+        value = median(key)
+        shown = "-" if value is None else f"{value:,.1f}"
+        other = "-" if theirs is None else f"{theirs:,.1f}"
+        print(f"  {label:<22} {shown:>12}  peer {other:>12}  ratio {ratio(value, theirs):>7}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Whole runs for the tests that look at run directories: started, killed, read back."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import run
+from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.training.checkpoint import Checkpoints
+
+CONFIG = str(tiny.CHECKOUT / "tests" / "tiny_config.py")
+
+
+@functools.cache
+def _finished(base: pathlib.Path) -> pathlib.Path:
+    workdir = base / "finished"
+    run.run(tiny.config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A finished run of all models, made once for all test files; copy it to change it."""
+    return _finished(tmp_path_factory.getbasetemp())
+
+
+def start(*arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """Starts `python -m xrec_jax` with fake CPU devices and the tests' compilation cache."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return subprocess.Popen(
+        [sys.executable, "-m", "xrec_jax", *arguments],
+        cwd=tiny.CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(tiny.CHECKOUT), **environment},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, *, status: int = 0) -> tuple[str, str]:
+    """Waits for a process of `start`; returns its output after checking its exit status."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def metrics(workdir: pathlib.Path, stage: str = "") -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl` (of one stage) without what depends on the machine."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [
+        {key: value for key, value in record.items() if not key.startswith("time/")}
+        for record in records
+        if record["stage"].startswith(stage)
+    ]
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """Digest of every file below a folder; folders count as well."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def last_checkpoint(workdir: pathlib.Path, name: str, seed: int = 0) -> dict[str, Any]:
+    """Everything in the newest checkpoint of a system, on the host."""
+    config = RunDir(workdir).config()
+    mesh = tiny.mesh()
+    with use_mesh(mesh):
+        task = RecommenderTask(
+            config, name, data=prepare(config.data), mesh=mesh, rundir=RunDir(workdir)
+        )
+        with Checkpoints(RunDir(workdir).checkpoints(task.stage(seed))) as checkpoints:
+            state, data, progress = checkpoints.restore(task.initial_state(seed))
+    return {"state": jax.device_get(state.saved()), "data": data, "progress": progress}
+
+
+def assert_same_bits(left: Any, right: Any) -> None:
+    """Two trees have the same structure and the same bits in every leaf."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True
+    )  # fmt: skip
+    for (path, one), other in pairs:
+        one, other = np.asarray(one), np.asarray(other)
+        assert one.dtype == other.dtype, jax.tree_util.keystr(path)
+        assert one.tobytes() == other.tobytes(), jax.tree_util.keystr(path)
+
+
+def per_user(workdir: pathlib.Path) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """Per-user arrays of every finished seed of a run."""
+    found = {}
+    for path in sorted((workdir / "per_user").rglob("*.npz")):
+        with np.load(path) as file:
+            found[str(path.relative_to(workdir))] = {key: file[key] for key in file.files}
+    return found
