@@ -40,11 +40,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return _finished(tmp_path_factory.getbasetemp())
 
 
-def start(*arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
-    """Starts `python -m xrec_jax` with fake CPU devices and the tests' compilation cache."""
+def start(
+    *arguments: str, devices: int = 1, limit: int = 0, **environment: str
+) -> subprocess.Popen:
+    """Starts `python -m xrec_jax` with fake CPU devices and the tests' compilation cache.
+
+    Args:
+      *arguments: of the command line.
+      devices: how many.
+      limit: seconds after which the process is ended, also one that catches SIGTERM; 0 for none.
+      **environment: more variables.
+    """
+    guard = ["timeout", "--kill-after=5", str(limit)] if limit else []
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     return subprocess.Popen(
-        [sys.executable, "-m", "xrec_jax", *arguments],
+        [*guard, sys.executable, "-m", "xrec_jax", *arguments],
         cwd=tiny.CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(tiny.CHECKOUT), **environment},
     )  # fmt: skip
@@ -59,8 +69,8 @@ def finish(process: subprocess.Popen, *, status: int = 0) -> tuple[str, str]:
 
 def metrics(workdir: pathlib.Path, stage: str = "") -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` (of one stage) without what depends on the machine."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    path = workdir / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
         {key: value for key, value in record.items() if not key.startswith("time/")}
         for record in records
@@ -94,13 +104,15 @@ def last_checkpoint(workdir: pathlib.Path, name: str, seed: int = 0) -> dict[str
 def assert_same_bits(left: Any, right: Any) -> None:
     """Two trees have the same structure and the same bits in every leaf."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True
-    )  # fmt: skip
-    for (path, one), other in pairs:
-        one, other = np.asarray(one), np.asarray(other)
-        assert one.dtype == other.dtype, jax.tree_util.keystr(path)
-        assert one.tobytes() == other.tobytes(), jax.tree_util.keystr(path)
+    for (path, one), (_, other) in zip(flat(left), flat(right), strict=True):
+        assert one.dtype == other.dtype, path
+        assert one.tobytes() == other.tobytes(), path
+
+
+def flat(tree: Any) -> list[tuple[str, np.ndarray]]:
+    """Leaves of a tree with their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
 
 
 def per_user(workdir: pathlib.Path) -> Mapping[str, Mapping[str, np.ndarray]]:

@@ -45,12 +45,13 @@ def patch_environment() -> None:
         if not hasattr(np, name):
             setattr(np, name, kind)
     if not hasattr(np, "float"):
-        np.float = np.float64  # Also read before RecBole's own aliases exist.
+        np.float = np.float64  # type: ignore[attr-defined]  # also read before RecBole's own aliases exist.
     if not hasattr(sparse.dok_matrix, "_update"):
         sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
     # The trainer opens a TensorBoard writer that nothing here reads: an empty one will do.
     board = types.ModuleType("torch.utils.tensorboard")
-    board.SummaryWriter = type("SummaryWriter", (), {"__init__": lambda self, *args, **kw: None})
+    writer = type("SummaryWriter", (), {"__init__": lambda self, *args, **kw: None})
+    board.SummaryWriter = writer  # type: ignore[attr-defined]
     sys.modules["torch.utils.tensorboard"] = board
     warnings.filterwarnings("ignore", module=r"recbole\.")
 

@@ -55,9 +55,10 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
 
     compiling: list[float] = []
 
-    def listen(name: str, seconds: float, **_: object) -> None:
-        if name.startswith("/jax/core/compile/"):
-            compiling.append(seconds)
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        if event.startswith("/jax/core/compile/"):
+            compiling.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     sys.path.insert(0, str(ROOT / "configs"))

@@ -25,8 +25,21 @@ def bits(key, counter):
 def test_golden_values():
     assert keyed.fold(0, 0) == 16294208416658607535
     assert keyed.fold(17, 3, 5) == 6690248390609071223
-    assert keyed.random_bits(42, np.arange(3)).tolist() == [8575442924938739861, 14001610513326942053, 11903104841779981119]
-    assert keyed.random_integers(42, np.arange(8), 1000).tolist() == [464, 759, 645, 979, 388, 692, 429, 994]
+    assert keyed.random_bits(42, np.arange(3)).tolist() == [
+        8575442924938739861,
+        14001610513326942053,
+        11903104841779981119,
+    ]
+    assert keyed.random_integers(42, np.arange(8), 1000).tolist() == [
+        464,
+        759,
+        645,
+        979,
+        388,
+        692,
+        429,
+        994,
+    ]
     assert keyed.permutation(7, 10).tolist() == [6, 3, 9, 1, 2, 0, 5, 7, 8, 4]
 
 

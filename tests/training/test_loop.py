@@ -40,6 +40,16 @@ def step_that_terminates_at(step: int):
     return run
 
 
+class Counting:
+    """The compiled step, counting how often it runs."""
+
+    steps = 0
+
+    def __call__(self, state, batch):
+        self.steps += 1
+        return toy.compiled()(state, batch)
+
+
 class Scripted:
     """An `evaluate` function with given scores that keeps the parameters it saw."""
 
@@ -81,7 +91,7 @@ def test_each_step_has_the_key_folded_with_its_number(tmp_path):
 
 def test_lines_hold_stage_step_and_times(tmp_path):
     toy.train(tmp_path, total=2, evaluate=toy.scores, evaluate_every=2)
-    first, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").open())
+    first, last = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (first["stage"], first["step"], last["step"]) == (toy.STAGE, 1, 2)
     assert first["time/examples_per_second"] > 0
     assert last["time/elapsed_seconds"] >= last["time/evaluation_seconds"] >= 0
@@ -160,9 +170,7 @@ def test_unknown_stopping_metric_is_named(tmp_path):
 @pytest.mark.parametrize("log_every", [1, 5, 100])
 def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, bad, log_every):
     with pytest.raises(UserError) as caught:
-        toy.train(
-            tmp_path, run_step=toy.compiled(7, bad), log_every=log_every, checkpoint_every=3
-        )
+        toy.train(tmp_path, run_step=toy.compiled(7, bad), log_every=log_every, checkpoint_every=3)
     assert f"train/loss is {bad} at step 7" in str(caught.value)
     assert "last good checkpoint is step 6" in str(caught.value)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
@@ -179,7 +187,9 @@ def test_a_bad_loss_before_any_checkpoint(tmp_path):
 def test_the_run_goes_on_from_the_last_good_checkpoint(tmp_path):
     with pytest.raises(UserError):
         toy.train(tmp_path / "cut", run_step=toy.compiled(7), checkpoint_every=3)
-    toy.train(tmp_path / "cut", checkpoint_every=3)
+    rerun = Counting()
+    toy.train(tmp_path / "cut", run_step=rerun, checkpoint_every=3)
+    assert rerun.steps == 4
     toy.train(tmp_path / "whole", checkpoint_every=3)
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
 
@@ -187,19 +197,37 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(tmp_path):
 # SIGTERM and resumption
 
 
-@pytest.mark.parametrize("cut", [1, 3, 4, 6, 9])
-@pytest.mark.parametrize("log_every", [1, 4])
-def test_sigterm_saves_and_the_rerun_is_equal_to_the_last_bit(tmp_path, cut, log_every):
-    options = dict(
-        log_every=log_every, checkpoint_every=4, evaluate_every=3, evaluate=toy.scores, patience=3
-    )
-    toy.train(tmp_path / "whole", **options)
+OPTIONS = dict(
+    log_every=4, checkpoint_every=4, evaluate_every=6, evaluate=toy.scores, patience=3
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with `OPTIONS` that nothing cuts off."""
+    workdir = tmp_path_factory.mktemp("whole")
+    toy.train(workdir, **OPTIONS)
+    return workdir
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6, 7, 9])
+def test_sigterm_saves_and_the_rerun_is_equal_to_the_last_bit(tmp_path, whole, cut):
     with pytest.raises(loop.Interrupted, match=f"toy: saved at step {cut} after SIGTERM"):
-        toy.train(tmp_path / "cut", run_step=step_that_terminates_at(cut), **options)
-    assert toy.saved(tmp_path / "cut")[1] == {"step": cut}
-    toy.train(tmp_path / "cut", **options)
-    runs.assert_same_bits(toy.saved(tmp_path / "cut"), toy.saved(tmp_path / "whole"))
-    assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
+        toy.train(tmp_path, run_step=step_that_terminates_at(cut), **OPTIONS)
+    assert toy.saved(tmp_path)[1] == {"step": cut}
+    rerun = Counting()
+    toy.train(tmp_path, run_step=rerun, **OPTIONS)
+    assert rerun.steps == 10 - cut
+    runs.assert_same_bits(toy.saved(tmp_path)[0], toy.saved(whole)[0])
+    assert toy.saved(tmp_path)[1:] == toy.saved(whole)[1:]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6, 7])
+def test_a_rerun_after_sigterm_logs_the_same_means(tmp_path, whole, cut):
+    with pytest.raises(loop.Interrupted):
+        toy.train(tmp_path, run_step=step_that_terminates_at(cut), **OPTIONS)
+    toy.train(tmp_path, **OPTIONS)
+    assert runs.metrics(tmp_path) == runs.metrics(whole)
 
 
 def test_sigterm_in_an_evaluation_is_honoured_after_it(tmp_path):

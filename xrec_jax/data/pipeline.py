@@ -80,7 +80,10 @@ class Negatives:
 class Rows(Protocol):
     """A source of training rows."""
 
-    num_rows: int
+    @property
+    def num_rows(self) -> int:
+        """How many rows an epoch has."""
+        ...
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
         """Training rows `rows` (int64, in [0, num_rows)) of `epoch` as arrays `[rows, ...]`."""

@@ -25,9 +25,10 @@ CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device betw
 class Model(Protocol):
     """What ranking needs of a recommender (see `recommenders.Recommender`)."""
 
-    num_items: int
-    num_users: int
-
+    @property
+    def num_items(self) -> int: ...
+    @property
+    def num_users(self) -> int: ...
     @property
     def history_length(self) -> int: ...
     def tables(self, params: Any, frozen: Mapping[str, jax.Array]) -> Any: ...

@@ -141,10 +141,10 @@ def gather(tree: Any) -> Any:
     """Host copies of arrays in full, also of those split over several processes."""
 
     def fetch(array):
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            array = jax.jit(
-                lambda x: x, out_shardings=NamedSharding(array.sharding.mesh, PartitionSpec())
-            )(array).addressable_data(0)
+        split = getattr(array, "sharding", None)
+        if isinstance(split, NamedSharding) and not array.is_fully_addressable:
+            everywhere = NamedSharding(split.mesh, PartitionSpec())
+            array = jax.jit(lambda x: x, out_shardings=everywhere)(array).addressable_data(0)
         return np.asarray(array)
 
     return jax.tree.map(fetch, tree)

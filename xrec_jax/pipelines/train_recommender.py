@@ -19,7 +19,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.dataset import Split
 from xrec_jax.data.histories import Histories
-from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows, iterate
+from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
 from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import batch_divisor
@@ -51,6 +51,7 @@ def batch_source(
         histories, model.num_items,
         per_row=model.negatives_per_row, sampling=model.sampling, seed=seed,
     )  # fmt: skip
+    rows: Rows
     if model.batches == "sequences":
         rows = WindowRows.of(
             histories, negatives, length=model.history_length, context=model.min_context, seed=seed
@@ -193,7 +194,7 @@ class RecommenderTask:
 
     def write_per_user(self, seed: int, params: Any, frozen: Any) -> None:
         """Evaluates on validation and test, and saves every user's values."""
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         for group in ("valid", "test"):
             result = self.evaluate(group, params, frozen)
             arrays[f"{group}_users"] = result.users

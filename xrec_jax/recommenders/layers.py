@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import padded_rows
+
+
+def logical(init: Any, *axes: str | None) -> Any:
+    """An initialiser whose values carry the logical axes of the parameter."""
+    return nn.with_logical_partitioning(init, axes)
 
 
 class Table(nn.Module):
@@ -24,9 +31,7 @@ class Table(nn.Module):
     stddev: float
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(self.stddev), ("table_rows", "features")
-        )
+        init = logical(nn.initializers.normal(self.stddev), "table_rows", "features")
         self.embedding = self.param("embedding", init, (padded_rows(self.rows), self.dim))
 
     def __call__(self, ids: jax.Array) -> jax.Array:

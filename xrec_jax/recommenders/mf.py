@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ class BPRMF(Recommender):
 
     def loss(self, params, frozen, batch, key):
         del frozen, key
-        user, item, negative = self.net.apply({"params": params}, batch)
+        vectors: Any = self.net.apply({"params": params}, batch)
+        user, item, negative = vectors
         positive_score = jnp.einsum("bd,bd->b", user, item)
         negative_score = jnp.einsum("bd,bnd->bn", user, negative)
         loss = jnp.mean(losses.bpr(positive_score, negative_score))

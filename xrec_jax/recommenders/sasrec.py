@@ -10,6 +10,7 @@ Dimension letters: b batch, t query position, s key position, h head, k head fea
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,7 @@ from xrec_jax.recommenders.base import (
     check_range,
     register,
 )
-from xrec_jax.recommenders.layers import Table, dropout
+from xrec_jax.recommenders.layers import Table, dropout, logical
 
 _SMALL = nn.initializers.normal(0.02)
 
@@ -69,8 +70,7 @@ class Block(nn.Module):
         size = self.dim // self.heads
 
         def kernel(name, shape, axes):
-            init = nn.with_logical_partitioning(_SMALL, axes)
-            return self.param(name, init, shape).astype(x.dtype)
+            return self.param(name, logical(_SMALL, *axes), shape).astype(x.dtype)
 
         split = (self.dim, self.heads, size), ("hidden", "heads", None)
         q_dhk, k_dhk, v_dhk = (kernel(name, *split) for name in ("q", "k", "v"))
@@ -110,9 +110,7 @@ class Transformer(nn.Module):
         self.item = Table(self.num_items, self.dim, self.stddev)
         self.position = self.param(
             "position",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.stddev), ("positions", "hidden")
-            ),
+            logical(nn.initializers.normal(self.stddev), "positions", "hidden"),
             (self.length, self.dim),
         )
         self.blocks = [
@@ -203,7 +201,11 @@ class SASRec(Recommender):
 
     @property
     def negatives_per_row(self) -> int:
-        a_window = {"full_softmax": 0, "sampled_softmax": 1, "bce": self.length}
+        a_window = {
+            "full_softmax": 0,
+            "sampled_softmax": 1,
+            "bce": self.length - self.context,
+        }
         return a_window[self.objective] * self.negatives
 
     @property
@@ -231,11 +233,16 @@ class SASRec(Recommender):
         return self.net.init(key, history, None)["params"]
 
     def loss(self, params, frozen, batch, key):
-        states = self.net.apply(
+        states: Any = self.net.apply(
             {"params": params}, batch["history"], None, True, rngs={"dropout": key}
         )
-        states = states.astype(jnp.dtype(self.dtype))
         table, target, weight = params["item"]["embedding"], batch["target"], batch["weight"]
+        if self.context:  # only the window's own piece has targets: score nothing else
+            piece = self.length - self.context
+            first = jnp.minimum(jnp.argmax(weight > 0, axis=1), self.context)
+            place = first[:, None] + jnp.arange(piece)
+            target, weight = (jnp.take_along_axis(x, place, axis=1) for x in (target, weight))
+            states = jnp.take_along_axis(states, place[..., None], axis=1)
         if self.objective == "full_softmax":
             total = losses.full_softmax(states, table, target, weight, self.num_items)
             return total / jnp.maximum(jnp.sum(weight), 1.0), {}

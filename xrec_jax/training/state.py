@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 from xrec_jax.parallel.mesh import RULES, put_sharded, sharding
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes.
 
     Attributes:

@@ -93,8 +93,8 @@ def place_names(seed: int, count: int) -> list[str]:
             name = f"The {name}"
         round_number, house = index // pairs, 0
         if round_number:
-            house, street = divmod(round_number - 1, len(words.STREETS))
-            street = words.STREETS[(street + round_shift) % len(words.STREETS)]
+            house, turn = divmod(round_number - 1, len(words.STREETS))
+            street = words.STREETS[(turn + round_shift) % len(words.STREETS)]
             name = (
                 f"{name} on {house + 1} {street} Street" if house else f"{name} on {street} Street"
             )

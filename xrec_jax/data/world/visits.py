@@ -121,7 +121,7 @@ def _draw_block(
     seen = np.zeros((len(users), num_items), bool)
     last = np.full(len(users), -1)
     change, owner = timeline.change[visits], timeline.user[visits] - users[0]
-    for state in range(change.max() + 1):
+    for state in range(int(change.max()) + 1):
         length = np.bincount(owner[change == state], minlength=len(users))
         rows = np.flatnonzero(length)
         length = length[rows]
@@ -130,16 +130,16 @@ def _draw_block(
         race = _Race(config, utility, users[rows], state, score, seen[rows], int(length.max()))
         # First visit of each user in this state.
         start = begin[rows] + np.bincount(owner[change < state], minlength=len(users))[rows]
-        for step in range(length.max()):
+        for step in range(int(length.max())):
             active = np.flatnonzero(length > step)
-            visit, row = start[active] + step, rows[active]
+            visit, line = start[active] + step, rows[active]
             with np.errstate(divide="ignore"):
                 logits = np.log(race.mass_left(active))
-            kind = np.argmax(logits + bonus[last[row]] + kind_noise[visit], axis=1)
+            kind = np.argmax(logits + bonus[last[line]] + kind_noise[visit], axis=1)
             item = race.take(active, kind)
             chosen[visits.start + visit] = item
-            seen[row, item] = True
-            last[row] = kind
+            seen[line, item] = True
+            last[line] = kind
 
 
 class _Race:

@@ -1,0 +1,141 @@
+"""The command line itself: help, exit statuses, a real process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import runs, tiny
+from tests.runs import finished  # noqa: F401 (a fixture)
+from xrec_jax import cli
+from xrec_jax.training.loop import Interrupted
+
+FLAGS = {
+    "run": {"config", "workdir"},
+    "evaluate": {"workdir"},
+    "recommend": {"workdir", "users", "top_k", "output", "system"},
+    "audit": {"config", "output"},
+}
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_lists_every_verb(word, capsys):
+    assert cli.main([word]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "usage: xrec VERB" in out
+    for name, verb in cli.VERBS.items():
+        assert any(line.split()[:1] == [name] and verb.summary in line for line in out.splitlines())
+
+
+def test_without_a_verb_the_usage_and_status_2(capsys):
+    assert cli.main([]) == 2
+    assert "usage: xrec VERB" in capsys.readouterr().out
+
+
+def test_every_verb_of_this_file_exists():
+    assert FLAGS.keys() <= cli.VERBS.keys()
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_lists_its_flags(verb, word, capsys):
+    assert cli.main([verb, word]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and f"usage: xrec {verb}" in out and cli.VERBS[verb].summary in out
+    described = {
+        line.split(":")[0].strip().removeprefix("--")
+        for line in out.splitlines()
+        if line.strip().startswith("--") and line.split(":", 1)[1].strip()
+    }
+    assert described >= FLAGS.get(verb, {"workdir"}) - (set() if verb in FLAGS else {"workdir"})
+
+
+def test_help_wins_over_other_arguments_and_does_nothing(tmp_path, capsys):
+    arguments = [f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w", "--help"]
+    assert cli.main(["run", *arguments]) == 0
+    assert "usage: xrec run" in capsys.readouterr().out
+    assert not (tmp_path / "w").exists()
+
+
+def test_flags_with_a_space_or_an_equals_sign(finished, tmp_path, capsys):  # noqa: F811
+    for n, flags in enumerate([["--top_k", "2"], ["--top_k=2"], ["-top_k=2"]]):
+        output = tmp_path / f"{n}.jsonl"
+        common = ["--workdir", str(finished), f"--output={output}", "--users=u00001"]
+        assert cli.main(["recommend", *common, *flags]) == 0
+        assert len(output.read_text().splitlines()) == 2
+
+
+def test_overrides_reach_the_run(tmp_path):
+    arguments = ["--config.recommend.bpr.train.epochs=1", "--config.seeds=(4,)"]
+    arguments += ["--config.data.world.num_users=40", "--config.ranking.resamples=20"]
+    status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w", *arguments])
+    assert status == 0
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert config["recommend"]["bpr"]["train"]["epochs"] == 1 and config["seeds"] == [4]
+    assert config["data"]["world"]["num_users"] == 40
+    assert {line["stage"] for line in runs.metrics(tmp_path / "w")} == {"recommend/bpr/4"}
+
+
+def test_a_run_prints_its_data_and_its_table(tmp_path, capsys):
+    config = f"--config={runs.CONFIG}:popularity"
+    assert cli.main(["run", config, f"--workdir={tmp_path}/w"]) == 0
+    out = capsys.readouterr().out
+    assert "75 users, 61 items" in out and "8 cpu devices" in out
+    assert "test/ndcg@10" in out and "popularity" in out and "upper_bound" in out
+
+
+def test_sigterm_ends_with_status_143(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise Interrupted("recommend/bpr/0", 7)
+
+    monkeypatch.setattr("xrec_jax.pipelines.run.run", interrupted)
+    status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
+    assert status == 143
+    error = capsys.readouterr().err
+    assert error.startswith("xrec: recommend/bpr/0: saved at step 7") and error.count("\n") == 1
+
+
+def test_audit_returns_1_where_it_finds_errors(tmp_path, capsys):
+    rows = "\n".join(f"u{n % 9},i{n % 7},{n}" for n in range(60))
+    (tmp_path / "good.csv").write_text(f"user_id,item_id,timestamp\n{rows}\n")
+    data = ["--config.data.format=csv", f"--config.data.path={tmp_path}/good.csv"]
+    status = cli.main(["audit", f"--config={runs.CONFIG}:bpr", *data])
+    out = capsys.readouterr().out
+    assert status == int("0 errors" not in out) and "users" in out
+
+
+# Real processes
+
+
+def test_python_m_xrec_jax(finished, tmp_path):  # noqa: F811
+    """A restored run on one device: the answer of 8, and nothing on stderr."""
+    output = tmp_path / "o.jsonl"
+    out, err = runs.finish(
+        runs.start(
+            "recommend", f"--workdir={finished}", f"--output={output}", "--users=u00001",
+            "--top_k=3", "--system=bpr",
+        )
+    )  # fmt: skip
+    assert "3 recommendations for 1 users written to" in out and err == ""
+    expected = tmp_path / "expected.jsonl"
+    arguments = ["--users=u00001", "--top_k=3", "--system=bpr", f"--output={expected}"]
+    assert cli.main(["recommend", f"--workdir={finished}", *arguments]) == 0
+    found, wanted = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (output, expected)
+    )
+    assert [record["item"] for record in found] == [record["item"] for record in wanted]
+
+
+def test_a_mistake_in_a_real_process():
+    out, err = runs.finish(runs.start("rnu"), status=2)
+    assert (out, err) == ("", "xrec: error: no verb 'rnu'; did you mean 'run'?\n")
+
+
+def test_help_imports_no_jax():
+    """`xrec --help` answers at once."""
+    code = (
+        "import sys; from xrec_jax import cli; cli.main(['--help']); cli.main(['run', '--help']);"
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.CHECKOUT, capture_output=True)

@@ -1,0 +1,134 @@
+"""Two real processes with four devices each against one process with eight."""
+
+import json
+import shutil
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from tests import runs, tiny
+from xrec_jax.core.errors import UserError
+from xrec_jax.parallel.distributed import initialize
+from xrec_jax.pipelines import run
+
+STEPS = {"sasrec": 4, "lightgcn": 22}
+
+
+def config():
+    """The tiny config with every step logged."""
+    return tiny.config(*STEPS, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("processes") / "one"
+    run.run(config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(one):
+    """The run of two processes, and what they printed.
+
+    SASRec is trained from the start; LightGCN goes on from the first epoch of `one`.
+    """
+    workdir = one.parent / "two"
+    first = "checkpoints/recommend/lightgcn/0/11"
+    shutil.copytree(one / first, workdir / first)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        "run", f"--config={runs.CONFIG}:{','.join(STEPS)}", f"--workdir={workdir}",
+        *(f"--config.recommend.{name}.train.log_every=1" for name in STEPS),
+    ]  # fmt: skip
+    started = [
+        runs.start(
+            *arguments, devices=4, limit=200, XREC_COORDINATOR=f"127.0.0.1:{port}",
+            XREC_PROCESSES="2", XREC_PROCESS=str(process),
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (out, err) in zip(started, printed, strict=True):
+        assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
+    return workdir, printed
+
+
+def test_only_the_first_process_speaks(two):
+    _, printed = two
+    assert "on 8 cpu devices" in printed[0][0] and "test/ndcg@10" in printed[0][0]
+    own = [line for line in printed[1][0].splitlines() if not line.startswith("[Gloo]")]
+    assert own == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_same_losses(one, two, name):
+    expected, found = (runs.metrics(workdir, f"recommend/{name}") for workdir in (one, two[0]))
+    if name == "lightgcn":
+        expected = expected[11:]
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert found[-1]["step"] == STEPS[name]
+    for line, other in zip(found, expected, strict=True):
+        for key in ("train/loss", "train/grad_norm"):
+            assert line[key] == pytest.approx(other[key], rel=2e-6), (line["step"], key)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_checkpoint_is_one_that_any_number_of_processes_reads(one, two, name):
+    expected, found = (runs.last_checkpoint(workdir, name) for workdir in (one, two[0]))
+    assert int(found["state"]["step"]) == STEPS[name] and found["data"] == expected["data"]
+    assert found["progress"]["best_step"] == expected["progress"]["best_step"]
+    flat = zip(*(runs.flat(c["state"]["params"]) for c in (found, expected)), strict=True)
+    for (path, one_array), (_, other) in flat:
+        np.testing.assert_allclose(one_array, other, rtol=0, atol=1e-5, err_msg=path)
+
+
+def test_the_same_evaluation(one, two):
+    expected, found = (
+        json.loads((workdir / "evaluation.json").read_text())["recommend"]
+        for workdir in (one, two[0])
+    )
+    assert found.keys() == expected.keys() == {*STEPS, "upper_bound"}
+    for name, numbers in expected.items():
+        for metric, entry in numbers.items():
+            assert found[name][metric]["value"] == pytest.approx(entry["value"], abs=1e-6), metric
+            assert found[name][metric]["count"] == entry["count"]
+    assert runs.per_user(two[0]).keys() == runs.per_user(one).keys()
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path, monkeypatch):
+    """Nor does it wait for files that the first one may not have written yet."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    run.run(tiny.config("popularity"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"XREC_PROCESSES": "2"}, {"XREC_PROCESSES": "two", "XREC_PROCESS": "0"}],
+    ids=["neither", "no process", "no number"],
+)
+def test_an_incomplete_environment_is_named(environment, monkeypatch):
+    monkeypatch.setenv("XREC_COORDINATOR", "127.0.0.1:1")
+    for name in ("XREC_PROCESSES", "XREC_PROCESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"XREC_PROCESSES .* XREC_PROCESS"):
+        initialize()
+
+
+def test_without_a_coordinator_nothing_is_started(monkeypatch):
+    monkeypatch.delenv("XREC_COORDINATOR", raising=False)
+    initialize()
