@@ -58,7 +58,9 @@ def test_a_reader_never_sees_a_part(tmp_path):
             file.flush()
             assert path.read_text() == "old"
 
-    files.write_atomic(path, write)
+    with path.open() as reader:
+        files.write_atomic(path, write)
+        assert reader.read() == "old"  # whoever had the file open keeps the whole old one
     assert path.read_text() == "new"
 
 
