@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from xrec_jax.core.errors import UserError, did_you_mean
 
@@ -117,19 +119,58 @@ def _help(name: str, values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
+def _check_config_file(arguments: Sequence[str]) -> None:
+    """Runs the config file once by itself, so that a fault in it is told as one.
+
+    Raises:
+      UserError: names the file, the line and the fault.
+    """
+    given = next((a for a in arguments if a.startswith(("--config=", "-config="))), None)
+    if given is None:
+        return
+    name, _, argument = given.partition("=")[2].partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f"--config={name}: no such file")
+    space: dict[str, Any] = {"__name__": "config", "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), space)
+        if "get_config" not in space:
+            raise UserError(f"{path}: it defines no get_config(arg)")
+        config = space["get_config"](*([argument] if ":" in given else []))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        where = f"{path}, line {line}" if line else str(path)
+        what = error.msg if isinstance(error, SyntaxError) else _one_line(error)
+        raise UserError(f"{where}: {type(error).__name__}: {what}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
+
+
+def _one_line(error: Exception) -> str:
+    """An exception's message on one line, without the quotes and escapes of a KeyError's."""
+    text = str(error).replace("\\n", " ").replace("\\'", "'")
+    return " ".join(text.split()).strip("'\"")
+
+
 def _parse(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Parses flags; every mistake becomes a `UserError`."""
+    if "config" in values:
+        _check_config_file(arguments)
     try:
         rest = values([f"xrec {name}", *arguments])
+        if "config" in values and values["config"].value is not None:
+            _ = values.config  # overrides are applied when the value is first read
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(error.flagname, list(values))
         raise UserError(f"{name} has no flag --{error.flagname}{hint}") from error
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except FileNotFoundError as error:
-        raise UserError(f"--config: no such file: {error.filename or error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from error
+        raise UserError(_one_line(error)) from error
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"--config: {_one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"{name} does not take {rest[1]!r}; flags look like --name=value")
 

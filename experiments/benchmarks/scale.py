@@ -2,13 +2,15 @@
 
     python experiments/benchmarks/scale.py
 
-Writes such a data set as a RecBole atomic file (not timed), then, in a process of its own, reads it,
-splits it and trains BPR-MF until the first ten steps are logged. Prints seconds and peak memory.
+Writes such a data set as a RecBole atomic file (not timed), then, in a process of its own, reads
+it, splits it and trains BPR-MF until the first ten steps are logged. Prints seconds and peak
+memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import resource
@@ -73,10 +75,8 @@ def child(folder: str) -> None:
         data = prepare(config.data)
         seconds["read and split"] = time.perf_counter() - begin
         task = RecommenderTask(config, "bpr", data=data, mesh=mesh, rundir=RunDir(workdir))
-        try:
+        with contextlib.suppress(Started):
             task.fit(0, Stopwatch(workdir))
-        except Started:
-            pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": seconds, "peak_gib": peak, "events": len(data.split.train)}))
 

@@ -5,6 +5,7 @@ Paths go through `etils.epath`, so a run directory may be local or `gs://`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -43,7 +44,8 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
     except OSError as error:
         raise UserError(f"cannot write {final}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

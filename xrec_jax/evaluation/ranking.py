@@ -16,7 +16,7 @@ from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.metrics import ranking_metrics
 from xrec_jax.evaluation.ranks import Ranks, target_ranks, top_k
-from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
+from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
 
 CELLS = 1 << 24  # scores and seen lists of one batch have at most this many cells
 CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device between evaluations
@@ -227,7 +227,8 @@ def recommend(
     mesh: Mesh,
 ) -> Iterator[Recommendations]:
     """Yields the k best unseen items of `users`, a batch at a time, in the order given."""
-    tables = item_and_user_tables(model, params, frozen)
+    with use_mesh(mesh):
+        tables = item_and_user_tables(model, params, frozen)
     k = min(k, model.num_items)
 
     @jax.jit
@@ -243,7 +244,7 @@ def recommend(
         rows = users[first : first + size]
         width = _bucket(int(history.lengths[rows].max(initial=1)), 64)
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-        items, scores = gather(
-            best(params, tables, user_batch(model, history, padded, width, mesh))
-        )
+        with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's
+            batch = user_batch(model, history, padded, width, mesh)
+            items, scores = gather(best(params, tables, batch))
         yield Recommendations(rows, items[: len(rows)], scores[: len(rows)].astype(np.float32))

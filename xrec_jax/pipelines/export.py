@@ -32,7 +32,11 @@ def parse_users(text: str) -> list[str] | None:
     if (path.suffix and "," not in text) or path.is_file():
         if not path.is_file():
             raise UserError(f"--users={text}: no such file (give all, a file, or ids as a,b)")
-        users = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--users={text}: not a readable UTF-8 file ({error})") from error
+        users = [line.strip() for line in lines if line.strip()]
     else:
         users = [user.strip() for user in text.split(",") if user.strip()]
     if not users:
@@ -61,6 +65,8 @@ def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str 
     check_output(output)
     wanted = parse_users(users)
     run = Run(workdir)
+    if wanted is not None:
+        run.user_rows(wanted)  # a wrong id is found before the output's folder is made
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_first())
     written = 0

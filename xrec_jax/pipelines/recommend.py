@@ -29,31 +29,26 @@ def seeds_of(config: Any, name: str) -> tuple[int, ...]:
     return tuple(config.seeds)[:1] if counted else tuple(config.seeds)
 
 
-def check(config: Any) -> None:
-    """Refuses a config that the stage cannot run.
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
-      UserError: if there is no system or no seed, or a metric that does not exist.
+      UserError: names the key, the value and what is valid.
     """
     if not config.recommend:
         raise UserError("config.recommend names no system; add one with defaults.system(...)")
-    if not config.seeds:
-        raise UserError("config.seeds is empty; give at least one, for example --config.seeds=0,")
-    metrics = [
-        f"valid/{m}@{k}" for m in ("recall", "hit", "ndcg", "mrr") for k in config.ranking.ks
-    ]
+    kinds = ("recall", "hit", "ndcg", "mrr")
+    metrics = [f"valid/{kind}@{k}" for kind in kinds for k in config.ranking.ks]
     metrics += [name.replace("/", "_unmasked/") for name in metrics]
     for name, system in config.recommend.items():
-        if system.train.metric not in metrics:
-            raise UserError(
-                f"recommend.{name}.train.metric={system.train.metric!r} is not computed"
-                f"{did_you_mean(system.train.metric, metrics)}"
-            )
+        where, train = f"recommend.{name}.train", system.train
+        if train.metric not in metrics:
+            hint = did_you_mean(train.metric, metrics)
+            raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
         for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
-            if system.train[key] < 1:
-                raise UserError(
-                    f"recommend.{name}.train.{key}={system.train[key]} must be positive"
-                )
+            if train[key] < 1:
+                raise UserError(f"{where}.{key}={train[key]} must be positive")
+        RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir).check()
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
@@ -67,7 +62,17 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
-    """Evaluates every saved system again, from its checkpoints."""
+    """Evaluates every saved system again, from its checkpoints.
+
+    Raises:
+      UserError: if training is not finished; nothing is changed then.
+    """
+    for name in config.recommend:
+        for seed in seeds_of(config, name):
+            if not rundir.per_user(f"{STAGE}/{name}/{seed}").exists():
+                raise UserError(
+                    f"{STAGE}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
+                )
     for name in config.recommend:
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         for seed in seeds_of(config, name):

@@ -21,10 +21,21 @@ STAGES = {"recommend": recommend, "showcase": showcase}
 
 
 def _stages(config: Any) -> list[Any]:
+    """The stages of a config; checks what does not need the data."""
+    if not config.stages:
+        raise UserError(f"config.stages is empty; valid: {', '.join(STAGES)}")
     for name in config.stages:
         if name not in STAGES:
             raise UserError(f"no stage {name!r}{did_you_mean(name, STAGES)}")
-        STAGES[name].check(config)
+    seeds, ks = config.seeds, config.ranking.ks
+    if not seeds or not all(isinstance(s, int) and 0 <= s < 2**31 for s in seeds):
+        raise UserError(
+            f"seeds={seeds!r} must be whole numbers from 0, for example --config.seeds=0,"
+        )
+    if not ks or not all(isinstance(k, int) and k > 0 for k in ks):
+        raise UserError(f"ranking.ks={ks!r} must be positive whole numbers")
+    if config.ranking.resamples < 0:
+        raise UserError(f"ranking.resamples={config.ranking.resamples} must not be negative")
     return [STAGES[name] for name in config.stages]
 
 
@@ -53,6 +64,8 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     rundir = RunDir(workdir)
     with open_mesh(config) as mesh:
         data = prepare(config.data)
+        for stage in stages:
+            stage.check(config, data=data, mesh=mesh, rundir=rundir)
         rundir.start(config)
         keep_freed_memory()
         if is_first():

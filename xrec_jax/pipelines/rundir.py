@@ -63,13 +63,14 @@ class RunDir:
         """
         mine = _as_json(config)
         if self.config_path.exists():
-            theirs = _flat(files.read_json(self.config_path))
-            for key, value in _flat(mine).items():
-                if key.startswith(_MOVABLE) or theirs.get(key) == value:
+            theirs, ours = _flat(files.read_json(self.config_path)), _flat(mine)
+            for key in sorted(theirs.keys() | ours.keys()):
+                if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
                     continue
                 raise UserError(
-                    f"{self.path} holds a run with {key}={theirs.get(key)!r}, not {value!r}; "
-                    "use another --workdir, or the configuration it was started with"
+                    f"{self.path} holds a run with {key}={theirs.get(key)!r}, not "
+                    f"{ours.get(key)!r}; use another --workdir, or the configuration it was "
+                    "started with"
                 )
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file, not a directory")

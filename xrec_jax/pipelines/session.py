@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking import recommend
+from xrec_jax.parallel.mesh import make_mesh, use_mesh
 from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.meshes import open_mesh
 from xrec_jax.pipelines.recommend import seeds_of
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
@@ -22,16 +22,20 @@ Record = dict[str, Any]
 
 
 def best_system(config: Any, rundir: RunDir) -> str:
-    """The system with the best mean validation NDCG@10 among the finished ones.
+    """The finished system that is best on validation, by the metric that chose its parameters.
 
     Raises:
-      UserError: if none is finished.
+      UserError: if none is finished, or they were chosen by different metrics.
     """
     done = rundir.evaluation().get("recommend", {})
     finished = [name for name in config.recommend if name in done]
     if not finished:
         raise UserError(f"{rundir.path}: no recommender is finished; run `xrec run` first")
-    return max(finished, key=lambda name: done[name]["valid/ndcg@10"]["value"])
+    metrics = {config.recommend[name].train.metric for name in finished}
+    if len(metrics) > 1:
+        raise UserError(f"name a system: they were chosen by {' and '.join(sorted(metrics))}")
+    metric = metrics.pop()
+    return max(finished, key=lambda name: done[name][metric]["value"])
 
 
 def recommend_records(
@@ -50,7 +54,7 @@ def recommend_records(
       config: of the run.
       data: its data.
       rundir: its directory.
-      mesh: devices; call inside `use_mesh(mesh)`.
+      mesh: devices.
       users: `[users]` rows; None for all.
       top_k: items a user.
       system: its name; "" for the best on validation.
@@ -65,8 +69,9 @@ def recommend_records(
     if not len(rows):
         return
     history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
-    task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
-    params, frozen = task.restore(seeds_of(config, name)[0])
+    with use_mesh(mesh):
+        task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
+        params, frozen = task.restore(seeds_of(config, name)[0])
     lists = recommend(task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh)
     for found in lists:
         for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
@@ -138,10 +143,10 @@ class Run:
     ) -> Iterator[Record]:
         """As `recommend`, a record at a time, in bounded memory."""
         rows = None if users is None else self.user_rows(users)
-        with open_mesh(self.config) as mesh:
-            yield from recommend_records(
-                self.config, self.data, self.rundir, mesh, users=rows, top_k=top_k, system=system
-            )
+        mesh = make_mesh(**dict(self.config.mesh))
+        yield from recommend_records(
+            self.config, self.data, self.rundir, mesh, users=rows, top_k=top_k, system=system
+        )
 
 
 def restore(workdir: epath.PathLike) -> Run:

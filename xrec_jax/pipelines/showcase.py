@@ -36,8 +36,9 @@ _CONTENTS = (
 )
 
 
-def check(config: Any) -> None:
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Raises a `UserError` unless there is something to show."""
+    del data, mesh, rundir
     if "recommend" not in config.stages or not config.recommend:
         raise UserError("stage 'showcase' needs stage 'recommend' before it in config.stages")
 

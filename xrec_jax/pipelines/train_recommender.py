@@ -92,6 +92,15 @@ class RecommenderTask:
                 f"the {batch_divisor(mesh)} devices along the batch"
             )
 
+    def check(self) -> None:
+        """Builds what training needs, so that a wrong value is found before anything is written.
+
+        Raises:
+          UserError: on an optimiser, schedule or rate that is not valid.
+        """
+        if self.trained:
+            _ = self._rule
+
     def stage(self, seed: int) -> str:
         """Name of a seed's folder and of its lines in the metric log."""
         return f"recommend/{self.name}/{seed}"
@@ -184,11 +193,12 @@ class RecommenderTask:
         if not self.trained:
             return state.params, state.frozen
         folder = self.rundir.checkpoints(self.stage(seed))
-        with Checkpoints(folder) as checkpoints:
+        missing = f"{self.stage(seed)} has no checkpoint in {folder}; run `xrec run` first"
+        if not folder.exists():
+            raise UserError(missing)
+        with Checkpoints(folder, read_only=True) as checkpoints:
             if checkpoints.latest is None:
-                raise UserError(
-                    f"{self.stage(seed)} has no checkpoint in {folder}; run `xrec run` first"
-                )
+                raise UserError(missing)
             state, _, _ = checkpoints.restore(state)
         return state.best_params, state.frozen
 

@@ -30,16 +30,17 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Args:
-      directory: `checkpoints/STAGE` of the run directory.
+      directory: `checkpoints/STAGE` of the run directory; must exist if `read_only`.
+      read_only: leaves everything as it is; otherwise what a kill left half written is removed.
     """
 
-    def __init__(self, directory: epath.PathLike):
+    def __init__(self, directory: epath.PathLike, *, read_only: bool = False):
         self.directory = epath.Path(directory)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     @property

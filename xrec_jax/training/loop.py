@@ -71,12 +71,23 @@ class LoopOptions:
 
 @dataclasses.dataclass
 class LoopProgress:
-    """What the loop remembers between evaluations; saved with every checkpoint."""
+    """What the loop remembers besides the state; saved with every checkpoint.
+
+    Attributes:
+      best: the best score so far.
+      best_step: when it was reached.
+      bad_evaluations: evaluations since.
+      stopped: 1 once the metric has stopped improving.
+      summed: steps since the last log line.
+      sums: their summed metrics.
+    """
 
     best: float | None = None
     best_step: int = 0
     bad_evaluations: int = 0
-    stopped: bool = False
+    stopped: int = 0
+    summed: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -101,11 +112,20 @@ def compile_step(step: Step, state: TrainState) -> CompiledStep:
       state: any state with the shapes and shardings that the step will see.
     """
 
-    def train_step(state, batch):
+    def train_step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        return step(state, batch, key)
+        state, metrics = step(state.replace(frozen=frozen), batch, key)
+        return state.replace(frozen={}), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), None))
+    shardings = shardings_of(state.replace(frozen={}))
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def compiled(state: TrainState, batch: Any) -> Stepped:
+        # Frozen arrays are shared by all seeds, so they are not given away with the state.
+        after, metrics = jitted(state.replace(frozen={}), state.frozen, batch)
+        return after.replace(frozen=state.frozen), metrics
+
+    return compiled
 
 
 @jax.jit
@@ -114,10 +134,13 @@ def _copy(tree: Any) -> Any:
 
 
 class _Pending:
-    """Metrics still on the device, fetched together so that steps are not held up."""
+    """Metrics of the steps since the last log line, fetched together so that no step waits.
 
-    def __init__(self, stage: str, checkpoints: Checkpoints):
-        self._stage, self._checkpoints = stage, checkpoints
+    Sums go into the progress, which is saved: a resumed run logs the same means.
+    """
+
+    def __init__(self, stage: str, checkpoints: Checkpoints, progress: LoopProgress):
+        self._stage, self._checkpoints, self._progress = stage, checkpoints, progress
         self._steps: list[int] = []
         self._metrics: list[dict[str, jax.Array]] = []
 
@@ -125,8 +148,8 @@ class _Pending:
         self._steps.append(step)
         self._metrics.append(metrics)
 
-    def flush(self) -> dict[str, float]:
-        """Means since the last flush.
+    def collect(self) -> None:
+        """Fetches what is on the device and adds it to the sums.
 
         Raises:
           UserError: if any value is not finite; names the first step and what is left to go on.
@@ -135,19 +158,28 @@ class _Pending:
         for step, row in zip(self._steps, rows, strict=True):
             for name, value in row.items():
                 if not math.isfinite(value):
-                    self._checkpoints.wait()
-                    good = self._checkpoints.latest
-                    kept = "no checkpoint was written yet" if good is None else (
-                        f"the last good checkpoint is step {good}"
-                    )  # fmt: skip
-                    raise UserError(
-                        f"{self._stage}: {name} is {value} at step {step}; stopped, {kept}. "
-                        "Lower the learning rate or set clip_norm"
-                    )
+                    self._refuse(name, value, step)
+                self._progress.sums[name] = self._progress.sums.get(name, 0.0) + float(value)
+            self._progress.summed += 1
         self._steps, self._metrics = [], []
-        if not rows:
-            return {}
-        return {name: sum(float(r[name]) for r in rows) / len(rows) for name in rows[0]}
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call."""
+        self.collect()
+        sums, count = self._progress.sums, self._progress.summed
+        self._progress.sums, self._progress.summed = {}, 0
+        return {name: value / count for name, value in sums.items()}
+
+    def _refuse(self, name: str, value: Any, step: int) -> None:
+        self._checkpoints.wait()
+        good = self._checkpoints.latest
+        kept = (
+            f"the last good checkpoint is step {good}" if good else "no checkpoint was written yet"
+        )
+        raise UserError(
+            f"{self._stage}: {name} is {value} at step {step}; stopped, {kept}. "
+            "Lower the learning rate or set clip_norm"
+        )
 
 
 def fit(
@@ -194,7 +226,7 @@ def fit(
     # Several devices of one CPU deadlock when steps queue up behind each other.
     wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
     bar = Progress(stage, options.total_steps, initial=done, enabled=is_first())
-    pending = _Pending(stage, checkpoints)
+    pending = _Pending(stage, checkpoints, progress)
     last_time, last_step = time.perf_counter(), done
 
     def save():
@@ -211,7 +243,7 @@ def fit(
             last = done == options.total_steps
             evaluates = evaluate is not None and _due(done, options.evaluate_every, last)
             if last or evaluates or done % options.log_every == 0:
-                logged = pending.flush()
+                logged: dict[str, float] = pending.means()
                 now = time.perf_counter()
                 rate = (done - last_step) * options.examples_per_step / max(now - last_time, 1e-9)
                 logged["time/examples_per_second"] = rate
@@ -228,16 +260,15 @@ def fit(
             interrupted = _stop_requested(terminated, done)
             last = last or progress.stopped
             if last or interrupted or done % options.checkpoint_every == 0:
-                pending_mean = pending.flush()
-                del pending_mean  # only the check for finite values matters here
+                pending.collect()  # a state that is not finite is never saved
                 save()
-            if interrupted and not last:
+            if interrupted:
                 checkpoints.wait()
                 bar.close()
                 raise Interrupted(stage, done)
     checkpoints.wait()
     bar.close()
-    if evaluate is None:
+    if evaluate is None or not options.evaluate_every:
         state = state.replace(best_params=_copy(state.params))
     return state, progress
 
@@ -257,7 +288,7 @@ def _note_score(state, scores, step, progress, options) -> TrainState:
         progress.best, progress.best_step, progress.bad_evaluations = score, step, 0
         return state.replace(best_params=_copy(state.params))
     progress.bad_evaluations += 1
-    progress.stopped = 0 < options.patience <= progress.bad_evaluations
+    progress.stopped = int(0 < options.patience <= progress.bad_evaluations)
     return state
 
 

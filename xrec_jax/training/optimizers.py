@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import optax
@@ -56,8 +57,11 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     Raises:
       UserError: on an unknown optimiser, or a negative learning rate.
     """
-    if config.learning_rate < 0:
-        raise UserError(f"learning_rate={config.learning_rate} must not be negative")
+    for key in ("learning_rate", "clip_norm", "weight_decay"):
+        if config[key] < 0:
+            raise UserError(f"{key}={config[key]} must not be negative")
+        if not math.isfinite(config[key]):
+            raise UserError(f"{key}={config[key]} must be a finite number")
     rate = schedule(config, total_steps)
     if config.optimizer == "adam":
         rule = optax.adam(rate, b1=config.b1, b2=config.b2)

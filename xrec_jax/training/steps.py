@@ -49,7 +49,7 @@ def recommend_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
         "train/loss": loss.astype(jnp.float32),
-        "train/grad_norm": optax.global_norm(grads).astype(jnp.float32),
+        "train/grad_norm": optax.tree.norm(grads).astype(jnp.float32),
     }
     metrics |= {f"train/{name}": value for name, value in extra.items()}
     state = state.replace(
