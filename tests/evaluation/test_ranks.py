@@ -166,8 +166,11 @@ def world(name):
         scores = params["user"]["embedding"][:75] @ params["item"]["embedding"][:61].T
     else:
         length = model.history_length
-        history = np.array([(p[-length:] + [0] * length)[:length] for p in past], np.int32)
-        states = jax.jit(lambda p, h: model.net.apply({"params": p}, h, None))(params, history)
+        # A user without history has seen nothing: row 63 is padding, here a vector of zeros.
+        history = np.array([(p[-length:] + [63] * length)[:length] for p in past], np.int32)
+        table = params["item"]["embedding"].at[63].set(0.0)
+        zeroed = {**params, "item": {"embedding": table}}
+        states = jax.jit(lambda p, h: model.net.apply({"params": p}, h, None))(zeroed, history)
         last = [max(min(len(p), length), 1) - 1 for p in past]
         scores = states[np.arange(75), np.array(last)] @ params["item"]["embedding"][:61].T
     return model, params, (seen, later), held_out, past, np.asarray(scores, np.float64)

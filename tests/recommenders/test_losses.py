@@ -135,23 +135,21 @@ def test_sampled_softmax_with_every_item_once_is_the_full_softmax():
     scores = np.array([0.5, -1.25, 2.0, 0.75, -0.5])
     log_q = np.full(5, math.log(1 / 5))
     for target in range(5):
-        found = losses.sampled_softmax(
-            scores[target], scores, log_q[target], log_q, np.arange(5) == target
-        )
+        found = losses.sampled_softmax(scores[target], scores, log_q, np.arange(5) == target)
         np.testing.assert_allclose(found, cross_entropy(scores, target), rtol=1e-6)
 
 
 def test_sampled_softmax_hand_worked():
-    # exp(1 - log .5) = 2e, exp(0 - log .25) = 4, exp(2 - log .125) = 8 e^2; one collision.
+    # The target counts e; a draw counts exp(s) / (3 q): 4/3, 8/3 e^2 and 2/3 e; one collision.
     found = losses.sampled_softmax(
         np.array([1.0, 1.0]), np.array([[0.0, 2.0, 7.0], [0.0, 2.0, 1.0]]),
-        np.log([0.5, 0.5]), np.log([[0.25, 0.125, 0.5], [0.25, 0.125, 0.5]]),
+        np.log([[0.25, 0.125, 0.5], [0.25, 0.125, 0.5]]),
         np.array([[False, False, True], [False, False, False]]),
     )  # fmt: skip
-    rest = 2 * math.e + 4 + 8 * math.e**2
+    rest = math.e + (4 + 8 * math.e**2) / 3
     assert found.shape == (2,)
     np.testing.assert_allclose(
-        found, [math.log(rest / (2 * math.e)), math.log((rest + 2 * math.e) / (2 * math.e))],
+        found, [math.log(rest / math.e), math.log((rest + 2 / 3 * math.e) / math.e)],
         rtol=1e-6,
     )  # fmt: skip
 
@@ -166,9 +164,7 @@ def test_sampled_softmax_approaches_the_full_one(draws):
     log_q, softmax = np.log(q), np.exp(scores) / np.exp(scores).sum()
 
     def loss(scores, target):
-        return losses.sampled_softmax(
-            scores[target], scores[drawn], log_q[target], log_q[drawn], drawn == target
-        )
+        return losses.sampled_softmax(scores[target], scores[drawn], log_q[drawn], drawn == target)
 
     for target in range(5):
         grad = jax.grad(loss)(jnp.asarray(scores), target)

@@ -81,6 +81,8 @@ def read_json(path: epath.PathLike) -> Any:
         return json.loads(epath.Path(path).read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable UTF-8 file ({error})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
 
@@ -90,17 +92,17 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
     file = epath.Path(path)
     if not file.exists():
         return []
-    lines = file.read_text().split("\n")
+    lines = file.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or cut inside a character
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+            raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
     return records
 
 

@@ -137,9 +137,10 @@ def target_ranks(
     real = (target >= 0)[:, None, :]
     other, mine = own[:, None, :], own[:, :, None]
     earlier = jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
-    tied_targets = (~(other < mine) & real).sum(-1)
-    properly = (((other > mine) | (~(other < mine) & earlier)) & real).sum(-1)
-    unmasked = above - tied_targets + properly
+    not_lower_targets = (~(other < mine) & real).sum(-1)
+    # Another target counts against this one if it scores higher (or NaN), or ties and is earlier.
+    ahead = ~(other <= mine) | ((other == mine) & earlier)
+    unmasked = above - not_lower_targets + (ahead & real).sum(-1)
     return Ranks(masked=unmasked - above_seen, unmasked=unmasked)
 
 
@@ -174,6 +175,7 @@ def top_k(
         shard = jax.lax.axis_index(axes) if axes else 0
 
         def merge(best, scores, ids):
+            scores = jnp.where(jnp.isnan(scores), jnp.finfo(scores.dtype).min, scores)
             place = seen - ids[0]
             outside = (place < 0) | (place >= scores.shape[1])
             place = jnp.where(outside, scores.shape[1], place)
@@ -201,7 +203,7 @@ def top_k(
         scores, items = _best(scores, items, k)
     else:
         scores, items = local(state, table, seen)
-    return jnp.where(jnp.isfinite(scores), items, -1), scores
+    return jnp.where(scores > -jnp.inf, items, -1), scores
 
 
 def _best(scores: jax.Array, items: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -187,6 +187,8 @@ def check_choice(owner: str, key: str, value: object, choices: tuple[object, ...
 
 
 def check_range(owner: str, key: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises a `UserError` unless `low <= value <= high`."""
-    if not low <= value <= high:
-        raise UserError(f"{owner}: {key}={value!r} must lie between {low} and {high}")
+    """Raises a `UserError` unless `low <= value <= high`; a whole number if `low` is an int."""
+    kinds = int if isinstance(low, int) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+        what = "a whole number" if isinstance(low, int) else "a number"
+        raise UserError(f"{owner}: {key}={value!r} must be {what} between {low} and {high}")

@@ -120,7 +120,8 @@ class LightGCN(Recommender):
         user = take_rows(tables.user, batch["user"])
         if self.objective == "softmax":
             # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
-            group = next(size for size in (8, 4, 2, 1) if len(user) % (size * ROW_MULTIPLE) == 0)
+            parts = (size for size in (8, 4, 2) if len(user) % (size * ROW_MULTIPLE) == 0)
+            group = next(parts, 1)
             item = batch["item"].reshape(-1, group)
             states = user.reshape(-1, group, self.dim)
             weight = jnp.full(item.shape, 1.0 / item.size)

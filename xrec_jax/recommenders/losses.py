@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xrec_jax.parallel.lookup import take_rows
 
@@ -69,11 +70,11 @@ def full_softmax(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _full_softmax(num_items, states, table, target, weight):
-    return _softmax_pass(num_items, states, table, target, weight)[0]
+    return jnp.sum(_softmax_pass(num_items, states, table, target, weight)[0] * weight)
 
 
 def _softmax_pass(num_items, states, table, target, weight):
-    """Loss and its gradients with respect to states and table."""
+    """Loss of every position, and the sum's gradients with respect to states and table."""
     rows, steps, dim = states.shape
     limit = max(1, CHUNK_BYTES // (4 * rows * table.shape[0]))
     chunk = next(size for size in range(min(limit, steps), 0, -1) if steps % size == 0)
@@ -89,7 +90,7 @@ def _softmax_pass(num_items, states, table, target, weight):
         total = jnp.sum(exps, axis=-1)
         own = take_rows(table, y)
         own_logit = jnp.sum(h.astype(jnp.float32) * own.astype(jnp.float32), axis=-1)
-        loss = jnp.sum((top + jnp.log(total) - own_logit) * w)
+        loss = (top + jnp.log(total) - own_logit).reshape(rows, chunk)
         probability = (exps * (w / total)[:, None]).astype(h.dtype)
         h_grad = product(probability, table) - own * w[:, None]
         return table_grad + product(probability.T, h), (loss, h_grad.reshape(rows, chunk, dim))
@@ -101,51 +102,57 @@ def _softmax_pass(num_items, states, table, target, weight):
     table_grad, (loss, state_grad) = jax.lax.scan(one, zero, tuple(map(split, (
         states, target, weight))))  # fmt: skip
     table_grad = table_grad.at[target].add(-states.astype(jnp.float32) * weight[..., None])
-    return jnp.sum(loss), jnp.moveaxis(state_grad, 0, 1).reshape(states.shape), table_grad
+    loss, state_grad = (jnp.moveaxis(x, 0, 1) for x in (loss, state_grad))
+    return loss.reshape(target.shape), state_grad.reshape(states.shape), table_grad
 
 
 def _forward(num_items, states, table, target, weight):
     loss, state_grad, table_grad = _softmax_pass(num_items, states, table, target, weight)
-    return loss, (state_grad.astype(states.dtype), table_grad.astype(table.dtype))
+    gradients = state_grad.astype(states.dtype), table_grad.astype(table.dtype), loss
+    return jnp.sum(loss * weight), gradients
 
 
 def _backward(num_items, residuals, g):
     del num_items
-    state_grad, table_grad = residuals
-    return (g * state_grad).astype(state_grad.dtype), g * table_grad, None, None
+    state_grad, table_grad, weight_grad = residuals
+    state_grad = (g * state_grad).astype(state_grad.dtype)
+    return state_grad, g * table_grad, None, g * weight_grad
 
 
 _full_softmax.defvjp(_forward, _backward)
 
 
 def sampled_softmax(
-    positive: jax.Array,
-    negative: jax.Array,
-    log_q_positive: jax.Array,
-    log_q_negative: jax.Array,
-    collision: jax.Array,
+    positive: jax.Array, negative: jax.Array, log_q: jax.Array, collision: jax.Array
 ) -> jax.Array:
     """Cross entropy over the target and sampled negatives, corrected for how they were drawn.
 
-    Each score is lowered by the log of the item's sampling probability, `s_i - log q_i`, which
-    makes the sampled loss approach the full softmax (Bengio and Senecal, 2008; Yi et al., RecSys
-    2019). A negative that is the target itself is left out.
+    The normaliser of the full softmax is the target's own term plus the sum over all other items.
+    The sum is estimated without bias from n draws with probability q: a draw j stands for
+    exp(s_j) / (n q_j), that is, its score is lowered by log(n q_j) (Bengio and Senecal, 2008). A
+    draw that is the target itself adds nothing, since the target is counted already.
 
     Args:
       positive: scores `[...]`.
       negative: scores `[..., n]`.
-      log_q_positive: `[...]`, log sampling probability of the target.
-      log_q_negative: `[..., n]`.
-      collision: `[..., n]` bool, true where the negative is the target.
+      log_q: `[..., n]`, log sampling probability of each draw.
+      collision: `[..., n]` bool, true where the draw is the target.
 
     Returns:
       `[...]`.
     """
-    first = (positive - log_q_positive)[..., None]
-    rest = jnp.where(collision, -1e30, negative - log_q_negative)
-    return jax.nn.logsumexp(jnp.concatenate([first, rest], axis=-1), axis=-1) - first[..., 0]
+    first = positive[..., None]
+    rest = negative - log_q - np.log(negative.shape[-1])
+    rest = jnp.where(collision, -1e30, rest)
+    return jax.nn.logsumexp(jnp.concatenate([first, rest], axis=-1), axis=-1) - positive
+
+
+def total_weight(weight: jax.Array) -> jax.Array:
+    """Sum of `weight`, 1 where that is 0: a safe divisor of a weighted sum."""
+    total = jnp.sum(weight)
+    return jnp.where(total > 0, total, 1.0)
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Mean of `values` with `weight`, safe where all weights are zero."""
-    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    """Mean of `values` with `weight`, 0 where all weights are 0."""
+    return jnp.sum(values * weight) / total_weight(weight)

@@ -87,10 +87,10 @@ class Block(nn.Module):
         weights = dropout(jax.nn.softmax(logits, axis=-1).astype(x.dtype), self.dropout, key())
         mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
         out = dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
-        x = nn.LayerNorm(name="attention_norm")(query + out)
+        x = nn.LayerNorm(dtype=x.dtype, name="attention_norm")(query + out)
         y = x.reshape(-1, self.dim)  # two-dimensional products fuse better
         y = dropout((nn.gelu(y @ up_df) @ down_fd).reshape(x.shape), self.dropout, key())
-        return nn.LayerNorm(name="mlp_norm")(x + y)
+        return nn.LayerNorm(dtype=x.dtype, name="mlp_norm")(x + y)
 
 
 class Transformer(nn.Module):
@@ -130,7 +130,10 @@ class Transformer(nn.Module):
           train: whether dropout is on.
         """
         steps = history.shape[1]
-        x = self.norm(self.item(history) + self.position[:steps])
+        items = self.item(history)
+        if length is not None:  # a user without history has seen nothing, not item 0
+            items = jnp.where((jnp.arange(steps) < length[:, None])[..., None], items, 0)
+        x = self.norm(items + self.position[:steps])
         x = constrain(x.astype(self.dtype), "batch", None, "hidden")
         x = dropout(x, self.dropout, self.make_rng("dropout") if train else None)
         causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
@@ -245,7 +248,7 @@ class SASRec(Recommender):
             states = jnp.take_along_axis(states, place[..., None], axis=1)
         if self.objective == "full_softmax":
             total = losses.full_softmax(states, table, target, weight, self.num_items)
-            return total / jnp.maximum(jnp.sum(weight), 1.0), {}
+            return total / losses.total_weight(weight), {}
         states = states.astype(jnp.float32)
         positive = jnp.einsum("btd,btd->bt", states, take_rows(table, target))
         negative_ids = batch["negative"]
@@ -258,7 +261,7 @@ class SASRec(Recommender):
             log_q = frozen["log_q"]
             values = losses.sampled_softmax(
                 positive, jnp.einsum("btd,bnd->btn", states, vectors),
-                log_q[target], log_q[negative_ids][:, None],
+                log_q[negative_ids][:, None],
                 negative_ids[:, None] == target[..., None],
             )  # fmt: skip
         return losses.weighted_mean(values, weight), {}
