@@ -1,3 +1,12 @@
+"""BPR-MF on MovieLens-100K, leave-one-out by time, seen items masked.
+
+    xrec run --config=configs/ml100k_bpr.py --workdir=runs/ml100k_bpr \
+      --config.data.path=../shared/data/ml-100k
+
+Four negatives a pair and a little weight on the vectors' norms. Chosen on validation NDCG@10.
+Expected figures and the time they take stand in README.md.
+"""
+
 from ml_collections import ConfigDict
 
 from xrec_jax.pipelines import defaults
@@ -6,9 +15,16 @@ from xrec_jax.pipelines import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "ml100k_bpr"
+    config.seeds = (0, 1, 2)
     config.data.format = "atomic"
     config.data.path = "../shared/data/ml-100k"
     config.recommend.bpr = defaults.system(
-        "bpr", train=dict(batch_size=2048, learning_rate=5e-3, epochs=60)
+        "bpr",
+        negatives=4,
+        l2=0.008,
+        stddev=0.01,
+        train=dict(batch_size=2048, learning_rate=1e-2, epochs=60, patience=10),
     )
+    if arg == "tiny":
+        defaults.shrink(config)
     return config

@@ -1,3 +1,13 @@
+"""LightGCN on MovieLens-100K, leave-one-out by time, seen items masked.
+
+    xrec run --config=configs/ml100k_lightgcn.py --workdir=runs/ml100k_lightgcn \
+      --config.data.path=../shared/data/ml-100k
+
+Trained with the softmax over the whole catalogue: it needs a third of the epochs of the pairwise
+loss and ranks better. Chosen on validation NDCG@10. Expected figures and the time they take stand
+in README.md.
+"""
+
 from ml_collections import ConfigDict
 
 from xrec_jax.pipelines import defaults
@@ -6,9 +16,16 @@ from xrec_jax.pipelines import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "ml100k_lightgcn"
+    config.seeds = (0, 1, 2)
     config.data.format = "atomic"
     config.data.path = "../shared/data/ml-100k"
     config.recommend.lightgcn = defaults.system(
-        "lightgcn", train=dict(batch_size=4096, learning_rate=1e-2, epochs=60)
+        "lightgcn",
+        layers=2,
+        l2=0.01,
+        objective="softmax",
+        train=dict(batch_size=2048, learning_rate=3e-2, epochs=30, patience=6),
     )
+    if arg == "tiny":
+        defaults.shrink(config)
     return config

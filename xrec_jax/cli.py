@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.memory import keep_freed_memory
 
 
 class Verb(NamedTuple):
@@ -199,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help(name, values))
             return 0
         _parse(name, values, rest)
+        keep_freed_memory()
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 

@@ -43,11 +43,13 @@ PEER = {
 
 def measure(model: str, data: str, seed: int, target: float, repeats: int) -> dict[str, Any]:
     """Trains one model in this process until the target is reached, then times ranking."""
+    from xrec_jax.core.memory import keep_freed_memory
+
+    keep_freed_memory()
     import jax
     import numpy as np
 
     from xrec_jax.core.logging import MetricWriter
-    from xrec_jax.parallel.host import keep_freed_memory
     from xrec_jax.pipelines.datasets import prepare
     from xrec_jax.pipelines.meshes import open_mesh
     from xrec_jax.pipelines.rundir import RunDir
@@ -81,7 +83,6 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
     reached = False
     with tempfile.TemporaryDirectory() as workdir, open_mesh(config) as mesh:
         prepared = prepare(config.data)
-        keep_freed_memory()
         start = time.perf_counter()
         task = RecommenderTask(config, model, data=prepared, mesh=mesh, rundir=RunDir(workdir))
         writer = Clock(workdir)

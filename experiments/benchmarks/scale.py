@@ -50,6 +50,9 @@ def write(folder: pathlib.Path, events: int, users: int, items: int) -> None:
 def child(folder: str) -> None:
     """Reads, splits, starts training; prints one JSON line."""
     begin = time.perf_counter()
+    from xrec_jax.core.memory import keep_freed_memory
+
+    keep_freed_memory()
     from xrec_jax.core.logging import MetricWriter
     from xrec_jax.pipelines import defaults
     from xrec_jax.pipelines.datasets import prepare

@@ -20,6 +20,7 @@ from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
 
 Batch = dict[str, np.ndarray]
+_TABLE_CELLS = 1 << 26  # bytes of a table of seen pairs; beyond it, pairs are searched for
 
 
 class Negatives:
@@ -43,13 +44,23 @@ class Negatives:
         self._sampling = sampling
         if sampling == "uniform" and per_row:
             users = np.repeat(np.arange(histories.num_users, dtype=np.int64), histories.lengths)
-            self._seen = np.unique(users * num_items + histories.items)
-            full = np.bincount(self._seen // num_items, minlength=1).max() >= num_items
-            if full:
+            self._pairs = np.unique(users * num_items + histories.items)
+            if np.bincount(self._pairs // num_items, minlength=1).max() >= num_items:
                 raise UserError(
                     "a user has a training event with every item, so no negative can be drawn; "
                     "use a loss without sampled negatives"
                 )
+            cells = histories.num_users * num_items
+            self._table = np.zeros(cells, bool) if cells <= _TABLE_CELLS else None
+            if self._table is not None:
+                self._table[self._pairs] = True
+
+    def _seen(self, pairs: np.ndarray) -> np.ndarray:
+        """Which of `user * num_items + item` are training events: a table if it is small."""
+        if self._table is not None:
+            return self._table[pairs]
+        place = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        return self._pairs[place] == pairs
 
     def draw(self, epoch: int, rows: np.ndarray, user: np.ndarray) -> np.ndarray:
         """Negatives of training rows `rows` of `epoch`, whose users are `user`: `[rows, per_row]`.
@@ -62,19 +73,17 @@ class Negatives:
         if self._sampling == "popularity":
             return self._items[keyed.random_integers(key, counter, len(self._items))]
         drawn = keyed.random_integers(key, counter, self._num_items)
-        base = np.broadcast_to(user.astype(np.int64)[:, None] * self._num_items, drawn.shape)
-        again = np.ones(drawn.shape, bool)
+        base = user.astype(np.int64)[:, None] * self._num_items
+        again = np.flatnonzero(self._seen(base + drawn))
         attempt = 0
-        while True:
-            pair = base[again] + drawn[again]
-            place = np.minimum(np.searchsorted(self._seen, pair), len(self._seen) - 1)
-            again[again] = self._seen[place] == pair
-            if not again.any():
-                return drawn.astype(np.int32)
+        while len(again):
             attempt += 1
-            drawn[again] = keyed.random_integers(
-                keyed.fold(key, attempt), counter[again], self._num_items
+            drawn.flat[again] = keyed.random_integers(
+                keyed.fold(key, attempt), counter.flat[again], self._num_items
             )
+            pairs = base[again // self.per_row, 0] + drawn.flat[again]
+            again = again[self._seen(pairs)]
+        return drawn.astype(np.int32)
 
 
 class Rows(Protocol):

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
-from xrec_jax.parallel.host import keep_freed_memory
 from xrec_jax.pipelines import recommend, showcase
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.meshes import open_mesh
@@ -67,7 +66,6 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
         rundir.start(config)
-        keep_freed_memory()
         if is_first():
             say(describe(data))
             say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
