@@ -28,4 +28,5 @@ def keep_freed_memory() -> bool:
     settings = (
         (_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26),
     )  # fmt: skip
-    return all([mallopt(name, value) for name, value in settings])
+    results = [mallopt(name, value) for name, value in settings]
+    return all(results)

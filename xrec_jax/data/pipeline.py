@@ -7,6 +7,7 @@ the global step, so it is restored on any number of processes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class Negatives:
         self, histories: Histories, num_items: int, *, per_row: int, sampling: str, seed: int
     ):
         self.per_row = per_row
+        self.histories = histories
         self._num_items = num_items
         self._key = keyed.fold(seed, 1)
         self._items = histories.items
@@ -54,6 +56,12 @@ class Negatives:
             self._table = np.zeros(cells, bool) if cells <= _TABLE_CELLS else None
             if self._table is not None:
                 self._table[self._pairs] = True
+
+    def reseeded(self, seed: int) -> Negatives:
+        """The same with other keys; what was prepared is shared."""
+        other = copy.copy(self)
+        other._key = keyed.fold(seed, 1)
+        return other
 
     def _seen(self, pairs: np.ndarray) -> np.ndarray:
         """Which of `user * num_items + item` are training events: a table if it is small."""

@@ -17,7 +17,6 @@ from xrec_jax import recommenders
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
-from xrec_jax.data.dataset import Split
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
 from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator
@@ -40,28 +39,6 @@ def build_model(system: Any, data: RunData) -> recommenders.Recommender:
         num_users=data.dataset.num_users,
         num_items=data.dataset.num_items,
     )
-
-
-def batch_source(
-    model: recommenders.Recommender, data: Split, train: Any, seed: int
-) -> BatchSource:
-    """Training batches of a model as a function of the global step."""
-    histories = Histories.of([data.train], model.num_users)
-    negatives = Negatives(
-        histories, model.num_items,
-        per_row=model.negatives_per_row, sampling=model.sampling, seed=seed,
-    )  # fmt: skip
-    rows: Rows
-    if model.batches == "sequences":
-        rows = WindowRows.of(
-            histories, negatives, length=model.history_length, context=model.min_context, seed=seed
-        )
-    else:
-        rows = PairRows.of(histories, negatives)
-    return BatchSource(
-        rows, batch_size=train.batch_size, seed=seed,
-        process=jax.process_index(), processes=jax.process_count(),
-    )  # fmt: skip
 
 
 class RecommenderTask:
@@ -106,9 +83,33 @@ class RecommenderTask:
         return f"recommend/{self.name}/{seed}"
 
     @functools.cached_property
+    def _negatives(self) -> Negatives:
+        histories = Histories.of([self.data.split.train], self.model.num_users)
+        return Negatives(
+            histories, self.model.num_items,
+            per_row=self.model.negatives_per_row, sampling=self.model.sampling, seed=0,
+        )  # fmt: skip
+
+    def batch_source(self, seed: int) -> BatchSource:
+        """Training batches of this process as a function of the global step."""
+        model, negatives = self.model, self._negatives.reseeded(seed)
+        rows: Rows
+        if model.batches == "sequences":
+            rows = WindowRows.of(
+                negatives.histories, negatives,
+                length=model.history_length, context=model.min_context, seed=seed,
+            )  # fmt: skip
+        else:
+            rows = PairRows.of(negatives.histories, negatives)
+        return BatchSource(
+            rows, batch_size=self.train.batch_size, seed=seed,
+            process=jax.process_index(), processes=jax.process_count(),
+        )  # fmt: skip
+
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Updates in which every training row is seen once."""
-        return batch_source(self.model, self.data.split, self.train, 0).steps_per_epoch
+        return self.batch_source(0).steps_per_epoch
 
     @functools.cached_property
     def _rule(self) -> Any:
@@ -173,7 +174,7 @@ class RecommenderTask:
             examples_per_step=train.batch_size,
             steps_per_epoch=epoch,
         )
-        source = batch_source(self.model, self.data.split, train, seed)
+        source = self.batch_source(seed)
         state = self.initial_state(seed)
         with Checkpoints(self.rundir.checkpoints(self.stage(seed))) as checkpoints:
             return fit(
