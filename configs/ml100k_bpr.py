@@ -23,7 +23,9 @@ def get_config(arg: str = "") -> ConfigDict:
         negatives=4,
         l2=0.008,
         stddev=0.01,
-        train=dict(batch_size=2048, learning_rate=1e-2, epochs=60, patience=10),
+        train=dict(
+            batch_size=2048, learning_rate=1e-2, epochs=60, patience=10, checkpoint_every=30
+        ),
     )
     if arg == "tiny":
         defaults.shrink(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -133,12 +134,14 @@ def _check_config_file(arguments: Sequence[str]) -> None:
     path = pathlib.Path(name)
     if not path.is_file():
         raise UserError(f"--config={name}: no such file")
-    space: dict[str, Any] = {"__name__": "config", "__file__": str(path)}
+    module = types.ModuleType("xrec_config_check")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for their module
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), space)
-        if "get_config" not in space:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+        if not hasattr(module, "get_config"):
             raise UserError(f"{path}: it defines no get_config(arg)")
-        config = space["get_config"](*([argument] if ":" in given else []))
+        config = module.get_config(*([argument] if ":" in given else []))
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     except Exception as error:
@@ -147,6 +150,8 @@ def _check_config_file(arguments: Sequence[str]) -> None:
         where = f"{path}, line {line}" if line else str(path)
         what = error.msg if isinstance(error, SyntaxError) else _one_line(error)
         raise UserError(f"{where}: {type(error).__name__}: {what}") from error
+    finally:
+        del sys.modules[module.__name__]
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
 

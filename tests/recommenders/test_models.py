@@ -211,7 +211,7 @@ def test_lightgcn_propagation(propagation, layers, shape):
 def test_lightgcn_picks_by_size(monkeypatch):
     model = make("lightgcn", propagation="auto")
     events = events_with_repeats(model)
-    assert set(model.frozen(*events).arrays) == {"adjacency"}
+    assert set(model.frozen(*events).arrays) == {"adjacency", "transposed"}
     monkeypatch.setattr("xrec_jax.recommenders.lightgcn.DENSE_CELLS", 64 * 128 - 1)
     assert set(model.frozen(*events).arrays) == {"user", "item", "weight"}
 

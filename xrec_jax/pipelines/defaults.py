@@ -89,6 +89,7 @@ def base() -> ConfigDict:
     config = ConfigDict(
         dict(
             name="",
+            imports=(),  # modules to import first, such as one that registers a recommender
             seeds=(0,),
             stages=("recommend",),
             data=data(),

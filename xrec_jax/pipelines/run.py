@@ -14,7 +14,7 @@ from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines import recommend, showcase
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.meshes import open_mesh
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import RunDir, import_extensions
 
 STAGES = {"recommend": recommend, "showcase": showcase}
 
@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     Raises:
       UserError: on a config that cannot run, before anything is written.
     """
+    import_extensions(config)
     stages = _stages(config)
     rundir = RunDir(workdir)
     with open_mesh(config) as mesh:

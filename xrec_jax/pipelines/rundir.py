@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
@@ -27,6 +28,21 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(files.plain(config.to_dict())))
+
+
+def import_extensions(config: Any) -> None:
+    """Imports the modules that a config names, so that what they register is known.
+
+    Raises:
+      UserError: if one cannot be imported.
+    """
+    for name in config.get("imports", ()):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"config.imports: cannot import {name!r} ({error}); is its folder in PYTHONPATH?"
+            ) from error
 
 
 class RunDir:
@@ -89,7 +105,9 @@ class RunDir:
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
-        return ConfigDict(_tuples(files.read_json(self.config_path)))
+        config = ConfigDict(_tuples(files.read_json(self.config_path)))
+        import_extensions(config)
+        return config
 
     def evaluation(self) -> dict[str, Any]:
         """Content of `evaluation.json`; empty before the first stage is done."""
