@@ -31,11 +31,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.recommend.sasrec = defaults.system(
         "sasrec",
-        length=30,
-        context=10,
-        inner=128,
+        layers=1,
+        length=60,
+        context=20,
         dropout=0.3,
-        train=dict(batch_size=64, learning_rate=2e-3, epochs=60, patience=8),
+        train=dict(batch_size=64, learning_rate=3e-3, epochs=60, patience=8),
     )
     if arg == "tiny":
         defaults.shrink(config)

@@ -191,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when all went well, 2 on a user's mistake, 143 after SIGTERM with everything saved; `audit`
       returns 1 when it found errors.
     """
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -205,7 +206,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help(name, values))
             return 0
         _parse(name, values, rest)
-        keep_freed_memory()
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -30,24 +31,27 @@ def bootstrap_means(
     """Means of resampled data: users and seeds are both drawn with replacement.
 
     Args:
-      values: `[seeds, users]`, the same users for every seed.
+      values: `[..., seeds, users]`, the same users for every seed. The leading dimensions (metrics,
+        say) share the draws, so that differences between them are paired.
       resamples: how many.
       seed: of the draws.
       chunk: cells drawn at a time, which bounds memory.
 
     Returns:
-      `[resamples]` float64.
+      `[..., resamples]` float64.
     """
-    seeds, users = values.shape
+    *lead, seeds, users = values.shape
     rng = np.random.default_rng(seed)
-    per_seed = np.empty((resamples, seeds))
+    flat = values.reshape(-1, users).T
+    per_seed = np.empty((resamples, flat.shape[1]))
     step = max(1, chunk // users)
     for first in range(0, resamples, step):
         size = min(step, resamples - first)
         weight = rng.multinomial(users, np.full(users, 1 / users), size=size)
-        per_seed[first : first + size] = weight @ values.T / users
+        per_seed[first : first + size] = weight @ flat / users
     drawn = rng.integers(0, seeds, (resamples, seeds))
-    return np.take_along_axis(per_seed, drawn, axis=1).mean(axis=1)
+    picked = per_seed.reshape(resamples, -1, seeds)[np.arange(resamples)[:, None], :, drawn]
+    return picked.mean(axis=1).T.reshape(*lead, resamples)
 
 
 def estimate(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -59,14 +63,28 @@ def estimate(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Est
       seed: of the draws.
     """
     values = np.atleast_2d(np.asarray(values, np.float64))
-    if resamples == 0 or values.shape[1] < 2:
-        return exact(values.mean(), values.shape[1])
-    low, high = np.quantile(bootstrap_means(values, resamples=resamples, seed=seed), [0.025, 0.975])
+    return estimates({"": values}, resamples=resamples, seed=seed)[""]
+
+
+def estimates(
+    values: Mapping[str, np.ndarray], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """`estimate` of several metrics of the same seeds and users, from the same draws.
+
+    Args:
+      values: metric name to `[seeds, users]`.
+      resamples: bootstrap samples; 0 for no interval.
+      seed: of the draws.
+    """
+    stacked = np.stack([np.asarray(value, np.float64) for value in values.values()])
+    means, count = stacked.mean(axis=(1, 2)), stacked.shape[2]
+    if resamples == 0 or count < 2:
+        return {name: exact(mean, count) for name, mean in zip(values, means, strict=True)}
+    sampled = bootstrap_means(stacked, resamples=resamples, seed=seed)
+    bounds = np.quantile(sampled, [0.025, 0.975], axis=-1)
     return {
-        "value": float(values.mean()),
-        "low": float(low),
-        "high": float(high),
-        "count": values.shape[1],
+        name: {"value": float(mean), "low": float(low), "high": float(high), "count": count}
+        for name, mean, low, high in zip(values, means, *bounds, strict=True)
     }
 
 

@@ -13,7 +13,7 @@ from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
-from xrec_jax.evaluation.intervals import Estimate, estimate, exact
+from xrec_jax.evaluation.intervals import Estimate, estimates, exact
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.report.tables import ranking_table
@@ -102,10 +102,13 @@ def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndar
 def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str, Estimate]]:
     """Means over seeds and users with bootstrap intervals, and the bound where one is known."""
     resamples = config.ranking.resamples
-    table = {}
+    table: dict[str, dict[str, Estimate]] = {}
     for name in config.recommend:
         values = per_user_values(config, name, rundir)
-        table[name] = {key: estimate(v, resamples=resamples) for key, v in values.items()}
+        table[name] = {}
+        for group in ("valid", "test"):  # each has its own users
+            chosen = {key: v for key, v in values.items() if key.startswith(group)}
+            table[name] |= estimates(chosen, resamples=resamples)
     if data.world is not None:
         held_out = data.split.test
         bound = oracle(data.world, held_out, ks=tuple(config.ranking.ks)).mean_expected()
