@@ -28,6 +28,4 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=16384, learning_rate=1e-2, epochs=60, patience=5, metric="valid/ndcg@20"
         ),
     )
-    if arg == "tiny":
-        defaults.shrink(config)
-    return config
+    return defaults.variant(config, arg)

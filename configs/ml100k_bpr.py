@@ -27,6 +27,4 @@ def get_config(arg: str = "") -> ConfigDict:
             batch_size=2048, learning_rate=1e-2, epochs=60, patience=10, checkpoint_every=30
         ),
     )
-    if arg == "tiny":
-        defaults.shrink(config)
-    return config
+    return defaults.variant(config, arg)

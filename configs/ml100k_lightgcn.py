@@ -26,6 +26,4 @@ def get_config(arg: str = "") -> ConfigDict:
         objective="softmax",
         train=dict(batch_size=2048, learning_rate=3e-2, epochs=30, patience=6),
     )
-    if arg == "tiny":
-        defaults.shrink(config)
-    return config
+    return defaults.variant(config, arg)

@@ -27,6 +27,4 @@ def get_config(arg: str = "") -> ConfigDict:
         dropout=0.5,
         train=dict(batch_size=256, learning_rate=5e-3, epochs=50, patience=12),
     )
-    if arg == "tiny":
-        defaults.shrink(config)
-    return config
+    return defaults.variant(config, arg)

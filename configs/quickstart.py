@@ -37,6 +37,4 @@ def get_config(arg: str = "") -> ConfigDict:
         dropout=0.3,
         train=dict(batch_size=64, learning_rate=3e-3, epochs=60, patience=8),
     )
-    if arg == "tiny":
-        defaults.shrink(config)
-    return config
+    return defaults.variant(config, arg)

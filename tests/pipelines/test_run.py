@@ -16,6 +16,7 @@ from xrec_jax.core.logging import MetricWriter
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import run
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.session import restore
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.training.loop import Interrupted
 
@@ -260,3 +261,27 @@ def test_a_run_cut_off_goes_on_on_meshes_of_other_shapes(name, tmp_path):
     for one, other in zip(moved, still, strict=True):
         for key in ("train/loss", "train/grad_norm"):
             assert one[key] == pytest.approx(other[key], rel=2e-6), (one["step"], key)
+
+
+def test_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run.run(tiny.config("bpr"), "runs/a")
+    first = (tmp_path / "runs/a/evaluation.json").read_text()
+    run.run(tiny.config("bpr"), "runs/a")
+    run.evaluate("runs/a")
+    assert (tmp_path / "runs/a/evaluation.json").read_text() == first
+    assert len(restore("runs/a").recommend(["u00003"], top_k=2)) == 2
+
+
+def test_a_run_of_another_mesh_is_evaluated(tmp_path, monkeypatch):
+    made = tiny.config("bpr")
+    made.mesh.tensor = 2
+    run.run(made, tmp_path / "w")
+    saved = json.loads((tmp_path / "w/config.json").read_text())
+    saved["mesh"] = {"data": 3, "fsdp": 1, "tensor": 1}  # as if this machine had three devices less
+    (tmp_path / "w/config.json").write_text(json.dumps(saved))
+    before = json.loads((tmp_path / "w/evaluation.json").read_text())
+    run.evaluate(tmp_path / "w")
+    after = json.loads((tmp_path / "w/evaluation.json").read_text())
+    for name, value in before["recommend"]["bpr"].items():
+        assert abs(value["value"] - after["recommend"]["bpr"][name]["value"]) < 1e-6

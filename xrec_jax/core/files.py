@@ -23,6 +23,11 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """`path` as an absolute path, where it is local."""
+    return epath.Path(os.path.abspath(path) if is_local(path) else path)
+
+
 def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
     """Lets `write` fill a temporary sibling file, then renames it onto `path`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 
@@ -20,9 +21,12 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
     """
     coordinator = coordinator or os.environ.get("XREC_COORDINATOR", "")
     if not coordinator:
+        half_set = [name for name in ("XREC_PROCESSES", "XREC_PROCESS") if name in os.environ]
+        if half_set:
+            raise UserError(f"{' and '.join(half_set)} set without XREC_COORDINATOR (host:port)")
         return
     if coordinator == "auto":
-        jax.distributed.initialize()
+        _start()
         return
     try:
         processes = processes or int(os.environ["XREC_PROCESSES"])
@@ -32,7 +36,15 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
             "XREC_COORDINATOR is set: XREC_PROCESSES (how many) and XREC_PROCESS (which, from 0) "
             "must be whole numbers too"
         ) from error
-    jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+    _start(coordinator_address=coordinator, num_processes=processes, process_id=process)
+
+
+def _start(**settings: Any) -> None:
+    try:
+        jax.distributed.initialize(**settings)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot join the other processes: {reason}") from error
 
 
 def is_first() -> bool:

@@ -36,7 +36,7 @@ def data() -> ConfigDict:
     )
 
 
-def train() -> ConfigDict:
+def training_defaults() -> ConfigDict:
     """How a model is trained."""
     return ConfigDict(
         dict(
@@ -66,7 +66,7 @@ def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -
 
     Args:
       model: name in the registry.
-      train: values that differ from `train()`.
+      train: values that differ from `training_defaults()`.
       **hparams: hyper-parameters that differ from the model's own defaults.
 
     Raises:
@@ -76,7 +76,7 @@ def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -
     for key in hparams:
         if key not in known:
             raise UserError(f"{model}: no hyper-parameter {key!r}{did_you_mean(key, known)}")
-    training = globals()["train"]()
+    training = training_defaults()
     for key, value in (train or {}).items():
         if key not in training:
             raise UserError(f"{model}: no training key {key!r}{did_you_mean(key, training)}")
@@ -101,11 +101,25 @@ def base() -> ConfigDict:
     return config
 
 
-def shrink(config: ConfigDict) -> None:
-    """Turns a config into a smoke test of seconds: a small world instead of its data, few epochs.
+def variant(config: ConfigDict, arg: str) -> ConfigDict:
+    """What the part behind the colon of `configs/NAME.py:ARG` asks for.
 
-    What every config's `:tiny` does; it needs no files.
+    Args:
+      config: the full config.
+      arg: "" for the config as it is; "tiny" for a smoke test of seconds: a small world instead of
+        the data, few epochs, no files.
+
+    Raises:
+      UserError: on any other argument.
     """
+    if arg not in ("", "tiny"):
+        raise UserError(f"no variant {arg!r} of this config{did_you_mean(arg, ['tiny'])}")
+    if arg == "tiny":
+        _shrink(config)
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
     config.seeds = (0,)
     config.data = data()
     config.data.world.update(dict(num_users=80, num_items=60, mean_visits=12.0))

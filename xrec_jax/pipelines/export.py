@@ -29,9 +29,7 @@ def parse_users(text: str) -> list[str] | None:
     if text == "all":
         return None
     path = pathlib.Path(text)
-    if (path.suffix and "," not in text) or path.is_file():
-        if not path.is_file():
-            raise UserError(f"--users={text}: no such file (give all, a file, or ids as a,b)")
+    if path.is_file():
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +64,11 @@ def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str 
     wanted = parse_users(users)
     run = Run(workdir)
     if wanted is not None:
-        run.user_rows(wanted)  # a wrong id is found before the output's folder is made
+        try:
+            run.user_rows(wanted)  # a wrong id is found before the output's folder is made
+        except UserError as error:
+            file = "" if "," in users else f"; --users={users}: no such file either"
+            raise UserError(f"{error}{file}") from error
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_first())
     written = 0

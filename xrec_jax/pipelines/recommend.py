@@ -48,16 +48,21 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
             if train[key] < 1:
                 raise UserError(f"{where}.{key}={train[key]} must be positive")
+        for key in ("log_every", "patience"):
+            if train[key] < 0:
+                raise UserError(f"{where}.{key}={train[key]} must not be negative")
         RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir).check()
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
     """Trains what is not done yet and writes the stage's part of `evaluation.json`."""
+    steps_before = 0
     for name in config.recommend:
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         for seed in seeds_of(config, name):
             if not rundir.per_user(task.stage(seed)).exists():
-                task.run(seed, writer)
+                task.run(seed, writer, steps_before=steps_before)
+            steps_before += task.total_steps
     _finish(config, data, rundir)
 
 

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import recommend, showcase
 from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.meshes import open_mesh
+from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
 from xrec_jax.pipelines.rundir import RunDir, import_extensions
 
 STAGES = {"recommend": recommend, "showcase": showcase}
@@ -23,7 +24,8 @@ def _stages(config: Any) -> list[Any]:
     """The stages of a config; checks what does not need the data."""
     if not config.stages:
         raise UserError(f"config.stages is empty; valid: {', '.join(STAGES)}")
-    for name in config.stages:
+    names = [name for entry in config.stages for name in entry.split(",") if name]
+    for name in names:
         if name not in STAGES:
             raise UserError(f"no stage {name!r}{did_you_mean(name, STAGES)}")
     seeds, ks = config.seeds, config.ranking.ks
@@ -35,17 +37,19 @@ def _stages(config: Any) -> list[Any]:
         raise UserError(f"ranking.ks={ks!r} must be positive whole numbers")
     if config.ranking.resamples < 0:
         raise UserError(f"ranking.resamples={config.ranking.resamples} must not be negative")
-    return [STAGES[name] for name in config.stages]
+    return [STAGES[name] for name in names]
 
 
 def describe(data: RunData) -> str:
     """One line on the data of a run."""
     split = data.split
+    ties = f"{split.tied_users} users end on tied timestamps"
+    if data.dataset.interactions.timestamp is None:
+        ties = "no timestamps: file order stands for time"
     return (
         f"data {data.dataset.name}: {data.dataset.num_users:,} users, "
         f"{data.dataset.num_items:,} items; {len(split.train):,} training, {len(split.valid):,} "
-        f"validation and {len(split.test):,} test events; {split.tied_users} users end on tied "
-        "timestamps"
+        f"validation and {len(split.test):,} test events; {ties}"
     )
 
 
@@ -70,7 +74,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         if is_first():
             say(describe(data))
             say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
-        writer = MetricWriter(workdir, enabled=is_first())
+        writer = MetricWriter(rundir.path, enabled=is_first())
         try:
             for stage in stages:
                 stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
@@ -84,7 +88,7 @@ def evaluate(workdir: epath.PathLike) -> RunDir:
     rundir = RunDir(workdir)
     config = rundir.config()
     stages = _stages(config)
-    with open_mesh(config) as mesh:
+    with use_mesh(saved_mesh(config)) as mesh:
         data = prepare(config.data)
         for stage in stages:
             stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -53,7 +54,13 @@ class RunDir:
     """
 
     def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+        try:
+            self.path = files.absolute(path)
+            self.path.exists()
+        except ImportError as error:
+            raise UserError(
+                f"--workdir={path}: {error}; try pip install 'xrec_jax[gcs]'"
+            ) from error
 
     @property
     def config_path(self) -> epath.Path:
@@ -78,6 +85,9 @@ class RunDir:
           UserError: if it holds another configuration, or cannot be written.
         """
         mine = _as_json(config)
+        for key in ("path", "users", "items"):  # later verbs may be called from another folder
+            if mine["data"][key]:
+                mine["data"][key] = os.fspath(files.absolute(mine["data"][key]))
         if self.config_path.exists():
             theirs, ours = _flat(files.read_json(self.config_path)), _flat(mine)
             for key in sorted(theirs.keys() | ours.keys()):

@@ -9,11 +9,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking import recommend
-from xrec_jax.parallel.mesh import make_mesh, use_mesh
+from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.meshes import saved_mesh
 from xrec_jax.pipelines.recommend import seeds_of
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
@@ -22,19 +24,24 @@ Record = dict[str, Any]
 
 
 def best_system(config: Any, rundir: RunDir) -> str:
-    """The finished system that is best on validation, by the metric that chose its parameters.
+    """The finished system that is best on validation.
+
+    By the metric that chose the parameters, where all trained systems agree on it; else by NDCG.
 
     Raises:
-      UserError: if none is finished, or they were chosen by different metrics.
+      UserError: if none is finished.
     """
     done = rundir.evaluation().get("recommend", {})
     finished = [name for name in config.recommend if name in done]
     if not finished:
         raise UserError(f"{rundir.path}: no recommender is finished; run `xrec run` first")
-    metrics = {config.recommend[name].train.metric for name in finished}
-    if len(metrics) > 1:
-        raise UserError(f"name a system: they were chosen by {' and '.join(sorted(metrics))}")
-    metric = metrics.pop()
+    metrics = {
+        config.recommend[name].train.metric
+        for name in finished
+        if recommenders.get(config.recommend[name].model).batches != "none"
+    }
+    k = 10 if 10 in config.ranking.ks else config.ranking.ks[0]
+    metric = metrics.pop() if len(metrics) == 1 else f"valid/ndcg@{k}"
     return max(finished, key=lambda name: done[name][metric]["value"])
 
 
@@ -143,7 +150,7 @@ class Run:
     ) -> Iterator[Record]:
         """As `recommend`, a record at a time, in bounded memory."""
         rows = None if users is None else self.user_rows(users)
-        mesh = make_mesh(**dict(self.config.mesh))
+        mesh = saved_mesh(self.config)
         yield from recommend_records(
             self.config, self.data, self.rundir, mesh, users=rows, top_k=top_k, system=system
         )

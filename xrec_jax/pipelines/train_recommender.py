@@ -27,7 +27,7 @@ from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
 from xrec_jax.training.optimizers import optimizer
-from xrec_jax.training.state import TrainState, initializer
+from xrec_jax.training.state import TrainState, check_divisible, initializer
 from xrec_jax.training.steps import recommend_step
 
 
@@ -75,6 +75,7 @@ class RecommenderTask:
         Raises:
           UserError: on an optimiser, schedule or rate that is not valid.
         """
+        check_divisible(self.model.init, self.mesh)
         if self.trained:
             _ = self._rule
 
@@ -113,7 +114,7 @@ class RecommenderTask:
 
     @functools.cached_property
     def _rule(self) -> Any:
-        return optimizer(self.train, self.train.epochs * self.steps_per_epoch)
+        return optimizer(self.train, self.total_steps)
 
     @functools.cached_property
     def initial_state(self) -> Callable[[int], TrainState]:
@@ -147,12 +148,12 @@ class RecommenderTask:
         """Metrics of every user on the "valid" or "test" events."""
         return self._evaluators[group](params, frozen)
 
-    def run(self, seed: int, writer: MetricWriter) -> None:
+    def run(self, seed: int, writer: MetricWriter, *, steps_before: int = 0) -> None:
         """Trains (or resumes) and evaluates; leaves the per-user file that marks the seed done."""
         begin = time.perf_counter()
         note = ""
         if self.trained:
-            state, progress = self.fit(seed, writer)
+            state, progress = self.fit(seed, writer, steps_before=steps_before)
             params, frozen = state.best_params, state.frozen
             note = f", best of {int(state.step)} steps at {progress.best_step}"
         else:
@@ -161,11 +162,18 @@ class RecommenderTask:
         if is_first():
             say(f"{self.stage(seed)}: done in {time.perf_counter() - begin:.1f} s{note}")
 
-    def fit(self, seed: int, writer: MetricWriter) -> tuple[TrainState, LoopProgress]:
+    @property
+    def total_steps(self) -> int:
+        """Updates of a seed that is not stopped early."""
+        return self.train.epochs * self.steps_per_epoch if self.trained else 0
+
+    def fit(
+        self, seed: int, writer: MetricWriter, *, steps_before: int = 0
+    ) -> tuple[TrainState, LoopProgress]:
         """Trains one seed, from its newest checkpoint if there is one."""
         train, epoch = self.train, self.steps_per_epoch
         options = LoopOptions(
-            total_steps=train.epochs * epoch,
+            total_steps=self.total_steps,
             log_every=train.log_every or epoch,
             evaluate_every=train.evaluate_every * epoch,
             checkpoint_every=train.checkpoint_every * epoch,
@@ -173,6 +181,7 @@ class RecommenderTask:
             metric=train.metric,
             examples_per_step=train.batch_size,
             steps_per_epoch=epoch,
+            steps_before=steps_before,
         )
         source = self.batch_source(seed)
         state = self.initial_state(seed)

@@ -20,6 +20,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.training.state import TrainState
 
@@ -35,7 +36,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, read_only: bool = False):
-        self.directory = epath.Path(directory)
+        self.directory = files.absolute(directory)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -86,24 +87,24 @@ class Checkpoints:
     def _load(self, step: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise UserError(
-                f"{self.directory / str(step)}: the checkpoint is damaged "
-                f"({str(error).splitlines()[0][:200]}); delete that folder to go on from the one "
-                "before"
-            ) from error
+        except (ValueError, KeyError, OSError) as error:
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int | None, error: Exception) -> UserError:
+        return UserError(
+            f"{self.directory / str(step)}: the checkpoint is damaged "
+            f"({str(error).splitlines()[0][:200]}); delete that folder to go on from the one before"
+        )
 
     def _check(self, step: int | None, wanted: Any) -> None:
         """Compares shapes by name first: Orbax's own message does not say what differs."""
         try:
             metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            raise UserError(
-                f"{self.directory / str(step)}: the checkpoint is damaged "
-                f"({str(error).splitlines()[0][:200]}); delete that folder to go on from the one "
-                "before"
-            ) from error
+        except (ValueError, KeyError, OSError) as error:
+            raise self._damaged(step, error) from error
         stored, asked = _shapes(metadata), _shapes(wanted)
+        if not stored:
+            raise self._damaged(step, ValueError("it lists no arrays"))
         for name in sorted(stored.keys() | asked.keys()):
             if stored.get(name) != asked.get(name):
                 raise UserError(

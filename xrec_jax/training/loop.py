@@ -57,6 +57,8 @@ class LoopOptions:
       metric: name of the metric that decides which parameters are best, higher is better.
       examples_per_step: for the logged rate.
       steps_per_epoch: for the logged epoch.
+      steps_before: updates of earlier stages of the same run; processes that agree on where to stop
+        need a count that only grows.
     """
 
     total_steps: int
@@ -67,6 +69,7 @@ class LoopOptions:
     metric: str = ""
     examples_per_step: int = 1
     steps_per_epoch: int = 1
+    steps_before: int = 0
 
 
 @dataclasses.dataclass
@@ -92,9 +95,12 @@ class LoopProgress:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the earlier handler comes back afterwards."""
+    """An event that SIGTERM sets; the earlier handler comes back afterwards.
+
+    On several processes JAX's own handler stays: through it they agree on the step to stop at.
+    """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
@@ -230,11 +236,11 @@ def fit(
     # Several devices of one CPU deadlock when steps queue up behind each other.
     wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
     bar = Progress(stage, options.total_steps, initial=done, enabled=is_first())
+    scored = evaluate is not None and options.evaluate_every > 0
     pending = _Pending(stage, checkpoints, progress)
     last_time, last_step = time.perf_counter(), done
 
     def save():
-        # The position is the step itself: the iterator may have run ahead.
         checkpoints.save(state, batches.get_state(), dataclasses.asdict(progress))
 
     with _sigterm() as terminated:
@@ -261,10 +267,12 @@ def fit(
                 writer.write(stage, done, logged)
                 bar.advance(done - last_step, _note(logged, options.metric))
                 last_time, last_step = time.perf_counter(), done
-            interrupted = _stop_requested(terminated, done)
-            last = last or progress.stopped
+            interrupted = _stop_requested(terminated, options.steps_before + done)
+            last = last or bool(progress.stopped)
             if last or interrupted or done % options.checkpoint_every == 0:
                 pending.collect()  # a state that is not finite is never saved
+                if not scored:
+                    state = state.replace(best_params=_copy(state.params))
                 save()
             if interrupted:
                 checkpoints.wait()
@@ -272,8 +280,6 @@ def fit(
                 raise Interrupted(stage, done)
     checkpoints.wait()
     bar.close()
-    if evaluate is None or not options.evaluate_every:
-        state = state.replace(best_params=_copy(state.params))
     return state, progress
 
 

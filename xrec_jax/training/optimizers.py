@@ -62,6 +62,9 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
             raise UserError(f"{key}={config[key]} must not be negative")
         if not math.isfinite(config[key]):
             raise UserError(f"{key}={config[key]} must be a finite number")
+    for key in ("b1", "b2"):
+        if not 0.0 <= config[key] < 1.0:
+            raise UserError(f"{key}={config[key]} must be from 0 to below 1")
     rate = schedule(config, total_steps)
     if config.optimizer == "adam":
         rule = optax.adam(rate, b1=config.b1, b2=config.b2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import RULES, put_sharded, sharding
 
 
@@ -45,6 +47,28 @@ class TrainState(flax.struct.PyTreeNode):
             "key": self.key,
             "best_params": self.best_params,
         }
+
+
+def check_divisible(init: Callable[[jax.Array], Any], mesh: Mesh) -> None:
+    """Refuses a mesh that does not split every parameter evenly.
+
+    Raises:
+      UserError: names the parameter, its size and the mesh axes.
+    """
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    specs = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    for (path, leaf), split in zip(
+        jax.tree_util.tree_leaves_with_path(boxed), jax.tree.leaves(specs), strict=True
+    ):
+        for size, axes in zip(leaf.shape, split.spec, strict=False):
+            names = (axes,) if isinstance(axes, str) else axes or ()
+            parts = math.prod(mesh.shape[axis] for axis in names)
+            if size % parts:
+                name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+                raise UserError(
+                    f"parameter {name} has {size} entries along mesh axes {', '.join(names)}, which "
+                    f"are {parts} devices; choose a mesh that divides it"
+                )
 
 
 def initializer(
