@@ -20,12 +20,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.split.kind = "given"
     config.recommend.lightgcn = defaults.system(
         "lightgcn",
-        layers=3,
-        l2=0.01,
+        layers=2,
+        l2=0.003,
         stddev=0.01,
         negatives=4,
         train=dict(
-            batch_size=16384, learning_rate=1e-2, epochs=60, patience=5, metric="valid/ndcg@20"
+            batch_size=16384, learning_rate=3e-2, epochs=40, patience=5, metric="valid/ndcg@20"
         ),
     )
     return defaults.variant(config, arg)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import socket
+import time
 
 import jax
 import numpy as np
@@ -19,6 +21,12 @@ STEPS = {"sasrec": 4, "lightgcn": 22}
 def config():
     """The tiny config with every step logged."""
     return tiny.config(*STEPS, log_every=1)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,7 @@ def two(one):
     workdir = one.parent / "two"
     first = "checkpoints/recommend/lightgcn/0/11"
     shutil.copytree(one / first, workdir / first)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [
         "run", f"--config={runs.CONFIG}:{','.join(STEPS)}", f"--workdir={workdir}",
         *(f"--config.recommend.{name}.train.log_every=1" for name in STEPS),
@@ -132,3 +138,32 @@ def test_an_incomplete_environment_is_named(environment, monkeypatch):
 def test_without_a_coordinator_nothing_is_started(monkeypatch):
     monkeypatch.delenv("XREC_COORDINATOR", raising=False)
     initialize()
+
+
+def test_a_sigterm_to_one_process_stops_both(tmp_path):
+    workdir, port = tmp_path / "w", free_port()
+    started = [
+        runs.start(
+            "run", f"--config={runs.CONFIG}:bpr", f"--workdir={workdir}",
+            "--config.recommend.bpr.train.epochs=100000",
+            "--config.recommend.bpr.train.log_every=1",
+            devices=2, XREC_COORDINATOR=f"127.0.0.1:{port}", XREC_PROCESSES="2",
+            XREC_PROCESS=str(process),
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (workdir / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline and started[0].poll() is None
+            time.sleep(0.1)
+        started[0].send_signal(signal.SIGTERM)
+        printed = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    said = [err.strip().splitlines()[-1] for _, err in printed]
+    assert [process.returncode for process in started] == [143, 143], printed
+    assert said[0] == said[1] and "recommend/bpr/0: saved at step" in said[0]
+    step = int(said[0].split("saved at step ")[1].split()[0])
+    assert (workdir / "checkpoints/recommend/bpr/0" / str(step)).is_dir()

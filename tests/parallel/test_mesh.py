@@ -133,6 +133,10 @@ def test_several_processes_need_all_three_settings(monkeypatch):
     started = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: started.append((a, k)))
     initialize(process=1)
-    assert started == [(("localhost:1",), {"num_processes": 2, "process_id": 1})]
+    settings = {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 1}
+    assert started == [((), settings)]
     initialize("auto")
     assert started[1:] == [((), {})]
+    monkeypatch.delenv("XREC_COORDINATOR")
+    with pytest.raises(UserError, match="XREC_PROCESSES set without XREC_COORDINATOR"):
+        initialize()  # else every host would run alone, in the same directory

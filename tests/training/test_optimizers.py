@@ -13,7 +13,7 @@ from xrec_jax.training.optimizers import optimizer, schedule
 
 def config(**values):
     """The training defaults with other values."""
-    made = defaults.train()
+    made = defaults.training_defaults()
     made.update(values)
     return made
 

@@ -64,9 +64,9 @@ def check_divisible(init: Callable[[jax.Array], Any], mesh: Mesh) -> None:
             names = (axes,) if isinstance(axes, str) else axes or ()
             parts = math.prod(mesh.shape[axis] for axis in names)
             if size % parts:
-                name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise UserError(
-                    f"parameter {name} has {size} entries along mesh axes {', '.join(names)}, which "
+                    f"parameter {name.removesuffix('/value')} has {size} entries along mesh axes {', '.join(names)}, which "
                     f"are {parts} devices; choose a mesh that divides it"
                 )
 
