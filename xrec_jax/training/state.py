@@ -66,8 +66,8 @@ def check_divisible(init: Callable[[jax.Array], Any], mesh: Mesh) -> None:
             if size % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise UserError(
-                    f"parameter {name.removesuffix('/value')} has {size} entries along mesh axes {', '.join(names)}, which "
-                    f"are {parts} devices; choose a mesh that divides it"
+                    f"parameter {name.removesuffix('/value')} has {size} entries along mesh axes "
+                    f"{', '.join(names)}, which are {parts} devices; choose a mesh that divides it"
                 )
 
 
