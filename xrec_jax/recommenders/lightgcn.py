@@ -21,8 +21,9 @@ from xrec_jax.recommenders.base import (
 )
 from xrec_jax.recommenders.mf import Factors, squared_norm
 
-# Up to this many cells of the padded user-item matrix, products with the dense matrix are faster
-# than sparse ones on CPUs and accelerators alike.
+# Up to this many cells of the padded user-item matrix the dense matrix is used. On MovieLens-100K
+# (1.7 million cells) its product takes half the time of the sparse one on a CPU; 32 MiB is a limit on
+# memory rather than a measured crossover.
 DENSE_CELLS = 1 << 23
 
 
