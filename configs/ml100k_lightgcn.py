@@ -3,9 +3,9 @@
     xrec run --config=configs/ml100k_lightgcn.py --workdir=runs/ml100k_lightgcn \
       --config.data.path=../shared/data/ml-100k
 
-Trained with the softmax over the whole catalogue, which scored higher on validation than the pairwise
-loss in the few settings tried. Chosen on validation NDCG@10. Expected figures and the time they take stand
-in README.md.
+Trained with the softmax over the whole catalogue, which scored higher on validation than the
+pairwise loss in the few settings tried. Chosen on validation NDCG@10. Expected figures and the time
+they take stand in README.md.
 """
 
 from ml_collections import ConfigDict

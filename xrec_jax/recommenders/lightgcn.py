@@ -22,8 +22,8 @@ from xrec_jax.recommenders.base import (
 from xrec_jax.recommenders.mf import Factors, squared_norm
 
 # Up to this many cells of the padded user-item matrix the dense matrix is used. On MovieLens-100K
-# (1.7 million cells) its product takes half the time of the sparse one on a CPU; 32 MiB is a limit on
-# memory rather than a measured crossover.
+# (1.7 million cells) its product takes half the time of the sparse one on a CPU; the limit itself
+# bounds memory (32 MiB) and is not a measured crossover.
 DENSE_CELLS = 1 << 23
 
 
