@@ -18,7 +18,7 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows
 from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use_mesh
 from xrec_jax.recommenders import sasrec
-from xrec_jax.recommenders.layers import dropout
+from xrec_jax.core.dropout import dropout
 from xrec_jax.training.loop import compile_step
 from xrec_jax.training.state import initializer
 from xrec_jax.training.steps import recommend_step

@@ -26,6 +26,10 @@ RULES = (
     ("inner", "tensor"),
     ("heads", "tensor"),
     ("positions", None),
+    # Language models: large kernels are split along both of their sides.
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
 )
 
 # Tables are padded to a multiple of this many rows, whatever the mesh, so that a checkpoint fits
@@ -98,6 +102,11 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
+def logical(init: Any, *axes: str | None) -> Any:
+    """An initialiser whose values carry the logical axes of the parameter."""
+    return nn.with_logical_partitioning(init, axes)
+
+
 def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
     """Tells the compiler how an intermediate array is split; does nothing without a mesh."""
     return nn.with_logical_constraint(array, logical)
@@ -106,6 +115,12 @@ def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
 def batch_divisor(mesh: Mesh) -> int:
     """Into how many equal parts a global batch is split."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
+
+
+def current_batch_divisor() -> int:
+    """`batch_divisor` of the mesh that is current; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

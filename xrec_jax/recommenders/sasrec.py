@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xrec_jax.core.dropout import dropout
 from xrec_jax.parallel.lookup import take_rows
-from xrec_jax.parallel.mesh import constrain, padded_rows
+from xrec_jax.parallel.mesh import constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
 from xrec_jax.recommenders.base import (
     Frozen,
@@ -28,7 +29,7 @@ from xrec_jax.recommenders.base import (
     check_range,
     register,
 )
-from xrec_jax.recommenders.layers import Table, dropout, logical
+from xrec_jax.recommenders.layers import Table
 
 _SMALL = nn.initializers.normal(0.02)
 
