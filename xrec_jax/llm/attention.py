@@ -1,0 +1,144 @@
+"""Causal attention over packed sequences: one interface, the implementation that suits the device.
+
+A token sees the tokens before it in its row that have the same segment number; segment 0 is padding.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.parallel.mesh import mesh_axes
+
+IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
+_BLOCK = 64  # queries of a block on a CPU: its scores stay in the cache
+_MASKED = -1e30  # finite: a row that is all padding must not become NaN
+
+
+def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype) -> str:
+    """The implementation that `auto` stands for on this device and shape.
+
+    Raises:
+      UserError: on an unknown name.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        hint = did_you_mean(implementation, IMPLEMENTATIONS)
+        raise UserError(f"attention={implementation!r} is not valid{hint}")
+    if implementation != "auto":
+        return implementation
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "blocked"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    if backend == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
+        return "cudnn"
+    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0:
+        return "splash"
+    return "xla"
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, implementation: str = "auto"
+) -> jax.Array:
+    """Attention of a sequence to itself.
+
+    Args:
+      q: `[batch, length, heads, head_dim]`.
+      k: `[batch, length, kv_heads, head_dim]`.
+      v: like `k`.
+      segments: `[batch, length]` int32; 0 is padding, whose output means nothing but is finite.
+      implementation: one of `IMPLEMENTATIONS`. "blocked" computes only the causal half of the
+        scores, "cudnn" needs a GPU and 16-bit inputs, "splash" is the Pallas kernel of TPUs.
+
+    Returns:
+      `[batch, length, heads, head_dim]`.
+    """
+    chosen = choose(implementation, length=q.shape[1], head_dim=q.shape[-1], dtype=q.dtype)
+    if chosen == "blocked":
+        return _blocked(q, k, v, segments)
+    if chosen in ("splash", "splash_interpret"):
+        return _splash(q, k, v, segments, interpret=chosen == "splash_interpret")
+    length = q.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    mask = causal & (segments[:, :, None] == segments[:, None, :])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=chosen)
+
+
+def head_major(x: jax.Array) -> jax.Array:
+    """`[batch, length, heads, head_dim]` to `[batch, heads, length, head_dim]`, the cache's order."""
+    return x.swapaxes(1, 2)
+
+
+def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of new tokens to a cache.
+
+    Args:
+      q: `[batch, length, heads, head_dim]`.
+      k: `[batch, kv_heads, slots, head_dim]`: with heads first, every product reads one stretch of
+        memory.
+      v: like `k`.
+      mask: `[batch, length, slots]` bool.
+
+    Returns:
+      `[batch, length, heads, head_dim]`; finite also where the mask is empty.
+    """
+    batch, length, heads, dim = q.shape
+    kv = k.shape[1]
+    # Query heads of one key head become rows of one product.
+    rows = q.reshape(batch, length, kv, heads // kv, dim).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(batch, kv, -1, dim) * jnp.asarray(dim**-0.5, q.dtype)
+    scores = jnp.einsum("bkrd,bksd->bkrs", rows, k, preferred_element_type=jnp.float32)
+    split = scores.reshape(batch, kv, heads // kv, length, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
+    weights = weights.astype(v.dtype).reshape(scores.shape)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, v)
+    out = out.reshape(batch, kv, heads // kv, length, dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads, dim)
+
+
+def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Block after block of queries against the keys up to its end: half of the square is skipped."""
+    length = q.shape[1]
+    k, v = head_major(k), head_major(v)
+    out = []
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        causal = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+        same = segments[:, start:stop, None] == segments[:, None, :stop]
+        keys, values = k[:, :, :stop], v[:, :, :stop]
+        out.append(attend_cached(q[:, start:stop], keys, values, causal & same))
+    return jnp.concatenate(out, axis=1)
+
+
+def _splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, interpret: bool
+) -> jax.Array:
+    """The Pallas kernel for TPUs; each device runs it on its own rows and heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, dim = q.shape[1], q.shape[-1]
+    if length % 128:
+        raise UserError(f"attention='splash' needs a length that 128 divides, not {length}")
+
+    def local(q, k, v, segments):
+        causal = masks.CausalMask((length, length))
+        mask = masks.MultiHeadMask([causal] * q.shape[2])
+        call = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+        def row(q, k, v, ids):
+            return call(q, k, v, segment_ids=kernel.SegmentIds(q=ids, kv=ids))
+
+        major = (x.swapaxes(1, 2) for x in (q * dim**-0.5, k, v))
+        return jax.vmap(row)(*major, segments).swapaxes(1, 2).astype(v.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segments)
+    heads, rows = (PartitionSpec(mesh_axes("batch"), *rest) for rest in ((None, "tensor"), ()))
+    split = jax.shard_map(
+        local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+    return split(q, k, v, segments)
