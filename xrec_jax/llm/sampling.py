@@ -1,0 +1,110 @@
+"""From logits to tokens: the choice of one token a row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from xrec_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Applied in this order, as Hugging Face does.
+
+    Attributes:
+      repetition_penalty: logits of tokens in the prompt or the answer are divided by it if
+        positive, multiplied if negative; 1 is off.
+      temperature: 0 always takes the most likely token.
+      top_k: only the k most likely; 0 is off.
+      top_p: only the most likely ones that together reach this probability; 1 is off.
+      min_p: only those at least this share of the most likely one's probability; 0 is off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature} must not be negative")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} must not be negative; 0 is off")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1; 1 is off")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p={self.min_p} must be from 0 to 1; 0 is off")
+        if not self.repetition_penalty > 0.0:
+            raise UserError(f"repetition_penalty={self.repetition_penalty} must be positive")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens seen before must be remembered."""
+        return self.repetition_penalty != 1.0
+
+
+def choose(
+    logits: jax.Array,
+    options: Sampling,
+    *,
+    seeds: jax.Array,
+    counts: jax.Array,
+    seen: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Chooses the next token of every row.
+
+    A row's choice depends on its logits, its seed and how many tokens it has, on nothing else in
+    the batch.
+
+    Args:
+      logits: `[batch, vocab]` float32.
+      options: how.
+      seeds: `[batch]` uint32.
+      counts: `[batch]` int32, tokens the row has generated before this one.
+      seen: `[batch, vocab]` bool, tokens that the repetition penalty applies to.
+
+    Returns:
+      Tokens `[batch]` int32, and their log-probability `[batch]` float32 under the whole
+      distribution at the sampling temperature (at 1 where that is 0), before anything is cut off or
+      penalised: what a policy gradient needs.
+    """
+    temperature = options.temperature or 1.0
+    log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+    scores = logits
+    if options.penalises and seen is not None:
+        penalty = options.repetition_penalty
+        scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
+    if options.temperature == 0.0:
+        tokens = jnp.argmax(scores, axis=-1)
+    else:
+        tokens = _sample(scores / temperature, options, seeds, counts)
+    chosen = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
+    return tokens.astype(jnp.int32), chosen
+
+
+def _sample(
+    scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """Gumbel-max over what the filters leave."""
+    keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(
+        seeds, counts
+    )
+    sort = 0 < options.top_k < scores.shape[-1] or options.top_p < 1.0
+    ids = None
+    if sort:  # best first, so that both filters are prefixes
+        k = min(options.top_k, scores.shape[-1]) or scores.shape[-1]
+        scores, ids = jax.lax.top_k(scores, k)
+    if options.top_p < 1.0:
+        shares = jax.nn.softmax(scores, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        scores = jnp.where(before < options.top_p, scores, -jnp.inf)
+    if options.min_p > 0.0:
+        floor = jnp.max(scores, axis=-1, keepdims=True) + jnp.log(options.min_p)
+        scores = jnp.where(scores >= floor, scores, -jnp.inf)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
+    picked = jnp.argmax(scores + noise, axis=-1)
+    return picked if ids is None else jnp.take_along_axis(ids, picked[:, None], axis=-1)[:, 0]
