@@ -54,9 +54,12 @@ class LoopOptions:
       evaluate_every: how often `evaluate` runs; 0 never.
       checkpoint_every: how often a checkpoint is written, besides the last step.
       patience: stop after this many evaluations in a row without a new best; 0 never.
-      metric: name of the metric that decides which parameters are best, higher is better.
+      metric: name of the metric that decides which parameters are best.
+      lower_is_better: of that metric; otherwise higher is.
       examples_per_step: for the logged rate.
       steps_per_epoch: for the logged epoch.
+      flops_per_token: of a training step, for the logged utilisation (`train/read_tokens` counts).
+      peak_flops: of all devices together; 0 logs no utilisation.
       steps_before: updates of earlier stages of the same run; processes that agree on where to stop
         need a count that only grows.
     """
@@ -67,8 +70,11 @@ class LoopOptions:
     checkpoint_every: int = 1000
     patience: int = 0
     metric: str = ""
+    lower_is_better: bool = False
     examples_per_step: int = 1
     steps_per_epoch: int = 1
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
     steps_before: int = 0
 
 
@@ -257,6 +263,7 @@ def fit(
                 now = time.perf_counter()
                 rate = (done - last_step) * options.examples_per_step / max(now - last_time, 1e-9)
                 logged["time/examples_per_second"] = rate
+                logged |= _token_rates(logged, rate / options.examples_per_step, options)
                 logged["train/epoch"] = done / options.steps_per_epoch
                 if evaluates and evaluate is not None:
                     scores = evaluate(state)
@@ -283,6 +290,17 @@ def fit(
     return state, progress
 
 
+def _token_rates(logged: dict[str, float], steps_per_second: float, options) -> dict[str, float]:
+    """Tokens a second and model-FLOPs utilisation, where the step counts tokens."""
+    if "train/read_tokens" not in logged:
+        return {}
+    rate = logged["train/read_tokens"] * steps_per_second
+    found = {"time/tokens_per_second": rate}
+    if options.peak_flops and options.flops_per_token:
+        found["time/mfu"] = rate * options.flops_per_token / options.peak_flops
+    return found
+
+
 def _due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
@@ -294,7 +312,8 @@ def _note_score(state, scores, step, progress, options) -> TrainState:
             f"the stopping metric {options.metric!r} is not among {', '.join(sorted(scores))}"
         )
     score = scores[options.metric]
-    if progress.best is None or score > progress.best:
+    sign = -1.0 if options.lower_is_better else 1.0
+    if progress.best is None or sign * score > sign * progress.best:
         progress.best, progress.best_step, progress.bad_evaluations = score, step, 0
         return state.replace(best_params=_copy(state.params))
     progress.bad_evaluations += 1

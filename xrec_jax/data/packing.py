@@ -1,0 +1,119 @@
+"""Token sequences packed into rows of one length, with nothing of one seen by another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.data.pipeline import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A tokenised example.
+
+    Attributes:
+      ids: `[tokens]` int32.
+      trained: `[tokens]` bool: tokens the model learns to produce. The first never counts, nothing
+        comes before it.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Assigns sequences to bins, longest first, each into the fullest bin that still has room.
+
+    Args:
+      lengths: tokens of each sequence, none above `room`.
+      room: tokens of a bin.
+
+    Returns:
+      Bins of indices; together they hold every sequence once.
+    """
+    bins: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # bins with so much space left
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        need = lengths[index]
+        space = next((s for s in range(need, room + 1) if by_space[s]), None)
+        if space is None:
+            bins.append([index])
+            by_space[room - need].append(len(bins) - 1)
+        else:
+            chosen = by_space[space].pop()
+            bins[chosen].append(index)
+            by_space[space - need].append(chosen)
+    return bins
+
+
+def windows(ids: Sequence[np.ndarray], length: int) -> list[Example]:
+    """Cuts running text, the concatenation of `ids`, into examples of `length` tokens, all trained.
+
+    The last token of a window is the first of the next, so every token is predicted once.
+    """
+    text = np.concatenate(list(ids)).astype(np.int32) if len(ids) else np.zeros(0, np.int32)
+    step = max(1, length - 1)
+    starts = range(0, max(len(text) - 1, 0), step)
+    cuts = [text[start : start + length] for start in starts]
+    return [Example(cut, np.ones(len(cut), bool)) for cut in cuts]
+
+
+class PackedRows:
+    """Rows for `data.pipeline.BatchSource`.
+
+    A batch holds, all `[rows, length]`: `ids`, `targets` (the next token of the same example),
+    `weights` (1 where that token is trained), `segments` (1, 2, ... for the examples of a row, 0
+    for padding).
+
+    Args:
+      examples: none longer than `length`.
+      length: tokens of a row.
+      together: False gives every example a row of its own.
+
+    Raises:
+      UserError: if an example does not fit, or nothing is trained.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, length: int, together: bool = True):
+        for number, example in enumerate(examples):
+            if len(example.ids) > length:
+                raise UserError(
+                    f"example {number} has {len(example.ids)} tokens, more than the {length} of a "
+                    "row; shorten the history or raise the length"
+                )
+        if not any(example.trained[1:].any() for example in examples):
+            raise UserError("no example has a token to train on")
+        self.examples, self.length = examples, length
+        lengths = [len(example.ids) for example in examples]
+        self.bins = pack(lengths, length) if together else [[i] for i in range(len(examples))]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.bins)
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that hold a token."""
+        return sum(len(e.ids) for e in self.examples) / (self.num_rows * self.length)
+
+    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        """Rows `rows` as arrays; the same in every epoch."""
+        del epoch
+        shape = (len(rows), self.length)
+        ids, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
+        weights = np.zeros(shape, np.float32)
+        for row, number in enumerate(rows):
+            start = 0
+            for segment, index in enumerate(self.bins[number], start=1):
+                example = self.examples[index]
+                stop = start + len(example.ids)
+                ids[row, start:stop] = example.ids
+                targets[row, start : stop - 1] = example.ids[1:]
+                weights[row, start : stop - 1] = example.trained[1:]
+                segments[row, start:stop] = segment
+                start = stop
+        return {"ids": ids, "targets": targets, "weights": weights, "segments": segments}

@@ -1,0 +1,119 @@
+"""Steps that train a language model: an adapter on a frozen base, or the base itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.lora import Adapter, LoraConfig
+from xrec_jax.llm.losses import cross_entropy
+from xrec_jax.parallel.mesh import constrain
+from xrec_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def summed_loss(
+    trained: Any,
+    base: Any,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    model: Llama,
+    lora: LoraConfig | None,
+) -> jax.Array:
+    """Sum of `-log p` over the trained tokens of a batch (see `data.packing.PackedRows`).
+
+    Args:
+      trained: an adapter's parameters, or where `lora` is None the whole model's.
+      base: frozen parameters under an adapter; unused where `lora` is None.
+      batch: `ids`, `targets`, `weights`, `segments`, each `[rows, length]`.
+      key: of the adapter's dropout; None for evaluation.
+      model: the model's functions.
+      lora: the adapter's configuration, or None to train the model itself.
+    """
+    params = trained if lora is None else base
+    adapter = None if lora is None else Adapter(trained, lora)
+    hidden = model.hidden(
+        params, batch["ids"], segments=batch["segments"], adapter=adapter, key=key
+    )
+    return cross_entropy(
+        hidden, model.table(params), batch["targets"], batch["weights"], train_table=lora is None
+    )
+
+
+def instruct_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: Llama,
+    lora: LoraConfig | None,
+    optimizer: optax.GradientTransformation,
+    accumulation: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update on the mean loss of all trained tokens of the batch.
+
+    With accumulation the batch is read in parts one after the other; sums are divided by the whole
+    batch's token count at the end, so the result is that of the whole batch, up to rounding, however
+    its tokens fall into the parts.
+
+    Args:
+      state: `params` the adapter or the model, `frozen["base"]` the base under an adapter.
+      batch: see `summed_loss`; rows are split over the mesh.
+      key: of this step.
+      model: the model's functions.
+      lora: see `summed_loss`.
+      optimizer: update rule.
+      accumulation: parts; divides the rows.
+
+    Returns:
+      The state after the step; `train/loss` (before the update, mean over tokens),
+      `train/grad_norm` (before clipping), `train/tokens` (trained) and `train/read_tokens` (all but
+      padding).
+    """
+    base = state.frozen.get("base")
+
+    def gradient(part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        def loss(trained):
+            return summed_loss(trained, base, part, key, model=model, lora=lora)
+
+        return jax.value_and_grad(loss)(state.params)
+
+    if accumulation == 1:
+        total, grads = gradient(batch, key)
+    else:
+        parts = jax.tree.map(lambda x: _interleave(x, accumulation), batch)
+
+        def add(carry, part):
+            found = gradient(part, jax.random.fold_in(key, carry[0]))
+            sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry[1:], found)
+            return (carry[0] + 1, *sums), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
+        (_, total, grads), _ = jax.lax.scan(add, (jnp.int32(0), jnp.float32(0), zeros), parts)
+    tokens = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
+    grads = jax.tree.map(lambda g, p: (g / tokens).astype(p.dtype), grads, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        "train/loss": total / tokens,
+        "train/grad_norm": optax.tree.norm(grads).astype(jnp.float32),
+        "train/tokens": tokens,
+        "train/read_tokens": jnp.sum(batch["segments"] > 0).astype(jnp.float32),
+    }
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+
+def _interleave(x: jax.Array, parts: int) -> jax.Array:
+    """`[rows, ...]` to `[parts, rows / parts, ...]`; each device's rows stay on it."""
+    split = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(split, None, "batch", *[None] * (x.ndim - 1))
