@@ -8,7 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xrec_jax/compiled
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
 
-.PHONY: setup quickstart test lint types check bench clean
+.PHONY: setup quickstart test lint types check bench parity clean
 
 setup: $(STAMP)
 
@@ -37,5 +37,17 @@ check: lint types test
 bench: setup
 	$(BIN)/python experiments/benchmarks/recommenders.py
 
+# transformers and PEFT beside the package: torch's CPU build installs quickly on Python 3.11 only.
+PARITY_PYTHON ?= python3.11
+PARITY_VENV ?= .venv-parity
+
+parity: $(PARITY_VENV)/.installed
+	$(PARITY_VENV)/bin/python -m experiments.parity.live
+
+$(PARITY_VENV)/.installed: pyproject.toml constraints.txt experiments/parity/requirements.txt
+	$(PARITY_PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement experiments/parity/requirements.txt --editable .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) runs build dist *.egg-info
