@@ -5,9 +5,10 @@ from __future__ import annotations
 import typing
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "restore"]
+__all__ = ["__version__", "load_llm", "restore"]
 
 if typing.TYPE_CHECKING:
+    from xrec_jax.llm.language_model import load_llm
     from xrec_jax.pipelines.session import restore
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> object:
         from xrec_jax.pipelines.session import restore
 
         return restore
+    if name == "load_llm":
+        from xrec_jax.llm.language_model import load_llm
+
+        return load_llm
     raise AttributeError(f"module 'xrec_jax' has no attribute {name!r}")

@@ -105,7 +105,7 @@ class Projection(nn.Module):
         else:
             init = logical(nn.initializers.normal(self.stddev), *self.axes)
             kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        y = quantize.matmul(x, nn.unbox(kernel), self.dtype)
+        y = quantize.matmul(x, nn.unbox(kernel), self.dtype, axes=self.axes)
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(self.dtype) for name in "ab")
             key = self.make_rng("dropout") if self.has_rng("dropout") else None

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm import quantize
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.parallel.mesh import logical
 
@@ -129,7 +130,7 @@ def _added(params: Any, adapter: Adapter, sign: float) -> Any:
     for group, targets in adapter.params["layers"].items():
         for target, pair in targets.items():
             kernel = layers[group][target]["kernel"]
-            if not isinstance(kernel, (jax.Array, jax.core.Tracer)):
+            if quantize.is_quantized(kernel):
                 raise UserError("an adapter cannot be merged into a quantised base; load it whole")
             update = jnp.einsum(
                 "lir,lro->lio", pair["a"].astype(jnp.float32), pair["b"].astype(jnp.float32),

@@ -1,0 +1,315 @@
+"""A language model ready for use: functions, base, adapters and tokenizer together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm import quantize
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.layout import build
+from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.lora import Adapter
+from xrec_jax.llm.peft_io import load_adapter
+from xrec_jax.llm.prefixes import bucket
+from xrec_jax.llm.sampler import Sampler
+from xrec_jax.llm.sampling import Sampling
+from xrec_jax.llm.schedule import Answer, Request
+from xrec_jax.llm.tokenizer import Message, Tokenizer, load_tokenizer
+from xrec_jax.parallel.mesh import mesh_axes
+
+Record = dict[str, Any]
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def dtype_named(name: str) -> Any:
+    """The dtype of a config's `dtype`.
+
+    Raises:
+      UserError: on an unknown name.
+    """
+    if name not in DTYPES:
+        raise UserError(f"dtype={name!r} is not valid{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def shardings(model: Llama, mesh: Mesh) -> Any:
+    """How every parameter of a base is split over a mesh.
+
+    Raises:
+      UserError: if the mesh does not split one evenly; names it.
+    """
+
+    def split(parameter: Any) -> NamedSharding:
+        parts = [mesh_axes(axis) or None if axis else None for axis in parameter.axes]
+        for size, axes in zip(parameter.shape, parts, strict=True):
+            count = int(np.prod([mesh.shape[axis] for axis in axes or ()]))
+            if size % count:
+                raise UserError(
+                    f"parameter {parameter.name} has {size} entries along mesh axes "
+                    f"{', '.join(axes or ())}, which are {count} devices; choose a mesh that "
+                    "divides it"
+                )
+        return NamedSharding(mesh, PartitionSpec(*parts))
+
+    return build(model.config, split)
+
+
+class LanguageModel:
+    """A base, any number of adapters on it, and the tokenizer that belongs to them.
+
+    Attributes:
+      model: the functions.
+      params: of the base, shared by all adapters, never changed.
+      tokenizer: text to ids and back.
+      adapters: by name; the base itself is the adapter None.
+
+    Args:
+      model: the functions.
+      params: of the base, unboxed.
+      tokenizer: text to ids and back.
+      adapters: by name.
+      batch: rows that generate at once.
+      sampler_options: further arguments of `Sampler`.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        adapters: Mapping[str, Adapter] | None = None,
+        batch: int = 16,
+        **sampler_options: Any,
+    ):
+        tokenizer.check_fits(model.config.vocab_size)
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.adapters = dict(adapters or {})
+        self._options = {"batch": batch, **sampler_options}
+        self._sampler: Sampler | None = None
+        self._logits = jax.jit(
+            lambda params, ids, segments, adapter: model.logits(
+                params, ids, segments=segments, adapter=adapter
+            )
+        )
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler, made on first use."""
+        if self._sampler is None:
+            eos = self.tokenizer.eos_ids
+            self._sampler = Sampler(self.model, self.params, eos=eos, **self._options)
+        return self._sampler
+
+    def adapter(self, name: str | None) -> Adapter | None:
+        """An adapter by its name; None is the base, "default" the only one (or the base).
+
+        Raises:
+          UserError: on an unknown name, or "default" where there are several.
+        """
+        if name is None:
+            return None
+        if name in self.adapters:
+            return self.adapters[name]
+        if name == "default" and len(self.adapters) < 2:
+            return next(iter(self.adapters.values()), None)
+        raise UserError(f"no adapter {name!r}{did_you_mean(name, self.adapters)}")
+
+    def logits(self, token_ids: Any, *, adapter: str | None = "default") -> jax.Array:
+        """Logits of every next token.
+
+        Args:
+          token_ids: `[batch, length]` int, or a list of rows of any lengths.
+          adapter: None is the base.
+
+        Returns:
+          `[batch, length, vocab]` float32; rows shorter than the longest are followed by values
+          that mean nothing.
+
+        Raises:
+          UserError: on a token outside the vocabulary, or too many of them.
+        """
+        rows = [np.asarray(row, np.int64) for row in token_ids]
+        length = max((len(row) for row in rows), default=0)
+        config = self.model.config
+        if not length:
+            raise UserError("logits need at least one token")
+        if length > config.max_positions:
+            raise UserError(
+                f"a row has {length} tokens, but the model takes {config.max_positions}"
+            )
+        width = bucket(length)
+        ids, segments = (np.zeros((len(rows), width), np.int32) for _ in range(2))
+        for number, row in enumerate(rows):
+            if row.ndim != 1 or (len(row) and not 0 <= row.min() <= row.max() < config.vocab_size):
+                raise UserError(
+                    f"row {number} of token_ids must hold ids from 0 to {config.vocab_size - 1}"
+                )
+            ids[number, : len(row)], segments[number, : len(row)] = row, 1
+        return self._logits(self.params, ids, segments, self.adapter(adapter))[:, :length]
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[Message] | Sequence[int]],
+        *,
+        max_new_tokens: int | Sequence[int] = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        stop: Sequence[str] = (),
+        adapter: str | None = "default",
+        template: bool | None = None,
+        soft: Sequence[np.ndarray] | None = None,
+    ) -> list[Record]:
+        """Writes an answer to every prompt.
+
+        Args:
+          prompts: texts, messages or token ids.
+          max_new_tokens: most tokens of an answer; one number, or one a prompt.
+          temperature: 0 always takes the most likely token.
+          top_k: see `sampling.Sampling`, as the next three.
+          top_p: share of probability kept.
+          min_p: least share of the best token's probability.
+          repetition_penalty: of tokens seen before.
+          seed: of the random choices; a number for all prompts, each then draws by its place, or
+            one a prompt. A prompt with its seed gets the same answer in any company.
+          stop: texts that end an answer, which is cut before them.
+          adapter: None is the base, "default" the adapter that was loaded.
+          template: whether to use the chat template; default: if the model has one.
+          soft: `[vectors, hidden]` a prompt, put in place of its first tokens `<|soft|>`.
+
+        Returns:
+          Records `text`, `tokens` (their number), `log_prob` (their sum at the sampling
+          temperature), `stop` ("eos", "length" or "string"), `ids` and `log_probs`.
+
+        Raises:
+          UserError: on a value that is not valid, or a prompt that is too long.
+        """
+        count = len(prompts)
+        options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else max_new_tokens
+        seeds = [_mix(seed, place) for place in range(count)] if isinstance(seed, int) else seed
+        for name, values in (("max_new_tokens", limits), ("seed", seeds), ("soft", soft)):
+            if values is not None and len(values) != count:
+                raise UserError(f"{name} has {len(values)} values for {count} prompts")
+        requests = [
+            self._request(
+                number, self._ids(prompt, template), limits[number], int(seeds[number]),
+                None if soft is None else soft[number],
+            )
+            for number, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        answers = self.sampler.generate(
+            requests, sampling=options, adapter=self.adapter(adapter), stop=self._stopper(stop)
+        )
+        return [self._record(answer, stop) for answer in answers]
+
+    def _ids(self, prompt: Any, template: bool | None) -> list[int]:
+        if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
+            return self.tokenizer.prompt(prompt, template=template)
+        return [int(token) for token in prompt]
+
+    def _request(
+        self, number: int, ids: list[int], limit: int, seed: int, soft: np.ndarray | None
+    ) -> Request:
+        if soft is None:
+            return Request(ids, limit, seed)
+        places = [place for place, token in enumerate(ids) if token == self.tokenizer.soft_id]
+        if np.shape(soft) != (len(places), self.model.config.hidden_size):
+            raise UserError(
+                f"prompt {number} has {len(places)} soft tokens of {self.model.config.hidden_size} "
+                f"features, but its vectors have shape {list(np.shape(soft))}"
+            )
+        return Request(ids, limit, seed, places, np.asarray(soft, np.float32))
+
+    def _stopper(self, stop: Sequence[str]) -> Any:
+        if not stop:
+            return None
+        decode = self.tokenizer.decode
+
+        def keep(ids: list[int]) -> int | None:
+            text = decode(ids)
+            if not any(end in text for end in stop):
+                return None
+            low, high = 0, len(ids)  # the fewest tokens whose text holds a stop string
+            while high - low > 1:
+                middle = (low + high) // 2
+                inside = any(end in decode(ids[:middle]) for end in stop)
+                low, high = (low, middle) if inside else (middle, high)
+            return high
+
+        return keep
+
+    def _record(self, answer: Answer, stop: Sequence[str]) -> Record:
+        text = self.tokenizer.decode(answer.ids)
+        found = [text.index(end) for end in stop if end in text]
+        return {
+            "text": text[: min(found)] if found else text,
+            "tokens": len(answer.ids),
+            "log_prob": float(np.sum(answer.log_probs)),
+            "stop": answer.stop,
+            "ids": answer.ids,
+            "log_probs": answer.log_probs,
+        }
+
+
+def _mix(seed: int, place: int) -> int:
+    """A 32-bit seed for a prompt by its place."""
+    return int(np.random.SeedSequence([seed % 2**63, place]).generate_state(1)[0])
+
+
+def load_llm(
+    path: epath.PathLike,
+    adapter: epath.PathLike | Mapping[str, epath.PathLike] | None = None,
+    *,
+    dtype: str = "float32",
+    quantization: str = "none",
+    attention: str = "auto",
+    mesh: Mesh | None = None,
+    batch: int = 16,
+    **sampler_options: Any,
+) -> LanguageModel:
+    """Loads a model for use.
+
+    Args:
+      path: a Hugging Face directory, or a checkpoint made by `xrec import-hf`.
+      adapter: a directory in PEFT's format, several by name, or none.
+      dtype: "float32" or "bfloat16", of parameters and computation.
+      quantization: "none", "int8" or "nf4" storage of the layers' kernels.
+      attention: see `attention.IMPLEMENTATIONS`.
+      mesh: splits the parameters; use the result inside `parallel.mesh.use_mesh(mesh)`.
+      batch: rows that generate at once.
+      **sampler_options: further arguments of `Sampler`.
+
+    Raises:
+      UserError: on anything that is missing, damaged or does not fit together.
+    """
+    source = open_model(path)
+    kind = dtype_named(dtype)
+    model = Llama(source.config, dtype=kind, attention=attention)
+    tokenizer = load_tokenizer(path)
+    given = {"default": adapter} if isinstance(adapter, (str, epath.Path)) else adapter
+    if given is not None and not isinstance(given, Mapping):
+        given = {"default": given}
+    adapters = {
+        name: jax.tree.map(jnp.asarray, load_adapter(where, source.config))
+        for name, where in (given or {}).items()
+    }
+    split = None if mesh is None else shardings(model, mesh)
+    params = source.load_params(dtype=kind, shardings=split)
+    params = quantize.quantize_params(params, quantization)
+    return LanguageModel(
+        model, params, tokenizer, adapters=adapters, batch=batch, **sampler_options
+    )
+
