@@ -6,11 +6,13 @@ Paths go through `etils.epath`, so a run directory may be local or `gs://`.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -108,6 +110,49 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
+    return records
+
+
+def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of every line that is not blank; unzips a name that ends in ".gz".
+
+    Raises:
+      UserError: if the file is missing or cannot be read.
+    """
+    try:
+        data = epath.Path(path).read_bytes()
+        if str(path).endswith(".gz"):
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    # Not splitlines: JSON may hold other line separators inside a text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Reads a JSON-lines file that somebody else wrote, perhaps gzipped; every line must be whole.
+
+    Raises:
+      UserError: names the file and the line of what is wrong.
+    """
+    records = []
+    for number, line in text_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        records.append(record)
+    if not records:
+        raise UserError(f"{path}: no record in it")
     return records
 
 

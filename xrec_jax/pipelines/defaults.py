@@ -21,7 +21,7 @@ def data() -> ConfigDict:
     """Where the data comes from and how it is split."""
     return ConfigDict(
         dict(
-            format="world",  # world, atomic, csv or parquet
+            format="world",  # world, atomic, csv, parquet; none for a config without a recommender
             name="",  # default: from the path
             path="",
             users="",  # optional user table, for csv and parquet
@@ -61,6 +61,98 @@ def training_defaults() -> ConfigDict:
     )
 
 
+def language_model() -> ConfigDict:
+    """The explainer's base: a directory, or a small model trained by the `pretrain` stage."""
+    return ConfigDict(
+        dict(
+            path="",  # Hugging Face directory or imported checkpoint; "": `pretrain` makes it
+            dtype="float32",  # of computation, and of a base that is not trained
+            quantization="none",  # storage of a frozen base: none, int8 or nf4
+            attention="auto",
+            remat="none",  # none, dots or full
+            chat_template="auto",  # yes, no; auto: where a base given by path has one
+            generation_batch=16,
+            # Read where path is empty.
+            vocab_size=2048,
+            hidden_size=128,
+            intermediate_size=344,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            max_positions=1024,
+            rope_theta=10000.0,
+            tie_embeddings=True,
+        )
+    )
+
+
+def _language_training(**changed: Any) -> ConfigDict:
+    train = training_defaults()
+    train.update(
+        dict(
+            metric="valid/loss",
+            optimizer="adamw",
+            schedule="cosine",
+            warmup=0.1,
+            final_rate=0.1,
+            b2=0.99,
+            clip_norm=1.0,
+            patience=0,
+        )
+    )
+    train.accumulation = 1  # parts that a batch is read in, one after the other
+    train.update(changed)
+    return train
+
+
+def pretrain() -> ConfigDict:
+    """The `pretrain` stage: a small base on plain text."""
+    return ConfigDict(
+        dict(
+            source="world",  # world (its training events, no explanations) or files
+            files=(),  # JSONL; of each line its fields, joined by a blank line
+            fields=("prompt", "completion"),
+            copies=4,  # wordings of everything in the world
+            held_out=0.02,  # share of the texts
+            length=256,  # tokens of a row
+            train=_language_training(batch_size=16, epochs=4, learning_rate=2e-3),
+        )
+    )
+
+
+def instruct() -> ConfigDict:
+    """The `instruct` stage: LoRA on explanations."""
+    return ConfigDict(
+        dict(
+            source="world",  # world (its planted reasons) or file
+            path="",  # JSONL: prompt and completion, or messages
+            examples=240,  # to tune on; 0: all of the file
+            held_out=0.1,  # share of the prompts of a file; of `examples` in a world, beside them
+            stratify="",  # key of a file's records whose values are split and chosen alike
+            template="places",  # of a world's prompts
+            history=10,  # entries in a prompt
+            length=512,  # tokens of a row
+            pack=True,  # several examples a row
+            lora=dict(
+                rank=8,
+                alpha=16.0,
+                dropout=0.05,
+                targets=("q", "k", "v", "o", "gate", "up", "down"),
+            ),
+            train=_language_training(batch_size=8, epochs=5, learning_rate=1e-3),
+            samples=dict(
+                during=2,  # held-out prompts answered at every evaluation
+                final=100,  # held-out prompts answered by base and tuned model at the end, at most
+                max_new_tokens=128,
+                temperature=0.0,
+                top_k=0,
+                top_p=1.0,
+            ),
+        )
+    )
+
+
 def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -> ConfigDict:
     """A recommender of the `recommend` stage.
 
@@ -96,6 +188,9 @@ def base() -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1),
             ranking=dict(ks=(5, 10, 20), resamples=1000),
             recommend=ConfigDict(dict()),
+            llm=language_model(),
+            pretrain=pretrain(),
+            instruct=instruct(),
         )
     )
     return config

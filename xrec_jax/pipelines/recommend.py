@@ -15,7 +15,7 @@ from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.intervals import Estimate, estimates, exact
 from xrec_jax.parallel.distributed import is_first
-from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.report.tables import ranking_table
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
@@ -35,6 +35,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
+    need_events(data, STAGE)
     if not config.recommend:
         raise UserError("config.recommend names no system; add one with defaults.system(...)")
     kinds = ("recall", "hit", "ndcg", "mrr")

@@ -12,12 +12,17 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import recommend, showcase
+from xrec_jax.pipelines import instruct, pretrain, recommend, showcase
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
 from xrec_jax.pipelines.rundir import RunDir, import_extensions
 
-STAGES = {"recommend": recommend, "showcase": showcase}
+STAGES = {
+    "recommend": recommend,
+    "pretrain": pretrain,
+    "instruct": instruct,
+    "showcase": showcase,
+}
 
 
 def _stages(config: Any) -> list[Any]:
@@ -42,6 +47,8 @@ def _stages(config: Any) -> list[Any]:
 
 def describe(data: RunData) -> str:
     """One line on the data of a run."""
+    if not data.dataset.num_items:
+        return "data: none, only texts"
     split = data.split
     ties = f"{split.tied_users} users end on tied timestamps"
     if data.dataset.interactions.timestamp is None:

@@ -1,0 +1,179 @@
+"""Texts to pre-train on and instructions to tune on, as a config asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.data import keyed
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.packing import Example
+from xrec_jax.llm.tokenizer import Tokenizer
+from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
+from xrec_jax.text.corpus import world_sentences
+from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
+from xrec_jax.text.prompts import TruncationCount
+from xrec_jax.text.sampling import select, split_by_prompt
+
+
+class Instructions(NamedTuple):
+    """An instruction set, split by prompt.
+
+    Attributes:
+      train: to tune on.
+      held_out: never seen in training, of pre-training neither.
+      notes: what was cut and dropped, in words.
+    """
+
+    train: list[Instruction]
+    held_out: list[Instruction]
+    notes: tuple[str, ...]
+
+
+def instructions(config: Any, data: RunData, *, seed: int) -> Instructions:
+    """The instruction set of a config.
+
+    Raises:
+      UserError: on an unknown source, a file that cannot be read, or too few examples.
+    """
+    asked = config.instruct
+    if asked.source == "world":
+        need_world(data, "instruct.source")
+        return _from_world(asked, data, seed)
+    if asked.source != "file":
+        raise UserError(f"instruct.source={asked.source!r} is not valid; valid: world, file")
+    if not asked.path:
+        raise UserError("instruct.source='file' needs instruct.path: a JSONL file")
+    found, dropped = deduplicate(read_instructions(asked.path))
+    train, held_out = split_by_prompt(
+        found, held_out=asked.held_out, seed=seed, stratify=asked.stratify or None
+    )
+    if asked.examples > len(train):
+        raise UserError(
+            f"instruct.examples={asked.examples}, but {asked.path} leaves {len(train)} to tune on "
+            f"with {len(held_out)} held out; 0 takes all"
+        )
+    if asked.examples:
+        train = select(train, asked.examples, seed=seed, balance=asked.stratify or None)
+    return Instructions(train, held_out, (str(dropped),))
+
+
+def _from_world(asked: Any, data: RunData, seed: int) -> Instructions:
+    if asked.examples < 1:
+        raise UserError(f"instruct.examples={asked.examples} must be positive for a world")
+    spare = max(1, round(asked.held_out * asked.examples))
+    pairs = visits_to_explain(data, asked.examples + spare, seed=seed)
+    prompting = Prompting(data, asked.template, history=asked.history)
+    made, prompts = planted_explanations(prompting, pairs, seed=seed)
+    note = str(TruncationCount.of(prompts))
+    return Instructions(made[spare:], made[:spare], (note,))
+
+
+def world_texts(config: Any, data: RunData) -> list[str]:
+    """Plain text on the world's places, people and training visits."""
+    need_world(data, "pretrain.source")
+    histories = Histories.of([data.split.train], data.dataset.num_users)
+    visits = (
+        (user, histories.items[histories.start[user] : histories.start[user + 1]].tolist())
+        for user in range(data.dataset.num_users)
+    )
+    items, users = data.dataset.items, data.dataset.users
+    return list(
+        world_sentences(
+            [] if items is None else items.to_dicts(), [] if users is None else users.to_dicts(),
+            visits, copies=config.pretrain.copies,
+        )
+    )  # fmt: skip
+
+
+def file_texts(config: Any, without: Sequence[Instruction]) -> tuple[list[str], int]:
+    """Texts of the pre-training files; those that hold a held-out prompt or answer are left out.
+
+    Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share
+    the key `prompt_id` with a line of the first get its fields too.
+
+    Returns:
+      The texts, and how many were left out.
+
+    Raises:
+      UserError: if a file cannot be read or has none of the fields.
+    """
+    asked = config.pretrain
+    forbidden = [_level(text) for one in without for text in (one.prompt, one.completion)]
+    texts, left_out = [], 0
+    for spec in asked.files:
+        for text in _joined(spec, asked.fields):
+            level = _level(text)
+            if any(part in level for part in forbidden):
+                left_out += 1
+            else:
+                texts.append(text)
+    return texts, left_out
+
+
+def _level(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _joined(spec: str, fields: Sequence[str]) -> list[str]:
+    paths = spec.split("+")
+    records = files.read_records(paths[0])
+    for path in paths[1:]:
+        by_key = {record.get("prompt_id"): record for record in records}
+        records = [
+            {**by_key[line["prompt_id"]], **line}
+            for line in files.read_records(path)
+            if line.get("prompt_id") in by_key
+        ]
+    texts = []
+    for number, record in enumerate(records, start=1):
+        parts = [str(record[name]).strip() for name in fields if record.get(name)]
+        if not parts:
+            raise UserError(f"{paths[-1]}, record {number}: none of {', '.join(fields)} is there")
+        texts.append("\n\n".join(parts))
+    return texts
+
+
+def split_texts(texts: Sequence[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:
+    """Texts to train on and to hold out, at least one each.
+
+    Raises:
+      UserError: if there are fewer than two, or the share is not valid.
+    """
+    if not 0.0 < share < 1.0:
+        raise UserError(f"pretrain.held_out={share} must be above 0 and below 1")
+    if len(texts) < 2:
+        raise UserError("pretrain: fewer than two texts")
+    order = keyed.permutation(keyed.fold(seed, 43), len(texts))
+    count = min(max(1, round(share * len(texts))), len(texts) - 1)
+    held = set(np.asarray(order[:count]).tolist())
+    return (
+        [text for place, text in enumerate(texts) if place not in held],
+        [text for place, text in enumerate(texts) if place in held],
+    )
+
+
+def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of running texts, each begun and ended as the model's texts are."""
+    rows = tokenizer.encode_batch(texts)
+    return [np.array([*ids, tokenizer.eos_id], np.int32) for ids in rows]
+
+
+def examples(
+    tokenizer: Tokenizer, found: Sequence[Instruction], *, template: bool | None
+) -> list[Example]:
+    """Instructions as tokens with a mask of the answers."""
+    made = []
+    for one in found:
+        if one.system is None and not one.turns:
+            rendered = tokenizer.render((one.prompt, one.completion), template=template)
+        else:
+            messages = [{"role": role, "content": text} for role, text in one.messages]
+            rendered = tokenizer.render(messages, template=template)
+        made.append(Example(np.array(rendered.ids, np.int32), np.array(rendered.trained, bool)))
+    return made

@@ -1,0 +1,252 @@
+"""The `instruct` stage: LoRA on explanations, and what it changes.
+
+Leaves `adapter/` in the run directory, in PEFT's format; `instructions/train.jsonl` and
+`held_out.jsonl`, the set as it was used; and `explanations/held_out.jsonl`, the answers of the base
+and of the tuned model to held-out prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.evaluation.intervals import Estimate, estimate, exact
+from xrec_jax.evaluation.perplexity import perplexity
+from xrec_jax.llm.language_model import LanguageModel, Record
+from xrec_jax.llm.lora import Adapter, LoraConfig
+from xrec_jax.llm.peft_io import save_adapter
+from xrec_jax.llm.sampling import Sampling
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.pipelines import corpora, language, train_language
+from xrec_jax.pipelines.corpora import Instructions
+from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.language import LoadedBase
+from xrec_jax.pipelines.report.tables import text_table
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_language import LanguageTask, packed
+from xrec_jax.text.instructions import write_instructions
+from xrec_jax.text.templates import template_from
+from xrec_jax.training.state import TrainState
+
+STAGE = "instruct"
+MOST_WORDS = 75  # what LLMXRec asks of an explanation
+
+
+def lora_config(config: Any) -> LoraConfig:
+    """The adapter that a config asks for."""
+    asked = config.instruct.lora
+    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked, stages = config.instruct, ",".join(config.stages)
+    language.check(config)
+    base = language.base_path(config, rundir)
+    if not config.llm.path and "pretrain" not in stages and not base.exists():
+        raise UserError(
+            "stage 'instruct' has no base: set llm.path to a Hugging Face directory, or put "
+            "'pretrain' before it in config.stages"
+        )
+    if asked.source == "world":
+        need_world(data, "instruct.source")
+        template_from(asked.template)
+    corpora.instructions(config, data, seed=config.seeds[0])
+    lora_config(config)
+    samples = asked.samples
+    Sampling(samples.temperature, samples.top_k, samples.top_p)
+    if samples.max_new_tokens < 1:
+        raise UserError(
+            f"instruct.samples.max_new_tokens={samples.max_new_tokens} must be positive"
+        )
+    for key in ("during", "final"):
+        if samples[key] < 0:
+            raise UserError(f"instruct.samples.{key}={samples[key]} must not be negative")
+    train_language.check(asked.train, "instruct.train", mesh)
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Tunes the adapter if that is not done yet, then compares it with the base."""
+    adapter_dir = language.adapter_path(rundir)
+    if adapter_dir.exists() and STAGE in rundir.evaluation():
+        return
+    found = corpora.instructions(config, data, seed=config.seeds[0])
+    base = language.load_base(config, rundir, mesh)
+    lora = lora_config(config)
+    task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+    if is_first():
+        folder = rundir.path / "instructions"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_instructions(folder / "train.jsonl", found.train)
+        write_instructions(folder / "held_out.jsonl", found.held_out)
+        say(
+            f"instruct: {len(found.train)} examples to tune on, {len(found.held_out)} held out; "
+            f"{task.rows.num_rows} rows of {task.rows.length} tokens, "
+            f"{100 * task.rows.fill:.0f} % full; {'; '.join(found.notes)}"
+        )
+    if not adapter_dir.exists():
+        during = functools.partial(_sample_during, config, base, lora, found, rundir)
+        params = task.fit(config.seeds[0], writer, evaluated=during)
+        save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity)
+    _finish(config, found, base, task, rundir)
+
+
+def make_task(
+    config: Any, found: Instructions, base: LoadedBase, lora: LoraConfig, *, mesh: Mesh,
+    rundir: RunDir,
+) -> LanguageTask:  # fmt: skip
+    """The training of the adapter."""
+    asked = config.instruct
+    template = language.template(config)
+    if asked.length > base.model.config.max_positions:
+        raise UserError(
+            f"instruct.length={asked.length}, but the model takes {base.model.config.max_positions}"
+        )
+    rows, held_out = (
+        packed(
+            corpora.examples(base.tokenizer, part, template=template),
+            length=asked.length, together=asked.pack, what=f"instruct, {what} examples",
+        )
+        for what, part in (("training", found.train), ("held-out", found.held_out))
+    )  # fmt: skip
+    return LanguageTask(
+        STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
+        held_out=held_out, mesh=mesh, rundir=rundir,
+    )  # fmt: skip
+
+
+def _answer(
+    config: Any, lm: LanguageModel, prompts: list[Any], adapter: str | None
+) -> list[Record]:
+    samples = config.instruct.samples
+    return lm.generate(
+        prompts, max_new_tokens=samples.max_new_tokens, temperature=samples.temperature,
+        top_k=samples.top_k, top_p=samples.top_p, seed=config.seeds[0], adapter=adapter,
+        template=language.template(config),
+    )  # fmt: skip
+
+
+def _prompts(found: Instructions, count: int) -> list[Any]:
+    """Prompts of held-out instructions, as texts or as conversations."""
+    prompts: list[Any] = []
+    for one in found.held_out[:count]:
+        turns = [{"role": role, "content": text} for role, text in one.messages[:-1]]
+        prompts.append(one.prompt if len(turns) == 1 else turns)
+    return prompts
+
+
+def _sample_during(
+    config: Any, base: LoadedBase, lora: LoraConfig, found: Instructions, rundir: RunDir,
+    state: TrainState,
+) -> dict[str, float]:  # fmt: skip
+    """Answers a few held-out prompts with the adapter as it is; the texts go into a file."""
+    count = config.instruct.samples.during
+    if not count:
+        return {}
+    lm = language.language_model(config, base, {"now": Adapter(state.params, lora)})
+    records = _answer(config, lm, _prompts(found, count), "now")
+    if is_first():
+        path = rundir.path / "explanations" / "during_training.jsonl"
+        step = int(state.step)
+        kept = [record for record in files.read_json_lines(path) if record["step"] < step]
+        new = [
+            {"step": step, "prompt": one.prompt, "text": record["text"], "stop": record["stop"]}
+            for one, record in zip(found.held_out, records, strict=False)
+        ]
+        files.write_text(path, files.json_lines(kept + new))
+    ended = [record["stop"] == "eos" for record in records]
+    return {"samples/ended": float(np.mean(ended))}
+
+
+def _finish(
+    config: Any, found: Instructions, base: LoadedBase, task: LanguageTask, rundir: RunDir
+) -> None:
+    """Compares base and tuned model on the held-out prompts."""
+    adapter = language.tuned_adapter(rundir, base.model.config)
+    lora = adapter.config
+    lm = language.language_model(config, base, {"tuned": adapter})
+    prompts = _prompts(found, config.instruct.samples.final)
+    # A fresh adapter changes nothing, so the base is measured by the very same function.
+    plain = jax.tree.map(np.zeros_like, adapter.params)
+    table: dict[str, dict[str, Estimate]] = {}
+    texts: dict[str, list[Record]] = {}
+    for name, params, which in (("base", plain, None), ("tuned", adapter.params, "tuned")):
+        loss = task.loss(params, base.params, lora)
+        table[name] = {
+            "held_out/loss": exact(loss, len(found.held_out)),
+            "held_out/perplexity": exact(perplexity(loss), len(found.held_out)),
+        }
+        if prompts:
+            texts[name] = _answer(config, lm, prompts, which)
+            table[name] |= text_figures(texts[name], resamples=config.ranking.resamples)
+    if is_first():
+        records = [
+            {"prompt": one.prompt, "reference": one.completion, **one.meta}
+            | {name: found_texts[number]["text"] for name, found_texts in texts.items()}
+            | {f"{name}_stop": rows[number]["stop"] for name, rows in texts.items()}
+            for number, one in enumerate(found.held_out[: len(prompts)])
+        ]
+        path = rundir.path / "explanations" / "held_out.jsonl"
+        files.write_text(path, files.json_lines(records))
+        rundir.write_evaluation(STAGE, table)
+        say(figures_table(table))
+        for record in records[:1]:
+            say(side_by_side(record))
+
+
+def text_figures(records: list[Record], *, resamples: int) -> dict[str, Estimate]:
+    """Length and ends of answers, means over prompts."""
+    words = np.array([len(record["text"].split()) for record in records], np.float64)
+    ended = np.array([record["stop"] == "eos" for record in records], np.float64)
+    return {
+        "text/words": estimate(words, resamples=resamples),
+        "text/within_75_words": estimate((words <= MOST_WORDS) * 1.0, resamples=resamples),
+        "text/ended": estimate(ended, resamples=resamples),
+    }
+
+
+def figures_table(table: dict[str, dict[str, Estimate]]) -> str:
+    """Base and tuned model as text."""
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    rows = [
+        [system, *(f"{row[name]['value']:.3f}" if name in row else "-" for name in names)]
+        for system, row in table.items()
+    ]
+    return text_table(["explainer", *names], rows)
+
+
+def side_by_side(record: dict[str, Any], *, width: int = 46) -> str:
+    """Base and tuned answer in two columns."""
+    columns = [textwrap.wrap(record[name], width) or ["(nothing)"] for name in ("base", "tuned")]
+    height = max(map(len, columns))
+    lines = [f"{'base':<{width}} | tuned", f"{'-' * width}-+-{'-' * width}"]
+    for row in range(height):
+        left, right = (column[row] if row < len(column) else "" for column in columns)
+        lines.append(f"{left:<{width}} | {right}".rstrip())
+    return "\n".join(lines)
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Compares the saved adapter with the base again.
+
+    Raises:
+      UserError: if tuning is not finished; nothing is changed then.
+    """
+    base = language.load_base(config, rundir, mesh)
+    lora = language.tuned_adapter(rundir, base.model.config).config
+    found = corpora.instructions(config, data, seed=config.seeds[0])
+    task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+    _finish(config, found, base, task, rundir)

@@ -1,0 +1,146 @@
+"""The language model of a run: from nothing, from a directory, with the run's adapter."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm import attention, quantize
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.language_model import LanguageModel, dtype_named, shardings
+from xrec_jax.llm.llama import REMAT, Llama
+from xrec_jax.llm.lora import Adapter
+from xrec_jax.llm.peft_io import Base, load_adapter
+from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.pipelines.rundir import RunDir
+
+CHAT = ("auto", "yes", "no")
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+    "head_dim", "max_positions", "rope_theta", "tie_embeddings",
+)  # fmt: skip
+
+
+class LoadedBase(NamedTuple):
+    """A base ready to be tuned or used.
+
+    Attributes:
+      model: its functions.
+      params: frozen, on the mesh.
+      tokenizer: its own.
+      identity: where it is and what its weights are.
+    """
+
+    model: Llama
+    params: Any
+    tokenizer: Tokenizer
+    identity: Base
+
+
+def base_path(config: Any, rundir: RunDir) -> epath.Path:
+    """Where the base is: the directory that the config names, or what `pretrain` made."""
+    return epath.Path(config.llm.path) if config.llm.path else rundir.path / "base"
+
+
+def adapter_path(rundir: RunDir) -> epath.Path:
+    """Where the `instruct` stage leaves its adapter, in PEFT's format."""
+    return rundir.path / "adapter"
+
+
+def template(config: Any) -> bool | None:
+    """Whether prompts go through a chat template; None lets the tokenizer decide."""
+    chat = config.llm.chat_template
+    if chat == "auto":  # a small base from nothing has never seen the template's tokens
+        return None if config.llm.path else False
+    return chat == "yes"
+
+
+def check(config: Any) -> None:
+    """Refuses values of `config.llm` that cannot work, before anything is written.
+
+    Raises:
+      UserError: names the key and what is valid.
+    """
+    llm = config.llm
+    dtype_named(llm.dtype)
+    for key, valid in (
+        ("quantization", quantize.KINDS), ("attention", attention.IMPLEMENTATIONS),
+        ("remat", tuple(REMAT)), ("chat_template", CHAT),
+    ):  # fmt: skip
+        if llm[key] not in valid:
+            raise UserError(f"llm.{key}={llm[key]!r} is not valid{did_you_mean(llm[key], valid)}")
+    if llm.generation_batch < 1:
+        raise UserError(f"llm.generation_batch={llm.generation_batch} must be positive")
+    if llm.path:
+        open_model(llm.path)
+    else:
+        model_config(config)
+
+
+def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
+    """The shape of a model from nothing.
+
+    Args:
+      config: of the run.
+      vocab_size: of the trained tokenizer, at most the configured one.
+    """
+    values = {key: config.llm[key] for key in _SIZES}
+    if vocab_size is not None:
+        # A multiple of 64 splits evenly over the devices of a mesh.
+        values["vocab_size"] = -(-vocab_size // 64) * 64
+    return LlamaConfig(**values)
+
+
+def functions(config: Any, shape: LlamaConfig) -> Llama:
+    """The model's functions as the config wants them."""
+    llm = config.llm
+    return Llama(
+        shape, dtype=dtype_named(llm.dtype), attention=llm.attention, remat=llm.remat
+    )
+
+
+def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
+    """Loads the base of a run onto the mesh.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    path = base_path(config, rundir)
+    if not config.llm.path and not path.exists():
+        raise UserError(
+            f"{path}: no base yet; set llm.path, or put 'pretrain' before 'instruct' in "
+            "config.stages"
+        )
+    source = open_model(path)
+    model = functions(config, source.config)
+    params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
+    params = quantize.quantize_params(params, config.llm.quantization)
+    identity = Base(str(path), source.fingerprint())
+    return LoadedBase(model, params, load_tokenizer(path), identity)
+
+
+def language_model(
+    config: Any, base: LoadedBase, adapters: dict[str, Adapter] | None = None
+) -> LanguageModel:
+    """The base with adapters, ready to generate."""
+    return LanguageModel(
+        base.model, base.params, base.tokenizer, adapters=adapters,
+        batch=config.llm.generation_batch,
+    )  # fmt: skip
+
+
+def tuned_adapter(rundir: RunDir, shape: LlamaConfig) -> Adapter:
+    """The adapter of a finished `instruct` stage.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path = adapter_path(rundir)
+    if not path.exists():
+        raise UserError(f"{path}: no adapter; stage 'instruct' is not finished")
+    return jax.tree.map(jax.numpy.asarray, load_adapter(path, shape))

@@ -1,0 +1,121 @@
+"""The `pretrain` stage: a tokenizer and a small base from nothing, on plain text.
+
+Leaves `base/` in the run directory, a Hugging Face directory that any tool loads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.data.packing import windows
+from xrec_jax.evaluation.intervals import exact
+from xrec_jax.evaluation.perplexity import perplexity
+from xrec_jax.llm.bpe import train_bpe
+from xrec_jax.llm.hf import Generation
+from xrec_jax.llm.hf_export import save_params
+from xrec_jax.llm.tokenizer import load_tokenizer
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines import corpora, language, train_language
+from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_language import LanguageTask, packed
+
+STAGE = "pretrain"
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    del rundir
+    asked = config.pretrain
+    if config.llm.path:
+        raise UserError(
+            "stage 'pretrain' makes a base from nothing, but llm.path names one; drop either"
+        )
+    language.check(config)
+    if asked.source == "world":
+        need_world(data, "pretrain.source")
+    elif asked.source != "files":
+        raise UserError(f"pretrain.source={asked.source!r} is not valid; valid: world, files")
+    elif not asked.files:
+        raise UserError("pretrain.source='files' needs pretrain.files: one JSONL file or more")
+    if asked.length < 2 or asked.length > config.llm.max_positions:
+        raise UserError(
+            f"pretrain.length={asked.length} must be from 2 to llm.max_positions="
+            f"{config.llm.max_positions}"
+        )
+    if not 0.0 < asked.held_out < 1.0:
+        raise UserError(f"pretrain.held_out={asked.held_out} must be above 0 and below 1")
+    train_language.check(asked.train, "pretrain.train", mesh)
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Trains what is not trained yet."""
+    if (rundir.path / "base").exists():
+        return
+    asked, seed = config.pretrain, config.seeds[0]
+    if asked.source == "world":
+        texts, left_out = corpora.world_texts(config, data), 0
+    else:
+        tuning = "instruct" in ",".join(config.stages)
+        held = corpora.instructions(config, data, seed=seed).held_out if tuning else []
+        texts, left_out = corpora.file_texts(config, held)
+    train_texts, held_texts = corpora.split_texts(texts, asked.held_out, seed=seed)
+    folder = rundir.path / "tokenizer"
+    if is_first() and not folder.exists():
+        train_bpe(train_texts, folder, vocab_size=config.llm.vocab_size)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    tokenizer = load_tokenizer(folder)
+    shape = language.model_config(config, vocab_size=len(tokenizer))
+    rows, held_out = (
+        packed(
+            windows(corpora.text_ids(tokenizer, part), asked.length),
+            length=asked.length, together=True, what=f"pretrain, {what} texts",
+        )
+        for what, part in (("training", train_texts), ("held-out", held_texts))
+    )  # fmt: skip
+    if is_first():
+        tokens = sum(len(example.ids) for example in rows.examples)
+        note = f", {left_out} left out that hold a held-out instruction" if left_out else ""
+        say(
+            f"pretrain: {len(train_texts):,} texts, {tokens:,} tokens of {len(tokenizer):,}; "
+            f"{shape.num_parameters:,} parameters{note}"
+        )
+    task = LanguageTask(
+        STAGE, model=language.functions(config, shape), lora=None, base=None, train=asked.train,
+        rows=rows, held_out=held_out, mesh=mesh, rundir=rundir,
+    )  # fmt: skip
+    params = task.fit(seed, writer)
+    loss = task.loss(params, None, None)
+    rundir.write_evaluation(
+        STAGE,
+        {
+            "base": {
+                "held_out/loss": exact(loss, held_out.num_rows),
+                "held_out/perplexity": exact(perplexity(loss), held_out.num_rows),
+            }
+        },
+    )
+    generation = Generation(
+        bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id
+    )
+    save_params(
+        rundir.path / "base", params, shape, generation=generation, tokenizer_dir=folder
+    )
+    if is_first():
+        say(f"pretrain: held-out perplexity {perplexity(loss):.2f}; base in {rundir.path / 'base'}")
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Nothing to evaluate again: the held-out loss is part of the training."""
+    del config, data, mesh, rundir
