@@ -16,6 +16,9 @@ FLAGS = {
     "evaluate": {"workdir"},
     "recommend": {"workdir", "users", "top_k", "output", "system"},
     "audit": {"config", "output"},
+    "import-hf": {"path", "output", "dtype"},
+    "export-hf": {"workdir", "base", "adapter", "output", "dtype"},
+    "export-peft": {"workdir", "adapter", "base", "output"},
 }
 
 

@@ -96,6 +96,71 @@ def _audit(values: flags.FlagValues) -> int:
     return audit.audit(values.config, output=values.output)
 
 
+def _strings(values: flags.FlagValues, **described: str) -> None:
+    for name, text in described.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+
+
+def _define_import_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    del arguments
+    _strings(
+        values, path="Hugging Face directory: config.json, safetensors, tokenizer",
+        output="new directory for the checkpoint",
+        dtype="bfloat16 or float32; default: as stored",
+    )  # fmt: skip
+
+
+def _import_hf(values: flags.FlagValues) -> int:
+    _required(values, "path", "output")
+    from xrec_jax.pipelines import convert
+
+    convert.import_hf(values.path, values.output, dtype=values.dtype)
+    return 0
+
+
+def _define_export_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    del arguments
+    _strings(
+        values, workdir="run whose base and adapter are merged, instead of naming them",
+        base="Hugging Face directory or imported checkpoint",
+        adapter="adapter to merge into it, a directory in PEFT's format",
+        output="new directory for the merged model",
+        dtype="bfloat16 or float32; default: the base's",
+    )  # fmt: skip
+
+
+def _export_hf(values: flags.FlagValues) -> int:
+    from xrec_jax.pipelines import convert
+
+    if values.workdir:
+        base, adapter = convert.of_run(values.workdir)
+        values.base, values.adapter = values.base or base, values.adapter or adapter
+    _required(values, "base", "output")
+    convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
+    return 0
+
+
+def _define_export_peft(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    del arguments
+    _strings(
+        values, workdir="run whose tuned adapter is written, instead of naming one",
+        adapter="directory of an adapter",
+        base="model that it was trained on; default: as the adapter says",
+        output="new directory, which PEFT and vLLM load",
+    )  # fmt: skip
+
+
+def _export_peft(values: flags.FlagValues) -> int:
+    from xrec_jax.pipelines import convert
+
+    if values.workdir:
+        base, adapter = convert.of_run(values.workdir)
+        values.base, values.adapter = values.base or base, values.adapter or adapter
+    _required(values, "adapter", "output")
+    convert.export_peft_directory(values.adapter, values.output, base=values.base)
+    return 0
+
+
 VERBS = {
     "run": Verb("run every stage of a config; a rerun resumes", _define_run, _run),
     "evaluate": Verb(
@@ -103,12 +168,21 @@ VERBS = {
     ),
     "recommend": Verb("write recommendations of a run to a file", _define_recommend, _recommend),
     "audit": Verb("look for faults in the data and its split", _define_audit, _audit),
+    "import-hf": Verb(
+        "import a Hugging Face LLaMA as a sharded checkpoint", _define_import_hf, _import_hf
+    ),
+    "export-hf": Verb(
+        "write a model, adapter merged, as a Hugging Face directory", _define_export_hf, _export_hf
+    ),
+    "export-peft": Verb(
+        "write an adapter that PEFT and vLLM load", _define_export_peft, _export_peft
+    ),
 }
 
 
 def usage() -> str:
     """The text of `xrec --help`."""
-    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<12} {verb.summary}" for name, verb in VERBS.items())
     return f"usage: xrec VERB [flags]\n\n{verbs}\n\nxrec VERB --help lists a verb's flags."
 
 

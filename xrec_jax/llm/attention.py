@@ -1,9 +1,11 @@
-"""Causal attention over packed sequences: one interface, the implementation that suits the device.
+"""Causal attention over packed sequences: one interface, whatever implementation suits the device.
 
-A token sees the tokens before it in its row that have the same segment number; segment 0 is padding.
+A token sees the tokens before it in its row that have the same segment number; 0 is padding.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.parallel.mesh import mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
-_BLOCK = 64  # queries of a block on a CPU: its scores stay in the cache
+# Queries of a block on a CPU: long enough for the matrix product, short enough that the scores stay
+# in the cache and half of the square is skipped; more blocks cost compilation.
+_BLOCK, _LONG, _BLOCK_LONG = 128, 512, 256
 _MASKED = -1e30  # finite: a row that is all padding must not become NaN
 
 
@@ -63,11 +67,12 @@ def attend(
     length = q.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
     mask = causal & (segments[:, :, None] == segments[:, None, :])
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=chosen)
+    kernel: Any = chosen
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kernel)
 
 
 def head_major(x: jax.Array) -> jax.Array:
-    """`[batch, length, heads, head_dim]` to `[batch, heads, length, head_dim]`, the cache's order."""
+    """`[batch, length, heads, head_dim]` to the cache's `[batch, heads, length, head_dim]`."""
     return x.swapaxes(1, 2)
 
 
@@ -99,12 +104,13 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 
 
 def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Block after block of queries against the keys up to its end: half of the square is skipped."""
+    """Blocks of queries, each against the keys up to its end: half of the square is skipped."""
     length = q.shape[1]
+    block = _BLOCK if length <= _LONG else _BLOCK_LONG
     k, v = head_major(k), head_major(v)
     out = []
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         causal = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         same = segments[:, start:stop, None] == segments[:, None, :stop]
         keys, values = k[:, :, :stop], v[:, :, :stop]
@@ -131,8 +137,8 @@ def _splash(
         def row(q, k, v, ids):
             return call(q, k, v, segment_ids=kernel.SegmentIds(q=ids, kv=ids))
 
-        major = (x.swapaxes(1, 2) for x in (q * dim**-0.5, k, v))
-        return jax.vmap(row)(*major, segments).swapaxes(1, 2).astype(v.dtype)
+        q, k, v = head_major(q * dim**-0.5), head_major(k), head_major(v)
+        return jax.vmap(row)(q, k, v, segments).swapaxes(1, 2).astype(v.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -52,7 +52,7 @@ class Rows(flax.struct.PyTreeNode):
 
 
 class Prompts(NamedTuple):
-    """Prompts to admit, padded on the left.
+    """Prompts to admit, padded on the left; host or device arrays.
 
     Attributes:
       ids: `[new, width]` int32.
@@ -64,13 +64,13 @@ class Prompts(NamedTuple):
       seen: `[new, vocab]` bool, or `[new, 0]`.
     """
 
-    ids: jax.Array
-    lengths: jax.Array
-    rows: jax.Array
-    limits: jax.Array
-    seeds: jax.Array
+    ids: Any
+    lengths: Any
+    rows: Any
+    limits: Any
+    seeds: Any
     soft: SoftPrompt | None
-    seen: jax.Array
+    seen: Any
 
 
 class Prefix(NamedTuple):

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.llm import quantize
 from xrec_jax.llm.checkpoint import open_model
-from xrec_jax.llm.layout import build
+from xrec_jax.llm.layout import build, check_shardings
 from xrec_jax.llm.llama import Llama
 from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import load_adapter
@@ -23,7 +23,7 @@ from xrec_jax.llm.sampler import Sampler
 from xrec_jax.llm.sampling import Sampling
 from xrec_jax.llm.schedule import Answer, Request
 from xrec_jax.llm.tokenizer import Message, Tokenizer, load_tokenizer
-from xrec_jax.parallel.mesh import mesh_axes
+from xrec_jax.parallel.mesh import sharding
 
 Record = dict[str, Any]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -47,19 +47,9 @@ def shardings(model: Llama, mesh: Mesh) -> Any:
       UserError: if the mesh does not split one evenly; names it.
     """
 
-    def split(parameter: Any) -> NamedSharding:
-        parts = [mesh_axes(axis) or None if axis else None for axis in parameter.axes]
-        for size, axes in zip(parameter.shape, parts, strict=True):
-            count = int(np.prod([mesh.shape[axis] for axis in axes or ()]))
-            if size % count:
-                raise UserError(
-                    f"parameter {parameter.name} has {size} entries along mesh axes "
-                    f"{', '.join(axes or ())}, which are {count} devices; choose a mesh that "
-                    "divides it"
-                )
-        return NamedSharding(mesh, PartitionSpec(*parts))
-
-    return build(model.config, split)
+    split = build(model.config, lambda parameter: sharding(mesh, *parameter.axes))
+    check_shardings(model.config, split)
+    return split
 
 
 class LanguageModel:
@@ -312,4 +302,3 @@ def load_llm(
     return LanguageModel(
         model, params, tokenizer, adapters=adapters, batch=batch, **sampler_options
     )
-

@@ -101,13 +101,14 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` -> `[..., features]`."""
         if self.has_variable("params", "kernel"):  # a quantised kernel is not one plain array
-            kernel = self.get_variable("params", "kernel")
+            kernel: Any = self.get_variable("params", "kernel")
         else:
             init = logical(nn.initializers.normal(self.stddev), *self.axes)
             kernel = self.param("kernel", init, (x.shape[-1], self.features))
         y = quantize.matmul(x, nn.unbox(kernel), self.dtype, axes=self.axes)
         if self.has_variable("lora", "a"):
-            a, b = (self.get_variable("lora", name).astype(self.dtype) for name in "ab")
+            a: jax.Array = self.get_variable("lora", "a").astype(self.dtype)
+            b: jax.Array = self.get_variable("lora", "b").astype(self.dtype)
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
             small = quantize.matmul(dropout(x, self.lora_dropout, key), a, self.dtype)
             y = y + quantize.matmul(small, b, self.dtype)

@@ -53,7 +53,7 @@ def positions_of(segments: jax.Array) -> jax.Array:
 
 def unstack(tree: Any, num_layers: int) -> tuple[Any, ...]:
     """One tree a layer from a tree stacked over layers."""
-    return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(num_layers))
+    return tuple(_layer(tree, i) for i in range(num_layers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +159,14 @@ class Llama:
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
         unroll = layers if jax.default_backend() == "cpu" and layers <= _UNROLLED else 1
-        x, _ = jax.lax.scan(
-            layer, self.embed(params, ids, soft), (params["layers"], lora, keys), unroll=unroll
-        )
+        xs = (params["layers"], lora, keys)
+        x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)
         return self.final_norm(params, x)
 
     def final_norm(self, params: Any, x: jax.Array) -> jax.Array:
         """The last normalisation."""
-        return RMSNorm(self.config.rms_eps).apply({"params": params["final_norm"]}, x)
+        out: Any = RMSNorm(self.config.rms_eps).apply({"params": params["final_norm"]}, x)
+        return out
 
     def table(self, params: Any) -> jax.Array:
         """The output layer's `[vocab, hidden]`; logits are states times its transpose."""
@@ -209,11 +209,12 @@ class Llama:
           Normalised states `[batch, length, hidden]`, and each layer's cache.
         """
         rotation = Rotation(*rotations(self.config, positions))
-        block, caches = self._block(), []
+        block, caches = self._block(), list[Cache]()
         for i, context in enumerate(contexts):
             variables = {"params": _layer(params["layers"], i), "lora": _layer(lora, i)}
-            x, cache = block.apply(variables, x, rotation, context)
-            caches.append(cache)
+            out: Any = block.apply(variables, x, rotation, context)
+            x = out[0]
+            caches.append(out[1])
         return self.final_norm(params, x), tuple(caches)
 
 

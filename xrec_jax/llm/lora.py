@@ -59,7 +59,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """Alpha / rank."""
         return self.alpha / self.rank
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., arXiv 2104.09864), with the scaling of Llama 3.1 and 3.2."""
+"""Rotary position embedding (arXiv 2104.09864), with the scaling of Llama 3.1 and 3.2."""
 
 from __future__ import annotations
 

@@ -86,9 +86,7 @@ def choose(
     return tokens.astype(jnp.int32), chosen
 
 
-def _sample(
-    scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.Array
-) -> jax.Array:
+def _sample(scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.Array) -> jax.Array:
     """Gumbel-max over what the filters leave."""
     keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(
         seeds, counts

@@ -13,6 +13,8 @@ from xrec_jax.llm.layout import Source
 from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import Base
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines import language
+from xrec_jax.pipelines.rundir import RunDir
 
 _MIB = 1 << 20
 
@@ -130,3 +132,17 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
     loaded = peft_io.load_adapter(adapter, model.config)
     known = Base(os.path.abspath(path), found.fingerprint)
     export_peft(loaded, output, known)
+
+
+def of_run(workdir: str) -> tuple[str, str]:
+    """Base and adapter directories of a run whose `instruct` stage is finished.
+
+    Raises:
+      UserError: if this is no run, or it has no adapter yet.
+    """
+    rundir = RunDir(workdir)
+    config = rundir.config()
+    adapter = language.adapter_path(rundir)
+    if not adapter.exists():
+        raise UserError(f"{workdir}: no adapter yet; its stage 'instruct' is not finished")
+    return str(language.base_path(config, rundir)), str(adapter)

@@ -17,7 +17,6 @@ from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
 from xrec_jax.text.corpus import world_sentences
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
-from xrec_jax.text.prompts import TruncationCount
 from xrec_jax.text.sampling import select, split_by_prompt
 
 
@@ -35,8 +34,16 @@ class Instructions(NamedTuple):
     notes: tuple[str, ...]
 
 
-def instructions(config: Any, data: RunData, *, seed: int) -> Instructions:
+def instructions(
+    config: Any, data: RunData, *, seed: int, tokenizer: Tokenizer | None = None
+) -> Instructions:
     """The instruction set of a config.
+
+    Args:
+      config: of the run.
+      data: of the run.
+      seed: of all choices and wordings; which prompts are held out depends on nothing else.
+      tokenizer: keeps the prompts of a world within `instruct.max_prompt_tokens`.
 
     Raises:
       UserError: on an unknown source, a file that cannot be read, or too few examples.
@@ -44,7 +51,7 @@ def instructions(config: Any, data: RunData, *, seed: int) -> Instructions:
     asked = config.instruct
     if asked.source == "world":
         need_world(data, "instruct.source")
-        return _from_world(asked, data, seed)
+        return _from_world(asked, data, seed, tokenizer)
     if asked.source != "file":
         raise UserError(f"instruct.source={asked.source!r} is not valid; valid: world, file")
     if not asked.path:
@@ -63,15 +70,23 @@ def instructions(config: Any, data: RunData, *, seed: int) -> Instructions:
     return Instructions(train, held_out, (str(dropped),))
 
 
-def _from_world(asked: Any, data: RunData, seed: int) -> Instructions:
+def _from_world(asked: Any, data: RunData, seed: int, tokenizer: Tokenizer | None) -> Instructions:
     if asked.examples < 1:
         raise UserError(f"instruct.examples={asked.examples} must be positive for a world")
     spare = max(1, round(asked.held_out * asked.examples))
     pairs = visits_to_explain(data, asked.examples + spare, seed=seed)
-    prompting = Prompting(data, asked.template, history=asked.history)
-    made, prompts = planted_explanations(prompting, pairs, seed=seed)
-    note = str(TruncationCount.of(prompts))
-    return Instructions(made[spare:], made[:spare], (note,))
+    made, cut = planted_explanations(prompting(asked, data, tokenizer), pairs, seed=seed)
+    return Instructions(made[spare:], made[:spare], (str(cut),))
+
+
+def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
+    """How `config.instruct` renders prompts."""
+    if tokenizer is None or not asked.max_prompt_tokens:
+        return Prompting(data, asked.template, history=asked.history)
+    return Prompting(
+        data, asked.template, history=asked.history,
+        count_tokens=lambda text: len(tokenizer.encode(text)), max_tokens=asked.max_prompt_tokens,
+    )  # fmt: skip
 
 
 def world_texts(config: Any, data: RunData) -> list[str]:
@@ -107,7 +122,7 @@ def file_texts(config: Any, without: Sequence[Instruction]) -> tuple[list[str], 
     forbidden = [_level(text) for one in without for text in (one.prompt, one.completion)]
     texts, left_out = [], 0
     for spec in asked.files:
-        for text in _joined(spec, asked.fields):
+        for text in _joined(spec, asked):
             level = _level(text)
             if any(part in level for part in forbidden):
                 left_out += 1
@@ -120,7 +135,7 @@ def _level(text: str) -> str:
     return " ".join(text.split())
 
 
-def _joined(spec: str, fields: Sequence[str]) -> list[str]:
+def _joined(spec: str, asked: Any) -> list[str]:
     paths = spec.split("+")
     records = files.read_records(paths[0])
     for path in paths[1:]:
@@ -130,11 +145,22 @@ def _joined(spec: str, fields: Sequence[str]) -> list[str]:
             for line in files.read_records(path)
             if line.get("prompt_id") in by_key
         ]
+    if asked.keep.field:
+        field, values = asked.keep.field, tuple(asked.keep.among)
+        kept = [record for record in records if record.get(field) in values]
+        if not kept:
+            present = sorted({str(record.get(field)) for record in records})
+            raise UserError(
+                f"pretrain.keep: no line of {paths[-1]} has {field} in {', '.join(values)}; its "
+                f"values: {', '.join(present[:8])}"
+            )
+        records = kept
     texts = []
     for number, record in enumerate(records, start=1):
-        parts = [str(record[name]).strip() for name in fields if record.get(name)]
+        parts = [str(record[name]).strip() for name in asked.fields if record.get(name)]
         if not parts:
-            raise UserError(f"{paths[-1]}, record {number}: none of {', '.join(fields)} is there")
+            names = ", ".join(asked.fields)
+            raise UserError(f"{paths[-1]}, record {number}: none of {names} is there")
         texts.append("\n\n".join(parts))
     return texts
 

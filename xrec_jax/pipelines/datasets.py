@@ -36,9 +36,7 @@ def prepare(config: Any) -> RunData:
     if config.format == "none":
         nothing = Interactions(np.zeros(0, np.int32), np.zeros(0, np.int32))
         ids = np.zeros(0, np.str_)
-        return RunData(
-            Dataset("none", nothing, ids, ids), Split(nothing, nothing, nothing), None
-        )
+        return RunData(Dataset("none", nothing, ids, ids), Split(nothing, nothing, nothing), None)
     if config.format == "world":
         world = generate(WorldConfig.from_mapping(config.world))
         dataset = world.dataset

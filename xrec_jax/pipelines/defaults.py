@@ -113,6 +113,7 @@ def pretrain() -> ConfigDict:
             source="world",  # world (its training events, no explanations) or files
             files=(),  # JSONL; of each line its fields, joined by a blank line
             fields=("prompt", "completion"),
+            keep=dict(field="", among=()),  # of the files only lines with one of these values
             copies=4,  # wordings of everything in the world
             held_out=0.02,  # share of the texts
             length=256,  # tokens of a row
@@ -132,6 +133,7 @@ def instruct() -> ConfigDict:
             stratify="",  # key of a file's records whose values are split and chosen alike
             template="places",  # of a world's prompts
             history=10,  # entries in a prompt
+            max_prompt_tokens=384,  # of a world's prompts; older entries are cut; 0: no limit
             length=512,  # tokens of a row
             pack=True,  # several examples a row
             lora=dict(

@@ -20,7 +20,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.evaluation.intervals import Estimate, estimate, exact
 from xrec_jax.evaluation.perplexity import perplexity
-from xrec_jax.llm.language_model import LanguageModel, Record
+from xrec_jax.llm.language_model import Record
 from xrec_jax.llm.lora import Adapter, LoraConfig
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.sampling import Sampling
@@ -83,8 +83,8 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     adapter_dir = language.adapter_path(rundir)
     if adapter_dir.exists() and STAGE in rundir.evaluation():
         return
-    found = corpora.instructions(config, data, seed=config.seeds[0])
     base = language.load_base(config, rundir, mesh)
+    found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     lora = lora_config(config)
     task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
     if is_first():
@@ -128,17 +128,6 @@ def make_task(
     )  # fmt: skip
 
 
-def _answer(
-    config: Any, lm: LanguageModel, prompts: list[Any], adapter: str | None
-) -> list[Record]:
-    samples = config.instruct.samples
-    return lm.generate(
-        prompts, max_new_tokens=samples.max_new_tokens, temperature=samples.temperature,
-        top_k=samples.top_k, top_p=samples.top_p, seed=config.seeds[0], adapter=adapter,
-        template=language.template(config),
-    )  # fmt: skip
-
-
 def _prompts(found: Instructions, count: int) -> list[Any]:
     """Prompts of held-out instructions, as texts or as conversations."""
     prompts: list[Any] = []
@@ -157,7 +146,7 @@ def _sample_during(
     if not count:
         return {}
     lm = language.language_model(config, base, {"now": Adapter(state.params, lora)})
-    records = _answer(config, lm, _prompts(found, count), "now")
+    records = language.answer(config, lm, _prompts(found, count), "now")
     if is_first():
         path = rundir.path / "explanations" / "during_training.jsonl"
         step = int(state.step)
@@ -190,7 +179,7 @@ def _finish(
             "held_out/perplexity": exact(perplexity(loss), len(found.held_out)),
         }
         if prompts:
-            texts[name] = _answer(config, lm, prompts, which)
+            texts[name] = language.answer(config, lm, prompts, which)
             table[name] |= text_figures(texts[name], resamples=config.ranking.resamples)
     if is_first():
         records = [
@@ -247,6 +236,6 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """
     base = language.load_base(config, rundir, mesh)
     lora = language.tuned_adapter(rundir, base.model.config).config
-    found = corpora.instructions(config, data, seed=config.seeds[0])
+    found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
     _finish(config, found, base, task, rundir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.llm import attention, quantize
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.language_model import LanguageModel, dtype_named, shardings
+from xrec_jax.llm.language_model import LanguageModel, Record, dtype_named, shardings
 from xrec_jax.llm.llama import REMAT, Llama
 from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import Base, load_adapter
@@ -99,9 +100,7 @@ def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
 def functions(config: Any, shape: LlamaConfig) -> Llama:
     """The model's functions as the config wants them."""
     llm = config.llm
-    return Llama(
-        shape, dtype=dtype_named(llm.dtype), attention=llm.attention, remat=llm.remat
-    )
+    return Llama(shape, dtype=dtype_named(llm.dtype), attention=llm.attention, remat=llm.remat)
 
 
 def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
@@ -144,3 +143,22 @@ def tuned_adapter(rundir: RunDir, shape: LlamaConfig) -> Adapter:
     if not path.exists():
         raise UserError(f"{path}: no adapter; stage 'instruct' is not finished")
     return jax.tree.map(jax.numpy.asarray, load_adapter(path, shape))
+
+
+def answer(
+    config: Any, lm: LanguageModel, prompts: Sequence[Any], adapter: str | None
+) -> list[Record]:
+    """Answers prompts as `instruct.samples` says.
+
+    Args:
+      config: of the run.
+      lm: base and adapters.
+      prompts: texts or conversations.
+      adapter: its name; None is the base.
+    """
+    samples = config.instruct.samples
+    return lm.generate(
+        prompts, max_new_tokens=samples.max_new_tokens, temperature=samples.temperature,
+        top_k=samples.top_k, top_p=samples.top_p, seed=config.seeds[0], adapter=adapter,
+        template=template(config),
+    )  # fmt: skip

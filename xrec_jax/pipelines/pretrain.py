@@ -109,9 +109,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     generation = Generation(
         bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id
     )
-    save_params(
-        rundir.path / "base", params, shape, generation=generation, tokenizer_dir=folder
-    )
+    save_params(rundir.path / "base", params, shape, generation=generation, tokenizer_dir=folder)
     if is_first():
         say(f"pretrain: held-out perplexity {perplexity(loss):.2f}; base in {rundir.path / 'base'}")
 

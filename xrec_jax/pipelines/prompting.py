@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
 from xrec_jax.pipelines.datasets import RunData
-from xrec_jax.text.explanations import explain
+from xrec_jax.text.building import Case, build_instructions
 from xrec_jax.text.instructions import Instruction
-from xrec_jax.text.prompts import Prompt, render_prompt, select_history
-from xrec_jax.text.templates import Template, template_from
+from xrec_jax.text.prompts import Prompt, TruncationCount, render_prompt, select_history
+from xrec_jax.text.templates import template_from
 
 _EARLIEST = 3  # visits before the first one that is explained: a history to speak of
 
@@ -43,7 +43,7 @@ class Prompting:
         if data.dataset.items is None:
             raise UserError("prompts need a table of items: their titles and features")
         self.data, self.template = data, template_from(template)
-        self._history, self._count, self._most = history, count_tokens, max_tokens
+        self.latest, self.count_tokens, self.max_tokens = history, count_tokens, max_tokens
 
     @functools.cached_property
     def items(self) -> list[dict[str, Any]]:
@@ -61,22 +61,18 @@ class Prompting:
         """A row of the user table, if there is one."""
         return None if self.users is None else self.users[row]
 
-    def history(self, items: Sequence[int], target: int) -> list[dict[str, Any]]:
+    def history(self, items: Iterable[int], target: int) -> list[dict[str, Any]]:
         """Rows of the latest entries before a recommendation; the target itself is left out."""
-        kept = select_history(list(items), latest=self._history, without=target)
+        kept = select_history(list(items), latest=self.latest, without=target)
         return [self.items[item] for item in kept]
 
-    def prompt(self, user: int, item: int, history: Sequence[int]) -> Prompt:
+    def prompt(self, user: int, item: int, history: Iterable[int]) -> Prompt:
         """The prompt that asks why `item` suits `user`, whose events so far are `history`."""
         return render_prompt(
             self.template, item=self.items[item], history=self.history(history, item),
-            user=self.user(user), count_tokens=self._count, max_tokens=self._most,
+            user=self.user(user), count_tokens=self.count_tokens,
+            max_tokens=self.max_tokens,
         )  # fmt: skip
-
-
-def template_of(config: Any) -> Template:
-    """The template that a config names."""
-    return template_from(config.instruct.template)
 
 
 def visits_to_explain(
@@ -118,32 +114,36 @@ def visits_to_explain(
 
 def planted_explanations(
     prompting: Prompting, pairs: Sequence[tuple[int, int, np.ndarray, int]], *, seed: int
-) -> tuple[list[Instruction], list[Prompt]]:
+) -> tuple[list[Instruction], TruncationCount]:
     """Instructions whose completions say the true reasons of the planted world.
 
     Args:
       prompting: renders the prompts.
       pairs: from `visits_to_explain`.
       seed: of the wording.
+
+    Raises:
+      UserError: if the data has no planted reasons.
     """
     data = prompting.data
     if data.world is None:
         raise UserError("planted explanations need a planted world")
-    users = np.array([pair[0] for pair in pairs])
-    items = np.array([pair[1] for pair in pairs])
-    reasons = data.world.reasons(users, items, np.array([pair[3] for pair in pairs]))
-    instructions, prompts = [], []
-    for (user, item, before, place), why in zip(pairs, reasons, strict=True):
-        prompt = prompting.prompt(user, item, before)
-        text = explain(
-            why, item=prompting.items[item], history=prompting.history(before, item),
-            user=prompting.user(user), key=(user, item, place), seed=seed,
-        )  # fmt: skip
-        meta = {
-            "user": str(data.dataset.user_ids[user]),
-            "item": str(data.dataset.item_ids[item]),
-            "reasons": why.describe(),
-        }
-        instructions.append(Instruction(prompt.text, text, meta=meta))
-        prompts.append(prompt)
-    return instructions, prompts
+    users, items, made = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
+    cases = [
+        Case(
+            item=prompting.items[item], history=[prompting.items[i] for i in before],
+            reasons=why, user=prompting.user(user),
+            meta={
+                "user": str(data.dataset.user_ids[user]),
+                "item": str(data.dataset.item_ids[item]),
+                "reasons": why.describe(),
+            },
+        )
+        for (user, item, before, _), why in zip(
+            pairs, data.world.reasons(users, items, made), strict=True
+        )
+    ]  # fmt: skip
+    return build_instructions(
+        cases, prompting.template, latest=prompting.latest,
+        count_tokens=prompting.count_tokens, max_tokens=prompting.max_tokens, seed=seed,
+    )  # fmt: skip

@@ -18,6 +18,8 @@ from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.histories import Histories
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.explanations import explain_first
+from xrec_jax.pipelines.instruct import side_by_side
 from xrec_jax.pipelines.report.plots import learning_curves
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.session import recommend_records
@@ -34,6 +36,13 @@ _CONTENTS = (
     ("evaluation.json", "final figures with 95 % intervals"),
     ("plots/", "learning curves"),
 )
+_LANGUAGE_CONTENTS = (
+    ("base/", "the base that was pre-trained, a Hugging Face directory"),
+    ("adapter/", "the tuned LoRA adapter, in PEFT's format"),
+    ("instructions/", "what it was tuned on, and what was held out"),
+    ("explanations/", "answers of base and tuned model"),
+)
+_SHOWN = 3  # users whose first recommendation is explained
 
 
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
@@ -84,14 +93,32 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
 def describe_directory(rundir: RunDir) -> str:
     """What lies where in a run directory."""
     width = max(len(name) for name, _ in _CONTENTS)
+    made = [entry for entry in _LANGUAGE_CONTENTS if (rundir.path / entry[0]).exists()]
     lines = [f"{rundir.path}:"]
-    return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in _CONTENTS])
+    return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in (*_CONTENTS, *made)])
+
+
+def show_explanations(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> str:
+    """First recommendations of a few users, explained by base and tuned model side by side."""
+    rows = np.arange(min(_SHOWN, data.dataset.num_users))
+    records = explain_first(config, data, rundir, mesh, users=rows)
+    if is_first():
+        path = rundir.path / "explanations" / "recommended.jsonl"
+        files.write_text(path, files.json_lines(records))
+    blocks = []
+    for record in records:
+        head = f"Why {record['title']} for user {record['user']}?"
+        reasons = f"\ntrue reasons: {record['reasons']}" if "reasons" in record else ""
+        blocks.append(f"{head}{reasons}\n{side_by_side(record)}")
+    return "\n\n".join(blocks)
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
     """Draws, prints, explains."""
     del writer
     text = describe_user(config, data, rundir, mesh, row=0)
+    if "instruct" in ",".join(config.stages):
+        text += f"\n\n{show_explanations(config, data, rundir, mesh)}"
     if not is_first():
         return
     say(f"\n{text}\n")

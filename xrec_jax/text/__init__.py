@@ -1,0 +1,45 @@
+"""Level 2: prompts, instruction sets and explanations as text; knows rows, no data set classes."""
+
+from xrec_jax.text import published  # noqa: F401 (its templates register)
+from xrec_jax.text.building import Case, build_instructions
+from xrec_jax.text.corpus import world_sentences
+from xrec_jax.text.explanations import Length, explain, mentioned_reasons
+from xrec_jax.text.instructions import (
+    Instruction,
+    deduplicate,
+    from_messages,
+    read_instructions,
+    write_instructions,
+)
+from xrec_jax.text.parsing import parse_prompt
+from xrec_jax.text.prompts import Prompt, TruncationCount, render_prompt, select_history
+from xrec_jax.text.sampling import count_by, select, split_by_prompt
+from xrec_jax.text.templates import Template, generic, get, names, register, template_from
+
+__all__ = [
+    "Case",
+    "Instruction",
+    "Length",
+    "Prompt",
+    "Template",
+    "TruncationCount",
+    "build_instructions",
+    "count_by",
+    "deduplicate",
+    "explain",
+    "from_messages",
+    "generic",
+    "get",
+    "mentioned_reasons",
+    "names",
+    "parse_prompt",
+    "read_instructions",
+    "register",
+    "render_prompt",
+    "select",
+    "select_history",
+    "split_by_prompt",
+    "template_from",
+    "world_sentences",
+    "write_instructions",
+]

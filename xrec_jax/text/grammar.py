@@ -1,0 +1,61 @@
+"""English grammar for generated text: articles, plurals, lists, sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Said with a consonant though written with a vowel, and the other way round.
+_CONSONANT_SOUND = ("uni", "use", "usu", "util", "euro", "eu", "one", "once", "ukrain")
+_VOWEL_SOUND = ("hour", "honest", "honour", "honor", "heir")
+_NUMBER_WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def with_article(phrase: str) -> str:
+    """Puts "a" or "an" before a phrase: "an artsy bar", "a university", "an 18-year-old"."""
+    return f"{'an' if _starts_with_vowel_sound(phrase.lower()) else 'a'} {phrase}"
+
+
+def _starts_with_vowel_sound(phrase: str) -> bool:
+    if phrase.startswith(_VOWEL_SOUND):
+        return True
+    if phrase.startswith(_CONSONANT_SOUND):
+        return False
+    if phrase[:1].isdigit():
+        digits = phrase[: len(phrase) - len(phrase.lstrip("0123456789"))]
+        return digits.startswith("8") or digits in ("11", "18")
+    return phrase[:1] in tuple("aeiou")
+
+
+def plural(noun: str) -> str:
+    """The plural of a regular noun or of a phrase that ends in one: "art galleries"."""
+    lower = noun.lower()
+    if lower.endswith("y") and lower[-2:-1] not in tuple("aeiou"):
+        return noun[:-1] + "ies"
+    if lower.endswith(("s", "x", "z", "ch", "sh")):
+        return noun + "es"
+    return noun + "s"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Joins names: "A", "A and B", "A, B and C"."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number and its noun: "one visit", "7 galleries"; small numbers from one on as words."""
+    number = _NUMBER_WORDS[count] if 0 <= count < len(_NUMBER_WORDS) else str(count)
+    return f"{number} {noun if count == 1 else plural(noun)}"
+
+
+def sentence(text: str) -> str:
+    """A clause as a sentence: a capital first letter, one full stop."""
+    text = text.strip()
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def word_count(text: str) -> int:
+    """Number of words, as split at white space."""
+    return len(text.split())

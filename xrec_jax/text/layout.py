@@ -1,0 +1,175 @@
+"""Small text layouts: literal text, `{field}` and `[[optional parts]]`.
+
+A part in double square brackets is dropped where a field in it has no value, so one layout serves
+rows with gaps. Values are inserted as they are: braces in a title do no harm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xrec_jax.core.errors import UserError, did_you_mean
+
+_OPTIONAL = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A place in a layout that a column's value fills."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stretch of a layout: literal texts and fields in order.
+
+    Attributes:
+      pieces: texts and fields.
+      optional: whether it is dropped where a field has no value.
+    """
+
+    pieces: tuple[str | Field, ...]
+    optional: bool
+
+
+@functools.lru_cache(maxsize=512)
+def parse_layout(layout: str) -> tuple[Part, ...]:
+    """Splits a layout into parts.
+
+    Raises:
+      UserError: for unbalanced braces, a field without a name or with a format, a lone "[[".
+    """
+    # split keeps what the group matched, so odd places hold the optional parts.
+    texts = _OPTIONAL.split(layout)
+    if any("[[" in text for text in texts):
+        raise UserError(f'"[[" without its own "]]" in the layout {_short(layout)}')
+    parts = []
+    for index, text in enumerate(texts):
+        pieces: list[str | Field] = []
+        try:
+            for literal, name, spec, conversion in string.Formatter().parse(text):
+                if literal:
+                    pieces.append(literal)
+                if name is None:
+                    continue
+                if not name or spec or conversion:
+                    raise ValueError("a field is a plain column name in braces")
+                pieces.append(Field(name))
+        except ValueError as error:
+            raise UserError(f"wrong layout {_short(layout)}: {error}") from error
+        if pieces:
+            parts.append(Part(tuple(pieces), optional=index % 2 == 1))
+    return tuple(parts)
+
+
+def fields_of(layout: str) -> tuple[str, ...]:
+    """Names of the fields of a layout, in order, repeated ones once."""
+    pieces = [piece for part in parse_layout(layout) for piece in part.pieces]
+    return tuple(dict.fromkeys(piece.name for piece in pieces if isinstance(piece, Field)))
+
+
+def render(layout: str, value_of: Callable[[str], str | None], *, unknown: str) -> str:
+    """Fills a layout.
+
+    Args:
+      layout: the layout.
+      value_of: the text of a field, None where it has no value.
+      unknown: stands for a missing value outside an optional part.
+    """
+    texts = []
+    for part in parse_layout(layout):
+        values = [
+            piece if isinstance(piece, str) else value_of(piece.name) for piece in part.pieces
+        ]
+        if part.optional and None in values:
+            continue
+        texts += [unknown if value is None else value for value in values]
+    return "".join(texts)
+
+
+def pattern_of(layout: str) -> str:
+    """A regular expression that matches what `render` makes, with a group for every field.
+
+    A field matches within one line. Fields are named by their place: `f0`, `f1`, ... in the order
+    of `fields_of`; one that comes twice must match the same text twice.
+    """
+    names = fields_of(layout)
+    seen: set[str] = set()
+    pattern = ""
+    for part in parse_layout(layout):
+        inner = ""
+        for piece in part.pieces:
+            if isinstance(piece, str):
+                inner += re.escape(piece)
+                continue
+            group = f"f{names.index(piece.name)}"
+            inner += f"(?P={group})" if piece.name in seen else f"(?P<{group}>.*?)"
+            seen.add(piece.name)
+        pattern += f"(?:{inner})?" if part.optional else inner
+    return pattern
+
+
+def text_value(
+    row: Mapping[str, Any],
+    column: str,
+    *,
+    joiner: str = ", ",
+    listed: str = "{list}",
+    absent: Sequence[str] = (),
+) -> str | None:
+    """The text of a table cell.
+
+    Args:
+      row: a row of a table.
+      column: the column.
+      joiner: stands between the members of a list.
+      listed: how a list stands in the text: a layout of the field `list`.
+      absent: texts that mean "no value".
+
+    Returns:
+      The text on one line; None for None, NaN, an empty text or list, or one of `absent`.
+
+    Raises:
+      UserError: where the row has no such column.
+    """
+    if column not in row:
+        raise UserError(f"no column {column!r}{did_you_mean(column, row)}")
+    value = row[column]
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
+            value = value.tolist()
+        elif hasattr(value, "to_list"):
+            value = value.to_list()
+        if isinstance(value, (list, tuple)):
+            joined = joiner.join(str(member) for member in value)
+            value = render(listed, {"list": joined}.__getitem__, unknown="") if value else None
+        else:
+            value = _scalar_text(value)
+    # A line break inside a title would look like the next line of the layout.
+    value = None if value is None else re.sub(r"\s*[\r\n]+\s*", " ", value)
+    return None if not value or value in absent else value
+
+
+def _scalar_text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if hasattr(value, "__float__") and hasattr(value, "is_integer"):  # Python and NumPy numbers
+        number = float(value)
+        if math.isnan(number):
+            return None
+        if math.isfinite(number) and number.is_integer() and not isinstance(value, int):
+            return str(int(number))
+    return str(value)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,111 @@
+"""Splits of instruction sets that never leak a prompt, and balanced, nested subsets."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.text.draws import keyed_hash
+from xrec_jax.text.instructions import Instruction
+
+
+def split_by_prompt(
+    instructions: Sequence[Instruction],
+    *,
+    held_out: float = 0.1,
+    seed: int = 0,
+    stratify: str | None = None,
+) -> tuple[list[Instruction], list[Instruction]]:
+    """Splits into (train, held out) so that no prompt stands on both sides.
+
+    What is held out depends on the set of prompts and the seed, not on their order.
+
+    Args:
+      instructions: the set; both results keep its order.
+      held_out: share of the prompts of each stratum, at least one where it has two or more.
+      seed: of the draw.
+      stratify: a key of `meta`; each of its values is a stratum. A prompt that has several counts
+        for the first of them in order of text.
+
+    Raises:
+      UserError: where the share is not in [0, 1), or an example lacks the key.
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(f"the share to hold out must be at least 0 and below 1, got {held_out}")
+    stratum_of: dict[str, str] = {}
+    for instruction in instructions:
+        value = _stratum(instruction, stratify)
+        group = instruction.group
+        stratum_of[group] = min(value, stratum_of.get(group, value))
+    groups: dict[str, list[str]] = defaultdict(list)
+    for group, stratum in stratum_of.items():
+        groups[stratum].append(group)
+    chosen: set[str] = set()
+    for members in groups.values():
+        count = math.floor(held_out * len(members) + 0.5)
+        if held_out > 0 and len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        members.sort(key=lambda group: (keyed_hash("split", seed, group), group))
+        chosen.update(members[:count])
+    train = [instruction for instruction in instructions if instruction.group not in chosen]
+    held = [instruction for instruction in instructions if instruction.group in chosen]
+    return train, held
+
+
+def select(
+    instructions: Sequence[Instruction],
+    count: int,
+    *,
+    seed: int = 0,
+    balance: str | None = None,
+) -> list[Instruction]:
+    """Chooses `count` examples, as even as can be over the values of a key.
+
+    Choices are nested: what is chosen for 10 is among what is chosen for 20 with the same seed.
+
+    Args:
+      instructions: the set; the result keeps its order.
+      count: how many.
+      seed: of the draw.
+      balance: a key of `meta`; a value with too few examples gives all it has.
+
+    Raises:
+      UserError: where there are fewer than `count`, or an example lacks the key.
+    """
+    if not 0 <= count <= len(instructions):
+        raise UserError(f"cannot choose {count} of {len(instructions)} instructions")
+    strata: dict[str, list[int]] = defaultdict(list)
+    for place, instruction in enumerate(instructions):
+        strata[_stratum(instruction, balance)].append(place)
+    ranked = []
+    for stratum, places in strata.items():
+        places.sort(key=lambda place: (_rank(instructions[place], seed), place))
+        turn = keyed_hash("turn", seed, stratum)
+        ranked += [(nth, turn, stratum, place) for nth, place in enumerate(places)]
+    # Round after round takes one of each stratum that still has some.
+    ranked.sort()
+    return [instructions[place] for place in sorted(row[-1] for row in ranked[:count])]
+
+
+def count_by(instructions: Iterable[Instruction], key: str) -> dict[str, int]:
+    """Number of examples for each value of a key of `meta`, sorted by value."""
+    counts: dict[str, int] = defaultdict(int)
+    for instruction in instructions:
+        counts[_stratum(instruction, key)] += 1
+    return dict(sorted(counts.items()))
+
+
+def _rank(instruction: Instruction, seed: int) -> int:
+    parts: list[Hashable] = [text for message in instruction.messages for text in message]
+    return keyed_hash("select", seed, *parts)
+
+
+def _stratum(instruction: Instruction, key: str | None) -> str:
+    if key is None:
+        return ""
+    if key not in instruction.meta:
+        hint = did_you_mean(key, instruction.meta)
+        raise UserError(f"an instruction has no {key!r} to group by{hint}")
+    return str(instruction.meta[key])
