@@ -36,6 +36,7 @@ check: lint types test
 
 bench: setup
 	$(BIN)/python experiments/benchmarks/recommenders.py
+	$(BIN)/python experiments/benchmarks/llm.py
 
 # transformers and PEFT beside the package: torch's CPU build installs quickly on Python 3.11 only.
 PARITY_PYTHON ?= python3.11

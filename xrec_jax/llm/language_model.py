@@ -46,7 +46,6 @@ def shardings(model: Llama, mesh: Mesh) -> Any:
     Raises:
       UserError: if the mesh does not split one evenly; names it.
     """
-
     split = build(model.config, lambda parameter: sharding(mesh, *parameter.axes))
     check_shardings(model.config, split)
     return split

@@ -15,9 +15,11 @@ from xrec_jax.data.packing import Example
 from xrec_jax.llm.tokenizer import Tokenizer
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
+from xrec_jax.text.comprehension import comprehension_texts
 from xrec_jax.text.corpus import world_sentences
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
 from xrec_jax.text.sampling import select, split_by_prompt
+from xrec_jax.text.templates import template_from
 
 
 class Instructions(NamedTuple):
@@ -90,20 +92,23 @@ def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompti
 
 
 def world_texts(config: Any, data: RunData) -> list[str]:
-    """Plain text on the world's places, people and training visits."""
+    """Plain text on the world's places, people and training visits; no explanations."""
     need_world(data, "pretrain.source")
     histories = Histories.of([data.split.train], data.dataset.num_users)
-    visits = (
+    visits = [
         (user, histories.items[histories.start[user] : histories.start[user + 1]].tolist())
         for user in range(data.dataset.num_users)
+    ]
+    items, users = (
+        [] if table is None else table.to_dicts()
+        for table in (data.dataset.items, data.dataset.users)
     )
-    items, users = data.dataset.items, data.dataset.users
-    return list(
-        world_sentences(
-            [] if items is None else items.to_dicts(), [] if users is None else users.to_dicts(),
-            visits, copies=config.pretrain.copies,
-        )
+    plain = world_sentences(items, users, visits, copies=config.pretrain.copies)
+    described = comprehension_texts(
+        template_from(config.instruct.template), items, users, visits,
+        latest=config.instruct.history, copies=config.pretrain.described,
     )  # fmt: skip
+    return [*plain, *described]
 
 
 def file_texts(config: Any, without: Sequence[Instruction]) -> tuple[list[str], int]:

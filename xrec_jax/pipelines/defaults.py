@@ -114,7 +114,8 @@ def pretrain() -> ConfigDict:
             files=(),  # JSONL; of each line its fields, joined by a blank line
             fields=("prompt", "completion"),
             keep=dict(field="", among=()),  # of the files only lines with one of these values
-            copies=4,  # wordings of everything in the world
+            copies=1,  # wordings of everything in the world
+            described=2,  # prompts of each user that are followed by a description
             held_out=0.02,  # share of the texts
             length=256,  # tokens of a row
             train=_language_training(batch_size=16, epochs=4, learning_rate=2e-3),
@@ -227,3 +228,41 @@ def _shrink(config: ConfigDict) -> None:
         for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
             if key in hparams:
                 hparams[key] = min(hparams[key], value)
+    if "instruct" in config.stages:
+        _shrink_language(config)
+
+
+def _shrink_language(config: ConfigDict) -> None:
+    if "pretrain" not in config.stages:
+        config.stages = ("pretrain", *config.stages)
+    config.llm.update(
+        dict(
+            path="",
+            dtype="float32",
+            vocab_size=512,
+            hidden_size=32,
+            intermediate_size=64,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=16,
+            max_positions=1024,
+            generation_batch=8,
+        )
+    )
+    config.pretrain.update(dict(source="world", copies=1, described=0, held_out=0.05, length=64))
+    config.pretrain.train.update(dict(batch_size=64, epochs=1))
+    config.instruct.update(
+        dict(
+            source="world",
+            path="",
+            examples=12,
+            stratify="",
+            held_out=0.2,
+            history=3,
+            max_prompt_tokens=400,
+            length=640,
+        )
+    )
+    config.instruct.train.update(dict(batch_size=8, epochs=2))
+    config.instruct.samples.update(dict(during=1, final=2, max_new_tokens=16, temperature=0.0))

@@ -52,7 +52,7 @@ def explain_first(
                 why = world.reasons(np.array([user]), np.array([item]), np.array([len(events)]))
                 found["reasons"] = why[0].describe()
             made.append(found)
-        adapter = language.tuned_adapter(rundir, base.model.config)
+        adapter = language.tuned_adapter(rundir, base)
         lm = language.language_model(config, base, {"tuned": adapter})
         for name, which in (("base", None), ("tuned", "tuned")):
             answers = language.answer(config, lm, [found["prompt"] for found in made], which)

@@ -100,7 +100,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     if not adapter_dir.exists():
         during = functools.partial(_sample_during, config, base, lora, found, rundir)
         params = task.fit(config.seeds[0], writer, evaluated=during)
-        save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity)
+        save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity())
     _finish(config, found, base, task, rundir)
 
 
@@ -164,7 +164,7 @@ def _finish(
     config: Any, found: Instructions, base: LoadedBase, task: LanguageTask, rundir: RunDir
 ) -> None:
     """Compares base and tuned model on the held-out prompts."""
-    adapter = language.tuned_adapter(rundir, base.model.config)
+    adapter = language.tuned_adapter(rundir, base)
     lora = adapter.config
     lm = language.language_model(config, base, {"tuned": adapter})
     prompts = _prompts(found, config.instruct.samples.final)
@@ -235,7 +235,7 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
       UserError: if tuning is not finished; nothing is changed then.
     """
     base = language.load_base(config, rundir, mesh)
-    lora = language.tuned_adapter(rundir, base.model.config).config
+    lora = language.tuned_adapter(rundir, base).config
     found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
     _finish(config, found, base, task, rundir)

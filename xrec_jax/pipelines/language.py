@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,12 +12,13 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.llm import attention, quantize
-from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.checkpoint import ImportedModel, open_model
 from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.hf import HfModel
 from xrec_jax.llm.language_model import LanguageModel, Record, dtype_named, shardings
 from xrec_jax.llm.llama import REMAT, Llama
 from xrec_jax.llm.lora import Adapter
-from xrec_jax.llm.peft_io import Base, load_adapter
+from xrec_jax.llm.peft_io import Base, base_of, load_adapter
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.pipelines.rundir import RunDir
 
@@ -34,13 +36,28 @@ class LoadedBase(NamedTuple):
       model: its functions.
       params: frozen, on the mesh.
       tokenizer: its own.
-      identity: where it is and what its weights are.
+      source: where it came from.
     """
 
     model: Llama
     params: Any
     tokenizer: Tokenizer
-    identity: Base
+    source: HfModel | ImportedModel
+
+    def identity(self) -> Base:
+        """Where it is and what its weights are; reads a Hugging Face directory once."""
+        return Base(str(self.source.path), _fingerprint(self.source))
+
+
+@functools.lru_cache(maxsize=4)
+def _fingerprint_at(path: str, modified: float) -> str:
+    del modified
+    return open_model(path).fingerprint()
+
+
+def _fingerprint(source: HfModel | ImportedModel) -> str:
+    folder = epath.Path(source.path)
+    return _fingerprint_at(str(source.path), folder.stat().mtime)
 
 
 def base_path(config: Any, rundir: RunDir) -> epath.Path:
@@ -119,8 +136,7 @@ def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
     model = functions(config, source.config)
     params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
     params = quantize.quantize_params(params, config.llm.quantization)
-    identity = Base(str(path), source.fingerprint())
-    return LoadedBase(model, params, load_tokenizer(path), identity)
+    return LoadedBase(model, params, load_tokenizer(path), source)
 
 
 def language_model(
@@ -133,16 +149,23 @@ def language_model(
     )  # fmt: skip
 
 
-def tuned_adapter(rundir: RunDir, shape: LlamaConfig) -> Adapter:
+def tuned_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
     """The adapter of a finished `instruct` stage.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or it was tuned on other weights.
     """
     path = adapter_path(rundir)
     if not path.exists():
         raise UserError(f"{path}: no adapter; stage 'instruct' is not finished")
-    return jax.tree.map(jax.numpy.asarray, load_adapter(path, shape))
+    trained_on = base_of(path).fingerprint
+    if trained_on and trained_on != base.identity().fingerprint:
+        raise UserError(
+            f"{path}: this adapter was tuned on other weights than those in {base.source.path} "
+            f"(content {trained_on[:12]}, found {base.identity().fingerprint[:12]}); give the base "
+            "it belongs to, or start in another --workdir"
+        )
+    return jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
 
 
 def answer(

@@ -59,8 +59,8 @@ def instruct_step(
     """One update on the mean loss of all trained tokens of the batch.
 
     With accumulation the batch is read in parts one after the other; sums are divided by the whole
-    batch's token count at the end, so the result is that of the whole batch, up to rounding, however
-    its tokens fall into the parts.
+    batch's token count at the end, so the result is that of the whole batch, up to rounding,
+    however its tokens fall into the parts.
 
     Args:
       state: `params` the adapter or the model, `frozen["base"]` the base under an adapter.

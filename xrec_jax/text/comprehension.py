@@ -1,0 +1,152 @@
+"""Descriptions that follow a prompt, to pre-train a small base on: reading, not explaining.
+
+A model of the size of a laptop's learns from them to find the recommended item in a prompt, to say
+what it is, and to pick from a history what shares a feature with it. Why anyone would want the item
+is never said.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.text.draws import keyed_random
+from xrec_jax.text.grammar import listing, plural, sentence, with_article
+from xrec_jax.text.templates import Template
+
+Row = Mapping[str, Any]
+
+_WHAT = (
+    "{name} is {a_what} in {district}",
+    "{name} is {a_what}",
+    "the place is called {name}, and it is {a_what}",
+    "this is about {name}, {a_what}",
+    "{name} can be found in {district}",
+)
+_DETAIL = {
+    "price": ("the price level of {name} is {value}", "it has price level {value}"),
+    "popularity": ("{name} counts as {value}", "the place is {value}"),
+    "mood": ("the mood there is {value}", "{name} is {a_value} place"),
+    "cuisine": ("the food is {value}", "{name} serves {value} food"),
+    "kind": ("it is {a_value}", "{name} is {a_value}"),
+    "district": ("it lies in {value}", "the district of {name} is {value}"),
+}
+_ALIKE = {
+    "kind": ("{names} {are} {a_value} too", "like {name}, {names} {are} {a_value}"),
+    "mood": ("{names} {are} {value} as well", "{names} {are} just as {value}"),
+    "cuisine": ("{names} {serve} {value} food as well", "there is {value} food at {names} too"),
+    "district": ("{names} {are} in {value} too", "in {value} there {are} {names} as well"),
+}
+_NONE = {
+    "kind": "no other place on the list is {a_value}",
+    "mood": "no other place on the list is {value}",
+    "cuisine": "nowhere else on the list is there {value} food",
+    "district": "nothing else on the list is in {value}",
+}
+_LAST = (
+    "the last visit was to {name}, {a_what}",
+    "{name} was visited last; it is {a_what}",
+    "before this, the user went to {name}",
+)
+_HOME = ("the user lives in {home}", "the home of the user is in {home}")
+
+
+def comprehension_texts(
+    template: Template,
+    items: Sequence[Row],
+    users: Sequence[Row],
+    visits: Iterable[tuple[int, Sequence[int]]],
+    *,
+    latest: int,
+    seed: int = 0,
+    copies: int = 1,
+    title: str = "name",
+) -> Iterator[str]:
+    """Prompts on drawn stretches of visits and drawn items, each followed by a description.
+
+    Args:
+      template: layout of the prompts.
+      items: rows: a title and any of kind, cuisine, mood, price, district, popularity.
+      users: rows; `home_district` may be said.
+      visits: (user row, item rows in order); give only what training may see.
+      latest: history entries of a prompt at most.
+      seed: of the draws.
+      copies: prompts for each user.
+      title: the column of an item's name.
+
+    Raises:
+      UserError: where an item has no title.
+    """
+    for row in items:
+        if not row.get(title):
+            raise UserError(f"the corpus needs the name of every item: no {title!r} in a row")
+    for user, rows in visits:
+        for copy in range(copies if len(rows) else 0):
+            rng = keyed_random("comprehension", seed, copy, user)
+            length = rng.randint(1, min(latest, len(rows)))
+            start = rng.randint(0, len(rows) - length)
+            history = [items[row] for row in rows[start : start + length]]
+            item = items[rng.randrange(len(items))]
+            prompt = template.assemble(
+                user=template.render_user(users[user]) if template.user else "",
+                item=template.render_item(item),
+                entries=[template.render_entry(r, n) for n, r in enumerate(history, start=1)],
+            )
+            others = [other for other in history if other[title] != item[title]]
+            text = " ".join(
+                sentence(clause) for clause in _describe(rng, item, others, users[user], title)
+            )
+            yield f"{prompt.rstrip()}\n\n{text}"
+
+
+def _describe(
+    rng: random.Random, item: Row, others: Sequence[Row], user: Row, title: str
+) -> list[str]:
+    """Clauses on the item, on what is like it in the history, and on the last visit."""
+    values = {name: str(item[name]) for name in _DETAIL if _has(item, name)}
+    what = " ".join(
+        [values[name] for name in ("mood", "cuisine") if name in values and rng.random() < 0.5]
+        + [values.get("kind", "place")]
+    )
+    fields = {"name": item[title], "a_what": with_article(what)}
+    fields["district"] = values.get("district", "the city")
+    clauses = [rng.choice(_WHAT).format(**fields)]
+
+    def detail(name: str) -> str:
+        value = values[name]
+        return rng.choice(_DETAIL[name]).format(
+            value=value, a_value=with_article(value), name=item[title]
+        )
+
+    def alike(name: str) -> str:
+        value = values[name]
+        found = [str(other[title]) for other in others if str(other.get(name)) == value]
+        if not found:
+            return _NONE[name].format(value=value, a_value=with_article(value))
+        many = len(found) > 1
+        return rng.choice(_ALIKE[name]).format(
+            names=listing(found), value=value, name=item[title],
+            a_value=plural(value) if many else with_article(value),
+            are="are" if many else "is", serve="serve" if many else "serves",
+        )  # fmt: skip
+
+    more: list[Callable[[], str]] = [
+        lambda name=name: detail(name)
+        for name in values  # type: ignore[misc]
+    ]
+    more += [lambda name=name: alike(name) for name in _ALIKE if name in values]  # type: ignore[misc]
+    rng.shuffle(more)
+    clauses += [make() for make in more[: rng.randint(2, 5)]]
+    if others and rng.random() < 0.5:
+        last = others[-1]
+        kind = with_article(str(last["kind"])) if _has(last, "kind") else "a place"
+        clauses.append(rng.choice(_LAST).format(name=last[title], a_what=kind))
+    if user.get("home_district") and rng.random() < 0.3:
+        clauses.append(rng.choice(_HOME).format(home=user["home_district"]))
+    return clauses
+
+
+def _has(row: Row, name: str) -> bool:
+    return row.get(name) not in (None, "", "none")
