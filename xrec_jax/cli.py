@@ -134,7 +134,8 @@ def _export_hf(values: flags.FlagValues) -> int:
 
     if values.workdir:
         base, adapter = convert.of_run(values.workdir)
-        values.base, values.adapter = values.base or base, values.adapter or adapter
+        values["base"].value = values.base or base
+        values["adapter"].value = values.adapter or adapter
     _required(values, "base", "output")
     convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
     return 0
@@ -155,7 +156,8 @@ def _export_peft(values: flags.FlagValues) -> int:
 
     if values.workdir:
         base, adapter = convert.of_run(values.workdir)
-        values.base, values.adapter = values.base or base, values.adapter or adapter
+        values["base"].value = values.base or base
+        values["adapter"].value = values.adapter or adapter
     _required(values, "adapter", "output")
     convert.export_peft_directory(values.adapter, values.output, base=values.base)
     return 0

@@ -12,13 +12,13 @@ import pytest
 
 from tests import tiny
 from xrec_jax import recommenders
+from xrec_jax.core.dropout import dropout
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.trees import device_bytes
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows
 from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use_mesh
 from xrec_jax.recommenders import sasrec
-from xrec_jax.core.dropout import dropout
 from xrec_jax.training.loop import compile_step
 from xrec_jax.training.state import initializer
 from xrec_jax.training.steps import recommend_step

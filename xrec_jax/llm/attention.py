@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.parallel.mesh import mesh_axes
+from xrec_jax.parallel.mesh import current_parts, mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
 # Queries of a block on a CPU: long enough for the matrix product, short enough that the scores stay
@@ -21,24 +21,29 @@ _BLOCK, _LONG, _BLOCK_LONG = 128, 512, 256
 _MASKED = -1e30  # finite: a row that is all padding must not become NaN
 
 
-def choose(implementation: str, *, length: int, head_dim: int, dtype: jnp.dtype) -> str:
-    """The implementation that `auto` stands for on this device and shape.
+def choose(
+    implementation: str, *, length: int, head_dim: int, kv_heads: int, dtype: jnp.dtype
+) -> str:
+    """The implementation that `auto` stands for on this device, mesh and shape.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: on an unknown name, or one that this device does not have.
     """
     if implementation not in IMPLEMENTATIONS:
         hint = did_you_mean(implementation, IMPLEMENTATIONS)
         raise UserError(f"attention={implementation!r} is not valid{hint}")
+    backend = jax.default_backend()
+    if implementation == "cudnn" and backend != "gpu":
+        raise UserError(f"attention='cudnn' needs a GPU, but this is a {backend}; use 'auto'")
     if implementation != "auto":
         return implementation
-    backend = jax.default_backend()
     if backend == "cpu":
         return "blocked"
     half = dtype in (jnp.bfloat16, jnp.float16)
     if backend == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
-    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0:
+    whole = kv_heads % current_parts("heads") == 0
+    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and whole:
         return "splash"
     return "xla"
 
@@ -59,7 +64,9 @@ def attend(
     Returns:
       `[batch, length, heads, head_dim]`.
     """
-    chosen = choose(implementation, length=q.shape[1], head_dim=q.shape[-1], dtype=q.dtype)
+    chosen = choose(
+        implementation, length=q.shape[1], head_dim=q.shape[-1], kv_heads=k.shape[2], dtype=q.dtype
+    )
     if chosen == "blocked":
         return _blocked(q, k, v, segments)
     if chosen in ("splash", "splash_interpret"):
@@ -128,11 +135,23 @@ def _splash(
     length, dim = q.shape[1], q.shape[-1]
     if length % 128:
         raise UserError(f"attention='splash' needs a length that 128 divides, not {length}")
+    if k.shape[2] % current_parts("heads"):
+        raise UserError(
+            f"attention='splash' needs {k.shape[2]} key heads to split evenly over the mesh axis "
+            f"tensor, which is {current_parts('heads')}; use 'xla'"
+        )
+    side = next(size for size in (512, 256, 128) if length % size == 0)
+    blocks = kernel.BlockSizes(
+        block_q=side, block_kv=side, block_kv_compute=side, block_q_dkv=side, block_kv_dkv=side,
+        block_kv_dkv_compute=side, use_fused_bwd_kernel=True,
+    )  # fmt: skip
 
     def local(q, k, v, segments):
         causal = masks.CausalMask((length, length))
         mask = masks.MultiHeadMask([causal] * q.shape[2])
-        call = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+        call = kernel.make_splash_mha(
+            mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
 
         def row(q, k, v, ids):
             return call(q, k, v, segment_ids=kernel.SegmentIds(q=ids, kv=ids))

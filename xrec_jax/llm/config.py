@@ -121,7 +121,7 @@ def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaCo
             num_layers=int(config["num_hidden_layers"]),
             num_heads=heads,
             num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
+            head_dim=int(config.get("head_dim") or hidden // max(heads, 1)),
             max_positions=int(config.get("max_position_embeddings", 2048)),
             rope_theta=_theta(config),
             rope_scaling=_scaling(config, where),
@@ -149,6 +149,8 @@ def _scaling(config: Mapping[str, Any], where: str) -> RopeScaling | None:
         raise UserError(
             f"{where}: rope scaling {kind!r} is not supported; only 'default' and 'llama3' are"
         )
+    if float(rope["low_freq_factor"]) >= float(rope["high_freq_factor"]):
+        raise UserError(f"{where}: rope scaling needs low_freq_factor below high_freq_factor")
     return RopeScaling(
         factor=float(rope["factor"]),
         low_freq_factor=float(rope["low_freq_factor"]),

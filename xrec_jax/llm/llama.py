@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm.attention import IMPLEMENTATIONS
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.layers import Block, Cache, Context, RMSNorm, Rotation, Sequence
 from xrec_jax.llm.lora import Adapter
@@ -76,6 +77,9 @@ class Llama:
     def __post_init__(self) -> None:
         if self.remat not in REMAT and self.remat != "none":
             raise UserError(f"remat={self.remat!r} is not valid{did_you_mean(self.remat, REMAT)}")
+        if self.attention not in IMPLEMENTATIONS:
+            hint = did_you_mean(self.attention, IMPLEMENTATIONS)
+            raise UserError(f"attention={self.attention!r} is not valid{hint}")
 
     def _block(self, lora_dropout: float = 0.0) -> Block:
         return Block(self.config, self.dtype, self.attention, lora_dropout)
@@ -90,8 +94,9 @@ class Llama:
         rotation = Rotation(*rotations(config, jnp.zeros((1, 2), jnp.int32)))
         context = Sequence(jnp.ones((1, 2), jnp.int32))
 
-        def one(key):
-            return self._block().init(key, x, rotation, context)["params"]
+        def one(key):  # two tokens are too few for some implementations of attention
+            block = Block(config, self.dtype, "xla")
+            return block.init(key, x, rotation, context)["params"]
 
         layers = jax.vmap(one)(jax.random.split(layer_key, config.num_layers))
         layers = nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
@@ -108,7 +113,9 @@ class Llama:
 
     def embed(self, params: Any, ids: jax.Array, soft: SoftPrompt | None = None) -> jax.Array:
         """`[batch, length]` int32 -> `[batch, length, hidden]`."""
-        x = jnp.take(params["embed"]["table"], ids, axis=0).astype(self.dtype)
+        # Gathered over `fsdp` first: the table is small beside what a batch's lookup would be.
+        table = constrain(params["embed"]["table"], "vocab", None)
+        x = jnp.take(table, constrain(ids, "batch", None), axis=0).astype(self.dtype)
         if soft is not None:
             rows = jnp.arange(ids.shape[0])[:, None]
             columns = jnp.where(soft.positions < 0, ids.shape[1], soft.positions)
@@ -158,7 +165,9 @@ class Llama:
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
-        unroll = layers if jax.default_backend() == "cpu" and layers <= _UNROLLED else 1
+        # Unrolled layers would be merged with their recomputation again.
+        small = jax.default_backend() == "cpu" and layers <= _UNROLLED
+        unroll = layers if small and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
         x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)
         return self.final_norm(params, x)
@@ -209,13 +218,22 @@ class Llama:
           Normalised states `[batch, length, hidden]`, and each layer's cache.
         """
         rotation = Rotation(*rotations(self.config, positions))
-        block, caches = self._block(), list[Cache]()
+        # Prompts come in lengths that only the general implementation takes on every device.
+        block = Block(self.config, self.dtype, _serving(self.attention))
+        caches: list[Cache] = []
         for i, context in enumerate(contexts):
             variables = {"params": _layer(params["layers"], i), "lora": _layer(lora, i)}
             out: Any = block.apply(variables, x, rotation, context)
             x = out[0]
             caches.append(out[1])
         return self.final_norm(params, x), tuple(caches)
+
+
+def _serving(implementation: str) -> str:
+    """Attention of prompts: what was chosen, unless it takes only some lengths."""
+    if implementation in ("xla", "blocked"):
+        return implementation
+    return "blocked" if jax.default_backend() == "cpu" else "xla"
 
 
 def _layer(tree: Any, i: int) -> Any:

@@ -47,8 +47,13 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora.rank={self.rank} must be positive")
+        if isinstance(self.targets, str):
+            raise UserError(f"lora.targets={self.targets!r} must be a list of {', '.join(TARGETS)}")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise UserError(f"lora.rank={self.rank} must be a positive whole number")
+        if not 0.0 < self.alpha < float("inf"):
+            raise UserError(f"lora.alpha={self.alpha} must be a positive number")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"lora.dropout={self.dropout} must be from 0 to below 1")
         if not self.targets:

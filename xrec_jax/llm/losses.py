@@ -13,16 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xrec_jax.parallel.mesh import constrain
+from xrec_jax.parallel.mesh import constrain, current_parts
 
 _CHUNK_BYTES = {"cpu": 4 << 20}  # of float32 logits, all rows together; small enough for a cache
 _CHUNK_BYTES_DEFAULT = 1 << 29
 
 
 def chunk_columns(rows: int, length: int, vocab: int) -> int:
-    """Columns of a `[rows, length]` batch whose logits are alive at once."""
+    """Columns of a global `[rows, length]` batch whose logits are alive at once."""
     budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_DEFAULT)
-    return max(1, min(length, budget // (4 * rows * vocab)))
+    a_device = -(-rows * vocab // (current_parts("batch") * current_parts("vocab")))
+    return max(1, min(length, budget // (4 * a_device)))
 
 
 def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
@@ -50,7 +51,8 @@ def cross_entropy(
       hidden: `[batch, length, hidden]` normalised states.
       table: `[vocab, hidden]` output layer.
       targets: `[batch, length]` int32, the token after each column.
-      weights: `[batch, length]` float32; columns of weight 0 cost nothing and may hold any target.
+      weights: `[batch, length]` float32, taken as constants; columns of weight 0 cost nothing and
+        may hold any target.
       chunk: columns at a time; 0 chooses.
       train_table: whether the table needs a gradient too (not when it is frozen).
 
@@ -59,6 +61,8 @@ def cross_entropy(
     """
     rows, length, _ = hidden.shape
     chunk = chunk or chunk_columns(rows, length, table.shape[0])
+    weights = jax.lax.stop_gradient(weights)
+    targets = jnp.where(weights == 0, 0, targets)
     spare = -length % chunk
     if spare:
         hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
@@ -125,7 +129,7 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
 
 def _backward(chunk: int, train_table: bool, saved: Any, cotangent: jax.Array) -> Any:
     hidden_grad, table_grad, table, _, weights = saved
-    scaled = (hidden_grad * cotangent.astype(hidden_grad.dtype)).astype(hidden_grad.dtype)
+    scaled = (hidden_grad.astype(jnp.float32) * cotangent).astype(hidden_grad.dtype)
     back = table_grad * cotangent.astype(table_grad.dtype) if train_table else jnp.zeros_like(table)
     return scaled, back, None, jnp.zeros_like(weights)
 
@@ -156,15 +160,17 @@ def log_probs(
     rows, length, _ = hidden.shape
     chunk = chunk or chunk_columns(rows, length, table.shape[0])
     spare = -length % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, spare)))
+
+    def pieces(x):  # [pieces, rows, chunk, ...]
+        padded = jnp.pad(x, ((0, 0), (0, spare), *[(0, 0)] * (x.ndim - 2)))
+        return padded.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def piece(index):
-        logits = _logits(_cut(hidden, index, chunk), table) / temperature
-        target = _cut(targets, index, chunk)
+    def piece(part):
+        states, target = part
+        logits = _logits(states, table) / temperature
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    out = jax.lax.map(piece, jnp.arange((length + spare) // chunk))
+    out = jax.lax.map(piece, (pieces(hidden), pieces(targets)))
     return out.transpose(1, 0, 2).reshape(rows, -1)[:, :length]

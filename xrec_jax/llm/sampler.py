@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm.layout import build
 from xrec_jax.llm.llama import Llama, unstack
 from xrec_jax.llm.lora import Adapter
+from xrec_jax.llm.quantize import is_quantized
 from xrec_jax.llm.sampling import Sampling
 from xrec_jax.llm.schedule import Answer, Plan, Request, Run, Work
-from xrec_jax.parallel.mesh import current_batch_divisor
+from xrec_jax.parallel.mesh import current_parts, sharding
 
 SCHEDULES = ("continuous", "static")
 
@@ -27,7 +31,7 @@ class Sampler:
     Args:
       model: the model's functions.
       params: of the base, unboxed; sharded or not.
-      eos: every token that ends an answer.
+      eos: every token that ends an answer, or the only one.
       batch: rows that generate at once; divisible by the devices along the batch.
       schedule: "continuous" refills finished rows from the queue, "static" waits for all.
       refill: finished rows that are worth a pause; 0 chooses. Few are best on a CPU, where reading
@@ -46,7 +50,7 @@ class Sampler:
         model: Llama,
         params: Any,
         *,
-        eos: Sequence[int],
+        eos: int | Sequence[int],
         batch: int = 16,
         schedule: str = "continuous",
         refill: int = 0,
@@ -57,18 +61,21 @@ class Sampler:
         if schedule not in SCHEDULES:
             hint = did_you_mean(schedule, SCHEDULES)
             raise UserError(f"schedule={schedule!r} is not valid{hint}")
-        if batch < 1:
-            raise UserError(f"batch={batch} must be positive")
+        for name, value in (("batch", batch), ("check_every", check_every)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be positive")
+        if refill < 0:
+            raise UserError(f"refill={refill} must not be negative; 0 chooses")
         self.model = model
         cpu = jax.default_backend() == "cpu"
-        divisor = current_batch_divisor()
+        divisor = current_parts("batch")
         if batch % divisor:
             raise UserError(
                 f"batch={batch} must be divisible by the {divisor} devices along the batch"
             )
         refill = min(batch, refill or (max(1, batch // 16) if cpu else max(1, batch // 4)))
         self._plan = Plan(
-            eos=tuple(int(token) for token in eos), batch=batch,
+            eos=(int(eos),) if isinstance(eos, int) else tuple(map(int, eos)), batch=batch,
             refill=batch if schedule == "static" else refill, multiple=divisor,
             check_every=check_every, share_prefixes=share_prefixes,
         )  # fmt: skip
@@ -77,6 +84,7 @@ class Sampler:
         self.work = Work()
 
     def _split(self, params: Any) -> Any:
+        params = _for_serving(params, self.model)
         if not self._unstack or isinstance(params["layers"], tuple):
             return params
         return {**params, "layers": unstack(params["layers"], self.model.config.num_layers)}
@@ -132,24 +140,66 @@ class Sampler:
         yield from run.answers()
 
     def _check(self, requests: Sequence[Request]) -> None:
-        config = self.model.config
         for number, request in enumerate(requests):
-            if not len(request.ids):
-                raise UserError(f"prompt {number} is empty")
-            if request.max_new_tokens < 1:
+            self._check_one(f"prompt {number}", request)
+
+    def _check_one(self, name: str, request: Request) -> None:
+        config, length = self.model.config, len(request.ids)
+        if not length:
+            raise UserError(f"{name} is empty")
+        if request.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={request.max_new_tokens} of {name} must be positive")
+        if length + request.max_new_tokens > config.max_positions:
+            raise UserError(
+                f"{name} has {length} tokens and may get {request.max_new_tokens} more, but the "
+                f"model takes {config.max_positions}; shorten the history or lower max_new_tokens"
+            )
+        for token in (min(request.ids), max(request.ids)):
+            if not 0 <= token < config.vocab_size:
                 raise UserError(
-                    f"max_new_tokens={request.max_new_tokens} of prompt {number} must be positive"
+                    f"{name} holds token {token}, outside the vocabulary of {config.vocab_size}; "
+                    "is this the model's own tokenizer?"
                 )
-            total = len(request.ids) + request.max_new_tokens
-            if total > config.max_positions:
-                raise UserError(
-                    f"prompt {number} has {len(request.ids)} tokens and may get "
-                    f"{request.max_new_tokens} more, but the model takes {config.max_positions}; "
-                    "shorten the history or lower max_new_tokens"
-                )
-            worst = max(request.ids)
-            if min(request.ids) < 0 or worst >= config.vocab_size:
-                raise UserError(
-                    f"prompt {number} holds token {worst}, beyond the vocabulary of "
-                    f"{config.vocab_size}; is this the model's own tokenizer?"
-                )
+        if not 0 <= request.seed < 1 << 32:
+            raise UserError(f"{name} has seed={request.seed}, which must be from 0 to 2**32 - 1")
+        places, vectors = request.soft_positions, request.soft_vectors
+        if any(not 0 <= place < length for place in places) or len(set(places)) < len(places):
+            raise UserError(
+                f"{name}: soft_positions={list(places)} must be different columns of its {length} "
+                "tokens"
+            )
+        if not len(places) and vectors is None:
+            return
+        shape = [len(places), config.hidden_size]
+        given = "missing" if vectors is None else list(vectors.shape)
+        if given != shape:
+            raise UserError(f"{name}: soft_vectors must have shape {shape}, but are {given}")
+
+
+def _for_serving(params: Any, model: Llama) -> Any:
+    """Parameters of a mesh with `fsdp` gathered over it, where a quarter of the memory holds them.
+
+    Each decoding step would gather every kernel anew otherwise. They are cast to the model's dtype,
+    so that a step reads no more bytes than it needs.
+    """
+    leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+    split = getattr(leaves[0], "sharding", None)
+    if not isinstance(split, NamedSharding) or any(map(is_quantized, leaves)):
+        return params
+    mesh: Any = split.mesh
+    parts = mesh.shape.get("fsdp", 1)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    size = sum(x.size for x in leaves) * jnp.dtype(model.dtype).itemsize
+    size //= mesh.shape.get("tensor", 1)
+    if parts == 1 or size > stats.get("bytes_limit", 1 << 36) // 4:
+        return params
+
+    def gathered(parameter: Any) -> NamedSharding:
+        axes = [None if axis == "embed" else axis for axis in parameter.axes]
+        return sharding(mesh, *axes)
+
+    cast = jax.jit(
+        lambda tree: jax.tree.map(lambda x: x.astype(model.dtype), tree),
+        out_shardings=build(model.config, gathered),
+    )
+    return cast(params)

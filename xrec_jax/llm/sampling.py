@@ -18,7 +18,7 @@ class Sampling:
       repetition_penalty: logits of tokens in the prompt or the answer are divided by it if
         positive, multiplied if negative; 1 is off.
       temperature: 0 always takes the most likely token.
-      top_k: only the k most likely; 0 is off.
+      top_k: only the k most likely, among equals the first; 0 is off.
       top_p: only the most likely ones that together reach this probability; 1 is off.
       min_p: only those at least this share of the most likely one's probability; 0 is off.
     """
@@ -31,9 +31,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} must not be negative")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must not be negative; 0 is off")
+            raise UserError(f"temperature={self.temperature} must be a number from 0")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} must be a whole number from 0; 0 is off")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1; 1 is off")
         if not 0.0 <= self.min_p <= 1.0:

@@ -169,16 +169,14 @@ class Run:
         """Fills free rows, decodes, empties finished rows, until nothing is left."""
         plan = self._plan
         while self._queue or any(seat is not None for seat in self._seats):
-            while self._queue and (free := self._free()):
-                if len(free) < plan.refill and len(free) < plan.batch:
-                    break
-                self._admit(free)
-            wanted = min(plan.batch, len(self._free()) + plan.refill)
-            steps = plan.check_every if self._stop else plan.batch * (1 << 20)
+            if len(self._free()) >= plan.refill:
+                while self._queue and (free := self._free()):
+                    self._admit(free)
+            steps = plan.check_every if self._stop else 1 << 30
             before = int(self._rows.tick)
             self._rows = self._call["decode"](
                 self._params, self._lora, self._rows,
-                jnp.int32(steps), jnp.int32(wanted if self._queue else plan.batch),
+                jnp.int32(steps), jnp.int32(plan.refill if self._queue else plan.batch),
             )  # fmt: skip
             yield from self._collect()
             self.work.steps += int(self._rows.tick) - before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -117,10 +118,10 @@ def batch_divisor(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
 
 
-def current_batch_divisor() -> int:
-    """`batch_divisor` of the mesh that is current; 1 without one."""
+def current_parts(logical: str) -> int:
+    """Into how many parts the current mesh splits a logical axis; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -152,14 +153,18 @@ def put_sharded(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
+@functools.lru_cache(maxsize=8)
+def _replicate(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
 def gather(tree: Any) -> Any:
     """Host copies of arrays in full, also of those split over several processes."""
 
     def fetch(array):
         split = getattr(array, "sharding", None)
         if isinstance(split, NamedSharding) and not array.is_fully_addressable:
-            everywhere = NamedSharding(split.mesh, PartitionSpec())
-            array = jax.jit(lambda x: x, out_shardings=everywhere)(array).addressable_data(0)
+            array = _replicate(split.mesh)(array).addressable_data(0)
         return np.asarray(array)
 
     return jax.tree.map(fetch, tree)

@@ -8,7 +8,7 @@ is never said.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xrec_jax.core.errors import UserError
@@ -132,13 +132,10 @@ def _describe(
             are="are" if many else "is", serve="serve" if many else "serves",
         )  # fmt: skip
 
-    more: list[Callable[[], str]] = [
-        lambda name=name: detail(name)
-        for name in values  # type: ignore[misc]
-    ]
-    more += [lambda name=name: alike(name) for name in _ALIKE if name in values]  # type: ignore[misc]
+    more = [(detail, name) for name in values]
+    more += [(alike, name) for name in _ALIKE if name in values]
     rng.shuffle(more)
-    clauses += [make() for make in more[: rng.randint(2, 5)]]
+    clauses += [say(name) for say, name in more[: rng.randint(2, 5)]]
     if others and rng.random() < 0.5:
         last = others[-1]
         kind = with_article(str(last["kind"])) if _has(last, "kind") else "a place"

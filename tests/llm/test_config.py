@@ -1,0 +1,140 @@
+"""The model's shape: to and from `config.json`, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.llm.config import LlamaConfig, RopeScaling, from_hf, to_hf
+from xrec_jax.llm.rope import inverse_frequencies, rotate, rotations
+
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
+)
+PLAIN = LlamaConfig(
+    vocab_size=61, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=6, num_kv_heads=2,
+    head_dim=10, max_positions=96, rope_theta=1234.5, rms_eps=3e-6, initializer_range=0.013,
+)  # fmt: skip
+CONFIGS = {
+    "plain": PLAIN,
+    "scaled": dataclasses.replace(PLAIN, rope_scaling=SCALING),
+    "tied": dataclasses.replace(PLAIN, tie_embeddings=True, rope_theta=500000.0),
+}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+MINIMAL = LLAMA | {
+    "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+}  # fmt: skip
+LLAMA3 = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dialect", ["both", "transformers 4", "transformers 5"])
+def test_round_trip(name, dialect):
+    content = to_hf(CONFIGS[name], dtype="bfloat16", eos_token_id=[2, 7])
+    assert content["eos_token_id"] == [2, 7] and content["dtype"] == "bfloat16"
+    dropped = {"transformers 4": ["rope_parameters"], "transformers 5": ["rope_theta"], "both": []}
+    for key in dropped[dialect]:
+        del content[key]
+    if dialect == "transformers 5":
+        del content["rope_scaling"]
+    assert from_hf(content) == CONFIGS[name]
+
+
+def test_defaults_are_those_of_transformers():
+    config = from_hf(MINIMAL)
+    assert (config.num_kv_heads, config.head_dim, config.max_positions) == (6, 4, 2048)
+    assert (config.rope_theta, config.rope_scaling, config.rms_eps) == (10000.0, None, 1e-6)
+    assert not config.tie_embeddings
+    empty = dict(MINIMAL, num_key_value_heads=None, head_dim=None, rope_scaling=None)
+    assert from_hf(empty) == config
+
+
+def test_type_is_the_old_name_of_rope_type():
+    config = from_hf(dict(MINIMAL, rope_scaling={"type": "llama3", **LLAMA3}))
+    assert config.rope_scaling == SCALING
+
+
+def test_theta_of_rope_parameters_wins():
+    rope = {"rope_theta": 77.0, "rope_type": "default"}
+    assert from_hf(dict(MINIMAL, rope_parameters=rope, rope_theta=5.0)).rope_theta == 77.0
+
+
+REFUSED = {
+    "architecture 'MistralForCausalLM'": {"architectures": ["MistralForCausalLM"]},
+    "model_type 'mistral'": {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
+    "hidden_act='gelu' is not supported; only 'silu' is": {"hidden_act": "gelu"},
+    "attention_bias=True is not supported": {"attention_bias": True},
+    "mlp_bias=True is not supported": {"mlp_bias": True},
+    "pretraining_tp=2 is not supported; only 1 is": {"pretraining_tp": 2},
+    "rope scaling 'yarn' is not supported; only 'default' and 'llama3' are": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0}
+    },
+    "rope scaling 'linear'": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    "key 'low_freq_factor' is missing": {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
+    "invalid literal": {"vocab_size": "many"},
+    "num_layers=0 must be a positive number": {"num_hidden_layers": 0},
+    "num_heads=6 is not a multiple of num_kv_heads=4": {"num_key_value_heads": 4},
+    "head_dim=5 must be even": {"head_dim": 5},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused(message):
+    with pytest.raises(UserError) as error:
+        from_hf(MINIMAL | REFUSED[message], where="dir/config.json")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(("dir/config.json: ", "language model: "))
+
+
+@pytest.mark.parametrize("key", sorted(MINIMAL.keys() - LLAMA.keys()))
+def test_missing_key(key):
+    content = {k: v for k, v in MINIMAL.items() if k != key}
+    with pytest.raises(UserError, match=f"key '{key}' is missing"):
+        from_hf(content)
+
+
+def test_parameter_counts():
+    q = o = 24 * 60
+    k = v = 24 * 20
+    layers = 3 * (q + k + v + o + 3 * 24 * 40)
+    assert PLAIN.matmul_parameters == layers + 61 * 24
+    assert PLAIN.num_parameters == layers + 2 * 61 * 24 + 7 * 24
+    tied = CONFIGS["tied"]
+    assert tied.num_parameters == layers + 61 * 24 + 7 * 24
+
+
+def test_frequencies_by_hand():
+    """Llama 3.1's rule, one frequency at a time, with all three of its cases met."""
+    config = dataclasses.replace(PLAIN, rope_scaling=SCALING, rope_theta=50.0)
+    cases = set()
+    for i, found in enumerate(inverse_frequencies(config)):
+        frequency = 50.0 ** (-2 * i / 10)
+        wavelength = 2 * np.pi / frequency
+        if wavelength < 64 / 4.0:
+            expected, case = frequency, "kept"
+        elif wavelength > 64 / 1.0:
+            expected, case = frequency / 8.0, "stretched"
+        else:
+            smooth = (64 / wavelength - 1.0) / (4.0 - 1.0)
+            expected, case = (1 - smooth) * frequency / 8.0 + smooth * frequency, "between"
+        cases.add(case)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert cases == {"kept", "between", "stretched"}
+
+
+def test_rotation_turns_pairs_of_half_the_head():
+    positions = np.array([[0, 3, 17]], np.int32)
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 10)).astype(np.float32)
+    turned = np.asarray(rotate(x, *rotations(PLAIN, positions)))
+    for t, position in enumerate(positions[0]):
+        for i in range(5):
+            angle = position * 1234.5 ** (-2 * i / 10)
+            pair = x[0, t, :, i] + 1j * x[0, t, :, i + 5]
+            pair = pair * np.exp(1j * angle)
+            np.testing.assert_allclose(turned[0, t, :, i], pair.real, atol=2e-6)
+            np.testing.assert_allclose(turned[0, t, :, i + 5], pair.imag, atol=2e-6)

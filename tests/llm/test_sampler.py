@@ -1,0 +1,338 @@
+"""Generation against a loop without a cache that reads everything again for every token."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from xrec_jax.core.errors import UserError
+from xrec_jax.llm import lora
+from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.llama import Llama, SoftPrompt
+from xrec_jax.llm.sampler import Sampler
+from xrec_jax.llm.sampling import Sampling
+from xrec_jax.llm.schedule import Request
+from xrec_jax.parallel.mesh import RULES, put_sharded, sharding, use_mesh
+
+CONFIG = LlamaConfig(
+    vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=6, max_positions=64, rope_theta=100.0, initializer_range=0.5,
+)  # fmt: skip
+MODEL = Llama(CONFIG)
+WIDTH = 64
+HOT = Sampling(temperature=1.1, top_k=20, top_p=0.95)
+PENALTY = Sampling(repetition_penalty=1.8)
+
+
+@functools.cache
+def boxed():
+    return jax.jit(MODEL.init)(jax.random.key(0))
+
+
+@functools.cache
+def params():
+    return nn.unbox(boxed())
+
+
+@functools.cache
+def adapter():
+    made = lora.init(lora.LoraConfig(rank=3, alpha=6.0), CONFIG, jax.random.key(1))
+    rng = np.random.default_rng(8)
+    moved = jax.tree.map(
+        lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), made.params
+    )
+    return made.replace(params=moved)
+
+
+@functools.cache
+def requests():
+    """Mixed lengths and limits; most share one of two beginnings."""
+    rng = np.random.default_rng(4)
+    heads = [rng.integers(0, 64, n).tolist() for n in (19, 17)]
+    made = []
+    for number, tail in enumerate(rng.integers(1, 9, 13)):
+        start = heads[number % 2] if number % 4 != 3 else []
+        ids = start + rng.integers(0, 64, tail).tolist()
+        made.append(Request(ids, int(rng.integers(1, 24)), seed=1000 + number))
+    made[2] = dataclasses.replace(made[2], max_new_tokens=1)
+    made[5] = dataclasses.replace(made[5], ids=made[1].ids, max_new_tokens=23)
+    return made
+
+
+@functools.cache
+def last_logits():
+    return jax.jit(MODEL.logits)
+
+
+@functools.cache
+def free_run(number, *, adapted=True, penalty=1.0, soft=None):
+    """Greedy tokens and their log-probabilities, up to the limit, whatever they are."""
+    request = soft_requests()[number] if soft else requests()[number]
+    ids, out, log_probs = list(request.ids), [], []
+    replaced = None
+    if soft:
+        places = np.array([request.soft_positions], np.int32)
+        replaced = SoftPrompt(places, request.soft_vectors[None])
+    for _ in range(request.max_new_tokens):
+        row = np.zeros((1, WIDTH), np.int32)
+        row[0, : len(ids)] = ids
+        used = adapter() if adapted else None
+        scores = last_logits()(params(), row, adapter=used, soft=replaced)[0, len(ids) - 1]
+        scores = np.asarray(scores, np.float64)
+        log_p = scores - np.log(np.sum(np.exp(scores - scores.max()))) - scores.max()
+        for token in set(ids):
+            scores[token] *= 1 / penalty if scores[token] > 0 else penalty
+        ids.append(int(np.argmax(scores)))
+        out.append(ids[-1])
+        log_probs.append(log_p[ids[-1]])
+    return out, log_probs
+
+
+@functools.cache
+def eos():
+    """Two tokens that both end some of the answers, at different lengths, and not all of them."""
+    count = len(requests())
+    answers = [free_run(i)[0] for i in range(count)]
+    pairs = []
+    for one in range(64):
+        for two in range(one + 1, 64):
+            ends = [next((t for t in a if t in (one, two)), None) for a in answers]
+            pairs.append((min(ends.count(one), ends.count(two), ends.count(None)), one, two))
+    worst, *found = max(pairs)
+    assert worst >= 2
+    return tuple(found)
+
+
+def cut(tokens, log_probs, ends):
+    """What of a free run stays when `ends` end it."""
+    for i, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: i + 1], log_probs[: i + 1], "eos"
+    return tokens, log_probs, "length"
+
+
+@functools.cache
+def sampler(batch=3, **options):
+    return Sampler(MODEL, params(), eos=eos(), batch=batch, **options)
+
+
+def assert_equal(answers, which=None, ends=None, **options):
+    which = range(len(requests())) if which is None else which
+    for answer, number in zip(answers, which, strict=True):
+        expected = cut(*free_run(number, **options), eos() if ends is None else ends)
+        assert (answer.ids, answer.stop) == (expected[0], expected[2])
+        np.testing.assert_allclose(answer.log_probs, expected[1], atol=2e-4)
+
+
+OPTIONS = [
+    dict(batch=1, refill=1), dict(batch=3), dict(batch=5, refill=2), dict(batch=16),
+    dict(batch=3, schedule="static"), dict(batch=5, schedule="static", share_prefixes=False),
+    dict(batch=5, refill=2, unstack_layers=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_uncached_loop(options):
+    run = sampler(**options)
+    answers = run.generate(requests(), adapter=adapter())
+    assert_equal(answers)
+    reasons = [answer.stop for answer in answers]
+    assert {"eos", "length"} == set(reasons)
+    assert {answer.ids[-1] for answer in answers if answer.stop == "eos"} == set(eos())
+    assert run.work.new_tokens == sum(len(answer.ids) for answer in answers)
+    read = run.work.prompt_tokens + run.work.shared_tokens
+    assert read >= sum(len(request.ids) for request in requests())
+    assert (run.work.shared_tokens > 0) == options.get("share_prefixes", True)
+    if not run.work.shared_tokens:
+        assert read == sum(len(request.ids) for request in requests())
+
+
+def test_base_adapter_and_back():
+    """One sampler, several adapters, no state between calls."""
+    run = sampler()
+    for adapted in (False, True, False):
+        answers = run.generate(requests(), adapter=adapter() if adapted else None)
+        assert_equal(answers, adapted=adapted)
+
+
+def test_repetition_penalty():
+    answers = sampler().generate(requests(), sampling=PENALTY, adapter=adapter())
+    assert_equal(answers, penalty=1.8)
+    plain = [cut(*free_run(i), eos())[0] for i in range(len(requests()))]
+    assert [answer.ids for answer in answers] != plain
+
+
+def test_one_prompt():
+    answers = sampler(batch=5, refill=2).generate(requests()[:1], adapter=adapter())
+    assert_equal(answers, [0])
+
+
+def test_nothing_to_do():
+    assert sampler().generate([]) == []
+
+
+def test_stream_gives_answers_as_they_finish():
+    found = dict(sampler().stream(requests(), adapter=adapter()))
+    assert_equal([found[i] for i in range(len(requests()))])
+
+
+def test_ring_is_written_over_many_times():
+    """Also: without any EOS."""
+    run = Sampler(MODEL, params(), eos=(), batch=2)
+    answers = run.generate(requests() * 8, adapter=adapter())
+    assert run.work.steps > 5 * (32 + 24)  # places for prompts and answers
+    assert {answer.stop for answer in answers} == {"length"}
+    assert_equal(answers, [*range(len(requests()))] * 8, ends=())
+
+
+def test_continuous_takes_fewer_steps():
+    steps = {}
+    for schedule in ("continuous", "static"):
+        run = sampler(batch=3, schedule=schedule, share_prefixes=False)
+        assert_equal(run.generate(requests(), adapter=adapter()))
+        steps[schedule] = run.work.steps
+    lengths = [len(cut(*free_run(i), eos())[0]) for i in range(len(requests()))]
+    assert steps["continuous"] < steps["static"]
+    # A step gives at most a token a row; the first of each answer comes with its prompt.
+    assert steps["continuous"] >= (sum(lengths) - len(lengths)) / 3
+    assert steps["static"] <= 5 * (max(lengths) - 1)
+
+
+@pytest.mark.parametrize("schedule", ["static", "continuous"])
+def test_batches_are_full_with_small_groups(schedule):
+    """Pairs of prompts with a common beginning fill a batch together."""
+    rng = np.random.default_rng(2)
+    heads = [rng.integers(0, 64, 18).tolist() for _ in range(8)]
+    pairs = [Request([*head, n], 12) for head in heads for n in range(2)]
+    run = Sampler(MODEL, params(), eos=(), batch=16, schedule=schedule, refill=4)
+    run.generate(pairs)
+    assert run.work.shared_tokens == 16 * 18
+    assert run.work.prompt_tokens == 8 * 18 + 16
+    assert run.work.steps == 11
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_stop_callback(check_every):
+    run = sampler(check_every=check_every)
+    seen = []
+
+    def stop(ids):
+        """Keeps two tokens of an answer whose third is even."""
+        seen.append(len(ids))
+        return 2 if len(ids) >= 3 and ids[2] % 2 == 0 else None
+
+    answers = run.generate(requests(), adapter=adapter(), stop=stop)
+    kinds = set()
+    for number, answer in enumerate(answers):
+        tokens, log_probs, reason = cut(*free_run(number), eos())
+        if len(tokens) >= 3 and tokens[2] % 2 == 0:
+            tokens, log_probs, reason = tokens[:2], log_probs[:2], "string"
+        assert (answer.ids, answer.stop) == (tokens, reason)
+        np.testing.assert_allclose(answer.log_probs, log_probs, atol=2e-4)
+        kinds.add(reason)
+    assert kinds == {"eos", "length", "string"} and seen
+    assert run.work.new_tokens == sum(len(answer.ids) for answer in answers)
+
+
+@functools.cache
+def soft_requests():
+    rng = np.random.default_rng(9)
+    made = []
+    for number, request in enumerate(requests()):
+        length = len(request.ids)
+        places = tuple({0, length - 1, length // 2}) if number % 3 else ()
+        vectors = rng.normal(size=(len(places), 16)).astype(np.float32)
+        made.append(dataclasses.replace(request, soft_positions=places, soft_vectors=vectors))
+    return made
+
+
+def test_soft_prompts():
+    answers = sampler(batch=5, refill=2).generate(soft_requests(), adapter=adapter())
+    assert_equal(answers, soft=True)
+    assert free_run(1)[0] != free_run(1, soft=True)[0]
+
+
+def test_random_answers_do_not_depend_on_the_batch():
+    run, count = sampler(batch=5, refill=2), len(requests())
+    expected = run.generate(requests(), sampling=HOT, adapter=adapter())
+    assert len({tuple(answer.ids) for answer in expected}) > 8
+    moved = [dataclasses.replace(request, seed=request.seed + 1) for request in requests()]
+    changed = run.generate(moved, sampling=HOT, adapter=adapter())
+    assert sum(a.ids != b.ids for a, b in zip(changed, expected, strict=True)) > 8
+    order = np.random.default_rng(1).permutation(count)
+    for batch, which in ((run, range(count)[::-1]), (sampler(), order)):
+        answers = batch.generate([requests()[i] for i in which], sampling=HOT, adapter=adapter())
+        for i, answer in zip(which, answers, strict=True):
+            assert answer.ids == expected[i].ids
+            np.testing.assert_allclose(answer.log_probs, expected[i].log_probs, atol=2e-4)
+
+
+def test_sharded_over_eight_devices():
+    mesh = tiny.mesh(8, 2, 2)
+    with use_mesh(mesh):
+        specs = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed()), mesh, RULES)
+        placed = put_sharded(params(), specs)
+        shared = put_sharded(adapter(), jax.tree.map(lambda _: sharding(mesh), adapter()))
+        run = Sampler(MODEL, placed, eos=eos(), batch=8, refill=2)
+        answers = run.generate(requests(), sampling=HOT, adapter=shared)
+        with pytest.raises(UserError, match="batch=6 must be divisible by the 4 devices"):
+            Sampler(MODEL, placed, eos=(), batch=6)
+    alone = sampler(batch=5, refill=2).generate(requests(), sampling=HOT, adapter=adapter())
+    for answer, expected in zip(answers, alone, strict=True):
+        assert (answer.ids, answer.stop) == (expected.ids, expected.stop)
+        np.testing.assert_allclose(answer.log_probs, expected.log_probs, atol=2e-4)
+
+
+def soft(*positions, rows):
+    vectors = None if rows is None else np.ones((rows, 16), np.float32)
+    return Request([3, 4], 2, soft_positions=positions, soft_vectors=vectors)
+
+
+@pytest.mark.parametrize(
+    ("message", "request_"),
+    [
+        ("prompt 1 is empty", Request([], 3)),
+        ("max_new_tokens=0 of prompt 1 must be positive", Request([1], 0)),
+        ("prompt 1 has 60 tokens and may get 5 more, but the model takes 64", Request([1] * 60, 5)),
+        ("prompt 1 holds token 64, outside the vocabulary of 64", Request([3, 64, 5], 2)),
+        ("prompt 1 holds token -7", Request([3, -7, 5], 2)),
+        ("soft_vectors", soft(0, rows=None)),
+        ("soft_vectors", soft(0, 1, rows=1)),
+        ("soft_positions", soft(2, rows=1)),
+        ("soft_positions", soft(-1, rows=1)),
+        ("seed", Request([3], 2, seed=-1)),
+        ("seed", Request([3], 2, seed=2**32)),
+    ],
+)
+def test_refused_request(message, request_):
+    with pytest.raises(UserError) as error:
+        sampler().generate([Request([1, 2], 1), request_])
+    assert message in str(error.value) and "prompt 1" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("schedule='sttic' is not valid; did you mean 'static'", dict(schedule="sttic")),
+        ("batch=0 must be positive", dict(batch=0)),
+        ("refill=-1", dict(refill=-1)),
+        ("check_every=0", dict(check_every=0)),
+    ],
+)
+def test_refused_option(message, options):
+    with pytest.raises(UserError) as error:
+        Sampler(MODEL, params(), eos=(), **options)
+    assert message in str(error.value)
+
+
+def test_longest_prompt_that_fits():
+    ids = tuple(requests()[0].ids) * 4
+    run = Sampler(MODEL, params(), eos=(), batch=1)
+    (answer,) = run.generate([Request(ids[:63], 1)])
+    assert answer.ids == [int(np.argmax(last_logits()(params(), np.array([ids[:64]]))[0, 62]))]
+    assert run.work.steps == 0
