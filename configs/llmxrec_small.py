@@ -4,7 +4,7 @@
 
 reads `../shared/data/llmxrec`; elsewhere give `--config.instruct.path=FILE` and
 `--config.pretrain.files=PROMPTS+EXPLANATIONS,`. The base learns to write from LLMXRec's BPR-MF
-prompts with the answers of ChatGLM2 and GPT3.5; whatever holds a held-out prompt or answer
+prompts with the answers of GPT3.5; whatever holds a held-out prompt or answer
 is left out. `:tiny` needs no files.
 """
 
@@ -35,13 +35,13 @@ def get_config(arg: str = "") -> ConfigDict:
     pretrain = config.pretrain
     pretrain.source = "files"
     pretrain.files = (f"{DATA}/bpr-mf/prompts.jsonl.gz+{DATA}/bpr-mf/explanations.jsonl.gz",)
-    pretrain.keep.update(dict(field="model", among=("ChatGLM2", "GPT3.5")))
-    pretrain.length = 512
-    pretrain.train.update(dict(batch_size=16, epochs=1, learning_rate=3e-3, log_every=20))
+    pretrain.keep.update(dict(field="model", among=("GPT3.5",)))
+    pretrain.length = 1024
+    pretrain.train.update(dict(batch_size=8, epochs=1, learning_rate=3e-3, log_every=20))
     instruct = config.instruct
     instruct.source, instruct.path = "file", f"{DATA}/instructions.jsonl"
     instruct.examples, instruct.stratify = 0, "dataset"
     instruct.length = 1024
-    instruct.lora.update(dict(rank=16, alpha=32.0))
-    instruct.train.update(dict(batch_size=8, epochs=10, learning_rate=3e-3))
+    instruct.lora.update(dict(rank=32, alpha=64.0, dropout=0.05))
+    instruct.train.update(dict(batch_size=8, epochs=10, learning_rate=3e-3, evaluate_every=2))
     return defaults.variant(config, arg)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import pytest
 from ml_collections import ConfigDict
 
+from xrec_jax.llm.bpe import train_bpe
+from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.hf import Generation
+from xrec_jax.llm.hf_export import save_params
+from xrec_jax.llm.llama import Llama
 from xrec_jax.parallel.mesh import make_mesh
 from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.datasets import RunData, prepare
@@ -53,3 +61,50 @@ def data() -> RunData:
 def mesh(devices: int = 1, fsdp: int = 1, tensor: int = 1):
     """A mesh on the first `devices` fake devices."""
     return make_mesh(-1, fsdp, tensor, devices=jax.devices()[:devices])
+
+
+# Every axis splits over a mesh of 2x2x2; random weights large enough that logits differ.
+LLAMA = LlamaConfig(
+    vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=4, max_positions=64, initializer_range=0.3,
+)  # fmt: skip
+
+
+@functools.cache
+def llama_params(config: LlamaConfig = LLAMA, seed: int = 0) -> Any:
+    """Random parameters, on the host: whatever mesh is current at the first call."""
+    with jax.ensure_compile_time_eval():  # it may come from a function being traced
+        made = jax.jit(lambda key: nn.unbox(Llama(config).init(key)))(jax.random.key(seed))
+        return jax.device_get(made)
+
+
+def llama_directory(path: pathlib.Path, texts: Sequence[str], **sizes: Any) -> pathlib.Path:
+    """Writes a random `LLAMA` with a tokenizer of its own as a Hugging Face directory."""
+    tokenizer = train_bpe(texts, path.with_name(path.name + "-tokenizer"), vocab_size=320)
+    shape = LLAMA.__dict__ | dict(vocab_size=320, max_positions=256) | sizes
+    generation = Generation(tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id)
+    save_params(
+        path, llama_params(LlamaConfig(**shape)), LlamaConfig(**shape), generation=generation,
+        tokenizer_dir=path.with_name(path.name + "-tokenizer"),
+    )  # fmt: skip
+    return path
+
+
+def language(*stages: str) -> ConfigDict:
+    """A config of a smaller world that pre-trains and tunes a minuscule LLaMA."""
+    made = config("popularity")
+    made.name = "tiny language"
+    made.stages = stages or ("recommend", "pretrain", "instruct", "showcase")
+    made.data.world.update(dict(num_users=20, num_items=16, mean_visits=8.0))
+    made.ranking.ks = (5, 10)
+    shape = dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_size=16)
+    made.llm.update(shape | dict(vocab_size=512, intermediate_size=24, max_positions=512))
+    made.llm.generation_batch = 8
+    made.pretrain.update(dict(copies=1, described=1, held_out=0.1, length=96))
+    made.pretrain.train.update(dict(batch_size=16, epochs=2, learning_rate=0.01))
+    instruct = made.instruct
+    instruct.update(dict(examples=12, history=1, length=464, held_out=0.25))
+    instruct.lora.update(dict(rank=2, alpha=4.0))
+    instruct.train.update(dict(batch_size=8, epochs=4, evaluate_every=2, learning_rate=0.01))
+    instruct.samples.update(dict(during=1, final=2, max_new_tokens=6))
+    return made

@@ -25,8 +25,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = (
-        (_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26),
-    )  # fmt: skip
+    # -1 becomes the largest size: with a finite threshold, steps of more than 2 GiB are trimmed.
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 1 << 26))
     results = [mallopt(name, value) for name, value in settings]
     return all(results)

@@ -17,7 +17,7 @@ from xrec_jax.parallel.mesh import current_parts, mesh_axes
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
 # Queries of a block on a CPU: long enough for the matrix product, short enough that the scores stay
 # in the cache and half of the square is skipped; more blocks cost compilation.
-_BLOCK, _LONG, _BLOCK_LONG = 128, 512, 256
+_BLOCK, LONG, _BLOCK_LONG = 128, 512, 256
 _MASKED = -1e30  # finite: a row that is all padding must not become NaN
 
 
@@ -79,8 +79,13 @@ def attend(
 
 
 def head_major(x: jax.Array) -> jax.Array:
-    """`[batch, length, heads, head_dim]` to the cache's `[batch, heads, length, head_dim]`."""
+    """`[batch, length, heads, head_dim]` to `[batch, heads, length, head_dim]`."""
     return x.swapaxes(1, 2)
+
+
+def keys_for_cache(k: jax.Array) -> jax.Array:
+    """`[batch, length, heads, head_dim]` to `[batch, heads, head_dim, length]`."""
+    return k.transpose(0, 2, 3, 1)
 
 
 def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -88,9 +93,9 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 
     Args:
       q: `[batch, length, heads, head_dim]`.
-      k: `[batch, kv_heads, slots, head_dim]`: with heads first, every product reads one stretch of
-        memory.
-      v: like `k`.
+      k: `[batch, kv_heads, head_dim, slots]`: the product with a single query then runs along the
+        slots.
+      v: `[batch, kv_heads, slots, head_dim]`.
       mask: `[batch, length, slots]` bool.
 
     Returns:
@@ -101,7 +106,7 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     # Query heads of one key head become rows of one product.
     rows = q.reshape(batch, length, kv, heads // kv, dim).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv, -1, dim) * jnp.asarray(dim**-0.5, q.dtype)
-    scores = jnp.einsum("bkrd,bksd->bkrs", rows, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkrd,bkds->bkrs", rows, k, preferred_element_type=jnp.float32)
     split = scores.reshape(batch, kv, heads // kv, length, -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
     weights = weights.astype(v.dtype).reshape(scores.shape)
@@ -113,15 +118,17 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
     """Blocks of queries, each against the keys up to its end: half of the square is skipped."""
     length = q.shape[1]
-    block = _BLOCK if length <= _LONG else _BLOCK_LONG
-    k, v = head_major(k), head_major(v)
+    block = _BLOCK if length <= LONG else _BLOCK_LONG
+    k, v = keys_for_cache(k), head_major(v)
+    # Long rows keep no scores for the backward pass: to compute them again is cheaper than memory.
+    attend_block = attend_cached if length <= LONG else jax.checkpoint(attend_cached)
     out = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         causal = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         same = segments[:, start:stop, None] == segments[:, None, :stop]
-        keys, values = k[:, :, :stop], v[:, :, :stop]
-        out.append(attend_cached(q[:, start:stop], keys, values, causal & same))
+        keys, values = k[..., :stop], v[:, :, :stop]
+        out.append(attend_block(q[:, start:stop], keys, values, causal & same))
     return jnp.concatenate(out, axis=1)
 
 

@@ -12,6 +12,7 @@ from xrec_jax.llm.tokenizer import SOFT, Tokenizer, load_tokenizer, quiet_transf
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = (BOS, EOS, PAD, SOFT, *ROLES)  # ids 0, 1, 2, ...
+SMALLEST = 256 + len(SPECIAL)  # ids that every vocabulary needs
 # Role tokens stand at the seams, where no merge can reach across from one message to the next.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -37,10 +38,9 @@ def train_bpe(
     Raises:
       UserError: if the vocabulary cannot hold all bytes, or the directory cannot be written.
     """
-    smallest = 256 + len(SPECIAL)
-    if vocab_size < smallest:
+    if vocab_size < SMALLEST:
         raise UserError(
-            f"vocab_size={vocab_size}: the bytes and special tokens alone take {smallest}"
+            f"vocab_size={vocab_size}: the bytes and special tokens alone take {SMALLEST}"
         )
     quiet_transformers()
     import tokenizers

@@ -74,6 +74,11 @@ class LlamaConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or value < 1):
                 raise UserError(f"language model: {field.name}={value!r} must be a positive number")
+        if not 0.0 < self.rope_theta < float("inf") or not 0.0 < self.rms_eps < 1.0:
+            raise UserError(
+                f"language model: rope_theta={self.rope_theta} and rms_eps={self.rms_eps} must be "
+                "positive"
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"language model: num_heads={self.num_heads} is not a multiple of "

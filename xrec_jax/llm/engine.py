@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from xrec_jax.llm.layers import Cache, Extend, Sequence, Step
+from xrec_jax.llm.layers import Cache, Extend, Sequence, Step, join
 from xrec_jax.llm.llama import Llama, SoftPrompt
 from xrec_jax.llm.sampling import Sampling, choose
 from xrec_jax.parallel.mesh import constrain
@@ -25,7 +25,7 @@ class Rows(flax.struct.PyTreeNode):
     """State of a batch in generation.
 
     Attributes:
-      caches: one a layer, `[batch, kv_heads, slots, head_dim]`.
+      caches: one a layer.
       tick: int32 scalar, steps so far.
       token: `[batch]` int32, chosen last, not in the cache yet.
       length: `[batch]` int32, tokens in the cache; also the position of `token`.
@@ -77,7 +77,7 @@ class Prefix(NamedTuple):
     """What prompts have in common, computed once.
 
     Attributes:
-      caches: one a layer, `[1, kv_heads, width, head_dim]`, padded on the left.
+      caches: one a layer, of one row, padded on the left.
       length: int32 scalar.
     """
 
@@ -96,16 +96,18 @@ def empty_rows(model: Llama, *, batch: int, slots: int, most: int, vocab: int) -
       vocab: vocabulary size where a repetition penalty needs it, else 0.
     """
     config = model.config
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+    heads, dim = config.num_kv_heads, config.head_dim
 
     def zeros(*shape: int, dtype: Any = jnp.int32) -> jax.Array:
         return constrain(jnp.zeros(shape, dtype), "batch", *[None] * (len(shape) - 1))
 
-    def cache() -> jax.Array:
-        return constrain(jnp.zeros(shape, model.dtype), "batch", "heads", None, None)
+    def cache() -> Cache:
+        k = jnp.zeros((batch, heads, dim, slots), model.dtype)
+        v = jnp.zeros((batch, heads, slots, dim), model.dtype)
+        return Cache(*(constrain(x, "batch", "heads", None, None) for x in (k, v)))
 
     return Rows(
-        caches=tuple(Cache(cache(), cache()) for _ in range(config.num_layers)),
+        caches=tuple(cache() for _ in range(config.num_layers)),
         tick=jnp.int32(0), token=zeros(batch), length=zeros(batch), count=zeros(batch),
         limit=zeros(batch), seed=zeros(batch, dtype=jnp.uint32),
         done=constrain(jnp.ones(batch, bool), "batch"), tokens=zeros(batch, most),
@@ -161,7 +163,7 @@ def admit(
         segments = (column >= pad).astype(jnp.int32)
         contexts = [Sequence(segments)] * model.config.num_layers
     else:
-        shared = prefix.caches[0].k.shape[2]
+        shared = prefix.caches[0].v.shape[2]
         own = (column >= pad)[:, None] & (column[0] <= column[0][:, None])
         behind = jnp.broadcast_to(
             jnp.arange(shared) >= shared - prefix.length, (count, width, shared)
@@ -178,15 +180,11 @@ def admit(
     place = _places(rows, new.lengths, width, prefix)
     merged = []
     for layer, (old, fresh) in enumerate(zip(rows.caches, caches, strict=True)):
-        both = fresh
-        if prefix is not None:
-            both = Cache(*(
-                jnp.concatenate([jnp.broadcast_to(p, (count, *p.shape[1:])), f], axis=2)
-                for p, f in zip(prefix.caches[layer], fresh, strict=True)
-            ))  # fmt: skip
-        laid = (jnp.take_along_axis(c, place[:, None, :, None], axis=2) for c in both)
+        both = fresh if prefix is None else join(prefix.caches[layer], fresh)
+        k = jnp.take_along_axis(both.k, place[:, None, None, :], axis=3)
+        v = jnp.take_along_axis(both.v, place[:, None, :, None], axis=2)
         merged.append(
-            Cache(*(o.at[new.rows].set(n, mode="drop") for o, n in zip(old, laid, strict=True)))
+            Cache(*(o.at[new.rows].set(n, mode="drop") for o, n in zip(old, (k, v), strict=True)))
         )
     tokens = jnp.zeros((count, rows.tokens.shape[1]), jnp.int32).at[:, 0].set(token)
     log_probs = jnp.zeros(tokens.shape, jnp.float32).at[:, 0].set(log_prob)
@@ -207,10 +205,10 @@ def admit(
 
 def _places(rows: Rows, lengths: jax.Array, width: int, prefix: Prefix | None) -> jax.Array:
     """For every cache slot of a new row the prompt column it takes: `[new, slots]`."""
-    slots = rows.caches[0].k.shape[2]
+    slots = rows.caches[0].v.shape[2]
     age = (rows.tick - 1 - jnp.arange(slots)) % slots + 1  # 1 is the place written last
     own = lengths[:, None]
-    shared = 0 if prefix is None else prefix.caches[0].k.shape[2]
+    shared = 0 if prefix is None else prefix.caches[0].v.shape[2]
     column = jnp.where(age <= own, shared + width - age, shared + own - age)
     return jnp.clip(column, 0, shared + width - 1)
 
@@ -237,7 +235,7 @@ def decode(
       steps: int32 scalar.
       wanted: int32 scalar.
     """
-    slots = rows.caches[0].k.shape[2]
+    slots = rows.caches[0].v.shape[2]
     stop = rows.tick + steps
     slot_ids, answer_ids = jnp.arange(slots), jnp.arange(rows.tokens.shape[1])
 

@@ -126,9 +126,12 @@ class LanguageModel:
         Raises:
           UserError: on a token outside the vocabulary, or too many of them.
         """
-        rows = [np.asarray(row, np.int64) for row in token_ids]
-        length = max((len(row) for row in rows), default=0)
         config = self.model.config
+        rows = [np.asarray(row) for row in token_ids]
+        for number, row in enumerate(rows):
+            if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+                raise UserError(f"row {number} of token_ids must hold whole numbers: [[1, 2, 3]]")
+        length = max((len(row) for row in rows), default=0)
         if not length:
             raise UserError("logits need at least one token")
         if length > config.max_positions:
@@ -138,7 +141,7 @@ class LanguageModel:
         width = bucket(length)
         ids, segments = (np.zeros((len(rows), width), np.int32) for _ in range(2))
         for number, row in enumerate(rows):
-            if row.ndim != 1 or (len(row) and not 0 <= row.min() <= row.max() < config.vocab_size):
+            if len(row) and not 0 <= row.min() <= row.max() < config.vocab_size:
                 raise UserError(
                     f"row {number} of token_ids must hold ids from 0 to {config.vocab_size - 1}"
                 )
@@ -185,6 +188,10 @@ class LanguageModel:
         Raises:
           UserError: on a value that is not valid, or a prompt that is too long.
         """
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
+            raise UserError("prompts must be a list: [prompt], even if there is only one")
+        if isinstance(stop, str) or not all(stop):
+            raise UserError(f"stop={stop!r} must be a list of texts that are not empty")
         count = len(prompts)
         options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else max_new_tokens

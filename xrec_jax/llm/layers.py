@@ -24,10 +24,19 @@ class Rotation(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, `[batch, kv_heads, slots, head_dim]`."""
+    """Keys `[batch, kv_heads, head_dim, slots]` and values `[batch, kv_heads, slots, head_dim]`."""
 
     k: jax.Array
     v: jax.Array
+
+
+def join(first: Cache, second: Cache) -> Cache:
+    """Places of one cache, then those of another; a `first` of one row is shared by all."""
+
+    def both(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+        return jnp.concatenate([jnp.broadcast_to(a, (len(b), *a.shape[1:])), b], axis=axis)
+
+    return Cache(both(first.k, second.k, 3), both(first.v, second.v, 2))
 
 
 class Sequence(NamedTuple):
@@ -142,19 +151,17 @@ class Attention(nn.Module):
 
         q, k, v = split("q", heads), split("k", kv_heads), split("v", kv_heads)
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        cache = Cache(attention.head_major(k), attention.head_major(v))
+        cache = Cache(attention.keys_for_cache(k), attention.head_major(v))
         if isinstance(context, Sequence):
             segments = context.segments
             out = attention.attend(q, k, v, segments, implementation=self.implementation)
         elif isinstance(context, Extend):
-            shared = [jnp.broadcast_to(c, (batch, *c.shape[1:])) for c in context.cache]
-            pairs = zip(shared, cache, strict=True)
-            whole = Cache(*(jnp.concatenate(pair, axis=2) for pair in pairs))
+            whole = join(context.cache, cache)
             out = attention.attend_cached(q, *whole, context.mask)
         else:
-            write = jax.lax.dynamic_update_slice_in_dim
-            pairs = zip(context.cache, cache, strict=True)
-            cache = Cache(*(write(old, new, context.slot, 2) for old, new in pairs))
+            write, slot = jax.lax.dynamic_update_slice_in_dim, context.slot
+            k, v = context.cache
+            cache = Cache(write(k, cache.k, slot, 3), write(v, cache.v, slot, 2))
             out = attention.attend_cached(q, *cache, context.mask)
         out = out.reshape(batch, length, heads * dim)
         return self._projection("o", hidden)(out), cache

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.llm.attention import IMPLEMENTATIONS
+from xrec_jax.llm.attention import IMPLEMENTATIONS, LONG
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.layers import Block, Cache, Context, RMSNorm, Rotation, Sequence
 from xrec_jax.llm.lora import Adapter
@@ -165,8 +165,8 @@ class Llama:
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
-        # Unrolled layers would be merged with their recomputation again.
-        small = jax.default_backend() == "cpu" and layers <= _UNROLLED
+        # Unrolled layers would be merged with what they recompute for their backward pass.
+        small = jax.default_backend() == "cpu" and layers <= _UNROLLED and ids.shape[1] <= LONG
         unroll = layers if small and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
         x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)

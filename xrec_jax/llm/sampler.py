@@ -34,8 +34,7 @@ class Sampler:
       eos: every token that ends an answer, or the only one.
       batch: rows that generate at once; divisible by the devices along the batch.
       schedule: "continuous" refills finished rows from the queue, "static" waits for all.
-      refill: finished rows that are worth a pause; 0 chooses. Few are best on a CPU, where reading
-        one prompt costs what its tokens cost.
+      refill: finished rows that are worth a pause; 0 takes a quarter of the batch.
       check_every: steps between looks for stop strings.
       share_prefixes: read what prompts have in common once.
       unstack_layers: keep one array a layer and kernel, a second copy of the base in memory. On a
@@ -73,7 +72,7 @@ class Sampler:
             raise UserError(
                 f"batch={batch} must be divisible by the {divisor} devices along the batch"
             )
-        refill = min(batch, refill or (max(1, batch // 16) if cpu else max(1, batch // 4)))
+        refill = min(batch, refill or max(1, batch // 4))
         self._plan = Plan(
             eos=(int(eos),) if isinstance(eos, int) else tuple(map(int, eos)), batch=batch,
             refill=batch if schedule == "static" else refill, multiple=divisor,

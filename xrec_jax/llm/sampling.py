@@ -79,11 +79,18 @@ def choose(
         penalty = options.repetition_penalty
         scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
     if options.temperature == 0.0:
-        tokens = jnp.argmax(scores, axis=-1)
+        tokens = _best(scores)
     else:
         tokens = _sample(scores / temperature, options, seeds, counts)
     chosen = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen
+
+
+def _best(scores: jax.Array) -> jax.Array:
+    """As `argmax` over the last axis, the first among equals; faster on a CPU."""
+    ids = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(scores >= top, ids, scores.shape[-1] - 1), axis=-1)
 
 
 def _sample(scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.Array) -> jax.Array:
@@ -104,5 +111,5 @@ def _sample(scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.
         floor = jnp.max(scores, axis=-1, keepdims=True) + jnp.log(options.min_p)
         scores = jnp.where(scores >= floor, scores, -jnp.inf)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
-    picked = jnp.argmax(scores + noise, axis=-1)
+    picked = _best(scores + noise)
     return picked if ids is None else jnp.take_along_axis(ids, picked[:, None], axis=-1)[:, 0]

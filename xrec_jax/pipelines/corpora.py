@@ -21,6 +21,8 @@ from xrec_jax.text.instructions import Instruction, deduplicate, read_instructio
 from xrec_jax.text.sampling import select, split_by_prompt
 from xrec_jax.text.templates import template_from
 
+_TELLING = 8  # characters; shorter ones stand in many texts by chance
+
 
 class Instructions(NamedTuple):
     """An instruction set, split by prompt.
@@ -62,6 +64,11 @@ def instructions(
     train, held_out = split_by_prompt(
         found, held_out=asked.held_out, seed=seed, stratify=asked.stratify or None
     )
+    if not held_out:
+        raise UserError(
+            f"{asked.path} leaves nothing to hold out with instruct.held_out={asked.held_out}; it "
+            "must be above 0, and the file have two prompts or more"
+        )
     if asked.examples > len(train):
         raise UserError(
             f"instruct.examples={asked.examples}, but {asked.path} leaves {len(train)} to tune on "
@@ -75,10 +82,18 @@ def instructions(
 def _from_world(asked: Any, data: RunData, seed: int, tokenizer: Tokenizer | None) -> Instructions:
     if asked.examples < 1:
         raise UserError(f"instruct.examples={asked.examples} must be positive for a world")
+    if not 0.0 <= asked.held_out <= 1.0:
+        raise UserError(f"instruct.held_out={asked.held_out} must be from 0 to 1 in a world")
     spare = max(1, round(asked.held_out * asked.examples))
     pairs = visits_to_explain(data, asked.examples + spare, seed=seed)
     made, cut = planted_explanations(prompting(asked, data, tokenizer), pairs, seed=seed)
-    return Instructions(made[spare:], made[:spare], (str(cut),))
+    held_out = made[:spare]
+    # Two users may have the same profile and history, which is the same prompt.
+    groups = {one.group for one in held_out}
+    train = [one for one in made[spare:] if one.group not in groups]
+    dropped = len(made) - spare - len(train)
+    notes = (str(cut), *([f"{dropped} left out that are held out too"] if dropped else []))
+    return Instructions(train, held_out, notes)
 
 
 def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
@@ -111,29 +126,30 @@ def world_texts(config: Any, data: RunData) -> list[str]:
     return [*plain, *described]
 
 
-def file_texts(config: Any, without: Sequence[Instruction]) -> tuple[list[str], int]:
-    """Texts of the pre-training files; those that hold a held-out prompt or answer are left out.
+def file_texts(config: Any) -> list[str]:
+    """Texts of the pre-training files.
 
     Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share
     the key `prompt_id` with a line of the first get its fields too.
 
-    Returns:
-      The texts, and how many were left out.
-
     Raises:
       UserError: if a file cannot be read or has none of the fields.
     """
-    asked = config.pretrain
-    forbidden = [_level(text) for one in without for text in (one.prompt, one.completion)]
-    texts, left_out = [], 0
-    for spec in asked.files:
-        for text in _joined(spec, asked):
-            level = _level(text)
-            if any(part in level for part in forbidden):
-                left_out += 1
-            else:
-                texts.append(text)
-    return texts, left_out
+    return [text for spec in config.pretrain.files for text in _joined(spec, config.pretrain)]
+
+
+def without_held_out(
+    texts: Sequence[str], held_out: Sequence[Instruction]
+) -> tuple[list[str], int]:
+    """Leaves out texts that hold a held-out prompt or answer, however white space falls.
+
+    Returns:
+      The others, and how many were left out.
+    """
+    forbidden = {part for one in held_out for part in (one.group, _level(one.completion))}
+    forbidden = {part for part in forbidden if len(part) >= _TELLING}
+    kept = [text for text in texts if not any(part in _level(text) for part in forbidden)]
+    return kept, len(texts) - len(kept)
 
 
 def _level(text: str) -> str:
@@ -144,12 +160,14 @@ def _joined(spec: str, asked: Any) -> list[str]:
     paths = spec.split("+")
     records = files.read_records(paths[0])
     for path in paths[1:]:
-        by_key = {record.get("prompt_id"): record for record in records}
+        by_key = {record["prompt_id"]: record for record in records if "prompt_id" in record}
         records = [
             {**by_key[line["prompt_id"]], **line}
             for line in files.read_records(path)
             if line.get("prompt_id") in by_key
         ]
+        if not records:
+            raise UserError(f"{path}: no line shares its prompt_id with one of {paths[0]}")
     if asked.keep.field:
         field, values = asked.keep.field, tuple(asked.keep.among)
         kept = [record for record in records if record.get(field) in values]

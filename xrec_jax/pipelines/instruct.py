@@ -18,12 +18,16 @@ from jax.sharding import Mesh
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.data.packing import PackedRows
 from xrec_jax.evaluation.intervals import Estimate, estimate, exact
 from xrec_jax.evaluation.perplexity import perplexity
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.language_model import Record
 from xrec_jax.llm.lora import Adapter, LoraConfig
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.sampling import Sampling
+from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import gather
 from xrec_jax.pipelines import corpora, language, train_language
@@ -53,8 +57,8 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked, stages = config.instruct, ",".join(config.stages)
-    language.check(config)
+    asked, stages = config.instruct, config.stages
+    language.check(config, mesh)
     base = language.base_path(config, rundir)
     if not config.llm.path and "pretrain" not in stages and not base.exists():
         raise UserError(
@@ -64,7 +68,11 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     if asked.source == "world":
         need_world(data, "instruct.source")
         template_from(asked.template)
-    corpora.instructions(config, data, seed=config.seeds[0])
+    if asked.max_prompt_tokens < 0:
+        raise UserError(
+            f"instruct.max_prompt_tokens={asked.max_prompt_tokens} must not be negative; 0: no "
+            "limit"
+        )
     lora_config(config)
     samples = asked.samples
     Sampling(samples.temperature, samples.top_k, samples.top_p)
@@ -76,6 +84,14 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         if samples[key] < 0:
             raise UserError(f"instruct.samples.{key}={samples[key]} must not be negative")
     train_language.check(asked.train, "instruct.train", mesh)
+    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
+    found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=tokenizer)
+    if tokenizer is not None:
+        _rows(config, found, tokenizer, open_model(config.llm.path).config)
+    elif asked.length > config.llm.max_positions:
+        raise UserError(
+            f"instruct.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+        )
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
@@ -109,23 +125,43 @@ def make_task(
     rundir: RunDir,
 ) -> LanguageTask:  # fmt: skip
     """The training of the adapter."""
+    rows, held_out = _rows(config, found, base.tokenizer, base.model.config)
     asked = config.instruct
-    template = language.template(config)
-    if asked.length > base.model.config.max_positions:
-        raise UserError(
-            f"instruct.length={asked.length}, but the model takes {base.model.config.max_positions}"
-        )
-    rows, held_out = (
-        packed(
-            corpora.examples(base.tokenizer, part, template=template),
-            length=asked.length, together=asked.pack, what=f"instruct, {what} examples",
-        )
-        for what, part in (("training", found.train), ("held-out", found.held_out))
-    )  # fmt: skip
     return LanguageTask(
         STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
         held_out=held_out, mesh=mesh, rundir=rundir,
     )  # fmt: skip
+
+
+def _rows(
+    config: Any, found: Instructions, tokenizer: Tokenizer, shape: LlamaConfig
+) -> tuple[PackedRows, PackedRows]:
+    """The set as rows to train on and to hold out.
+
+    Raises:
+      UserError: if rows, an example, or a prompt with its answer are longer than they may be.
+    """
+    asked, template = config.instruct, language.template(config)
+    if asked.length > shape.max_positions:
+        raise UserError(
+            f"instruct.length={asked.length}, but the model takes {shape.max_positions}"
+        )
+    made = [
+        corpora.examples(tokenizer, part, template=template)
+        for part in (found.train, found.held_out)
+    ]
+    rows, held_out = (
+        packed(part, length=asked.length, together=asked.pack, what=f"instruct, {what} examples")
+        for what, part in zip(("training", "held-out"), made, strict=True)
+    )
+    most = max(int(np.argmax(example.trained)) for example in made[1])
+    if most + asked.samples.max_new_tokens > shape.max_positions:
+        raise UserError(
+            f"a held-out prompt has {most} tokens, and instruct.samples.max_new_tokens="
+            f"{asked.samples.max_new_tokens} more do not fit the {shape.max_positions} that the "
+            "model takes; lower it"
+        )
+    return rows, held_out
 
 
 def _prompts(found: Instructions, count: int) -> list[Any]:

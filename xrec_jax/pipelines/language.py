@@ -20,6 +20,7 @@ from xrec_jax.llm.llama import REMAT, Llama
 from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import Base, base_of, load_adapter
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.parallel.mesh import batch_divisor
 from xrec_jax.pipelines.rundir import RunDir
 
 CHAT = ("auto", "yes", "no")
@@ -78,7 +79,7 @@ def template(config: Any) -> bool | None:
     return chat == "yes"
 
 
-def check(config: Any) -> None:
+def check(config: Any, mesh: Mesh) -> None:
     """Refuses values of `config.llm` that cannot work, before anything is written.
 
     Raises:
@@ -92,12 +93,20 @@ def check(config: Any) -> None:
     ):  # fmt: skip
         if llm[key] not in valid:
             raise UserError(f"llm.{key}={llm[key]!r} is not valid{did_you_mean(llm[key], valid)}")
-    if llm.generation_batch < 1:
-        raise UserError(f"llm.generation_batch={llm.generation_batch} must be positive")
-    if llm.path:
-        open_model(llm.path)
-    else:
+    divisor = batch_divisor(mesh)
+    if llm.generation_batch < 1 or llm.generation_batch % divisor:
+        raise UserError(
+            f"llm.generation_batch={llm.generation_batch} must be positive and divisible by the "
+            f"{divisor} devices along the batch"
+        )
+    if not llm.path:
         model_config(config)
+        return
+    shape, tokenizer = open_model(llm.path).config, load_tokenizer(llm.path)
+    tokenizer.check_fits(shape.vocab_size)
+    if llm.chat_template == "yes" and not tokenizer.has_template:
+        raise UserError(f"llm.chat_template='yes', but {llm.path} has no chat template; use 'no'")
+    shardings(functions(config, shape), mesh)
 
 
 def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:

@@ -16,7 +16,7 @@ from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.packing import windows
 from xrec_jax.evaluation.intervals import exact
 from xrec_jax.evaluation.perplexity import perplexity
-from xrec_jax.llm.bpe import train_bpe
+from xrec_jax.llm.bpe import SMALLEST, train_bpe
 from xrec_jax.llm.hf import Generation
 from xrec_jax.llm.hf_export import save_params
 from xrec_jax.llm.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         raise UserError(
             "stage 'pretrain' makes a base from nothing, but llm.path names one; drop either"
         )
-    language.check(config)
+    language.check(config, mesh)
     if asked.source == "world":
         need_world(data, "pretrain.source")
     elif asked.source != "files":
@@ -55,7 +55,25 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         )
     if not 0.0 < asked.held_out < 1.0:
         raise UserError(f"pretrain.held_out={asked.held_out} must be above 0 and below 1")
+    for key in ("copies", "described"):
+        if asked[key] < 0:
+            raise UserError(f"pretrain.{key}={asked[key]} must not be negative")
+    if config.llm.vocab_size < SMALLEST:
+        raise UserError(
+            f"llm.vocab_size={config.llm.vocab_size}: bytes and special tokens alone take "
+            f"{SMALLEST}"
+        )
+    language.shardings(
+        language.functions(config, language.model_config(config, vocab_size=SMALLEST)), mesh
+    )
     train_language.check(asked.train, "pretrain.train", mesh)
+    corpora.split_texts(_texts(config, data), asked.held_out, seed=config.seeds[0])
+
+
+def _texts(config: Any, data: RunData) -> list[str]:
+    if config.pretrain.source == "world":
+        return corpora.world_texts(config, data)
+    return corpora.file_texts(config)
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
@@ -63,12 +81,10 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     if (rundir.path / "base").exists():
         return
     asked, seed = config.pretrain, config.seeds[0]
-    if asked.source == "world":
-        texts, left_out = corpora.world_texts(config, data), 0
-    else:
-        tuning = "instruct" in ",".join(config.stages)
-        held = corpora.instructions(config, data, seed=seed).held_out if tuning else []
-        texts, left_out = corpora.file_texts(config, held)
+    texts, left_out = _texts(config, data), 0
+    if "instruct" in config.stages:
+        held = corpora.instructions(config, data, seed=seed).held_out
+        texts, left_out = corpora.without_held_out(texts, held)
     train_texts, held_texts = corpora.split_texts(texts, asked.held_out, seed=seed)
     folder = rundir.path / "tokenizer"
     if is_first() and not folder.exists():

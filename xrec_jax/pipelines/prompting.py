@@ -106,8 +106,9 @@ def visits_to_explain(
         turn += 1
     if len(found) < count:
         raise UserError(
-            f"instruct.examples asks for {count} visits to explain, but only {len(found)} have "
-            f"{_EARLIEST} visits before them; lower it or enlarge the world"
+            f"instruct.examples and what is held out ask for {count} visits to explain, "
+            f"but only {len(found)} have {_EARLIEST} visits before them; lower it or enlarge the "
+            "world"
         )
     return found
 

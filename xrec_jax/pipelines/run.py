@@ -33,6 +33,12 @@ def _stages(config: Any) -> list[Any]:
     for name in names:
         if name not in STAGES:
             raise UserError(f"no stage {name!r}{did_you_mean(name, STAGES)}")
+    if names != [name for name in STAGES if name in names]:
+        raise UserError(
+            f"config.stages={','.join(names)}: stages run once each, in the order "
+            f"{', '.join(STAGES)}"
+        )
+    config.stages = tuple(names)
     seeds, ks = config.seeds, config.ranking.ks
     if not seeds or not all(isinstance(s, int) and 0 <= s < 2**31 for s in seeds):
         raise UserError(

@@ -15,7 +15,9 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.distributed import is_first
 
 # Keys that may change between a run and its resume without changing what is computed.
-_MOVABLE = ("mesh.", "data.path", "data.users", "data.items")
+_MOVABLE = (
+    "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files"
+)  # fmt: skip
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -85,9 +87,7 @@ class RunDir:
           UserError: if it holds another configuration, or cannot be written.
         """
         mine = _as_json(config)
-        for key in ("path", "users", "items"):  # later verbs may be called from another folder
-            if mine["data"][key]:
-                mine["data"][key] = os.fspath(files.absolute(mine["data"][key]))
+        _make_absolute(mine)  # later verbs may be called from another folder
         if self.config_path.exists():
             theirs, ours = _flat(files.read_json(self.config_path)), _flat(mine)
             for key in sorted(theirs.keys() | ours.keys()):
@@ -127,6 +127,22 @@ class RunDir:
         """Replaces one stage of `evaluation.json`."""
         if is_first():
             files.write_json(self.evaluation_path, self.evaluation() | {stage: systems})
+
+
+def _make_absolute(config: dict[str, Any]) -> None:
+    """Makes every path in a config absolute; files joined by "+" each."""
+
+    def absolute(path: str) -> str:
+        return "+".join(os.fspath(files.absolute(part)) for part in path.split("+"))
+
+    for group, keys in (
+        ("data", ("path", "users", "items")), ("llm", ("path",)), ("instruct", ("path",)),
+    ):  # fmt: skip
+        for key in keys:
+            if config.get(group, {}).get(key):
+                config[group][key] = absolute(config[group][key])
+    if "pretrain" in config:
+        config["pretrain"]["files"] = [absolute(path) for path in config["pretrain"]["files"]]
 
 
 def _tuples(value: Any) -> Any:

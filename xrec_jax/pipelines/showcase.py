@@ -47,7 +47,9 @@ _SHOWN = 3  # users whose first recommendation is explained
 
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Raises a `UserError` unless there is something to show."""
-    del data, mesh, rundir
+    del mesh, rundir
+    if "instruct" in config.stages and data.dataset.items is None:
+        raise UserError("stage 'showcase' explains recommendations, which needs a table of items")
     if "recommend" not in config.stages or not config.recommend:
         raise UserError("stage 'showcase' needs stage 'recommend' before it in config.stages")
 
@@ -78,6 +80,8 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
     if dataset.users is not None and "user_text" in dataset.users.columns:
         lines.insert(0, dataset.users["user_text"][row])
     lines += [f"  {names[item]}" for item in items[-5:]]
+    if not records:
+        return "\n".join([*lines, "Nothing is left to recommend."])
     lines.append(f"Recommended by {records[0]['system']}:")
     for record in records:
         item = row_of[record["item"]]
@@ -117,7 +121,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     """Draws, prints, explains."""
     del writer
     text = describe_user(config, data, rundir, mesh, row=0)
-    if "instruct" in ",".join(config.stages):
+    if "instruct" in config.stages:
         text += f"\n\n{show_explanations(config, data, rundir, mesh)}"
     if not is_first():
         return

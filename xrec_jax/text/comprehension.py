@@ -85,7 +85,8 @@ def comprehension_texts(
     for user, rows in visits:
         for copy in range(copies if len(rows) else 0):
             rng = keyed_random("comprehension", seed, copy, user)
-            length = rng.randint(1, min(latest, len(rows)))
+            # Short histories more often: finding something is learned on short texts first.
+            length = min(latest, len(rows), rng.choice((0, 1, 1, 2, 2, 3, 4, 6, latest)))
             start = rng.randint(0, len(rows) - length)
             history = [items[row] for row in rows[start : start + length]]
             item = items[rng.randrange(len(items))]

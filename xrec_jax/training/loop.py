@@ -144,6 +144,9 @@ def compile_step(step: Step, state: TrainState) -> CompiledStep:
     return compiled
 
 
+_AHEAD = 4  # steps that may be queued behind the one that runs
+
+
 @jax.jit
 def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
@@ -163,6 +166,8 @@ class _Pending:
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._steps.append(step)
         self._metrics.append(metrics)
+        if len(self._metrics) > _AHEAD:  # SIGTERM should not have to wait for a long queue
+            jax.block_until_ready(self._metrics[-1 - _AHEAD])
 
     def collect(self) -> None:
         """Fetches what is on the device and adds it to the sums.
