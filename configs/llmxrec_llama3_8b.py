@@ -4,18 +4,20 @@
         --config.llm.path=DIR --config.instruct.path=INSTRUCTIONS.jsonl
 
 `DIR` is a Hugging Face directory with the weights, or what `xrec import-hf` made of one, which many
-hosts read faster. Mesh axes (`--config.mesh.fsdp=...`), all other devices along `data`:
+hosts read faster.
 
-| devices        | mesh                | batch_size | accumulation |
-|----------------|---------------------|------------|--------------|
-| one H200       | the default         | 8          | 1            |
-| 8 H100 or H200 | fsdp=8              | 16         | 1            |
-| v5e-16         | fsdp=16             | 16         | 1            |
-| v5p-128        | data=8, fsdp=16     | 128        | 1            |
+Mesh and batch for some machines, as flags (`data` takes all other devices):
 
-The batch must be a multiple of data x fsdp. `v5p-128` are 64 chips in JAX's count: there data=4.
-With less memory: `--config.llm.quantization=nf4`, `--config.llm.remat=full`. No device of this
-table was at hand when this was written: the sizes are reasoned from memory needs, not measured.
+    one H200         the defaults
+    8 H100 or H200   --config.mesh.fsdp=8 --config.instruct.train.batch_size=8
+    v5e-16           --config.mesh.fsdp=16 --config.instruct.train.batch_size=16
+                     --config.llm.generation_batch=64
+    v5p-128          --config.mesh.fsdp=16 --config.instruct.train.batch_size=64
+                     (64 chips: data=4)
+
+The batch must be a multiple of data x fsdp. With less memory: `--config.llm.quantization=nf4`.
+No such device was at hand when this was written: time and figures are not known, and the sizes are
+reasoned from memory needs.
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from xrec_jax.llm.config import LlamaConfig, from_hf
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import run
 from xrec_jax.pipelines.datasets import prepare
@@ -122,3 +123,8 @@ def per_user(workdir: pathlib.Path) -> Mapping[str, Mapping[str, np.ndarray]]:
         with np.load(path) as file:
             found[str(path.relative_to(workdir))] = {key: file[key] for key in file.files}
     return found
+
+
+def llama_config(directory: pathlib.Path) -> LlamaConfig:
+    """The shape of a model's directory."""
+    return from_hf(json.loads((directory / "config.json").read_text()))

@@ -100,7 +100,7 @@ def language(*stages: str) -> ConfigDict:
     shape = dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, hidden_size=16)
     made.llm.update(shape | dict(vocab_size=512, intermediate_size=24, max_positions=512))
     made.llm.generation_batch = 8
-    made.pretrain.update(dict(copies=1, described=1, held_out=0.1, length=96))
+    made.pretrain.update(dict(copies=1, described=1, talk=10, held_out=0.1, length=96))
     made.pretrain.train.update(dict(batch_size=16, epochs=2, learning_rate=0.01))
     instruct = made.instruct
     instruct.update(dict(examples=12, history=1, length=464, held_out=0.25))

@@ -1,4 +1,4 @@
-"""Token sequences packed into rows of one length, with nothing of one seen by another."""
+"""Token sequences packed into rows of one length; examples of a row do not see each other."""
 
 from __future__ import annotations
 

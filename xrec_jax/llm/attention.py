@@ -40,7 +40,7 @@ def choose(
     if backend == "cpu":
         return "blocked"
     half = dtype in (jnp.bfloat16, jnp.float16)
-    if backend == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
+    if backend == "gpu" and half and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     whole = kv_heads % current_parts("heads") == 0
     if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and whole:
@@ -105,9 +105,9 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     kv = k.shape[1]
     # Query heads of one key head become rows of one product.
     rows = q.reshape(batch, length, kv, heads // kv, dim).transpose(0, 2, 3, 1, 4)
-    rows = rows.reshape(batch, kv, -1, dim) * jnp.asarray(dim**-0.5, q.dtype)
+    rows = rows.reshape(batch, kv, -1, dim)
     scores = jnp.einsum("bkrd,bkds->bkrs", rows, k, preferred_element_type=jnp.float32)
-    split = scores.reshape(batch, kv, heads // kv, length, -1)
+    split = scores.reshape(batch, kv, heads // kv, length, -1) * dim**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
     weights = weights.astype(v.dtype).reshape(scores.shape)
     out = jnp.einsum("bkrs,bksd->bkrd", weights, v)

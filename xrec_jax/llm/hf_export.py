@@ -21,7 +21,7 @@ from xrec_jax.llm.config import LlamaConfig, to_hf
 from xrec_jax.llm.hf import DTYPES, INDEX, SINGLE, Generation, silent
 from xrec_jax.llm.layout import Parameter, Source, at, parameters
 from xrec_jax.llm.lora import Adapter
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import gather
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -149,6 +149,7 @@ def save_model(
             write_descriptions(folder, config, dtype, generation)
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, folder)
+    meet(str(path))
 
 
 def write_descriptions(
@@ -200,14 +201,17 @@ def check_new(path: str | pathlib.Path) -> pathlib.Path:
 def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory that becomes `path` if the block ends well, and else is removed.
 
+    The first process looks whether `path` is free and writes; call `meet` behind the block before
+    another one reads.
+
     Raises:
       UserError: if `path` is not free or cannot be written.
     """
+    if not is_first():
+        yield pathlib.Path(path)
+        return
     final = check_new(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    if not is_first():
-        yield temporary
-        return
     missing = [parent for parent in final.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)

@@ -152,13 +152,13 @@ class LanguageModel:
         self,
         prompts: Sequence[str | Sequence[Message] | Sequence[int]],
         *,
-        max_new_tokens: int | Sequence[int] = 64,
+        max_new_tokens: Any = 64,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        seed: int | Sequence[int] = 0,
+        seed: Any = 0,
         stop: Sequence[str] = (),
         adapter: str | None = "default",
         template: bool | None = None,
@@ -194,14 +194,17 @@ class LanguageModel:
             raise UserError(f"stop={stop!r} must be a list of texts that are not empty")
         count = len(prompts)
         options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else max_new_tokens
-        seeds = [_mix(seed, place) for place in range(count)] if isinstance(seed, int) else seed
+        whole = (int, np.integer)
+        limits = [max_new_tokens] * count if isinstance(max_new_tokens, whole) else max_new_tokens
+        seeds = (
+            [_mix(int(seed), place) for place in range(count)] if isinstance(seed, whole) else seed
+        )
         for name, values in (("max_new_tokens", limits), ("seed", seeds), ("soft", soft)):
             if values is not None and len(values) != count:
                 raise UserError(f"{name} has {len(values)} values for {count} prompts")
         requests = [
             self._request(
-                number, self._ids(prompt, template), limits[number], int(seeds[number]),
+                number, self._ids(prompt, template), int(limits[number]), int(seeds[number]),
                 None if soft is None else soft[number],
             )
             for number, prompt in enumerate(prompts)
@@ -303,8 +306,8 @@ def load_llm(
         for name, where in (given or {}).items()
     }
     split = None if mesh is None else shardings(model, mesh)
-    params = source.load_params(dtype=kind, shardings=split)
-    params = quantize.quantize_params(params, quantization)
+    params = jax.tree.map(jnp.asarray, source.load_params(dtype=kind, shardings=split))
+    params = quantize.quantize_params(params, quantization, release=True)
     return LanguageModel(
         model, params, tokenizer, adapters=adapters, batch=batch, **sampler_options
     )

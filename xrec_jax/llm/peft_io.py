@@ -24,7 +24,7 @@ from xrec_jax.llm.hf_export import new_directory
 from xrec_jax.llm.layout import PROJECTIONS
 from xrec_jax.llm.lora import GROUPS, TARGETS, Adapter, LoraConfig, sizes
 from xrec_jax.llm.tensorfile import Tensor
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import gather
 
 CONFIG = "adapter_config.json"
@@ -78,16 +78,16 @@ def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Bas
             tensors.append((f"{name}.lora_A.weight", a[layer].T))
             tensors.append((f"{name}.lora_B.weight", b[layer].T))
     tensors.sort(key=lambda item: item[0])
-    with new_directory(path) as folder:
-        if not is_first():
-            return
-        shapes = [(name, array.shape) for name, array in tensors]
-        with tensorfile.Writer(folder / WEIGHTS, shapes, np.dtype(np.float32)) as file:
-            for _, array in tensors:
-                file.append(array)
-        write_json(folder / CONFIG, to_peft(config, base_path=base.path))
-        mark = {"format": 1, "kind": "adapter", "base": dataclasses.asdict(base)}
-        write_json(folder / MARK, mark)
+    if is_first():
+        with new_directory(path) as folder:
+            shapes = [(name, array.shape) for name, array in tensors]
+            with tensorfile.Writer(folder / WEIGHTS, shapes, np.dtype(np.float32)) as file:
+                for _, array in tensors:
+                    file.append(array)
+            write_json(folder / CONFIG, to_peft(config, base_path=base.path))
+            mark = {"format": 1, "kind": "adapter", "base": dataclasses.asdict(base)}
+            write_json(folder / MARK, mark)
+    meet(str(path))
 
 
 def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:

@@ -262,12 +262,14 @@ def shape_of(kernel: Any) -> tuple[int, ...]:
     return kernel.values.shape if isinstance(kernel, Int8) else kernel.shape
 
 
-def quantize_params(params: Any, kind: str) -> Any:
+def quantize_params(params: Any, kind: str, *, release: bool = False) -> Any:
     """Quantises the seven projections of `layers`; embeddings, norms and head stay as they are.
 
     Args:
       params: parameters of a `Llama`, plain arrays, layers stacked.
       kind: of `KINDS`; `none` returns `params`.
+      release: frees each plain kernel as soon as its quantised form exists; `params` is of no more
+        use then.
 
     Raises:
       UserError: if there is no such kind, a kernel is already quantised, or it is not finite.
@@ -285,6 +287,9 @@ def quantize_params(params: Any, kind: str) -> Any:
         if not isinstance(small.scale, jax.core.Tracer) and not jnp.isfinite(small.scale).all():
             raise UserError(f"{where} holds NaN or infinite weights; it cannot be quantised")
         layers[group][name] = {**layers[group][name], "kernel": small}
+        if release and isinstance(kernel, jax.Array) and not isinstance(kernel, jax.core.Tracer):
+            jax.block_until_ready(small)
+            kernel.delete()
     return {**params, "layers": layers}
 
 

@@ -127,7 +127,7 @@ class Sampler:
         adapter: Adapter | None = None,
         stop: Callable[[list[int]], int | None] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """As `generate`, but yields `(index, answer)` as soon as each is finished."""
+        """As `generate`, but yields `(index, answer)` whenever finished rows are replaced."""
         if not requests:
             return
         self._check(requests)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from xrec_jax.core.errors import UserError
 
@@ -50,3 +51,13 @@ def _start(**settings: Any) -> None:
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
     return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Waits until every process has come here; returns at once where there is only one.
+
+    Args:
+      name: the same on all of them.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -130,7 +130,7 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
         )
     model = checkpoint.open_model(path)
     loaded = peft_io.load_adapter(adapter, model.config)
-    known = Base(os.path.abspath(path), found.fingerprint)
+    known = Base(os.path.abspath(path), "" if base else found.fingerprint)
     export_peft(loaded, output, known)
 
 

@@ -19,6 +19,7 @@ from xrec_jax.text.comprehension import comprehension_texts
 from xrec_jax.text.corpus import world_sentences
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
 from xrec_jax.text.sampling import select, split_by_prompt
+from xrec_jax.text.talk import small_talk
 from xrec_jax.text.templates import template_from
 
 _TELLING = 8  # characters; shorter ones stand in many texts by chance
@@ -123,7 +124,7 @@ def world_texts(config: Any, data: RunData) -> list[str]:
         template_from(config.instruct.template), items, users, visits,
         latest=config.instruct.history, copies=config.pretrain.described,
     )  # fmt: skip
-    return [*plain, *described]
+    return [*plain, *described, *small_talk(items, config.pretrain.talk)]
 
 
 def file_texts(config: Any) -> list[str]:

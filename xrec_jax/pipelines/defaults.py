@@ -83,6 +83,7 @@ def language_model() -> ConfigDict:
             max_positions=1024,
             rope_theta=10000.0,
             tie_embeddings=True,
+            initializer_range=0.0,  # standard deviation; 0: 1 / sqrt(hidden_size)
         )
     )
 
@@ -116,6 +117,7 @@ def pretrain() -> ConfigDict:
             keep=dict(field="", among=()),  # of the files only lines with one of these values
             copies=1,  # wordings of everything in the world
             described=2,  # prompts of each user that are followed by a description
+            talk=2000,  # paragraphs on places and tastes in general
             held_out=0.02,  # share of the texts
             length=256,  # tokens of a row
             train=_language_training(batch_size=16, epochs=4, learning_rate=2e-3),
@@ -185,7 +187,7 @@ def base() -> ConfigDict:
         dict(
             name="",
             imports=(),  # modules to import first, such as one that registers a recommender
-            seeds=(0,),
+            seeds=(0,),  # the language stages take the first
             stages=("recommend",),
             data=data(),
             mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -250,7 +252,9 @@ def _shrink_language(config: ConfigDict) -> None:
             generation_batch=8,
         )
     )
-    config.pretrain.update(dict(source="world", copies=1, described=0, held_out=0.05, length=64))
+    config.pretrain.update(
+        dict(source="world", copies=1, described=0, talk=0, held_out=0.05, length=64)
+    )
     config.pretrain.train.update(dict(batch_size=64, epochs=1))
     config.instruct.update(
         dict(

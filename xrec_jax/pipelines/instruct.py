@@ -8,6 +8,8 @@ and of the tuned model to held-out prompts.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import textwrap
 from typing import Any
 
@@ -23,7 +25,7 @@ from xrec_jax.evaluation.intervals import Estimate, estimate, exact
 from xrec_jax.evaluation.perplexity import perplexity
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.language_model import Record
+from xrec_jax.llm.language_model import LanguageModel, Record
 from xrec_jax.llm.lora import Adapter, LoraConfig
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.sampling import Sampling
@@ -58,7 +60,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
       UserError: names the key, the value and what is valid.
     """
     asked, stages = config.instruct, config.stages
-    language.check(config, mesh)
+    language.check(config, mesh, rundir)
     base = language.base_path(config, rundir)
     if not config.llm.path and "pretrain" not in stages and not base.exists():
         raise UserError(
@@ -87,7 +89,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
     found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=tokenizer)
     if tokenizer is not None:
-        _rows(config, found, tokenizer, open_model(config.llm.path).config)
+        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
     elif asked.length > config.llm.max_positions:
         raise UserError(
             f"instruct.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
@@ -114,10 +116,37 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
             f"{100 * task.rows.fill:.0f} % full; {'; '.join(found.notes)}"
         )
     if not adapter_dir.exists():
-        during = functools.partial(_sample_during, config, base, lora, found, rundir)
+        _same_as_before(found, base, rundir)
+        lm = language.language_model(config, base)
+        during = functools.partial(_sample_during, config, lm, lora, found, rundir)
         params = task.fit(config.seeds[0], writer, evaluated=during)
         save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity())
     _finish(config, found, base, task, rundir)
+
+
+def _same_as_before(found: Instructions, base: LoadedBase, rundir: RunDir) -> None:
+    """Keeps what base and set a run was started with; refuses to go on with others.
+
+    Raises:
+      UserError: names which of the two is another one.
+    """
+    texts = [[one.messages for one in part] for part in (found.train, found.held_out)]
+    now = {
+        "base": base.identity().fingerprint,
+        "instructions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    path = rundir.path / "instructions" / "identity.json"
+    if path.exists():
+        before = files.read_json(path)
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{rundir.path}: tuning was started with another content of the {name} "
+                    f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
+                    "--workdir"
+                )
+    elif is_first():
+        files.write_json(path, now)
 
 
 def make_task(
@@ -125,7 +154,7 @@ def make_task(
     rundir: RunDir,
 ) -> LanguageTask:  # fmt: skip
     """The training of the adapter."""
-    rows, held_out = _rows(config, found, base.tokenizer, base.model.config)
+    rows, held_out = check_rows(config, found, base.tokenizer, base.model.config)
     asked = config.instruct
     return LanguageTask(
         STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
@@ -133,7 +162,7 @@ def make_task(
     )  # fmt: skip
 
 
-def _rows(
+def check_rows(
     config: Any, found: Instructions, tokenizer: Tokenizer, shape: LlamaConfig
 ) -> tuple[PackedRows, PackedRows]:
     """The set as rows to train on and to hold out.
@@ -154,7 +183,8 @@ def _rows(
         packed(part, length=asked.length, together=asked.pack, what=f"instruct, {what} examples")
         for what, part in zip(("training", "held-out"), made, strict=True)
     )
-    most = max(int(np.argmax(example.trained)) for example in made[1])
+    # Behind the last token that is not the answer's, the answer begins.
+    most = max(int(np.flatnonzero(~example.trained)[-1]) + 1 for example in made[1])
     if most + asked.samples.max_new_tokens > shape.max_positions:
         raise UserError(
             f"a held-out prompt has {most} tokens, and instruct.samples.max_new_tokens="
@@ -174,14 +204,14 @@ def _prompts(found: Instructions, count: int) -> list[Any]:
 
 
 def _sample_during(
-    config: Any, base: LoadedBase, lora: LoraConfig, found: Instructions, rundir: RunDir,
+    config: Any, lm: LanguageModel, lora: LoraConfig, found: Instructions, rundir: RunDir,
     state: TrainState,
 ) -> dict[str, float]:  # fmt: skip
-    """Answers a few held-out prompts with the adapter as it is; the texts go into a file."""
+    """Answers a few held-out prompts with the adapter as it is; shows one, keeps all in a file."""
     count = config.instruct.samples.during
     if not count:
         return {}
-    lm = language.language_model(config, base, {"now": Adapter(state.params, lora)})
+    lm.adapters["now"] = Adapter(state.params, lora)
     records = language.answer(config, lm, _prompts(found, count), "now")
     if is_first():
         path = rundir.path / "explanations" / "during_training.jsonl"
@@ -192,6 +222,8 @@ def _sample_during(
             for one, record in zip(found.held_out, records, strict=False)
         ]
         files.write_text(path, files.json_lines(kept + new))
+        say(f"instruct: sample at step {step}: {textwrap.shorten(records[0]['text'], 160)}")
+    del lm.adapters["now"]
     ended = [record["stop"] == "eos" for record in records]
     return {"samples/ended": float(np.mean(ended))}
 

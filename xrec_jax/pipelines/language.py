@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.files import is_local
 from xrec_jax.llm import attention, quantize
 from xrec_jax.llm.checkpoint import ImportedModel, open_model
 from xrec_jax.llm.config import LlamaConfig
@@ -57,6 +58,8 @@ def _fingerprint_at(path: str, modified: float) -> str:
 
 
 def _fingerprint(source: HfModel | ImportedModel) -> str:
+    if isinstance(source, ImportedModel):
+        return source.digest
     folder = epath.Path(source.path)
     return _fingerprint_at(str(source.path), folder.stat().mtime)
 
@@ -79,13 +82,18 @@ def template(config: Any) -> bool | None:
     return chat == "yes"
 
 
-def check(config: Any, mesh: Mesh) -> None:
+def check(config: Any, mesh: Mesh, rundir: RunDir) -> None:
     """Refuses values of `config.llm` that cannot work, before anything is written.
 
     Raises:
       UserError: names the key and what is valid.
     """
     llm = config.llm
+    if not is_local(rundir.path):
+        raise UserError(
+            f"--workdir={rundir.path}: language stages write their models to a local disk (or one "
+            "that all hosts share); copy the run to object storage afterwards"
+        )
     dtype_named(llm.dtype)
     for key, valid in (
         ("quantization", quantize.KINDS), ("attention", attention.IMPLEMENTATIONS),
@@ -117,6 +125,12 @@ def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
       vocab_size: of the trained tokenizer, at most the configured one.
     """
     values = {key: config.llm[key] for key in _SIZES}
+    if config.llm.initializer_range < 0.0:
+        raise UserError(
+            f"llm.initializer_range={config.llm.initializer_range} must not be negative"
+        )
+    # The usual 0.02 suits wide models; in a narrow one it drowns the tokens in what layers add.
+    values["initializer_range"] = config.llm.initializer_range or config.llm.hidden_size**-0.5
     if vocab_size is not None:
         # A multiple of 64 splits evenly over the devices of a mesh.
         values["vocab_size"] = -(-vocab_size // 64) * 64
@@ -144,7 +158,7 @@ def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
     source = open_model(path)
     model = functions(config, source.config)
     params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
-    params = quantize.quantize_params(params, config.llm.quantization)
+    params = quantize.quantize_params(params, config.llm.quantization, release=True)
     return LoadedBase(model, params, load_tokenizer(path), source)
 
 

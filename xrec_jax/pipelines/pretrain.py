@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
@@ -20,8 +18,8 @@ from xrec_jax.llm.bpe import SMALLEST, train_bpe
 from xrec_jax.llm.hf import Generation
 from xrec_jax.llm.hf_export import save_params
 from xrec_jax.llm.tokenizer import load_tokenizer
-from xrec_jax.parallel.distributed import is_first
-from xrec_jax.pipelines import corpora, language, train_language
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.pipelines import corpora, instruct, language, train_language
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
@@ -35,13 +33,12 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    del rundir
     asked = config.pretrain
     if config.llm.path:
         raise UserError(
             "stage 'pretrain' makes a base from nothing, but llm.path names one; drop either"
         )
-    language.check(config, mesh)
+    language.check(config, mesh, rundir)
     if asked.source == "world":
         need_world(data, "pretrain.source")
     elif asked.source != "files":
@@ -55,7 +52,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         )
     if not 0.0 < asked.held_out < 1.0:
         raise UserError(f"pretrain.held_out={asked.held_out} must be above 0 and below 1")
-    for key in ("copies", "described"):
+    for key in ("copies", "described", "talk"):
         if asked[key] < 0:
             raise UserError(f"pretrain.{key}={asked[key]} must not be negative")
     if config.llm.vocab_size < SMALLEST:
@@ -89,10 +86,16 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     folder = rundir.path / "tokenizer"
     if is_first() and not folder.exists():
         train_bpe(train_texts, folder, vocab_size=config.llm.vocab_size)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tokenizer")
+    meet("tokenizer")
     tokenizer = load_tokenizer(folder)
     shape = language.model_config(config, vocab_size=len(tokenizer))
+    if "instruct" in config.stages:  # what does not fit there should not be found out later
+        found = corpora.instructions(config, data, seed=seed, tokenizer=tokenizer)
+        instruct.check_rows(config, found, tokenizer, shape)
+        # Prompts that were cut to the budget are other texts.
+        parts = [corpora.without_held_out(p, found.held_out) for p in (train_texts, held_texts)]
+        (train_texts, cut), (held_texts, also_cut) = parts
+        left_out += cut + also_cut
     rows, held_out = (
         packed(
             windows(corpora.text_ids(tokenizer, part), asked.length),

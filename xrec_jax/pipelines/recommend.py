@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from xrec_jax import recommenders
@@ -14,7 +12,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.intervals import Estimate, estimates, exact
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.report.tables import ranking_table
 from xrec_jax.pipelines.rundir import RunDir
@@ -92,8 +90,7 @@ def _finish(config: Any, data: RunData, rundir: RunDir) -> None:
         table = aggregate(config, data, rundir)
         rundir.write_evaluation(STAGE, table)
         say(ranking_table(table))
-    if jax.process_count() > 1:  # nobody reads the figures before they are written
-        multihost_utils.sync_global_devices("evaluation.json")
+    meet("evaluation.json")  # nobody reads the figures before they are written
 
 
 def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:

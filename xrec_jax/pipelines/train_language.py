@@ -54,6 +54,11 @@ def check(train: Any, where: str, mesh: Mesh) -> None:
             f"{where}.batch_size={train.batch_size} must be divisible by {parts}: "
             f"{batch_divisor(mesh)} devices along the batch, {train.accumulation} parts each"
         )
+    if batch_divisor(mesh) % jax.process_count():
+        raise UserError(
+            f"mesh: the batch is split over {batch_divisor(mesh)} devices, which the "
+            f"{jax.process_count()} processes do not share evenly; make data x fsdp a multiple"
+        )
     optimizer(train, 1)
 
 

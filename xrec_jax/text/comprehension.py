@@ -99,7 +99,7 @@ def comprehension_texts(
             text = " ".join(
                 sentence(clause) for clause in _describe(rng, item, others, users[user], title)
             )
-            yield f"{prompt.rstrip()}\n\n{text}"
+            yield f"{prompt}{text}"  # the same seam as between a prompt and its answer
 
 
 def _describe(
