@@ -1,4 +1,4 @@
-"""The planted world: popularity against the three recommenders, with the best attainable score.
+"""The planted world: recommenders with the best attainable score, and a small LLaMA that explains.
 
     make quickstart
     xrec run --config=configs/quickstart.py --workdir=runs/quickstart
@@ -14,7 +14,7 @@ from xrec_jax.pipelines import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "quickstart"
-    config.stages = ("recommend", "showcase")
+    config.stages = ("recommend", "pretrain", "instruct", "showcase")
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.bpr = defaults.system(
         "bpr",
@@ -36,5 +36,23 @@ def get_config(arg: str = "") -> ConfigDict:
         context=20,
         dropout=0.3,
         train=dict(batch_size=64, learning_rate=3e-3, epochs=60, patience=8),
+    )
+    config.llm.update(
+        dict(
+            vocab_size=2048,
+            hidden_size=128,
+            intermediate_size=344,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+        )
+    )
+    config.pretrain.update(dict(copies=1, described=3, talk=3000, length=256))
+    config.pretrain.train.update(dict(batch_size=4, epochs=2, learning_rate=2e-3, log_every=200))
+    config.instruct.update(dict(examples=240, length=640, max_prompt_tokens=500))
+    config.instruct.lora.update(dict(rank=32, alpha=64.0, dropout=0.0))
+    config.instruct.train.update(
+        dict(batch_size=16, epochs=12, learning_rate=6e-3, evaluate_every=4)
     )
     return defaults.variant(config, arg)
