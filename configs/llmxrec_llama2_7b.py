@@ -27,18 +27,7 @@ from xrec_jax.pipelines import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = defaults.base()
+    config = defaults.published_llmxrec()
     config.name = "llmxrec_llama2_7b"
-    config.stages = ("instruct",)
-    config.data.format = "none"
-    config.llm.update(
-        dict(dtype="bfloat16", quantization="int8", remat="full", generation_batch=64)
-    )
-    instruct = config.instruct
-    instruct.source, instruct.path = "file", "../shared/data/llmxrec/instructions.jsonl"
-    instruct.examples, instruct.stratify = 0, "dataset"
-    instruct.length = 2048
-    instruct.lora.update(dict(rank=8, alpha=16.0, dropout=0.05))
-    instruct.train.update(dict(batch_size=8, epochs=5, learning_rate=3e-4))
-    instruct.samples.update(dict(temperature=0.1, top_p=0.75, top_k=40))
+    config.llm.quantization = "int8"
     return defaults.variant(config, arg)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -128,3 +129,30 @@ def per_user(workdir: pathlib.Path) -> Mapping[str, Mapping[str, np.ndarray]]:
 def llama_config(directory: pathlib.Path) -> LlamaConfig:
     """The shape of a model's directory."""
     return from_hf(json.loads((directory / "config.json").read_text()))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two_processes(*arguments: str) -> list[tuple[str, str]]:
+    """Runs a command as two processes with four devices each; what each printed."""
+    port = free_port()
+    started = [
+        start(
+            *arguments, devices=4, limit=200, XREC_COORDINATOR=f"127.0.0.1:{port}",
+            XREC_PROCESSES="2", XREC_PROCESS=str(process),
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (out, err) in zip(started, printed, strict=True):
+        assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
+    return printed

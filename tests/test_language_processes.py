@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests import runs, tiny
-from tests.test_processes import free_port
 from xrec_jax.llm.hf import load_params
 from xrec_jax.llm.peft_io import base_of, load_adapter
 from xrec_jax.pipelines import run
@@ -33,23 +32,9 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(one):
-    folder, port = one.parent, free_port()
+    folder = one.parent
     (folder / "config.py").write_text(CONFIG)
-    arguments = ["run", f"--config={folder / 'config.py'}", f"--workdir={folder / 'two'}"]
-    started = [
-        runs.start(
-            *arguments, devices=4, limit=200, XREC_COORDINATOR=f"127.0.0.1:{port}",
-            XREC_PROCESSES="2", XREC_PROCESS=str(process),
-        )
-        for process in range(2)
-    ]  # fmt: skip
-    try:
-        printed = [process.communicate() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (out, err) in zip(started, printed, strict=True):
-        assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
+    runs.two_processes("run", f"--config={folder / 'config.py'}", f"--workdir={folder / 'two'}")
     return folder / "two"
 
 

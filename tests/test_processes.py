@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -23,12 +22,6 @@ def config():
     return tiny.config(*STEPS, log_every=1)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The run of one process with eight devices."""
@@ -46,25 +39,10 @@ def two(one):
     workdir = one.parent / "two"
     first = "checkpoints/recommend/lightgcn/0/11"
     shutil.copytree(one / first, workdir / first)
-    port = free_port()
-    arguments = [
+    printed = runs.two_processes(
         "run", f"--config={runs.CONFIG}:{','.join(STEPS)}", f"--workdir={workdir}",
         *(f"--config.recommend.{name}.train.log_every=1" for name in STEPS),
-    ]  # fmt: skip
-    started = [
-        runs.start(
-            *arguments, devices=4, limit=200, XREC_COORDINATOR=f"127.0.0.1:{port}",
-            XREC_PROCESSES="2", XREC_PROCESS=str(process),
-        )
-        for process in range(2)
-    ]  # fmt: skip
-    try:
-        printed = [process.communicate() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (out, err) in zip(started, printed, strict=True):
-        assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
+    )  # fmt: skip
     return workdir, printed
 
 
@@ -141,7 +119,7 @@ def test_without_a_coordinator_nothing_is_started(monkeypatch):
 
 
 def test_a_sigterm_to_one_process_stops_both(tmp_path):
-    workdir, port = tmp_path / "w", free_port()
+    workdir, port = tmp_path / "w", runs.free_port()
     started = [
         runs.start(
             "run", f"--config={runs.CONFIG}:bpr", f"--workdir={workdir}",

@@ -154,10 +154,8 @@ def _define_export_peft(values: flags.FlagValues, arguments: Sequence[str]) -> N
 def _export_peft(values: flags.FlagValues) -> int:
     from xrec_jax.pipelines import convert
 
-    if values.workdir:
-        base, adapter = convert.of_run(values.workdir)
-        values["base"].value = values.base or base
-        values["adapter"].value = values.adapter or adapter
+    if values.workdir:  # the adapter says itself what its base is
+        values["adapter"].value = values.adapter or convert.of_run(values.workdir)[1]
     _required(values, "adapter", "output")
     convert.export_peft_directory(values.adapter, values.output, base=values.base)
     return 0

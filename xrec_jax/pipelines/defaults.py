@@ -7,6 +7,7 @@ not here is an error that names the nearest valid one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -158,6 +159,28 @@ def instruct() -> ConfigDict:
     )
 
 
+def check_training(train: Any, where: str, metrics: Sequence[str]) -> None:
+    """Refuses counts and a metric that cannot work.
+
+    Args:
+      train: a stage's training values.
+      where: their place in the config, for messages.
+      metrics: what the stage computes.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    if train.metric not in metrics:
+        hint = did_you_mean(train.metric, metrics)
+        raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
+    for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
+        if train[key] < 1:
+            raise UserError(f"{where}.{key}={train[key]} must be positive")
+    for key in ("log_every", "patience"):
+        if train[key] < 0:
+            raise UserError(f"{where}.{key}={train[key]} must not be negative")
+
+
 def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -> ConfigDict:
     """A recommender of the `recommend` stage.
 
@@ -198,6 +221,27 @@ def base() -> ConfigDict:
             instruct=instruct(),
         )
     )
+    return config
+
+
+def published_llmxrec() -> ConfigDict:
+    """LLMXRec's published settings for tuning a LLaMA that is given by its path."""
+    config = base()
+    config.stages = ("instruct",)
+    config.data.format = "none"
+    config.llm.update(dict(dtype="bfloat16", remat="full", generation_batch=64))
+    config.instruct.update(
+        dict(
+            source="file",
+            path="../shared/data/llmxrec/instructions.jsonl",
+            examples=0,
+            stratify="dataset",
+            length=2048,
+        )
+    )
+    config.instruct.lora.update(dict(rank=8, alpha=16.0, dropout=0.05))
+    config.instruct.train.update(dict(batch_size=8, epochs=5, learning_rate=3e-4))
+    config.instruct.samples.update(dict(temperature=0.1, top_p=0.75, top_k=40))
     return config
 
 

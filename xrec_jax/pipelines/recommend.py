@@ -8,11 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax import recommenders
-from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.intervals import Estimate, estimates, exact
 from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.report.tables import ranking_table
 from xrec_jax.pipelines.rundir import RunDir
@@ -40,16 +41,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     metrics = [f"valid/{kind}@{k}" for kind in kinds for k in config.ranking.ks]
     metrics += [name.replace("/", "_unmasked/") for name in metrics]
     for name, system in config.recommend.items():
-        where, train = f"recommend.{name}.train", system.train
-        if train.metric not in metrics:
-            hint = did_you_mean(train.metric, metrics)
-            raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
-        for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
-            if train[key] < 1:
-                raise UserError(f"{where}.{key}={train[key]} must be positive")
-        for key in ("log_every", "patience"):
-            if train[key] < 0:
-                raise UserError(f"{where}.{key}={train[key]} must not be negative")
+        defaults.check_training(system.train, f"recommend.{name}.train", metrics)
         RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir).check()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.data.packing import Example, PackedRows
 from xrec_jax.data.pipeline import BatchSource, iterate
@@ -19,6 +19,7 @@ from xrec_jax.llm.llama import Llama
 from xrec_jax.llm.lora import LoraConfig
 from xrec_jax.parallel.devices import peak_flops
 from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.instruct import instruct_step
@@ -37,17 +38,9 @@ def check(train: Any, where: str, mesh: Mesh) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    if train.metric not in METRICS:
-        hint = did_you_mean(train.metric, METRICS)
-        raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
-    for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "accumulation"):
-        if train[key] < 1:
-            raise UserError(f"{where}.{key}={train[key]} must be positive")
-    for key in ("log_every", "patience"):
-        if train[key] < 0:
-            raise UserError(f"{where}.{key}={train[key]} must not be negative")
-    if train.prefetch < 1:
-        raise UserError(f"{where}.prefetch={train.prefetch} must be positive")
+    defaults.check_training(train, where, METRICS)
+    if train.accumulation < 1:
+        raise UserError(f"{where}.accumulation={train.accumulation} must be positive")
     parts = batch_divisor(mesh) * train.accumulation
     if train.batch_size % parts:
         raise UserError(
