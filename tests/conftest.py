@@ -8,6 +8,8 @@ _FLAGS = (
     # Eight devices on two cores: collectives of different steps must not wait for each other.
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     "--xla_cpu_collective_call_terminate_timeout_seconds=120",
+    # Tests compile much and compute little; training steps ask for their own level.
+    "--xla_backend_optimization_level=0",
 )
 _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
 

@@ -35,6 +35,7 @@ class Peer:
         self._work = dict(np.load(folder / "work.npz"))
         self._base: dict[str, Any] = {}
         self._tuned: dict[str, Any] = {}
+        self._warm: set[tuple[int, int]] = set()
         self._cache: str | None = None
         self._attention = "sdpa"
 
@@ -148,18 +149,24 @@ class Peer:
         setting = f"{self._attention}, {self._cache} cache"
         return {"seconds": seconds, "tokens": out.size, "setting": setting}
 
-    def mixed(self, limits: str, batch: int, order: str, share: float) -> dict[str, Any]:
+    def mixed(
+        self, limits: str, batch: int, order: str, prompt: int, share: float
+    ) -> dict[str, Any]:
         """Times batches that each run to their longest answer, and counts what was asked for.
 
         Args:
           limits: which distribution of answer lengths.
           batch: prompts at once.
           order: "known" sorts by length first, "unknown" takes prompts as they come.
+          prompt: tokens to read.
           share: of the batches that are really run, evenly spread.
         """
         if self._cache is None:
             self.generate()
-        ids, wanted = self._work["mixed_ids"], self._work[f"limits_{limits}"]
+        ids, wanted = self._work["mixed_ids"][:, :prompt], self._work[f"limits_{limits}"]
+        if (batch, prompt) not in self._warm:
+            self._warm.add((batch, prompt))
+            self._generate(ids[:batch], 4)
         chosen = np.arange(len(ids))
         if order == "known":
             chosen = np.argsort(-wanted, kind="stable")
