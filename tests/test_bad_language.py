@@ -204,7 +204,7 @@ PRETRAINING = {
     "nothing kept": (
         [*FILES, BASE + "files=('{folder}/set.jsonl',)", BASE + "keep.field=kind"], "kind",
     ),
-    "no copy": ([BASE + "copies=0", BASE + "described=0"], "pretrain"),
+    "no copy": ([BASE + f"{key}=0" for key in ("copies", "described", "talk")], "pretrain"),
     "negative copies": ([BASE + "copies=-1"], "copies=-1"),
     "row of one token": ([BASE + "length=1"], "length=1"),
     "row beyond the model": ([BASE + "length=513"], "length=513", "512"),
