@@ -1,7 +1,9 @@
 """LLMXRec as published: LLaMA-2-7B-chat in int8, LoRA r 8 on all projections.
 
     xrec run --config=configs/llmxrec_llama2_7b.py --workdir=runs/llama2_7b \
-        --config.llm.path=DIR --config.instruct.path=INSTRUCTIONS.jsonl
+        --config.llm.path=DIR --config.instruct.path=INSTRUCTIONS.jsonl --config.instruct.stratify=
+
+(`stratify=` for a set of your own; LLMXRec's has the key `dataset`, the default.)
 
 `DIR` is a Hugging Face directory with the weights, or what `xrec import-hf` made of one. Learning
 rate 3e-4, warm-up 0.1, batch 8, 5 epochs, prompt masked; decoding at temperature 0.1, top-p 0.75,

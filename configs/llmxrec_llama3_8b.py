@@ -1,7 +1,9 @@
 """LLMXRec on LLaMA-3-8B or 3.1-8B: LoRA on all projections, bfloat16.
 
     xrec run --config=configs/llmxrec_llama3_8b.py --workdir=runs/llama3_8b \
-        --config.llm.path=DIR --config.instruct.path=INSTRUCTIONS.jsonl
+        --config.llm.path=DIR --config.instruct.path=INSTRUCTIONS.jsonl --config.instruct.stratify=
+
+(`stratify=` for a set of your own; LLMXRec's has the key `dataset`, the default.)
 
 `DIR` is a Hugging Face directory with the weights, or what `xrec import-hf` made of one, which many
 hosts read faster.

@@ -62,6 +62,11 @@ def instructions(
     if not asked.path:
         raise UserError("instruct.source='file' needs instruct.path: a JSONL file")
     found, dropped = deduplicate(read_instructions(asked.path))
+    if asked.stratify and not all(asked.stratify in one.meta for one in found):
+        raise UserError(
+            f"{asked.path}: not every record has the key {asked.stratify!r} of instruct.stratify; "
+            "--config.instruct.stratify= does without"
+        )
     train, held_out = split_by_prompt(
         found, held_out=asked.held_out, seed=seed, stratify=asked.stratify or None
     )
