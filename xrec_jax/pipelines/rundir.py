@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines import defaults
 
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
@@ -89,7 +90,8 @@ class RunDir:
         mine = _as_json(config)
         _make_absolute(mine)  # later verbs may be called from another folder
         if self.config_path.exists():
-            theirs, ours = _flat(files.read_json(self.config_path)), _flat(mine)
+            theirs = _flat(_with_defaults(files.read_json(self.config_path)))
+            ours = _flat(mine)
             for key in sorted(theirs.keys() | ours.keys()):
                 if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
                     continue
@@ -115,7 +117,7 @@ class RunDir:
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
-        config = ConfigDict(_tuples(files.read_json(self.config_path)))
+        config = ConfigDict(_tuples(_with_defaults(files.read_json(self.config_path))))
         import_extensions(config)
         return config
 
@@ -127,6 +129,19 @@ class RunDir:
         """Replaces one stage of `evaluation.json`."""
         if is_first():
             files.write_json(self.evaluation_path, self.evaluation() | {stage: systems})
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with today's defaults for keys that did not exist when it was written."""
+
+    def fill(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        merged = known | given
+        for key in known.keys() & given.keys():
+            if isinstance(known[key], dict) and isinstance(given[key], dict) and known[key]:
+                merged[key] = fill(known[key], given[key])
+        return merged
+
+    return fill(_as_json(defaults.base()), config)
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ not here is an error that names the nearest valid one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,6 +15,26 @@ from ml_collections.config_dict import placeholder
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.world import WorldConfig
+from xrec_jax.pipelines.defaults import assessment
+from xrec_jax.pipelines.defaults.training import (
+    check_training,
+    language_training,
+    training_defaults,
+)
+
+__all__ = [
+    "base",
+    "check_training",
+    "data",
+    "instruct",
+    "language_model",
+    "language_training",
+    "pretrain",
+    "published_llmxrec",
+    "system",
+    "training_defaults",
+    "variant",
+]
 
 
 def data() -> ConfigDict:
@@ -33,31 +52,6 @@ def data() -> ConfigDict:
             ),
             split=dict(kind="leave_one_out", ratios=(0.8, 0.1, 0.1), order="time", seed=0),
             world=dataclasses.asdict(WorldConfig()),  # read where format is "world"
-        )
-    )
-
-
-def training_defaults() -> ConfigDict:
-    """How a model is trained."""
-    return ConfigDict(
-        dict(
-            batch_size=2048,  # global: all devices of all processes together
-            epochs=100,
-            evaluate_every=1,  # epochs
-            patience=10,  # evaluations without a new best before stopping; 0: never
-            metric="valid/ndcg@10",
-            checkpoint_every=10,  # epochs
-            log_every=0,  # steps; 0: once an epoch
-            optimizer="adam",  # adam, adamw or sgd
-            learning_rate=1e-3,
-            schedule="constant",  # constant, cosine or linear
-            warmup=0.0,  # share of all steps
-            final_rate=0.0,  # cosine and linear end at this share of the peak
-            b1=0.9,
-            b2=0.999,
-            weight_decay=0.0,
-            clip_norm=0.0,  # global gradient norm; 0: off
-            prefetch=4,  # batches prepared ahead
         )
     )
 
@@ -89,25 +83,6 @@ def language_model() -> ConfigDict:
     )
 
 
-def _language_training(**changed: Any) -> ConfigDict:
-    train = training_defaults()
-    train.update(
-        dict(
-            metric="valid/loss",
-            optimizer="adamw",
-            schedule="cosine",
-            warmup=0.1,
-            final_rate=0.1,
-            b2=0.99,
-            clip_norm=1.0,
-            patience=0,
-        )
-    )
-    train.accumulation = 1  # parts that a batch is read in, one after the other
-    train.update(changed)
-    return train
-
-
 def pretrain() -> ConfigDict:
     """The `pretrain` stage: a small base on plain text."""
     return ConfigDict(
@@ -121,7 +96,7 @@ def pretrain() -> ConfigDict:
             talk=2000,  # paragraphs on places and tastes in general
             held_out=0.02,  # share of the texts
             length=256,  # tokens of a row
-            train=_language_training(batch_size=16, epochs=4, learning_rate=2e-3),
+            train=language_training(batch_size=16, epochs=4, learning_rate=2e-3),
         )
     )
 
@@ -146,7 +121,7 @@ def instruct() -> ConfigDict:
                 dropout=0.05,
                 targets=("q", "k", "v", "o", "gate", "up", "down"),
             ),
-            train=_language_training(batch_size=8, epochs=5, learning_rate=1e-3),
+            train=language_training(batch_size=8, epochs=5, learning_rate=1e-3),
             samples=dict(
                 during=2,  # held-out prompts answered at every evaluation
                 final=100,  # held-out prompts answered by base and tuned model at the end, at most
@@ -157,28 +132,6 @@ def instruct() -> ConfigDict:
             ),
         )
     )
-
-
-def check_training(train: Any, where: str, metrics: Sequence[str]) -> None:
-    """Refuses counts and a metric that cannot work.
-
-    Args:
-      train: a stage's training values.
-      where: their place in the config, for messages.
-      metrics: what the stage computes.
-
-    Raises:
-      UserError: names the key, the value and what is valid.
-    """
-    if train.metric not in metrics:
-        hint = did_you_mean(train.metric, metrics)
-        raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
-    for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
-        if train[key] < 1:
-            raise UserError(f"{where}.{key}={train[key]} must be positive")
-    for key in ("log_every", "patience"):
-        if train[key] < 0:
-            raise UserError(f"{where}.{key}={train[key]} must not be negative")
 
 
 def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -> ConfigDict:
@@ -219,6 +172,11 @@ def base() -> ConfigDict:
             llm=language_model(),
             pretrain=pretrain(),
             instruct=instruct(),
+            explain=assessment.explain(),
+            judge=assessment.judge(),
+            attributes=assessment.attributes(),
+            assess=assessment.assess(),
+            audit=assessment.audit(),
         )
     )
     return config
@@ -276,6 +234,7 @@ def _shrink(config: ConfigDict) -> None:
                 hparams[key] = min(hparams[key], value)
     if "instruct" in config.stages:
         _shrink_language(config)
+    assessment.shrink(config)
 
 
 def _shrink_language(config: ConfigDict) -> None:

@@ -1,0 +1,125 @@
+"""Tests and effect sizes: paired and unpaired comparisons, and many of them at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from xrec_jax.core.errors import UserError
+
+
+def _pair(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> np.ndarray:
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not a.size:
+        raise UserError(
+            f"a paired test needs as many values on both sides, one or more: {a.shape}, {b.shape}"
+        )
+    return a - b
+
+
+def sign_flip(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of a paired randomisation test on the mean difference.
+
+    Exact where all sign patterns of the non-zero differences are at most `resamples`; else the
+    patterns are drawn and the observed one counts as one of them, so p is never 0.
+
+    Args:
+      first: `[n]`.
+      second: `[n]`, of the same cases.
+      resamples: patterns drawn.
+      seed: of the draws.
+
+    Raises:
+      UserError: if lengths differ or nothing is there.
+    """
+    difference = _pair(first, second)
+    difference = difference[difference != 0]
+    if not difference.size:
+        return 1.0
+    n, observed = difference.size, abs(difference.sum())
+    slack = 1e-12 * np.abs(difference).sum()  # equal sums in another order differ by rounding
+    if n < 31 and 2**n <= resamples:
+        every = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float(np.mean(np.abs(every @ difference) >= observed - slack))
+    rng = np.random.default_rng(seed)
+    hits, done, step = 0, 0, max(1, (1 << 22) // n)
+    while done < resamples:
+        size = min(step, resamples - done)
+        signs = rng.integers(0, 2, (size, n), np.int8) * 2.0 - 1
+        hits += int(np.sum(np.abs(signs @ difference) >= observed - slack))
+        done += size
+    return (hits + 1) / (resamples + 1)
+
+
+def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float:
+    """Exact two-sided p-value that two systems are right equally often on the same cases."""
+    difference = _pair(np.asarray(first, np.float64), np.asarray(second, np.float64))
+    wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
+    if wins + losses == 0:
+        return 1.0
+    return float(stats.binomtest(wins, wins + losses).pvalue)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """A difference between two groups.
+
+    Attributes:
+      difference: mean of the first minus mean of the second, in the values' own unit.
+      size: Hedges' g, the difference in pooled standard deviations, corrected for few cases; 0
+        where nothing varies and the means are equal.
+      low: lower end of the 95 % interval of `size`.
+      high: upper end.
+      p: Welch's test, two-sided.
+      counts: cases in both groups.
+    """
+
+    difference: float
+    size: float
+    low: float
+    high: float
+    p: float
+    counts: tuple[int, int]
+
+
+def group_effect(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
+) -> Effect:
+    """Compares two independent groups (Hedges 1981; normal interval of g).
+
+    Raises:
+      UserError: if a group has fewer than two cases.
+    """
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    n, m = a.size, b.size
+    if min(n, m) < 2:
+        raise UserError(f"a comparison of groups needs two cases in each, got {n} and {m}")
+    difference = float(a.mean() - b.mean())
+    pooled = float(np.sqrt(((n - 1) * a.var(ddof=1) + (m - 1) * b.var(ddof=1)) / (n + m - 2)))
+    if pooled == 0:
+        size = 0.0 if difference == 0 else float(np.copysign(np.inf, difference))
+        return Effect(difference, size, size, size, float(difference == 0), (n, m))
+    size = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
+    error = np.sqrt((n + m) / (n * m) + size**2 / (2 * (n + m)))
+    p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    low, high = size - 1.959964 * error, size + 1.959964 * error
+    return Effect(difference, float(size), float(low), float(high), p, (n, m))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction: adjusted p-values that keep the family-wise error below their bound."""
+    ranked = sorted(p_values.items(), key=lambda entry: entry[1])
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(ranked):
+        largest = max(largest, min(1.0, p * (len(ranked) - rank)))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}

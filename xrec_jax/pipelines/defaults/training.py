@@ -1,0 +1,77 @@
+"""How models are trained: the values that every stage that trains has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xrec_jax.core.errors import UserError, did_you_mean
+
+
+def training_defaults() -> ConfigDict:
+    """How a model is trained."""
+    return ConfigDict(
+        dict(
+            batch_size=2048,  # global: all devices of all processes together
+            epochs=100,
+            evaluate_every=1,  # epochs
+            patience=10,  # evaluations without a new best before stopping; 0: never
+            metric="valid/ndcg@10",
+            checkpoint_every=10,  # epochs
+            log_every=0,  # steps; 0: once an epoch
+            optimizer="adam",  # adam, adamw or sgd
+            learning_rate=1e-3,
+            schedule="constant",  # constant, cosine or linear
+            warmup=0.0,  # share of all steps
+            final_rate=0.0,  # cosine and linear end at this share of the peak
+            b1=0.9,
+            b2=0.999,
+            weight_decay=0.0,
+            clip_norm=0.0,  # global gradient norm; 0: off
+            prefetch=4,  # batches prepared ahead
+        )
+    )
+
+
+def language_training(**changed: Any) -> ConfigDict:
+    """How a language model is trained; `changed` differs from what all of them share."""
+    train = training_defaults()
+    train.update(
+        dict(
+            metric="valid/loss",
+            optimizer="adamw",
+            schedule="cosine",
+            warmup=0.1,
+            final_rate=0.1,
+            b2=0.99,
+            clip_norm=1.0,
+            patience=0,
+        )
+    )
+    train.accumulation = 1  # parts that a batch is read in, one after the other
+    train.update(changed)
+    return train
+
+
+def check_training(train: Any, where: str, metrics: Sequence[str]) -> None:
+    """Refuses counts and a metric that cannot work.
+
+    Args:
+      train: a stage's training values.
+      where: their place in the config, for messages.
+      metrics: what the stage computes.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    if train.metric not in metrics:
+        hint = did_you_mean(train.metric, metrics)
+        raise UserError(f"{where}.metric={train.metric!r} is not computed{hint}")
+    for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
+        if train[key] < 1:
+            raise UserError(f"{where}.{key}={train[key]} must be positive")
+    for key in ("log_every", "patience"):
+        if train[key] < 0:
+            raise UserError(f"{where}.{key}={train[key]} must not be negative")
