@@ -16,7 +16,10 @@ from xrec_jax.pipelines import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "quickstart"
-    config.stages = ("recommend", "pretrain", "instruct", "showcase")
+    config.stages = (
+        "recommend", "pretrain", "instruct", "explain", "judge", "attributes", "assess",
+        "showcase", "report",
+    )  # fmt: skip
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.bpr = defaults.system(
         "bpr",
@@ -50,11 +53,19 @@ def get_config(arg: str = "") -> ConfigDict:
             head_dim=32,
         )
     )
-    config.pretrain.update(dict(copies=1, described=3, talk=3000, length=256))
-    config.pretrain.train.update(dict(batch_size=4, epochs=2, learning_rate=2e-3, log_every=200))
-    config.instruct.update(dict(examples=240, length=640, max_prompt_tokens=500))
+    config.pretrain.update(dict(copies=1, described=20, talk=2000, length=320))
+    config.pretrain.train.update(dict(batch_size=4, epochs=1, learning_rate=3e-3, log_every=200))
+    config.instruct.update(
+        dict(examples=240, length=512, history=6, max_prompt_tokens=384, named=False)
+    )
     config.instruct.lora.update(dict(rank=32, alpha=64.0, dropout=0.0))
     config.instruct.train.update(
         dict(batch_size=16, epochs=12, learning_rate=6e-3, evaluate_every=4)
     )
+    config.judge.update(dict(examples=300, length=512))
+    config.judge.lora.update(dict(rank=16, alpha=32.0, dropout=0.0))
+    config.judge.train.update(dict(batch_size=8, epochs=2, learning_rate=3e-3))
+    config.attributes.update(dict(history=6, examples=400))
+    config.attributes.lora.update(dict(rank=16, alpha=32.0, dropout=0.0))
+    config.attributes.train.update(dict(batch_size=8, epochs=2, learning_rate=3e-3))
     return defaults.variant(config, arg)

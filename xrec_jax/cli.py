@@ -6,184 +6,38 @@ import pathlib
 import sys
 import traceback
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
-
-
-class Verb(NamedTuple):
-    """A verb: what it does, which flags it takes, and the function that does it."""
-
-    summary: str
-    define: Callable[[flags.FlagValues, Sequence[str]], None]
-    run: Callable[[flags.FlagValues], int]
-
-
-def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py or configs/NAME.py:tiny; override as --config.a.b=value",
-        flag_values=values, sys_argv=["xrec", *arguments],
-    )  # fmt: skip
-
-
-def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    del arguments
-    flags.DEFINE_string("workdir", "", "the run directory, local or gs://", flag_values=values)
-
-
-def _required(values: flags.FlagValues, *names: str) -> None:
-    for name in names:
-        if not values[name].value:
-            raise UserError(f"--{name} is missing; see xrec VERB --help")
-
-
-def _define_run(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _config_flag(values, arguments)
-    _workdir_flag(values, arguments)
-
-
-def _run(values: flags.FlagValues) -> int:
-    _required(values, "config", "workdir")
-    from xrec_jax.pipelines import run
-
-    run.run(values.config, values.workdir)
-    return 0
-
-
-def _evaluate(values: flags.FlagValues) -> int:
-    _required(values, "workdir")
-    from xrec_jax.pipelines import run
-
-    run.evaluate(values.workdir)
-    return 0
-
-
-def _define_recommend(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _workdir_flag(values, arguments)
-    flags.DEFINE_string(
-        "users", "all", "all, a file with one id a line, or a,b", flag_values=values
-    )
-    flags.DEFINE_integer("top_k", 10, "items a user", flag_values=values)
-    flags.DEFINE_string("output", "", "F.jsonl or F.parquet", flag_values=values)
-    flags.DEFINE_string("system", "", "default: the best on validation", flag_values=values)
-
-
-def _recommend(values: flags.FlagValues) -> int:
-    _required(values, "workdir")
-    from xrec_jax.pipelines import export
-
-    export.recommend(
-        values.workdir, users=values.users, top_k=values.top_k, output=values.output,
-        system=values.system,
-    )  # fmt: skip
-    return 0
-
-
-def _define_audit(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _config_flag(values, arguments)
-    flags.DEFINE_string("output", "", "also write the findings as JSON", flag_values=values)
-
-
-def _audit(values: flags.FlagValues) -> int:
-    _required(values, "config")
-    from xrec_jax.pipelines import audit
-
-    return audit.audit(values.config, output=values.output)
-
-
-def _strings(values: flags.FlagValues, **described: str) -> None:
-    for name, text in described.items():
-        flags.DEFINE_string(name, "", text, flag_values=values)
-
-
-def _define_import_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    del arguments
-    _strings(
-        values, path="Hugging Face directory: config.json, safetensors, tokenizer",
-        output="new directory for the checkpoint",
-        dtype="bfloat16 or float32; default: as stored",
-    )  # fmt: skip
-
-
-def _import_hf(values: flags.FlagValues) -> int:
-    _required(values, "path", "output")
-    from xrec_jax.pipelines import convert
-
-    convert.import_hf(values.path, values.output, dtype=values.dtype)
-    return 0
-
-
-def _define_export_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    del arguments
-    _strings(
-        values, workdir="run whose base and adapter are merged, instead of naming them",
-        base="Hugging Face directory or imported checkpoint",
-        adapter="adapter to merge into it, a directory in PEFT's format",
-        output="new directory for the merged model",
-        dtype="bfloat16 or float32; default: the base's",
-    )  # fmt: skip
-
-
-def _export_hf(values: flags.FlagValues) -> int:
-    from xrec_jax.pipelines import convert
-
-    if values.workdir:
-        base, adapter = convert.of_run(values.workdir)
-        values["base"].value = values.base or base
-        values["adapter"].value = values.adapter or adapter
-    _required(values, "base", "output")
-    convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
-    return 0
-
-
-def _define_export_peft(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    del arguments
-    _strings(
-        values, workdir="run whose tuned adapter is written, instead of naming one",
-        adapter="directory of an adapter",
-        base="model that it was trained on; default: as the adapter says",
-        output="new directory, which PEFT and vLLM load",
-    )  # fmt: skip
-
-
-def _export_peft(values: flags.FlagValues) -> int:
-    from xrec_jax.pipelines import convert
-
-    if values.workdir:  # the adapter says itself what its base is
-        values["adapter"].value = values.adapter or convert.of_run(values.workdir)[1]
-    _required(values, "adapter", "output")
-    convert.export_peft_directory(values.adapter, values.output, base=values.base)
-    return 0
-
-
-VERBS = {
-    "run": Verb("run every stage of a config; a rerun resumes", _define_run, _run),
-    "evaluate": Verb(
-        "evaluate a finished run again, from its checkpoints", _workdir_flag, _evaluate
-    ),
-    "recommend": Verb("write recommendations of a run to a file", _define_recommend, _recommend),
-    "audit": Verb("look for faults in the data and its split", _define_audit, _audit),
-    "import-hf": Verb(
-        "import a Hugging Face LLaMA as a sharded checkpoint", _define_import_hf, _import_hf
-    ),
-    "export-hf": Verb(
-        "write a model, adapter merged, as a Hugging Face directory", _define_export_hf, _export_hf
-    ),
-    "export-peft": Verb(
-        "write an adapter that PEFT and vLLM load", _define_export_peft, _export_peft
-    ),
-}
+from xrec_jax.verbs import VERBS
 
 
 def usage() -> str:
     """The text of `xrec --help`."""
     verbs = "\n".join(f"  {name:<12} {verb.summary}" for name, verb in VERBS.items())
     return f"usage: xrec VERB [flags]\n\n{verbs}\n\nxrec VERB --help lists a verb's flags."
+
+
+def _split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and what follows it.
+
+    Raises:
+      UserError: if there is no such verb.
+    """
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            return name, list(arguments[words:])
+    first = arguments[0]
+    family = [name for name in VERBS if name.startswith(f"{first} ")]
+    if family:
+        raise UserError(f"{first} needs a second word: {' or '.join(family)}")
+    raise UserError(f"no verb {first!r}{did_you_mean(first, VERBS)}")
 
 
 def _help(name: str, values: flags.FlagValues) -> str:
@@ -270,10 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
     try:
-        if name not in VERBS:
-            raise UserError(f"no verb {name!r}{did_you_mean(name, VERBS)}")
+        name, rest = _split_verb(arguments)
         values: Any = flags.FlagValues()
         VERBS[name].define(values, rest)
         if any(word in ("-h", "--help", "-help") for word in rest):

@@ -11,6 +11,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.llm.bpe import train_bpe
 from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.text.comprehension import Reading
 from xrec_jax.text.instructions import Instruction
 
 NAMES = ["Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal", "Ivy", "Jo"]
@@ -143,17 +144,17 @@ def test_world_texts_without_any_history():
     assert len(corpora.world_texts(config, prepare(config.data))) > 50
 
 
-def test_world_texts_never_hold_a_held_out_prompt():
-    """Also where a prompt is short enough to be drawn by chance."""
+def test_what_holds_a_held_out_prompt_or_answer_is_left_out():
     config = tiny.language()
-    config.instruct.update(dict(history=1, examples=30, held_out=0.4))
-    config.pretrain.described = 40
     data = prepare(config.data)
     found = corpora.instructions(config, data, seed=0)
-    kept, left_out = corpora.without_held_out(corpora.world_texts(config, data), found.held_out)
-    assert left_out > 0
-    texts = "\n".join(kept)
-    assert not [one.prompt for one in found.held_out if one.prompt.strip() in texts]
+    held, texts = found.held_out[0], corpora.world_texts(config, data)
+    leaks = [
+        Reading(held.prompt, "It is quiet."), f"Before. {held.prompt.replace(' ', '  ')}",
+        Reading("What?", f"Well: {held.completion}"),
+    ]  # fmt: skip
+    kept, left_out = corpora.without_held_out([*leaks, *texts], found.held_out)
+    assert (kept, left_out) == (texts, 3)
 
 
 # Texts to pre-train on
@@ -253,8 +254,15 @@ def test_too_few_texts_are_refused():
         corpora.split_texts(["one"], 0.5, seed=0)
 
 
-def test_running_text_begins_and_ends(tokenizer):
-    rows = corpora.text_ids(tokenizer, ["Why Ada?", "Since 1."])
-    for row, text in zip(rows, ["Why Ada?", "Since 1."], strict=True):
-        assert (row[0], row[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
-        assert tokenizer.decode(row) == text and row.dtype == np.int32
+def test_running_text_is_cut_and_of_readings_the_answer_is_trained(tokenizer):
+    texts = ["Why Ada?", Reading("Why Ada?", " Since 1."), "Since 1.", Reading("Ada " * 40, "1")]
+    found, too_long = corpora.text_examples(tokenizer, texts, 16)
+    assert too_long == 1
+    *running, reading = found
+    ids = np.concatenate([running[0].ids[:1], *(one.ids[1:] for one in running)])
+    plain = tokenizer.encode_batch(["Why Ada?", "Since 1."])
+    assert ids.tolist() == [*plain[0], tokenizer.eos_id, *plain[1], tokenizer.eos_id]
+    assert all(one.trained.all() and len(one.ids) <= 16 for one in running)
+    answer = reading.ids[reading.trained]
+    assert tokenizer.decode(answer) == " Since 1." and answer[-1] == tokenizer.eos_id
+    assert tokenizer.decode(reading.ids[~reading.trained]) == "Why Ada?"

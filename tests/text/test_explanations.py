@@ -63,6 +63,18 @@ def without_names(text):
     return text
 
 
+def test_without_names_nothing_is_named_and_every_reason_is_said():
+    for reasons, item, history, _ in written()[:200]:
+        text = explain(
+            reasons, item=item, history=history, user={"home_district": "Harbour"}, named=False
+        )
+        names = {row["name"] for row in (item, *history)}
+        assert not [name for name in names if name in text]
+        said = mentioned_reasons(text, (*reasons.for_, *reasons.against))
+        assert said == [*reasons.for_, *reasons.against]
+        assert "this place" in text.lower()
+
+
 def test_lengths():
     counts = np.array([len(text.split()) for *_, text in written()])
     assert len(counts) > 1000

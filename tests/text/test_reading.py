@@ -5,7 +5,7 @@ import re
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.comprehension import comprehension_texts
+from xrec_jax.text.comprehension import reading_exercises
 from xrec_jax.text.parsing import parse_prompt
 from xrec_jax.text.talk import small_talk
 from xrec_jax.text.templates import get
@@ -24,31 +24,47 @@ USERS = [
     {"age_band": "25-34", "gender": "woman", "occupation": "nurse", "home_district": "Harbour",
      "user_text": "A nurse."},
 ]  # fmt: skip
+NUMBERS = {"none": 0, "one": 1, "two": 2, "three": 3}
 BY_NAME = {item["name"]: item for item in ITEMS}
 
 
-def texts(copies=60, **more):
+def readings(copies=60, **more):
     return list(
-        comprehension_texts(
+        reading_exercises(
             get("places"), ITEMS, USERS, [(0, [0, 1, 2, 3])], latest=3, copies=copies, **more
         )
     )
 
 
-def split(text):
-    """The prompt, and the description behind it."""
-    end = "within 75 words.\n"
-    prompt, _, described = text.partition(end)
-    return parse_prompt(get("places"), prompt + end), described
+def whole(**more):
+    """Exercises on a whole prompt: the prompt read back, its item and history rows, the answer."""
+    for one in readings(**more):
+        if one.prompt.startswith("Tell the user"):
+            parsed = parse_prompt(get("places"), one.prompt)
+            history = [BY_NAME[entry["name"]] for entry in parsed.history]
+            yield parsed.item, history, one.answer
+
+
+def test_half_of_them_show_the_item_alone():
+    alone = [one for one in readings(200) if not one.prompt.startswith("Tell the user")]
+    assert 70 < len(alone) < 130
+    for one in alone:
+        line, _, rest = one.prompt.partition("\n")
+        assert rest == "\n" and line.partition(":")[0] in BY_NAME
+
+
+def test_the_item_is_invented():
+    """Its values are drawn one by one, so that no name tells them."""
+    seen = {name: set() for name in BY_NAME}
+    for item, _, _ in whole(copies=300):
+        seen[item["name"]].add((item["kind"], item["mood"], item["district"]))
+    assert all(len(values) > 4 for values in seen.values())
 
 
 def test_what_is_said_is_so():
     """Every claim of likeness names exactly the entries of the prompt that share the value."""
     checked = 0
-    for text in texts():
-        parsed, described = split(text)
-        item = BY_NAME[parsed.item["name"]]
-        history = [BY_NAME[entry["name"]] for entry in parsed.history]
+    for item, history, described in whole(copies=150):
         assert len(history) <= 3 and described
         others = [other for other in history if other["name"] != item["name"]]
         for name, pattern in (
@@ -68,25 +84,42 @@ def test_what_is_said_is_so():
     assert checked > 10
 
 
+def test_without_names_values_and_counts_are_true():
+    counts = 0
+    for item, history, described in whole(copies=300, named=False):
+        assert not [name for name in BY_NAME if re.search(rf"\b{name}\b", described)]
+        for number, total, mood in re.findall(
+            r"(\w+) of the (\w+) places before (?:was|were) (\w+)", described
+        ):
+            assert mood == item["mood"]
+            assert NUMBERS[number.lower()] == sum(row["mood"] == mood for row in history)
+            assert NUMBERS[total] == len(history)
+            counts += 1
+        for kind in re.findall(r"last visit was to an? (\w+)", described):
+            assert kind == history[-1]["kind"]
+        for price in re.findall(r"price level (?:is )?(\d)", described):
+            assert price == str(item["price"])
+    assert counts > 10
+
+
 def test_values_of_the_item_only():
-    for text in texts():
-        parsed, described = split(text)
+    for item, _, described in whole():
         for price in re.findall(r"price level (?:of [A-Z][a-z]+ is )?(\d)", described):
-            assert price == str(BY_NAME[parsed.item["name"]]["price"])
+            assert price == str(item["price"])
 
 
 def test_the_same_for_the_same_seed():
-    assert texts(5) == texts(5) and texts(5) != texts(5, seed=1)
-    assert texts(5) == texts(9)[:5]  # a copy does not depend on how many there are
+    assert readings(5) == readings(5) and readings(5) != readings(5, seed=1)
+    assert readings(5) == readings(9)[:5]  # a copy does not depend on how many there are
 
 
 def test_nobody_without_visits_is_described():
-    assert list(comprehension_texts(get("places"), ITEMS, USERS, [(0, [])], latest=3)) == []
+    assert list(reading_exercises(get("places"), ITEMS, USERS, [(0, [])], latest=3)) == []
 
 
 def test_an_item_without_a_name_is_refused():
     with pytest.raises(UserError, match="no 'name' in a row"):
-        list(comprehension_texts(get("places"), [{"kind": "cafe"}], USERS, [], latest=3))
+        list(reading_exercises(get("places"), [{"kind": "cafe"}], USERS, [], latest=3))
 
 
 def test_small_talk_names_no_item():

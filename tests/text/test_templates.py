@@ -144,14 +144,14 @@ def test_places_of_the_world():
     text = render_prompt(published.PLACES, user=users[0], item=items[3], history=items[:2]).text
     gym, cinema, place = items[0], items[1], items[3]
     assert text == (
+        "Tell the user why the recommended place may suit them and what may speak against it. Use "
+        "only the facts below and stay within 75 words.\n\n"
         "Places the user went to, oldest first:\n"
         f"1. {gym['name']}: gym, trendy, price level 3, famous, in Old Town\n"
         f"2. {cinema['name']}: cinema, romantic, price level 1, well-liked, in Eastfield\n"
         f"\nAbout the user: {users[0]['user_text']}\n"
         f"Recommended place: {place['name']}: restaurant, Italian food, quiet, price level 3, "
         "well-liked, in Harbour\n\n"
-        "Tell the user why this place may suit them and what may speak against it. Use only the "
-        "facts above and stay within 75 words.\n"
     )
     empty = render_prompt(published.PLACES, user=users[0], item=items[3], history=[]).text
     assert "oldest first:\n(none)\n\nAbout" in empty

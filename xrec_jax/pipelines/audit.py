@@ -1,10 +1,12 @@
-"""`xrec audit`: faults of a config's data and split, before anything is trained on them."""
+"""`xrec audit`: faults of a config's data, split and texts; and those of a finished run."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
@@ -15,41 +17,118 @@ from xrec_jax.data.load import load
 from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.findings import listing, percent, plural
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.pipelines import audit_texts
 from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.rundir import RunDir
 
 WIDTH = 100
 
 
 def audit(config: Any, *, output: str = "") -> int:
-    """Prints what is wrong with the data and the split of a config.
+    """Prints what is wrong with the data, the split and the texts of a config.
 
     Args:
-      config: the whole config; only `data` is read.
+      config: the whole config. Looked at are `data`, the files that `audit` names, and the
+        instruction set, where `instruct` is one of the stages.
       output: also write the findings as JSON to this file, which appears whole or not at all.
 
     Returns:
       1 if a finding is an error, else 0.
 
     Raises:
-      UserError: the output does not end in .json, or the data cannot be read or split.
+      UserError: the output does not end in .json, there is nothing to look at, or data or files
+        cannot be read.
     """
     if output and not output.endswith(".json"):
         raise UserError(f"--output={output}: the name must end in .json")
+    named = {role: config.audit[role] for role in audit_texts.file_roles(config)}
+    if config.data.format == "none" and not named and not audit_texts.tunes(config):
+        raise UserError(
+            "nothing to audit: data.format is 'none', config.audit names no file and nothing is "
+            f"tuned; set one of {', '.join(f'audit.{key}' for key in config.audit)}"
+        )
     data = prepare(config.data)
-    protocol = checks.Protocol(config.data.split.kind, config.data.split.order)
-    found = checks.collect(
-        [
-            *checks.check_split(data.dataset, data.split, protocol),
-            *checks.check_times(data.dataset, data.split, protocol),
-            *checks.check_dataset(data.dataset, _unfiltered(config.data, data.dataset)),
-        ]
-    )
+    outcomes = [
+        *check_data(config, data),
+        *audit_texts.check_tuning(config, data),
+        *audit_texts.check_files(config),
+    ]
+    found = checks.collect(outcomes)
     if is_first():
-        say(report(data, protocol, found))
+        protocol = _protocol(config)
+        about = {"data": summary(data, protocol)} if data.dataset.num_items else {}
+        say(report(_heading(about.get("data"), named), found))
         if output:
-            write_json(output, {"data": summary(data, protocol), **found.record()})
+            write_json(output, {**about, **({"files": named} if named else {}), **found.record()})
             say(f"findings written to {output}")
     return int(found.count("error") > 0)
+
+
+def audit_workdir(workdir: epath.PathLike, *, output: str = "") -> int:
+    """Prints what is wrong with a run: its data, split, instruction set and explanations.
+
+    Writes the findings to the run's `audit.json`, where its report finds them.
+
+    Args:
+      workdir: the run directory.
+      output: also write them as JSON to this file.
+
+    Returns:
+      1 if a finding is an error, else 0.
+
+    Raises:
+      UserError: this is not a run, its data cannot be read, or the output does not end in .json.
+    """
+    if output and not output.endswith(".json"):
+        raise UserError(f"--output={output}: the name must end in .json")
+    rundir = RunDir(workdir)
+    config = rundir.config()
+    data = prepare(config.data)
+    found = audit_run(rundir, config, data)
+    if is_first():
+        about = summary(data, _protocol(config)) if data.dataset.num_items else None
+        say(report(_heading(about, {}), found))
+        if output:
+            write_json(output, found.record())
+    return int(found.count("error") > 0)
+
+
+def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
+    """Looks for faults in a run's data and texts, and writes them to its `audit.json`.
+
+    Args:
+      rundir: of the run; what its stages left so far is looked at.
+      config: of the run.
+      data: of the run.
+
+    Raises:
+      UserError: a file that `config.audit` names cannot be read.
+    """
+    outcomes = [
+        *check_data(config, data),
+        *audit_texts.check_run(rundir),
+        *audit_texts.check_files(config),
+    ]
+    found = checks.collect(outcomes)
+    if is_first():
+        write_json(rundir.path / "audit.json", found.record())
+    return found
+
+
+def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
+    """Checks events and split; nothing where a config has no recommender's data."""
+    if not data.dataset.num_items:
+        return []
+    protocol = _protocol(config)
+    return [
+        *checks.check_split(data.dataset, data.split, protocol),
+        *checks.check_times(data.dataset, data.split, protocol),
+        *checks.check_dataset(data.dataset, _unfiltered(config.data, data.dataset)),
+    ]
+
+
+def _protocol(config: Any) -> checks.Protocol:
+    return checks.Protocol(config.data.split.kind, config.data.split.order)
 
 
 def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:
@@ -65,13 +144,18 @@ def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:
     }
 
 
-def report(data: RunData, protocol: checks.Protocol, found: checks.Audit) -> str:
+def _heading(about: Mapping[str, Any] | None, named: Mapping[str, str]) -> str:
+    lines = []
+    if about:
+        sizes = ", ".join(plural(about[key], key[:-1]) for key in ("users", "items", "events"))
+        parts = ", ".join(f"{part} {size:,}" for part, size in about["parts"].items())
+        lines += [f"{about['name']}: {sizes}", f"split {about['split']}: {parts}"]
+    return "\n".join([*lines, *(f"{role}: {path}" for role, path in named.items())])
+
+
+def report(heading: str, found: checks.Audit) -> str:
     """The audit as text, the most severe findings first."""
-    about = summary(data, protocol)
-    sizes = ", ".join(plural(about[key], key[:-1]) for key in ("users", "items", "events"))
-    parts = ", ".join(f"{part} {size:,}" for part, size in about["parts"].items())
-    blocks = [f"{about['name']}: {sizes}\nsplit {protocol}: {parts}"]
-    blocks += [_finding(finding) for finding in found.findings]
+    blocks = [heading, *(_finding(finding) for finding in found.findings)]
     if found.passed:
         blocks.append(_wrapped(f"nothing found by {listing(found.passed)}"))
     counts = [plural(found.count("error"), "error"), plural(found.count("warning"), "warning")]

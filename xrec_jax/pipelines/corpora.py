@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xrec_jax.core import files
-from xrec_jax.core.errors import UserError
+from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
-from xrec_jax.data.packing import Example
+from xrec_jax.data.packing import Example, windows
 from xrec_jax.llm.tokenizer import Tokenizer
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
-from xrec_jax.text.comprehension import comprehension_texts
+from xrec_jax.text.comprehension import Reading, reading_exercises
 from xrec_jax.text.corpus import world_sentences
+from xrec_jax.text.grammar import word_count
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
-from xrec_jax.text.sampling import select, split_by_prompt
+from xrec_jax.text.sampling import match_lengths, one_answer_each, select, split_by_prompt
 from xrec_jax.text.talk import small_talk
 from xrec_jax.text.templates import template_from
 
+_CHOICE = 4  # times as many examples as are wanted, to choose balanced ones from
+Text = str | Reading
 _TELLING = 8  # characters; shorter ones stand in many texts by chance
 
 
@@ -75,11 +79,16 @@ def instructions(
             f"{asked.path} leaves nothing to hold out with instruct.held_out={asked.held_out}; it "
             "must be above 0, and the file have two prompts or more"
         )
+    if asked.balance:
+        train = one_answer_each(train)
     if asked.examples > len(train):
         raise UserError(
             f"instruct.examples={asked.examples}, but {asked.path} leaves {len(train)} to tune on "
             f"with {len(held_out)} held out; 0 takes all"
         )
+    if asked.balance:
+        train, note = _balanced(train, asked, seed)
+        return Instructions(train, held_out, (str(dropped), note))
     if asked.examples:
         train = select(train, asked.examples, seed=seed, balance=asked.stratify or None)
     return Instructions(train, held_out, (str(dropped),))
@@ -91,15 +100,55 @@ def _from_world(asked: Any, data: RunData, seed: int, tokenizer: Tokenizer | Non
     if not 0.0 <= asked.held_out <= 1.0:
         raise UserError(f"instruct.held_out={asked.held_out} must be from 0 to 1 in a world")
     spare = max(1, round(asked.held_out * asked.examples))
-    pairs = visits_to_explain(data, asked.examples + spare, seed=seed)
-    made, cut = planted_explanations(prompting(asked, data, tokenizer), pairs, seed=seed)
+    wanted = asked.examples + spare
+    if asked.balance:  # something to choose from
+        wanted = max(wanted, min(_CHOICE * asked.examples, len(data.split.train) // 2) + spare)
+    pairs = visits_to_explain(data, wanted, seed=seed)
+    made, cut = planted_explanations(
+        prompting(asked, data, tokenizer), pairs, seed=seed, named=asked.named
+    )
     held_out = made[:spare]
     # Two users may have the same profile and history, which is the same prompt.
     groups = {one.group for one in held_out}
     train = [one for one in made[spare:] if one.group not in groups]
     dropped = len(made) - spare - len(train)
     notes = (str(cut), *([f"{dropped} left out that are held out too"] if dropped else []))
+    if asked.balance:
+        train, note = _balanced(_with_column(train, data, asked.balance), asked, seed)
+        notes = (*notes, note)
     return Instructions(train, held_out, notes)
+
+
+def _with_column(found: Sequence[Instruction], data: RunData, column: str) -> list[Instruction]:
+    """Instructions of a world with a column of their user's row in `meta`."""
+    users = data.dataset.users
+    if users is None or column not in users.columns:
+        hint = "" if users is None else did_you_mean(column, users.columns)
+        raise UserError(f"instruct.balance={column!r}: no such column of the user table{hint}")
+    ids = (str(name) for name in data.dataset.user_ids)
+    cells = dict(zip(ids, users[column].to_list(), strict=True))
+    return [
+        dataclasses.replace(one, meta={**one.meta, column: cells[one.meta["user"]]})
+        for one in found
+    ]
+
+
+def _balanced(found: list[Instruction], asked: Any, seed: int) -> tuple[list[Instruction], str]:
+    """`instruct.examples` of a set, groups alike in number and length; and how they came out."""
+    if not asked.examples:
+        raise UserError("instruct.balance needs instruct.examples: how many to choose")
+    if lacking := [one for one in found if asked.balance not in one.meta]:
+        hint = did_you_mean(asked.balance, lacking[0].meta)
+        raise UserError(f"instruct.balance={asked.balance!r}: a record has no such key{hint}")
+    chosen = match_lengths(found, asked.examples, key=asked.balance, seed=seed)
+    groups: dict[str, list[int]] = {}
+    for one in chosen:
+        groups.setdefault(str(one.meta[asked.balance]), []).append(word_count(one.completion))
+    told = (
+        f"{name} {len(words)} of {np.mean(words):.1f} words"
+        for name, words in sorted(groups.items())
+    )
+    return chosen, f"balanced by {asked.balance}: {', '.join(told)}"
 
 
 def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
@@ -112,8 +161,8 @@ def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompti
     )  # fmt: skip
 
 
-def world_texts(config: Any, data: RunData) -> list[str]:
-    """Plain text on the world's places, people and training visits; no explanations."""
+def world_texts(config: Any, data: RunData) -> list[Text]:
+    """Texts on the world's places, people and training visits, and readings; no explanations."""
     need_world(data, "pretrain.source")
     histories = Histories.of([data.split.train], data.dataset.num_users)
     visits = [
@@ -125,14 +174,15 @@ def world_texts(config: Any, data: RunData) -> list[str]:
         for table in (data.dataset.items, data.dataset.users)
     )
     plain = world_sentences(items, users, visits, copies=config.pretrain.copies)
-    described = comprehension_texts(
+    described = reading_exercises(
         template_from(config.instruct.template), items, users, visits,
         latest=config.instruct.history, copies=config.pretrain.described,
+        named=config.instruct.named,
     )  # fmt: skip
     return [*plain, *described, *small_talk(items, config.pretrain.talk)]
 
 
-def file_texts(config: Any) -> list[str]:
+def file_texts(config: Any) -> list[Text]:
     """Texts of the pre-training files.
 
     Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share
@@ -145,8 +195,8 @@ def file_texts(config: Any) -> list[str]:
 
 
 def without_held_out(
-    texts: Sequence[str], held_out: Sequence[Instruction]
-) -> tuple[list[str], int]:
+    texts: Sequence[Text], held_out: Sequence[Instruction]
+) -> tuple[list[Text], int]:
     """Leaves out texts that hold a held-out prompt or answer, however white space falls.
 
     Returns:
@@ -158,8 +208,13 @@ def without_held_out(
     return kept, len(texts) - len(kept)
 
 
-def _level(text: str) -> str:
-    return " ".join(text.split())
+def plain(text: Text) -> str:
+    """A text as one string."""
+    return text if isinstance(text, str) else "".join(text)
+
+
+def _level(text: Text) -> str:
+    return " ".join(plain(text).split())
 
 
 def _joined(spec: str, asked: Any) -> list[str]:
@@ -194,7 +249,9 @@ def _joined(spec: str, asked: Any) -> list[str]:
     return texts
 
 
-def split_texts(texts: Sequence[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:
+def split_texts(
+    texts: Sequence[Text], share: float, *, seed: int
+) -> tuple[list[Text], list[Text]]:
     """Texts to train on and to hold out, at least one each.
 
     Raises:
@@ -213,10 +270,33 @@ def split_texts(texts: Sequence[str], share: float, *, seed: int) -> tuple[list[
     )
 
 
-def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids of running texts, each begun and ended as the model's texts are."""
-    rows = tokenizer.encode_batch(texts)
-    return [np.array([*ids, tokenizer.eos_id], np.int32) for ids in rows]
+def text_examples(
+    tokenizer: Tokenizer, texts: Sequence[Text], length: int
+) -> tuple[list[Example], int]:
+    """Texts as tokens: running text cut into windows, of readings only the answers trained.
+
+    Args:
+      tokenizer: of the model.
+      texts: in any order.
+      length: tokens of a row.
+
+    Returns:
+      The examples, and how many readings were left out because they are longer.
+    """
+    running = tokenizer.encode_batch([text for text in texts if isinstance(text, str)])
+    found = windows([np.array([*ids, tokenizer.eos_id], np.int32) for ids in running], length)
+    readings = [
+        _example(tokenizer, tuple(text), template=False)
+        for text in texts
+        if isinstance(text, Reading)
+    ]
+    kept = [one for one in readings if len(one.ids) <= length]
+    return [*found, *kept], len(readings) - len(kept)
+
+
+def _example(tokenizer: Tokenizer, turns: Any, *, template: bool | None) -> Example:
+    rendered = tokenizer.render(turns, template=template)
+    return Example(np.array(rendered.ids, np.int32), np.array(rendered.trained, bool))
 
 
 def examples(
@@ -226,9 +306,8 @@ def examples(
     made = []
     for one in found:
         if one.system is None and not one.turns:
-            rendered = tokenizer.render((one.prompt, one.completion), template=template)
+            turns: Any = (one.prompt, one.completion)
         else:
-            messages = [{"role": role, "content": text} for role, text in one.messages]
-            rendered = tokenizer.render(messages, template=template)
-        made.append(Example(np.array(rendered.ids, np.int32), np.array(rendered.trained, bool)))
+            turns = [{"role": role, "content": text} for role, text in one.messages]
+        made.append(_example(tokenizer, turns, template=template))
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import numpy as np
 import polars as pl
 from etils import epath
 
@@ -42,6 +43,22 @@ def parse_users(text: str) -> list[str] | None:
     return users
 
 
+def wanted_rows(run: Run, users: str) -> np.ndarray | None:
+    """Rows of the users that a `--users` flag names; None for all.
+
+    Raises:
+      UserError: see `parse_users`; or if one is not in the data.
+    """
+    wanted = parse_users(users)
+    if wanted is None:
+        return None
+    try:
+        return run.user_rows(wanted)
+    except UserError as error:
+        file = "" if "," in users else f"; --users={users}: no such file either"
+        raise UserError(f"{error}{file}") from error
+
+
 def check_output(output: str) -> None:
     """Raises a `UserError` unless the file name ends in a known format."""
     if not output:
@@ -63,12 +80,7 @@ def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str 
     check_output(output)
     wanted = parse_users(users)
     run = Run(workdir)
-    if wanted is not None:
-        try:
-            run.user_rows(wanted)  # a wrong id is found before the output's folder is made
-        except UserError as error:
-            file = "" if "," in users else f"; --users={users}: no such file either"
-            raise UserError(f"{error}{file}") from error
+    wanted_rows(run, users)  # a wrong id is found before the output's folder is made
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_first())
     written = 0

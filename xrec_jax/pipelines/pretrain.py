@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
-from xrec_jax.data.packing import windows
 from xrec_jax.evaluation.intervals import exact
 from xrec_jax.evaluation.perplexity import perplexity
 from xrec_jax.llm.bpe import SMALLEST, train_bpe
@@ -67,7 +66,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     corpora.split_texts(_texts(config, data), asked.held_out, seed=config.seeds[0])
 
 
-def _texts(config: Any, data: RunData) -> list[str]:
+def _texts(config: Any, data: RunData) -> list[corpora.Text]:
     if config.pretrain.source == "world":
         return corpora.world_texts(config, data)
     return corpora.file_texts(config)
@@ -85,7 +84,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     train_texts, held_texts = corpora.split_texts(texts, asked.held_out, seed=seed)
     folder = rundir.path / "tokenizer"
     if is_first() and not folder.exists():
-        train_bpe(train_texts, folder, vocab_size=config.llm.vocab_size)
+        train_bpe(map(corpora.plain, train_texts), folder, vocab_size=config.llm.vocab_size)
     meet("tokenizer")
     tokenizer = load_tokenizer(folder)
     shape = language.model_config(config, vocab_size=len(tokenizer))
@@ -96,16 +95,18 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         parts = [corpora.without_held_out(p, found.held_out) for p in (train_texts, held_texts)]
         (train_texts, cut), (held_texts, also_cut) = parts
         left_out += cut + also_cut
+    made = [
+        corpora.text_examples(tokenizer, part, asked.length) for part in (train_texts, held_texts)
+    ]
+    too_long = sum(count for _, count in made)
     rows, held_out = (
-        packed(
-            windows(corpora.text_ids(tokenizer, part), asked.length),
-            length=asked.length, together=True, what=f"pretrain, {what} texts",
-        )
-        for what, part in (("training", train_texts), ("held-out", held_texts))
-    )  # fmt: skip
+        packed(part, length=asked.length, together=True, what=f"pretrain, {what} texts")
+        for what, (part, _) in zip(("training", "held-out"), made, strict=True)
+    )
     if is_first():
         tokens = sum(len(example.ids) for example in rows.examples)
         note = f", {left_out} left out that hold a held-out instruction" if left_out else ""
+        note += f", {too_long} readings left out that no row holds" if too_long else ""
         say(
             f"pretrain: {len(train_texts):,} texts, {tokens:,} tokens of {len(tokenizer):,}; "
             f"{shape.num_parameters:,} parameters{note}"

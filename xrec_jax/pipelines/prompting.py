@@ -114,7 +114,8 @@ def visits_to_explain(
 
 
 def planted_explanations(
-    prompting: Prompting, pairs: Sequence[tuple[int, int, np.ndarray, int]], *, seed: int
+    prompting: Prompting, pairs: Sequence[tuple[int, int, np.ndarray, int]], *, seed: int,
+    named: bool = True,
 ) -> tuple[list[Instruction], TruncationCount]:
     """Instructions whose completions say the true reasons of the planted world.
 
@@ -122,6 +123,7 @@ def planted_explanations(
       prompting: renders the prompts.
       pairs: from `visits_to_explain`.
       seed: of the wording.
+      named: whether explanations name places.
 
     Raises:
       UserError: if the data has no planted reasons.
@@ -147,4 +149,5 @@ def planted_explanations(
     return build_instructions(
         cases, prompting.template, latest=prompting.latest,
         count_tokens=prompting.count_tokens, max_tokens=prompting.max_tokens, seed=seed,
+        named=named,
     )  # fmt: skip

@@ -12,16 +12,31 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import instruct, pretrain, recommend, showcase
+from xrec_jax.pipelines import (
+    assess,
+    attributes,
+    explain,
+    instruct,
+    judge,
+    pretrain,
+    recommend,
+    showcase,
+)
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
+from xrec_jax.pipelines.report import stage as report
 from xrec_jax.pipelines.rundir import RunDir, import_extensions
 
 STAGES = {
     "recommend": recommend,
     "pretrain": pretrain,
     "instruct": instruct,
+    "explain": explain,
+    "judge": judge,
+    "attributes": attributes,
+    "assess": assess,
     "showcase": showcase,
+    "report": report,
 }
 
 

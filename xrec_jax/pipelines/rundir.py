@@ -17,7 +17,8 @@ from xrec_jax.pipelines import defaults
 
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
-    "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files"
+    "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files",
+    "judge.path", "judge.explanations", "attributes.path", "audit.",
 )  # fmt: skip
 
 
@@ -152,12 +153,14 @@ def _make_absolute(config: dict[str, Any]) -> None:
 
     for group, keys in (
         ("data", ("path", "users", "items")), ("llm", ("path",)), ("instruct", ("path",)),
+        ("judge", ("path",)), ("attributes", ("path",)), ("audit", tuple(config.get("audit", ()))),
     ):  # fmt: skip
         for key in keys:
             if config.get(group, {}).get(key):
                 config[group][key] = absolute(config[group][key])
-    if "pretrain" in config:
-        config["pretrain"]["files"] = [absolute(path) for path in config["pretrain"]["files"]]
+    for group, key in (("pretrain", "files"), ("judge", "explanations")):
+        if group in config:
+            config[group][key] = [absolute(path) for path in config[group][key]]
 
 
 def _tuples(value: Any) -> Any:

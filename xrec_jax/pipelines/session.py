@@ -1,24 +1,30 @@
-"""A run directory opened for use: recommendations from its best parameters."""
+"""A run directory opened for use: recommendations from its best parameters, and explanations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking import recommend
 from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import bulk, explainers
+from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker, choose_prompts
 from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.explainers import Spec
 from xrec_jax.pipelines.meshes import saved_mesh
 from xrec_jax.pipelines.recommend import seeds_of
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.text.records import Explanation
 
 Record = dict[str, Any]
 
@@ -45,7 +51,19 @@ def best_system(config: Any, rundir: RunDir) -> str:
     return max(finished, key=lambda name: done[name][metric]["value"])
 
 
-def recommend_records(
+def system_named(config: Any, rundir: RunDir, system: str) -> str:
+    """A recommender of the run; "" is the best on validation.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    name = system or best_system(config, rundir)
+    if name not in config.recommend:
+        raise UserError(f"no system {name!r} in the run{did_you_mean(name, config.recommend)}")
+    return name
+
+
+def recommended_pairs(
     config: Any,
     data: RunData,
     rundir: RunDir,
@@ -54,8 +72,8 @@ def recommend_records(
     users: np.ndarray | None,
     top_k: int,
     system: str,
-) -> Iterator[Record]:
-    """Recommendations of a system's first seed, a record at a time; see `Run.recommend`.
+) -> Iterator[Asked]:
+    """Recommendations of a system's first seed as rows, user after user, in bounded memory.
 
     Args:
       config: of the run.
@@ -68,9 +86,7 @@ def recommend_records(
     """
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be positive")
-    name = system or best_system(config, rundir)
-    if name not in config.recommend:
-        raise UserError(f"no system {name!r} in the run{did_you_mean(name, config.recommend)}")
+    name = system_named(config, rundir, system)
     dataset, split = data.dataset, data.split
     rows = np.arange(dataset.num_users) if users is None else users
     if not len(rows):
@@ -84,13 +100,32 @@ def recommend_records(
         for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
                 if item >= 0:
-                    yield {
-                        "user": str(dataset.user_ids[row]),
-                        "rank": rank,
-                        "item": str(dataset.item_ids[item]),
-                        "score": float(score),
-                        "system": name,
-                    }
+                    yield Asked(int(row), int(item), rank, float(score), name)
+
+
+def recommend_records(
+    config: Any,
+    data: RunData,
+    rundir: RunDir,
+    mesh: Mesh,
+    *,
+    users: np.ndarray | None,
+    top_k: int,
+    system: str,
+) -> Iterator[Record]:
+    """As `recommended_pairs`, but records with the ids; see `Run.recommend`."""
+    dataset = data.dataset
+    found = recommended_pairs(
+        config, data, rundir, mesh, users=users, top_k=top_k, system=system
+    )  # fmt: skip
+    for asked in found:
+        yield {
+            "user": str(dataset.user_ids[asked.user]),
+            "rank": asked.rank,
+            "item": str(dataset.item_ids[asked.item]),
+            "score": asked.score,
+            "system": asked.system,
+        }
 
 
 class Run:
@@ -108,6 +143,12 @@ class Run:
         self.config = self.rundir.config()
         self.data = prepare(self.config.data)
         self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
+        self._explainers: dict[Any, Any] = {}
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The run's mesh, or all devices here where they are not those of the run."""
+        return saved_mesh(self.config)
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -150,10 +191,68 @@ class Run:
     ) -> Iterator[Record]:
         """As `recommend`, a record at a time, in bounded memory."""
         rows = None if users is None else self.user_rows(users)
-        mesh = saved_mesh(self.config)
         yield from recommend_records(
-            self.config, self.data, self.rundir, mesh, users=rows, top_k=top_k, system=system
+            self.config, self.data, self.rundir, self.mesh, users=rows, top_k=top_k, system=system
         )
+
+    def explain(
+        self,
+        pairs: Sequence[Any],
+        *,
+        explainer: str = "",
+        adapter: str = "",
+        max_new_tokens: int = 0,
+    ) -> list[Explanation]:
+        """Says why items suit users, over all of a user's events; nothing is written to disk.
+
+        The model stays loaded for the next call. Several processes all call it with the same pairs
+        and get the same records.
+
+        Args:
+          pairs: (user, item) ids, or records with the keys `user` and `item` as `recommend` gives.
+          explainer: "template", "base" or "tuned"; with `adapter` a name for it. Default: the best
+            that the run has, in the reverse of this order.
+          adapter: directory of another adapter for the run's base.
+          max_new_tokens: of an answer; 0: as the run.
+
+        Returns:
+          A record a pair, in order; see `text.records.Explanation`.
+
+        Raises:
+          UserError: on an unknown id or explainer, or if what it needs is missing.
+        """
+        if isinstance(pairs, (str, Mapping)):
+            raise UserError("pairs must be a list, even of one: [(user, item)]")
+        if max_new_tokens < 0:
+            raise UserError(f"max_new_tokens={max_new_tokens} must not be negative")
+        spec = explainers.choose(
+            self.config, self.rundir, explainer=explainer, adapter=adapter, base=""
+        )
+        maker, writer, mesh = self._explainer(spec, max_new_tokens)
+        cases = maker.many([maker.asked(pair) for pair in pairs])
+        with use_mesh(mesh):
+            found = explainers.answers(writer, cases, lambda count: None)
+        return [
+            explainers.record(writer, maker, case, written)
+            for case, written in zip(cases, found, strict=True)
+        ]
+
+    def _explainer(
+        self, spec: Spec, max_new_tokens: int
+    ) -> tuple[CaseMaker, explainers.Explainer, Mesh]:
+        key = (spec, max_new_tokens)
+        if key not in self._explainers:
+            config = ConfigDict(self.config.to_dict())
+            samples = config.instruct.samples
+            samples.max_new_tokens = max_new_tokens or samples.max_new_tokens
+            choose_prompts(config, self.data, "")
+            maker = case_maker(config, self.rundir, self.data)
+            mesh = bulk.workplace(self.mesh).mesh
+            with use_mesh(mesh):
+                made = explainers.load([spec], config, self.rundir, mesh, maker)[0]
+            # One model at a time: a base may fill the devices.
+            self._explainers = {key: (maker, made, mesh)}
+        return self._explainers[key]
 
 
 def restore(workdir: epath.PathLike) -> Run:

@@ -14,18 +14,17 @@ from jax.sharding import Mesh
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
-from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.histories import Histories
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import bulk, explainers
+from xrec_jax.pipelines.cases import case_maker, titles
 from xrec_jax.pipelines.datasets import RunData
-from xrec_jax.pipelines.explanations import explain_first
 from xrec_jax.pipelines.instruct import side_by_side
 from xrec_jax.pipelines.report.plots import learning_curves
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.session import recommend_records
-
-# Columns that name an item, in order of preference.
-_TITLES = ("name", "title", "movie_title")
+from xrec_jax.pipelines.session import recommend_records, recommended_pairs
+from xrec_jax.text.records import join
 
 _CONTENTS = (
     ("config.json", "the resolved configuration; `xrec run` with the same one resumes"),
@@ -40,7 +39,7 @@ _LANGUAGE_CONTENTS = (
     ("base/", "the base that was pre-trained, a Hugging Face directory"),
     ("adapter/", "the tuned LoRA adapter, in PEFT's format"),
     ("instructions/", "what it was tuned on, and what was held out"),
-    ("explanations/", "answers of base and tuned model"),
+    ("explanations/", "pairs and what each explainer says about them"),
 )
 _SHOWN = 3  # users whose first recommendation is explained
 
@@ -52,16 +51,6 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         raise UserError("stage 'showcase' explains recommendations, which needs a table of items")
     if "recommend" not in config.stages or not config.recommend:
         raise UserError("stage 'showcase' needs stage 'recommend' before it in config.stages")
-
-
-def titles(dataset: Dataset) -> np.ndarray:
-    """A readable name of every item: `[num_items]`; its id where the data has no name."""
-    table = dataset.items
-    column = next((c for c in _TITLES if table is not None and c in table.columns), None)
-    if table is None or column is None:
-        return dataset.item_ids
-    names = [" ".join(n) if isinstance(n, list) else n for n in table[column].to_list()]
-    return np.array([name or id_ for name, id_ in zip(names, dataset.item_ids, strict=True)])
 
 
 def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: int) -> str:
@@ -102,17 +91,51 @@ def describe_directory(rundir: RunDir) -> str:
     return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in (*_CONTENTS, *made)])
 
 
+def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
+    """The first pairs of a finished `explain` stage, with the answers of base and tuned model."""
+    folder = rundir.path / "explanations"
+    pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")[:_SHOWN]
+    answers = {}
+    for name in ("base", "tuned"):
+        records: list[Any] = files.read_json_lines(folder / f"{name}.jsonl")[:_SHOWN]
+        answers[name] = [one.explanation["text"] for one in join(pairs, records)]
+    return [
+        {"user": pair["user"], "title": pair["title"], "reasons": pair["reasons"]}
+        | {name: texts[place] for name, texts in answers.items()}
+        for place, pair in enumerate(pairs)
+    ]
+
+
+def _first(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> list[dict[str, Any]]:
+    """The first recommendation of the first users, explained by base and tuned model."""
+    rows = np.arange(min(_SHOWN, data.dataset.num_users))
+    found = recommended_pairs(config, data, rundir, mesh, users=rows, top_k=1, system="")
+    maker, place = case_maker(config, rundir, data), bulk.workplace(mesh)
+    cases = maker.many(list(found))
+    records: list[dict[str, Any]] = [{**maker.pair(case)} for case in cases]
+    specs = [explainers.parse(name, rundir) for name in ("base", "tuned")]
+    with use_mesh(place.mesh):
+        for one in explainers.load(specs, config, rundir, place.mesh, maker):
+            answers = explainers.answers(one, cases, lambda count: None)
+            for record, written in zip(records, answers, strict=True):
+                record[one.name] = written.text
+    return records
+
+
 def show_explanations(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> str:
     """First recommendations of a few users, explained by base and tuned model side by side."""
-    rows = np.arange(min(_SHOWN, data.dataset.num_users))
-    records = explain_first(config, data, rundir, mesh, users=rows)
-    if is_first():
-        path = rundir.path / "explanations" / "recommended.jsonl"
-        files.write_text(path, files.json_lines(records))
+    folder = rundir.path / "explanations"
+    names = ("pairs", "base", "tuned")
+    if "explain" in config.stages and all((folder / f"{n}.jsonl").exists() for n in names):
+        records = _of_stage(rundir)
+    else:
+        records = _first(config, data, rundir, mesh)
+        if is_first():
+            files.write_text(folder / "recommended.jsonl", files.json_lines(records))
     blocks = []
     for record in records:
         head = f"Why {record['title']} for user {record['user']}?"
-        reasons = f"\ntrue reasons: {record['reasons']}" if "reasons" in record else ""
+        reasons = f"\ntrue reasons: {record['reasons']}" if record["reasons"] else ""
         blocks.append(f"{head}{reasons}\n{side_by_side(record)}")
     return "\n\n".join(blocks)
 

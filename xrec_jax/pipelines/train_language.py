@@ -29,7 +29,7 @@ from xrec_jax.training.state import TrainState, check_divisible, initializer
 
 METRICS = ("valid/loss",)
 # Processes that agree on where to stop need a count that grows over the stages of a run.
-STEPS_BEFORE = {"pretrain": 1 << 28, "instruct": 1 << 29}
+STEPS_BEFORE = {"pretrain": 1 << 28, "instruct": 1 << 29, "judge": 3 << 28, "attributes": 1 << 30}
 
 
 def check(train: Any, where: str, mesh: Mesh) -> None:

@@ -41,6 +41,7 @@ def build_instructions(
     seed: int = 0,
     title: str = "name",
     length: Length | None = None,
+    named: bool = True,
 ) -> tuple[list[Instruction], TruncationCount]:
     """Writes an instruction for every case; an explanation cites only what its prompt shows.
 
@@ -53,6 +54,7 @@ def build_instructions(
       seed: of the wording.
       title: the column of an item's name.
       length: of the explanations.
+      named: whether explanations name places.
 
     Returns:
       The instructions, and what was cut from their prompts.
@@ -81,6 +83,7 @@ def build_instructions(
             seed=seed,
             title=title,
             length=length,
+            named=named,
         )
         instructions.append(Instruction(prompt.text, completion, meta=dict(case.meta)))
     return instructions, cut

@@ -76,6 +76,7 @@ def explain(
     seed: int = 0,
     title: str = "name",
     length: Length | None = None,
+    named: bool = True,
 ) -> str:
     """Writes an explanation.
 
@@ -88,6 +89,8 @@ def explain(
       seed: of the draws.
       title: the column of an item's name.
       length: aim and bound.
+      named: whether places are named; without names the item is "this place" and no entry of the
+        history is cited, which suits models too small to copy a name.
 
     Returns:
       One paragraph; the same for the same arguments.
@@ -103,7 +106,7 @@ def explain(
     aim = rng.triangular(length.low, length.high, length.mean)
     best, best_rank = "", (True, float("inf"))
     for _ in range(_ATTEMPTS):
-        text = _Draft(rng, reasons, item, history, user or {}, title).write(aim)
+        text = _Draft(rng, reasons, item, history, user or {}, title, named).write(aim)
         words = word_count(text)
         # Too long is worst; among those that are not, the nearest to the aim.
         rank = (words > length.most, abs(words - aim))
@@ -125,9 +128,11 @@ class _Draft:
         history: Sequence[Mapping[str, Any]],
         user: Mapping[str, Any],
         title: str,
+        named: bool,
     ):
         self.rng, self.reasons, self.item, self.user = rng, reasons, item, user
-        self.history, self.title, self.name = history, title, str(item[title])
+        self.history, self.title = history, title
+        self.named, self.name = named, str(item[title]) if named else "this place"
         self.said: set[str] = set()
 
     def write(self, aim: float) -> str:
@@ -174,7 +179,8 @@ class _Draft:
         self, reason: Reason, known: Mapping[str, Sequence[str]], other: Sequence[str], before: str
     ) -> _Slot:
         value, last = str(reason.value), ""
-        if reason.attribute == "sequence" and self.history and self.rng.random() < 0.75:
+        told = self.named and reason.attribute == "sequence" and self.history
+        if told and self.rng.random() < 0.75:
             visited = self.history[-1]
             if str(visited.get("kind")) == value:
                 last = f" ({visited[self.title]})"
@@ -191,7 +197,7 @@ class _Draft:
         return _Slot(before + self.rng.choice(texts), values, names_others=bool(last))
 
     def evidence(self, reason: Reason) -> _Slot | None:
-        if reason.attribute not in wording.EVIDENCE:
+        if not self.named or reason.attribute not in wording.EVIDENCE:
             return None
         same = [
             str(row[self.title])
@@ -234,7 +240,7 @@ class _Draft:
         self.rng.shuffle(found)
         closing = ((40, 0), _Slot(pick(self.closers()), {}))
         found.insert(self.rng.randrange(2), closing)
-        if self.history:
+        if self.history and self.named:
             recent = [str(row[self.title]) for row in self.history[-pick((1, 2, 3)) :]]
             texts = wording.HISTORY_ONE if len(recent) == 1 else wording.HISTORY
             slot = _Slot(pick(texts), {"recent": listing(recent)}, names_others=True)

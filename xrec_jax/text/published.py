@@ -83,13 +83,15 @@ _PLACE = (
     "{name}: {kind}[[, {cuisine} food]][[, {mood}]][[, price level {price}]][[, {popularity}]]"
     "[[, in {district}]]"
 )
+# The item stands last: prompts of one user share all before it, and a model finds it nearby.
 PLACES = register(
     Template(
         name="places",
         body=(
+            "Tell the user why the recommended place may suit them and what may speak against it. "
+            "Use only the facts below and stay within 75 words.\n\n"
             "Places the user went to, oldest first:\n{history}\nAbout the user: {user}\n"
-            "Recommended place: {item}\n\nTell the user why this place may suit them and what may "
-            "speak against it. Use only the facts above and stay within 75 words.\n"
+            "Recommended place: {item}\n\n"
         ),
         entry="{index}. " + _PLACE + "\n",
         item=_PLACE,

@@ -1,4 +1,10 @@
-"""Splits of instruction sets that never leak a prompt, and balanced, nested subsets."""
+"""Splits of instruction sets that never leak a prompt, and balanced subsets: nested, or matched.
+
+A model tuned on explanations learns their length too, and whose are long. `select` makes groups of
+users equal in number; `match_lengths` makes their explanations equally long as well, where there is
+enough to choose from; `one_answer_each` takes the choice of a long answer away from whoever made
+the set.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,11 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
+import numpy as np
+
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.text.draws import keyed_hash
+from xrec_jax.text.grammar import word_count
 from xrec_jax.text.instructions import Instruction
 
 
@@ -87,6 +96,90 @@ def select(
     # Round after round takes one of each stratum that still has some.
     ranked.sort()
     return [instructions[place] for place in sorted(row[-1] for row in ranked[:count])]
+
+
+def match_lengths(
+    instructions: Sequence[Instruction], count: int, *, key: str, seed: int = 0
+) -> list[Instruction]:
+    """Chooses examples so that groups are equal in number and their answers alike in length.
+
+    All groups aim at one distribution of lengths, the mean of the groups' own (quantile by
+    quantile: their barycentre on the line); each takes the examples that together come nearest to
+    it. A group that has no more examples than are asked of it gives all, whatever their length.
+
+    Args:
+      instructions: the set; the result keeps its order.
+      count: how many.
+      key: of `meta`; each of its values is a group, as in `select`.
+      seed: of the draw among equally long answers.
+
+    Raises:
+      UserError: where there are fewer than `count`, or an example lacks the key.
+    """
+    if not 0 <= count <= len(instructions):
+        raise UserError(f"cannot choose {count} of {len(instructions)} instructions")
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, instruction in enumerate(instructions):
+        groups[_stratum(instruction, key)].append(place)
+    words = np.array([word_count(one.completion) for one in instructions], np.float64)
+    for places in groups.values():
+        places.sort(key=lambda place: (words[place], _rank(instructions[place], seed), place))
+    # As even as can be: group after group in order of size takes its share of what is left.
+    shares, left = {}, count
+    for number, name in enumerate(sorted(groups, key=lambda name: (len(groups[name]), name))):
+        shares[name] = min(len(groups[name]), left // (len(groups) - number))
+        left -= shares[name]
+    chosen: list[int] = []
+    for name, places in groups.items():
+        at = (np.arange(shares[name]) + 0.5) / max(1, shares[name])
+        # Groups that have to give all cannot follow an aim, and do not set it.
+        free = [other for other in groups if len(groups[other]) > shares[other]] or list(groups)
+        aims = np.mean([np.quantile(words[groups[other]], at) for other in free], axis=0)
+        chosen += [places[nth] for nth in _nearest(words[places], aims)]
+    return [instructions[place] for place in sorted(chosen)]
+
+
+def _nearest(values: np.ndarray, aims: np.ndarray) -> list[int]:
+    """Places of different values, in order, that are nearest to the aims in sum.
+
+    Args:
+      values: `[n]`, sorted.
+      aims: `[m]`, sorted; m is at most n.
+    """
+    n, m = len(values), len(aims)
+    # best[j, i]: least sum for the first j aims from the first i values.
+    best = np.full((m + 1, n + 1), np.inf)
+    best[0] = 0.0
+    for j, aim in enumerate(aims, start=1):
+        best[j, 1:] = np.minimum.accumulate(best[j - 1, :-1] + np.abs(values - aim))
+    found, i = [], n
+    for j in range(m, 0, -1):
+        while best[j, i - 1] == best[j, i]:
+            i -= 1
+        i -= 1
+        found.append(i)
+    return found[::-1]
+
+
+def one_answer_each(
+    instructions: Sequence[Instruction], *, words: float | None = None
+) -> list[Instruction]:
+    """Keeps one answer a prompt: the one whose length is nearest to one length for all.
+
+    Args:
+      instructions: the set; the result keeps its order. Of two as near the earlier stays.
+      words: the length; default: the median of all answers.
+    """
+    lengths = [word_count(one.completion) for one in instructions]
+    if not lengths:
+        return []
+    aim = float(np.median(lengths)) if words is None else words
+    best: dict[str, int] = {}
+    for place, one in enumerate(instructions):
+        other = best.setdefault(one.group, place)
+        if abs(lengths[place] - aim) < abs(lengths[other] - aim):
+            best[one.group] = place
+    return [instructions[place] for place in sorted(best.values())]
 
 
 def count_by(instructions: Iterable[Instruction], key: str) -> dict[str, int]:

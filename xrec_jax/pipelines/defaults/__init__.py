@@ -110,7 +110,9 @@ def instruct() -> ConfigDict:
             examples=240,  # to tune on; 0: all of the file
             held_out=0.1,  # share of the prompts of a file; of `examples` in a world, beside them
             stratify="",  # key of a file's records whose values are split and chosen alike
+            balance="",  # user column (world) or key (file): groups equal in number and length
             template="places",  # of a world's prompts
+            named=True,  # whether a world's explanations name places; the smallest bases cannot
             history=10,  # entries in a prompt
             max_prompt_tokens=384,  # of a world's prompts; older entries are cut; 0: no limit
             length=512,  # tokens of a row
@@ -232,7 +234,7 @@ def _shrink(config: ConfigDict) -> None:
         for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
             if key in hparams:
                 hparams[key] = min(hparams[key], value)
-    if "instruct" in config.stages:
+    if {"instruct", "judge", "attributes"} & set(config.stages):
         _shrink_language(config)
     assessment.shrink(config)
 

@@ -1,0 +1,537 @@
+"""Explanations of a run's recommendations: records, shards, resuming, the stage."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+import xrec_jax
+from tests import runs, tiny
+from xrec_jax.core.errors import UserError
+from xrec_jax.data.histories import Histories
+from xrec_jax.llm import lora
+from xrec_jax.llm.language_model import load_llm
+from xrec_jax.llm.peft_io import save_adapter
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import bulk, explain, explainers, run
+from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker
+from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.explainers import Written
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.shards import Parts
+from xrec_jax.text.prompts import render_prompt
+from xrec_jax.text.records import EXPLANATION_COLUMNS, join, prompt_hash
+from xrec_jax.text.template_explainer import template_explanation
+from xrec_jax.text.templates import get
+from xrec_jax.training.loop import Interrupted
+
+NEW_TOKENS = 5
+USERS = "u00003,u00011,u00007"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Programs for one device compile in a fraction of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xrec_jax.pipelines.run.open_mesh", lambda config: use_mesh(tiny.mesh()))
+        patch.setattr("xrec_jax.pipelines.session.saved_mesh", lambda config: tiny.mesh())
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, one_device):
+    """A run with a recommender, a random base and a random adapter for it; nothing is tuned."""
+    folder = tmp_path_factory.mktemp("explain") / "run"
+    config = tiny.language("recommend")
+    config.instruct.update({"history": 3, "max_prompt_tokens": 0})
+    config.instruct.samples.max_new_tokens = NEW_TOKENS
+    config.llm.generation_batch = 2  # few shapes to compile
+    config.ranking.update({"ks": (5, 10), "resamples": 10})
+    run.run(config, folder)
+    maker = CaseMaker(config, prepare(config.data))
+    texts = [case.prompt for case in maker.many([Asked(u, u % 16) for u in range(20)])]
+    tiny.llama_directory(folder / "base", texts, num_layers=1, max_positions=512)
+    shape = runs.llama_config(folder / "base")
+    adapter = lora.LoraConfig(2, 8.0, 0.0, ("q", "v"))
+    shapes = jax.eval_shape(lambda key: lora.init(adapter, shape, key), jax.random.key(0))
+    draw = np.random.default_rng(1)
+    save_adapter(folder / "adapter", jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape), shapes))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(finished):
+    return xrec_jax.restore(finished)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """Records of `xrec explain` for three users, two items each, by the tuned model."""
+    path = tmp_path_factory.mktemp("exported") / "o.jsonl"
+    explain.explain(finished, users=USERS, top_k=2, output=str(path), shard=4)
+    assert [file.name for file in path.parent.iterdir()] == ["o.jsonl"]
+    return jsonl(path)
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def prompts_by_hand(session, records, latest=3):
+    """Prompts straight from the world's tables."""
+    data = session.data
+    histories = Histories.of(
+        [data.split.train, data.split.valid, data.split.test], data.dataset.num_users
+    )
+    items, users = data.dataset.items.to_dicts(), data.dataset.users.to_dicts()
+    found = []
+    for record in records:
+        user, item = int(record["user"][1:]), int(record["item"][1:])
+        seen = histories.items[histories.start[user] : histories.start[user + 1]]
+        entries = [items[row] for row in seen if row != item][-latest:]
+        prompt = render_prompt(
+            get("places"), item=items[item], history=entries, user=users[user]
+        ).text
+        found.append((prompt, items[item], entries, users[user]))
+    return found
+
+
+# Records
+
+
+def test_every_recommendation_has_a_record(session, exported):
+    recommended = session.recommend(USERS.split(","), top_k=2)
+    keys = ("user", "item", "rank", "score", "system")
+    assert [{key: record[key] for key in keys} for record in exported] == [
+        {key: record[key] for key in keys} for record in recommended
+    ]
+    assert all(tuple(record) == EXPLANATION_COLUMNS for record in exported)
+    assert {record["explainer"] for record in exported} == {"tuned"}
+    assert len({(record["base"], record["adapter"]) for record in exported}) == 1
+    assert all(len(exported[0][key]) == 16 for key in ("base", "adapter"))
+
+
+def test_the_text_is_what_the_model_says_to_the_prompt_alone(session, exported):
+    """One prompt at a time, by a model that was loaded by its own function."""
+    folder = session.rundir.path
+    lm = load_llm(str(folder / "base"), str(folder / "adapter"), batch=1)
+    prompts = [prompt for prompt, *_ in prompts_by_hand(session, exported)]
+    assert [record["prompt_hash"] for record in exported] == [*map(prompt_hash, prompts)]
+    for record, prompt in zip(exported, prompts, strict=True):
+        alone = lm.generate([prompt], max_new_tokens=NEW_TOKENS, template=False)[0]
+        assert {key: record[key] for key in ("text", "tokens", "stop")} == {
+            key: alone[key] for key in ("text", "tokens", "stop")
+        }
+        assert record["log_prob"] == pytest.approx(alone["log_prob"], abs=1e-3)
+
+
+def test_python_gives_the_records_of_the_file(session, exported):
+    asked = [{key: r[key] for key in ("user", "item", "rank", "score", "system")} for r in exported]
+    for given, expected in zip(session.explain(asked), exported, strict=True):
+        assert given.pop("log_prob") == pytest.approx(expected["log_prob"], abs=1e-4)
+        assert given.items() <= expected.items()
+    ids = [(record["user"], record["item"]) for record in exported[:2]]
+    base, again = session.explain([ids[0], ids[1], ids[0]], explainer="base")[::2]
+    assert base == again and base["text"] != exported[0]["text"]
+    assert base["adapter"] is base["rank"] is base["score"] is base["system"] is None
+    assert base["base"] == exported[0]["base"] and base["explainer"] == "base"
+
+
+def test_another_adapter_by_its_directory(session, exported, tmp_path):
+    other = shutil.copytree(session.rundir.path / "adapter", tmp_path / "other")
+    pair = [(exported[0]["user"], exported[0]["item"])]
+    for name in ("other", "mine"):
+        label = "" if name == "other" else name
+        (found,) = session.explain(pair, adapter=str(other), explainer=label)
+        assert (found["explainer"], found["adapter"]) == (name, exported[0]["adapter"])
+        assert found["text"] == exported[0]["text"]
+
+
+def test_the_template_without_any_base(copy, session, tmp_path):
+    shutil.rmtree(copy / "base")
+    shutil.rmtree(copy / "adapter")
+    output = tmp_path / "o.jsonl"
+    explain.explain(copy, users=USERS, top_k=2, output=str(output))
+    records = jsonl(output)
+    for record, (prompt, item, entries, user) in zip(
+        records, prompts_by_hand(session, records), strict=True
+    ):
+        told = template_explanation(item, entries, user, key=prompt_hash(prompt), seed=0)
+        assert record["text"] == told and record["explainer"] == "template"
+        assert {record[k] for k in ("tokens", "log_prob", "base", "adapter")} == {None}
+    with pytest.raises(UserError, match="has no base; give one with --base, or use --explainer"):
+        explain.explain(copy, users="all", output=str(tmp_path / "b.jsonl"), explainer="base")
+
+
+def test_given_pairs_from_a_file(finished, exported, tmp_path):
+    rows = [
+        {"user": "u00002", "item": "p00005"},
+        {"user": "u00002", "item": "p00001", "rank": 7, "score": 0.1, "system": "mine"},
+        {"user": "u00002", "item": "p00005"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pl.DataFrame(rows).write_parquet(tmp_path / "p.parquet")
+    made = []
+    for kind in ("jsonl", "parquet"):
+        output = tmp_path / f"o-{kind}.jsonl"
+        explain.explain(
+            finished, pairs=str(tmp_path / f"p.{kind}"), output=str(output), explainer="template"
+        )
+        made.append(jsonl(output))
+    assert made[0] == made[1]
+    first, second, third = made[0]
+    assert first == third and first["rank"] is None
+    assert (second["rank"], second["score"], second["system"]) == (7, 0.1, "mine")
+    (tmp_path / "p.jsonl").write_text('{"user": "u00002", "item": "p0000x"}\n')
+    with pytest.raises(UserError, match=r"p.jsonl, record 1: no item 'p0000x' in the data"):
+        explain.explain(finished, pairs=str(tmp_path / "p.jsonl"), output=str(tmp_path / "x.jsonl"))
+    assert not (tmp_path / "x.jsonl.parts").exists()
+
+
+# Prompts
+
+
+def test_a_prompt_longer_than_the_model_takes_loses_its_oldest_entries(session):
+    config, data = session.config.copy_and_resolve_references(), session.data
+    whole = case_maker(config, session.rundir, data)
+    case = whole(Asked(3, 5))
+    assert len(case.history) == 3 and not whole.cut
+    tight = CaseMaker(
+        config, data, tokenizer=whole.tokenizer, max_positions=len(case.ids) + NEW_TOKENS - 1
+    )
+    shorter = tight(Asked(3, 5))
+    assert len(shorter.ids) < len(case.ids) and tight.cut == 1
+    assert shorter.history == case.history[-len(shorter.history) :] and len(shorter.history) < 3
+    config.instruct.max_prompt_tokens = len(case.ids) - 1
+    budget = case_maker(config, session.rundir, data)
+    assert budget(Asked(3, 5)) == shorter and not budget.cut
+
+
+class Echo:
+    """Writes how often it was asked; out of order."""
+
+    name, base, adapter = "echo", None, None
+
+    def __init__(self, *, repeats=True, stop_at=None, signal_at=None):
+        self.repeats, self.asked = repeats, []
+        self._stop_at, self._signal_at = stop_at, signal_at
+
+    def write(self, cases):
+        for place in reversed(range(len(cases))):
+            self.asked.append(cases[place].prompt)
+            if len(self.asked) == self._stop_at:
+                raise RuntimeError("the power failed")
+            if len(self.asked) == self._signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield place, Written(cases[place].prompt[-9:] + str(place), 1, -0.5, "eos")
+
+
+class Template(Echo):
+    """An explainer without numbers; its texts are odd."""
+
+    def write(self, cases):
+        for place, _ in enumerate(cases):
+            yield place, Written(f'"é"\u2028\n{{{place}}}, \\ ', None, None, "eos")
+
+
+def test_the_same_prompt_is_answered_once(session):
+    maker = case_maker(session.config, session.rundir, session.data)
+    cases = maker.many([Asked(2, 5), Asked(1, 5), Asked(2, 5), Asked(2, 4), Asked(2, 5)])
+    counted = []
+    echo = Echo()
+    found = explainers.answers(echo, cases, counted.append)
+    assert sorted(echo.asked) == sorted({case.prompt for case in cases})
+    assert len({found[0], found[2], found[4]}) == 1 and len({*found}) == 3
+    assert sorted(counted) == [1, 1, 3]
+    drawing = Echo(repeats=False)  # draws at random: every pair gets its own
+    assert len({*explainers.answers(drawing, cases, counted.append)}) == 5
+
+
+# Shards
+
+
+def produced(session, output, echo, users=range(9), shard=4, **identity):
+    """Runs the engine with a fake explainer over two pairs a user."""
+    maker = case_maker(session.config, session.rundir, session.data)
+    pairs = [Asked(u, i, i, u + i / 7, "s") for u in users for i in (1, 2)]
+    return bulk.produce(
+        Parts(output, {"which": "a", **identity}, shard=shard), pairs=lambda: pairs, maker=maker,
+        place=bulk.Workplace(tiny.mesh(), True), explainer=lambda: echo,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cut_off(session, tmp_path):
+    """An output of which two of five shards are done."""
+    with pytest.raises(RuntimeError, match="power failed"):
+        produced(session, tmp_path / "o.jsonl", Echo(stop_at=10))
+    return tmp_path / "o.jsonl"
+
+
+def test_a_rerun_makes_what_is_missing(session, cut_off, tmp_path):
+    parts = cut_off.with_name("o.jsonl.parts")
+    names = [f"shard-0000{n}-of-00005.jsonl" for n in range(5)]
+    assert {p.name for p in parts.iterdir()} == {"pairs.bin", "manifest.json", *names[:2]}
+    first = (parts / names[0]).read_text()
+    (parts / names[0]).write_text(first.replace('"s"', '"kept"'))
+    (parts / ".shard-00002-of-00005.jsonl.77.tmp").write_text("torn")
+    echo = Echo()
+    done = produced(session, cut_off, echo)
+    assert (done.pairs, done.made, len(echo.asked)) == (18, 10, 10)
+    produced(session, tmp_path / "whole.jsonl", Echo())
+    records, whole = jsonl(cut_off), jsonl(tmp_path / "whole.jsonl")
+    assert [record["system"] for record in records] == ["kept"] * 4 + ["s"] * 14
+    assert [r | {"system": "s"} for r in records] == whole
+    assert len({(record["user"], record["item"]) for record in whole}) == 18
+    assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl", "whole.jsonl"}
+
+
+def test_parts_of_another_command_are_refused(session, cut_off):
+    before = runs.contents(cut_off.parent)
+    for change, message in (
+        ({"which": "b"}, r"parts of another command \(which='a', now 'b'\)"),
+        ({"shard": 5}, r"\(shard=4, now 5\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            produced(session, cut_off, Echo(), **change)
+    assert runs.contents(cut_off.parent) == before
+
+
+def test_a_shard_that_lost_a_record_is_found(session, cut_off):
+    path = cut_off.with_name("o.jsonl.parts") / "shard-00001-of-00005.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match=r"shard-00001.* does not hold its 4 pairs"):
+        produced(session, cut_off, Echo())
+    assert not cut_off.exists()
+    path.unlink()
+    assert produced(session, cut_off, Echo()).pairs == 18
+
+
+def test_killed_while_the_parts_are_removed(session, cut_off, tmp_path):
+    """The output is there already: nothing is made again."""
+    parts, finished = (cut_off.with_name(f"o.jsonl.{name}") for name in ("parts", "parts.done"))
+    shutil.copytree(parts, tmp_path / "saved")
+    produced(session, cut_off, Echo())
+    before = cut_off.read_bytes()
+    (tmp_path / "saved").rename(finished)
+    echo = Echo()
+    done = produced(session, cut_off, echo)
+    assert not echo.asked and (done.pairs, done.made) == (18, 0) and not finished.exists()
+    assert cut_off.read_bytes() == before
+
+
+def test_sigterm_keeps_every_finished_shard(session, tmp_path):
+    output, before = tmp_path / "o.jsonl", signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="explain: saved at step 2"):
+        produced(session, output, Echo(signal_at=11))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert produced(session, output, Echo()).made == 10
+
+
+def test_no_pair_leaves_nothing(session, tmp_path):
+    with pytest.raises(UserError, match="no pair to explain"):
+        produced(session, tmp_path / "o.jsonl", Echo(), users=())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_many_pairs_are_planned_in_blocks(tmp_path):
+    """More than one block; ranks, scores and systems that are and are not there."""
+    made = [
+        Asked(n % 7, n % 11, n % 5 or None, None if n % 3 else n / 9, ("a", None, "b")[n % 3])
+        for n in range(70_001)
+    ]
+    parts = Parts(tmp_path / "o.jsonl", {}, shard=33_000)
+    assert not parts.open()
+    parts.plan(iter(made))
+    again = Parts(tmp_path / "o.jsonl", {}, shard=33_000)
+    assert again.open() and (again.count, again.shards) == (70_001, 3)
+    assert [asked for shard in range(3) for asked in again.pairs(shard)] == made
+    assert (again.missing(), again.size([0, 2])) == ([0, 1, 2], 37_001)
+
+
+def test_parquet_holds_the_same_records(session, tmp_path):
+    """Numbers and texts; columns that are empty in a shard, or in all of them."""
+    for name, echo in (("model", Echo()), ("template", Template())):
+        lines, parquet = (tmp_path / f"{name}.{kind}" for kind in ("jsonl", "parquet"))
+        for path in (lines, parquet):
+            produced(session, path, echo)
+        frame = pl.read_parquet(parquet)
+        assert frame.to_dicts() == jsonl(lines)
+        assert tuple(frame.columns) == EXPLANATION_COLUMNS
+        assert frame.schema["tokens"] == pl.Int64 and frame.schema["base"] == pl.String
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".parquet"}
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"output": "o.txt"}, "must end in .jsonl or .parquet"),
+        ({"users": "u00003,nobody"}, "no user 'nobody'"),
+        ({"top_k": 0}, "--top_k=0 must be positive"),
+        ({"system": "popularty"}, "'popularty' in the run.*popularity"),
+        ({"explainer": "tunde"}, "--explainer='tunde' is not valid.*tuned"),
+        ({"explainer": "base", "adapter": "a"}, "give one of them"),
+        ({"adapter": "nowhere"}, "nor the directory of an adapter"),
+        ({"max_new_tokens": -1}, "--max_new_tokens=-1 must not be negative"),
+        ({"max_new_tokens": 600}, "leaves no room for a prompt: the model takes 512"),
+        ({"prompt": "place"}, "--prompt='place'.*places"),
+        ({"prompt": "llmxrec_news"}, "item table"),
+        ({"pairs": "nowhere"}, "--pairs=nowhere: no such file"),
+        ({"base": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_wrong_flag_writes_nothing(finished, tmp_path, flags, message):
+    given = {"users": "all", "output": "o.jsonl"} | flags
+    given["output"] = str(tmp_path / given["output"])
+    with pytest.raises(UserError, match=message) as error:
+        explain.explain(finished, **given)
+    assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+
+
+def test_an_adapter_of_another_base_is_refused(copy):
+    mark = {"format": 1, "base": {"path": "x", "fingerprint": "0" * 64}}
+    (copy / "adapter" / "xrec.json").write_text(json.dumps(mark))
+    with pytest.raises(UserError, match="tuned on another base"):
+        xrec_jax.restore(copy).explain([("u00001", "p00001")])
+
+
+def test_pairs_that_are_none(session):
+    for pairs, message in (
+        ("u00001", "must be a list"),
+        ([("u00001",)], "a pair is"),
+        ([{"user": "u00001"}], "no 'item'"),
+        ([("u00001", "q")], "no item 'q'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            session.explain(pairs)
+
+
+def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, tmp_path):
+    """Events and titles from files, no world and no tuning: the template works out of the box."""
+    events = "user,item,time\n" + "".join(f"a{n % 5},b{n * 7 % 20},{n}\n" for n in range(60))
+    (tmp_path / "events.csv").write_text(events)
+    names = "".join(f"b{n},Film {n},genre {n % 2}\n" for n in range(20))
+    (tmp_path / "items.csv").write_text("item,title,genre\n" + names)
+    config = tiny.config("popularity")
+    config.data.update({"format": "csv", "path": str(tmp_path / "events.csv")})
+    config.data.items = str(tmp_path / "items.csv")
+    config.data.columns.update({"user": "user", "item": "item", "timestamp": "time"})
+    run.run(config, tmp_path / "run")
+    found = xrec_jax.restore(tmp_path / "run").explain([("a1", "b0")])
+    assert "Film 0" in found[0]["text"]
+    base = str(copy / "base")
+    explain.explain(
+        tmp_path / "run", users="a1", top_k=1, output=str(tmp_path / "o.jsonl"), base=base
+    )
+    assert jsonl(tmp_path / "o.jsonl")[0]["explainer"] == "base"
+
+
+# The stage
+
+
+def staged(folder, **changed):
+    """Runs the stage in a run directory whose adapter was tuned on somebody's prompt."""
+    rundir = RunDir(folder)
+    config = rundir.config()
+    config.stages = ("recommend", "instruct", "explain")
+    config.explain.update({"users": 6, "top_k": 2, "shard": 5} | changed)
+    data, mesh = prepare(config.data), tiny.mesh()
+    with use_mesh(mesh):
+        explain.check(config, data=data, mesh=mesh, rundir=rundir)
+        explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
+    return config, data, mesh, rundir
+
+
+def test_the_stage(copy, session, capsys):
+    """Fifteen of the twenty users were tuned on, one of them with a prompt of the stage itself."""
+    recommended = session.recommend(top_k=2)
+    known = [f"u{row:05d}" for row in range(20) if row % 4]
+    lines = [
+        {"prompt": f"another {user}", "completion": "x", "user": user, "item": ""} for user in known
+    ]
+    for (prompt, *_), one in zip(prompts_by_hand(session, recommended), recommended, strict=True):
+        if one["user"] in known and one["rank"] == 2:
+            lines.append({"prompt": prompt, "completion": "x", "user": one["user"], "item": "i"})
+    (copy / "instructions").mkdir()
+    (copy / "instructions" / "train.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    config, data, mesh, rundir = staged(copy)
+    pairs = jsonl(copy / "explanations" / "pairs.jsonl")
+    users = list(dict.fromkeys(pair["user"] for pair in pairs))
+    assert len(users) == 6 and {*users[:5]} == {f"u{row:05d}" for row in range(0, 20, 4)}
+    assert users[5] in known
+    assert [pair["rank"] for pair in pairs] == [1, 2] * 5 + [1]
+    assert "11 pairs of 6 users, 1 of whom" in capsys.readouterr().out
+    by_hand = prompts_by_hand(session, pairs)
+    world, table = data.world, rundir.evaluation()["explain"]
+    for pair, (prompt, item, entries, user) in zip(pairs, by_hand, strict=True):
+        assert (pair["prompt"], pair["prompt_hash"]) == (prompt, prompt_hash(prompt))
+        assert pair["title"] == item["name"] and pair["profile"] == user["user_text"]
+        assert {**pair["attributes"], "item_id": pair["item"]} == item
+        assert {**pair["profile_attributes"], "user_id": pair["user"]} == user
+        assert [entry["title"] for entry in pair["history"]] == [row["name"] for row in entries]
+        assert [e["attributes"] | {"item_id": e["item"]} for e in pair["history"]] == entries
+        row = int(pair["user"][1:])
+        visits = np.array([(data.dataset.interactions.user == row).sum()])
+        true = world.reasons(np.array([row]), np.array([int(pair["item"][1:])]), visits)[0]
+        assert pair["reasons"] == true.describe()
+        for side, reasons in (("for", true.for_), ("against", true.against)):
+            told = (
+                [tuple(r[k] for k in reasons[0]._fields) for r in pair["planted"][side]]
+                if (reasons)
+                else []
+            )
+            assert told == [tuple(reason) for reason in reasons]
+    for name in ("template", "base", "tuned"):
+        records = jsonl(copy / "explanations" / f"{name}.jsonl")
+        assert [one.pair for one in join(pairs, records)] == pairs
+        assert {record["explainer"] for record in records} == {name}
+        words = np.mean([len(record["text"].split()) for record in records])
+        assert table[name]["text/words"]["value"] == pytest.approx(words)
+        ended = np.mean([record["stop"] == "eos" for record in records])
+        assert (
+            table[name]["text/ended"] | {"value": ended, "count": 11} == table[name]["text/ended"]
+        )
+    asked = [{k: pair[k] for k in ("user", "item")} for pair in pairs]
+    again = [one["text"] for one in session.explain(asked)]
+    assert again == [one["text"] for one in jsonl(copy / "explanations" / "tuned.jsonl")]
+    before = runs.contents(copy)
+    explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
+    assert runs.contents(copy) == before, "a finished stage does nothing"
+    (copy / "explanations" / "template.jsonl").unlink()
+    explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
+    assert runs.contents(copy) == before
+    explain.evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    assert runs.contents(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"users": -1}, "explain.users=-1 must be at least 0"),
+        ({"shard": 0}, "explain.shard=0 must be at least 1"),
+        ({"system": "popular"}, "explain.system='popular' is no system"),
+        ({"explainers": ()}, "explain.explainers is empty"),
+        ({"explainers": ("base", "base")}, "names 'base' twice"),
+        ({"explainers": ("bse",)}, "explainer 'bse' is neither.*base"),
+    ],
+)
+def test_a_stage_that_cannot_run_is_refused(copy, changed, message):
+    before = runs.contents(copy)
+    with pytest.raises(UserError, match=message):
+        staged(copy, **changed)
+    assert runs.contents(copy) == before

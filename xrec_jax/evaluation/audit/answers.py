@@ -1,0 +1,314 @@
+"""Checks of explanations: refusals, empty and cut-off texts, copies, and answers of other rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from xrec_jax.evaluation.audit.cases import Case, level
+from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, Severity, percent, plural
+from xrec_jax.evaluation.audit.prompts import short
+from xrec_jax.text.titles import normal_title
+
+_REFUSAL = re.compile(
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|\bI(?:['\u2019]m| am)(?: \w+)? (?:sorry|unable)\b|\bmy apologies\b|\bI apologi[sz]e\b"
+    r"|\bI (?:cannot|can['\u2019]?t|could not|won['\u2019]t|do not have enough)"
+    r" (?:fulfil|provide|determine|give|generate|answer|assist|help|recommend|information)",
+    re.IGNORECASE,
+)
+_LIMIT = re.compile(r"\bwithin (\d+)\s+words", re.IGNORECASE)
+_WINDOW = 12  # words; two windows in a row that stand in the prompt are a copy
+_TELLING = 8  # characters; a shorter title is often a plain word
+_MOSTLY = 0.05  # share from which equal texts are more than chance
+_FAR = (5, 6, 7, 8)  # rows off: titles of these are named by chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An explanation with the prompt that it answers.
+
+    Attributes:
+      prompt_id: names the prompt.
+      writer: the system that wrote it.
+      text: the explanation.
+      case: its prompt; None where it is not known.
+      stop: why it ended, "" where not known; "length" for a limit.
+    """
+
+    prompt_id: str
+    writer: str
+    text: str
+    case: Case | None = None
+    stop: str = ""
+
+    @property
+    def limit(self) -> int | None:
+        """The number of words that the prompt allows; None where it names none."""
+        found = _LIMIT.search(self.case.text) if self.case else None
+        return int(found[1]) if found else None
+
+
+def check_answers(answers: Sequence[Answer], role: str) -> list[Finding | None]:
+    """Runs every check of this module but `check_ids`.
+
+    Args:
+      answers: the explanations, those of a writer in the order of their prompts.
+      role: what the set is, for codes.
+    """
+    return [
+        of_neighbour(answers, role),
+        refused(answers, role),
+        empty(answers, role),
+        echoed(answers, role),
+        cut_off(answers, role),
+        too_long(answers, role),
+        same_text(answers, role),
+        reanswered(answers, role),
+    ]
+
+
+def check_ids(answers: Sequence[Answer], prompt_ids: Sequence[str], role: str) -> list[Finding]:
+    """Whether every prompt has one answer of every writer, and every answer a prompt.
+
+    Args:
+      answers: the explanations.
+      prompt_ids: ids of all prompts.
+      role: what the set is, for codes.
+    """
+    known = set(prompt_ids)
+    seen = Counter((answer.writer, answer.prompt_id) for answer in answers)
+    writers = sorted({answer.writer for answer in answers})
+    missing = [(w, name) for name in prompt_ids for w in writers if (w, name) not in seen]
+    unknown = [(w, name) for w, name in seen if name not in known]
+    again = [(w, name) for (w, name), count in seen.items() if count > 1]
+    names = Counter(prompt_ids)
+    return [
+        _ids(role, "missing", "warning", missing, len(writers) * len(known),
+             "Prompts that a writer did not answer: means of writers are over different prompts.",
+             "Compare writers only on prompts that all of them answered, and look for a shift of "
+             "rows where one writer lacks other prompts than the rest."),
+        _ids(role, "unknown_prompt", "error", unknown, len(seen),
+             "Answers whose prompt is not in the file of prompts.",
+             "Give the file of prompts that they were made with."),
+        _ids(role, "answered_twice", "error", again, len(seen),
+             "Prompts that a writer answered more than once: a join by prompt doubles rows.",
+             "Keep one answer of a writer and prompt, by a rule made before reading them."),
+        _ids(role, "repeated_prompt_id", "error",
+             [("prompts", name) for name, count in names.items() if count > 1], len(names),
+             "Ids that several prompts have: answers cannot be told apart.",
+             "Number the prompts anew and make the answers again."),
+    ]  # fmt: skip
+
+
+def _ids(
+    role: str, code: str, severity: Severity, pairs: Sequence[tuple[str, str]], total: int,
+    message: str, advice: str,
+) -> Finding:  # fmt: skip
+    return Finding(
+        f"{role}/{code}", severity, len(pairs), total, message, advice,
+        tuple(f"{writer}: prompt {name}" for writer, name in pairs[:MAX_EXAMPLES]),
+    )  # fmt: skip
+
+
+def _counted(
+    answers: Sequence[Answer], wrong: Callable[[Answer], str], *, role: str, code: str,
+    severity: Severity, message: str, advice: str,
+) -> Finding:  # fmt: skip
+    """A finding over answers; `wrong` describes one that is, and gives "" for one that is not."""
+    shown, hits, sizes = [], Counter[str](), Counter(answer.writer for answer in answers)
+    for answer in answers:
+        what = wrong(answer)
+        if what:
+            if not hits[answer.writer]:
+                shown.append(f"{answer.writer}, prompt {answer.prompt_id}: {what}")
+            hits[answer.writer] += 1
+    counts = ", ".join(f"{w} {n:,} ({percent(n, sizes[w])})" for w, n in hits.most_common())
+    several = len(sizes) > 1 and counts
+    return Finding(
+        code=f"{role}/{code}", severity=severity, count=hits.total(), total=len(answers),
+        message=message, advice=advice,
+        examples=tuple(([counts] if several else []) + shown)[:MAX_EXAMPLES],
+    )  # fmt: skip
+
+
+def refused(answers: Sequence[Answer], role: str) -> Finding:
+    """Texts that apologise or speak of their writer as a model."""
+
+    def wrong(answer: Answer) -> str:
+        found = _REFUSAL.search(answer.text)
+        return short(answer.text[found.start() :], 90) if found else ""
+
+    return _counted(
+        answers, wrong, role=role, code="refusals", severity="warning",
+        message='Texts that refuse or speak of their writer: "I\'m sorry", "as a language model".',
+        advice="Count a refusal as a lost comparison, report its share, never tune on one.",
+    )  # fmt: skip
+
+
+def empty(answers: Sequence[Answer], role: str) -> Finding:
+    """Texts without a word."""
+    return _counted(
+        answers, lambda answer: "" if re.search(r"\w", answer.text) else repr(answer.text),
+        role=role, code="empty", severity="warning", message="Texts without a word.",
+        advice="Generate them again, or count them as lost comparisons.",
+    )  # fmt: skip
+
+
+def echoed(answers: Sequence[Answer], role: str) -> Finding:
+    """Texts that repeat a long stretch of their prompt."""
+
+    def wrong(answer: Answer) -> str:
+        words = answer.text.split()
+        if answer.case is None or len(words) < 2 * _WINDOW:
+            return ""
+        before = False
+        for start in range(0, len(words) - _WINDOW + 1, _WINDOW):
+            window = " ".join(words[start : start + _WINDOW])
+            now = window in answer.case.text
+            if now and before:
+                return short(window, 90)
+            before = now
+        return ""
+
+    return _counted(
+        answers, wrong, role=role, code="echoed", severity="warning",
+        message=f"Texts that copy {2 * _WINDOW} words or more in a row from their prompt.",
+        advice="Check that only new tokens are decoded; else count them as no explanation.",
+    )  # fmt: skip
+
+
+def cut_off(answers: Sequence[Answer], role: str) -> Finding:
+    """Texts that end within a sentence; a signature below an empty line is an end."""
+
+    def wrong(answer: Answer) -> str:
+        text = answer.text.rstrip()
+        last = re.split(r"\n\s*\n", text)[-1]
+        signed = last != text and len(last.split()) <= 6
+        cut = bool(text) and not signed and (text[-1].isalnum() or text[-1] in ",;:-(")
+        return f"... {text[-60:]!r}" if cut or answer.stop == "length" else ""
+
+    return _counted(
+        answers, wrong, role=role, code="cut_off", severity="warning",
+        message="Texts that end within a sentence, or that a limit of tokens ended.",
+        advice="Raise the limit of new tokens (instruct.samples.max_new_tokens).",
+    )  # fmt: skip
+
+
+def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
+    """Texts longer than their prompt allows."""
+    limited = [(answer, answer.limit) for answer in answers]
+    asked = [answer for answer, limit in limited if limit]
+    if not asked:
+        return None
+
+    def wrong(answer: Answer) -> str:
+        words, limit = len(answer.text.split()), answer.limit
+        return f"{words} of {limit} words" if limit and words > limit else ""
+
+    return _counted(
+        asked, wrong, role=role, code="too_long", severity="warning",
+        message="Texts longer than the number of words that their prompt allows.",
+        advice="Report the share within the limit, and a win ratio controlled for length.",
+    )  # fmt: skip
+
+
+def same_text(answers: Sequence[Answer], role: str) -> Finding:
+    """Texts of a writer that it gave to another prompt as well, of another item or history."""
+    by_text: dict[tuple[str, str], dict[str, Answer]] = defaultdict(dict)
+    for answer in answers:
+        asked = answer.case.text if answer.case else answer.prompt_id
+        by_text[answer.writer, level(answer.text)].setdefault(asked, answer)
+    given = {key: len(asked) for key, asked in by_text.items() if len(asked) > 1 and key[1]}
+
+    def wrong(answer: Answer) -> str:
+        count = given.get((answer.writer, level(answer.text)), 0)
+        return f"{short(answer.text)} to {count} prompts" if count else ""
+
+    found = _counted(
+        answers, wrong, role=role, code="same_text", severity="info",
+        message="Texts that their writer gave word for word to another prompt too.",
+        advice="Report the share of distinct texts (USR); such a text cannot rest on the history.",
+    )  # fmt: skip
+    sizes = Counter(answer.writer for answer in answers)
+    repeats: Counter[str] = Counter()
+    for (writer, _), count in given.items():
+        repeats[writer] += count
+    often = any(repeats[writer] > _MOSTLY * sizes[writer] for writer in repeats)
+    return dataclasses.replace(found, severity="warning" if often else "info")
+
+
+def reanswered(answers: Sequence[Answer], role: str) -> Finding:
+    """Prompts that a writer answered in different words."""
+    texts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for answer in answers:
+        if answer.case:
+            texts[answer.writer, answer.case.text].add(level(answer.text))
+    several = {key: len(found) for key, found in texts.items() if len(found) > 1}
+    return Finding(
+        code=f"{role}/reanswered",
+        severity="info",
+        count=len(several),
+        total=len(texts),
+        message="Prompts that have several different answers of one writer.",
+        advice="Split by prompt, so that they never stand on both sides.",
+        examples=tuple(
+            f"{writer}: {plural(count, 'answer')} to {short(prompt)}"
+            for (writer, prompt), count in list(several.items())[:MAX_EXAMPLES]
+        ),
+    )
+
+
+def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
+    """Texts that speak of the item of the row before or after instead of their own one's.
+
+    A file whose rows were shifted has many. What rows further off would give by chance is counted
+    the same way, and where neighbours are not named much more often than those, nothing is found.
+    """
+    groups: dict[tuple[str, str], list[Answer]] = defaultdict(list)
+    for answer in answers:
+        if answer.case is not None and answer.case.read:
+            groups[answer.writer, answer.case.dataset].append(answer)
+    if not groups:
+        return None
+    shifted: list[tuple[Answer, str]] = []
+    for group in groups.values():
+        texts = [f" {normal_title.__wrapped__(answer.text)} " for answer in group]
+        titles = [normal_title(answer.case.title) if answer.case else "" for answer in group]
+        names = functools.partial(_names, group, texts, titles)
+        near = {place: off for off in (-1, 1) for place in names(off)}
+        chance = [len(list(names(sign * off))) for off in _FAR for sign in (-1, 1)]
+        if len(near) >= 3 + 3 * 2 * sum(chance) / len(chance):
+            shifted += [(group[place], titles[place + near[place]]) for place in sorted(near)]
+    return Finding(
+        code=f"{role}/of_another_row",
+        severity="error",
+        count=len(shifted),
+        total=sum(map(len, groups.values())),
+        message="Texts that name the item of the row before or after, and not their own: answers "
+        "and prompts seem to be shifted.",
+        advice="Join answers to prompts by an id, never by their order.",
+        examples=tuple(
+            f"{answer.writer}, prompt {answer.prompt_id}: names {title!r} instead of "
+            f"{short(answer.case.title if answer.case else '')}"
+            for answer, title in shifted[:MAX_EXAMPLES]
+        ),
+    )
+
+
+def _names(
+    group: Sequence[Answer], texts: Sequence[str], titles: Sequence[str], offset: int
+) -> Iterable[int]:
+    """Places whose text names the title of the row `offset` further, and not its own."""
+    for place, (answer, text) in enumerate(zip(group, texts, strict=True)):
+        if not 0 <= place + offset < len(group) or answer.case is None:
+            continue
+        own, other = titles[place], titles[place + offset]
+        if len(other) < _TELLING or other == own or f" {other} " not in text:
+            continue
+        shown = {normal_title(title) for title in answer.case.history}
+        if f" {own} " not in text and other not in shown:
+            yield place

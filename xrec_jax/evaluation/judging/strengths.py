@@ -1,0 +1,98 @@
+"""Bradley-Terry strengths: P(i beats j) = 1 / (1 + exp(s_j - s_i)).
+
+Bradley and Terry (1952). Ties count as half a win each. One virtual tie between every two systems
+keeps the strengths finite where a system never lost or never won; beside hundreds of comparisons it
+changes nothing that matters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.evaluation.intervals import Estimate, exact
+from xrec_jax.evaluation.judging.comparisons import Comparisons
+from xrec_jax.evaluation.judging.ratios import points
+from xrec_jax.evaluation.judging.resampling import clusters, draws, interval, sums
+
+_STEPS = 200
+_LONGEST = 1.0  # of a Newton step: curvature changes little within it
+
+
+def bradley_terry(wins: np.ndarray, *, virtual_ties: float = 1.0) -> np.ndarray:
+    """Strengths that make the observed wins most likely.
+
+    Newton's method on the concave log-likelihood, steps kept short; any number of problems at once.
+
+    Args:
+      wins: `[..., systems, systems]` wins of the row's over the column's, ties as halves; the
+        diagonal does not count.
+      virtual_ties: added between every two systems; above 0.
+
+    Returns:
+      `[..., systems]` in nats, mean zero.
+
+    Raises:
+      UserError: on negative or too few numbers.
+    """
+    wins = np.asarray(wins, np.float64)
+    count = wins.shape[-1]
+    if wins.ndim < 2 or wins.shape[-2] != count or count < 2:
+        raise UserError(f"wins must be a square table of two systems or more: {wins.shape}")
+    if not np.all(np.isfinite(wins)) or np.any(wins < 0) or not virtual_ties > 0:
+        raise UserError("wins must not be negative, and virtual_ties must be above 0")
+    away = 1.0 - np.eye(count)
+    wins = (wins + virtual_ties / 2) * away
+    played = wins + wins.swapaxes(-1, -2)
+    strengths = np.zeros(wins.shape[:-1])
+    for _ in range(_STEPS):
+        gap = strengths[..., :, None] - strengths[..., None, :]
+        expected = 0.5 * (1.0 + np.tanh(gap / 2))
+        gradient = (wins - played * expected).sum(axis=-1)
+        curve = played * expected * (1.0 - expected)
+        # The ones fix the mean, which the likelihood leaves open.
+        hessian = curve.sum(axis=-1)[..., None] * np.eye(count) - curve + 1.0
+        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        longest = np.abs(step).max(axis=-1, keepdims=True)
+        strengths = strengths + step * np.minimum(1.0, _LONGEST / np.maximum(longest, 1e-300))
+        if longest.max() < 1e-10:
+            break
+    return strengths - strengths.mean(axis=-1, keepdims=True)
+
+
+def strengths(
+    table: Comparisons,
+    *,
+    margin: float = 0.0,
+    soft: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Bradley-Terry strengths of all systems, with intervals from prompts drawn anew.
+
+    Args:
+      table: the comparisons.
+      margin: see `ratios.points`.
+      soft: see `ratios.points`.
+      resamples: bootstrap samples; 0 for no intervals.
+      seed: of the draws.
+
+    Raises:
+      UserError: if there is no comparison.
+    """
+    if not len(table):
+        raise UserError("strengths need one comparison or more")
+    numbered, count = clusters(table.prompts)
+    gained = points(table, margin=margin, soft=soft)
+    size = len(table.systems)
+    cells = np.zeros((len(table), size * size))
+    rows = np.arange(len(table))
+    cells[rows, table.one * size + table.other] = gained
+    cells[rows, table.other * size + table.one] = 1.0 - gained
+    by_prompt = sums(cells, numbered, count)
+    found = bradley_terry(by_prompt.sum(axis=0).reshape(size, size))
+    if not resamples:
+        return {name: exact(found[i], count) for i, name in enumerate(table.systems)}
+    weight = draws(count, resamples=resamples, seed=seed)
+    sampled = bradley_terry((weight @ by_prompt).reshape(resamples, size, size))
+    return {name: interval(found[i], sampled[:, i], count) for i, name in enumerate(table.systems)}

@@ -1,0 +1,170 @@
+"""What ratings say: means, differences, preferences, agreement, with intervals over items."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xrec_jax.evaluation.agreement import alpha
+from xrec_jax.evaluation.intervals import Estimate, exact, paired_difference
+from xrec_jax.evaluation.judging.comparisons import Comparisons
+from xrec_jax.evaluation.judging.ratios import pair_figures, tie_rates, win_ratios
+from xrec_jax.evaluation.judging.resampling import clustered_ratios
+from xrec_jax.evaluation.judging.strengths import strengths
+from xrec_jax.evaluation.ratings import PREFERENCE, Answers, Preference, Rating, table
+from xrec_jax.evaluation.significance import holm, sign_flip
+
+Named = dict[str, dict[str, Estimate]]
+
+
+def means(ratings: Sequence[Rating], *, resamples: int = 1000, seed: int = 0) -> Named:
+    """Mean rating of every system and question: `{system: {"QUESTION/mean": ...}}`.
+
+    Intervals draw whole items, because the values of one item hang together; counts are of items.
+    Raters are taken as they are.
+    """
+    items: dict[tuple[str, str], int] = {}
+    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for rating in ratings:
+        case = items.setdefault((rating.group, rating.item), len(items))
+        found[rating.system, rating.question][case].append(rating.value)
+    sums, counts = np.zeros((2, len(items), len(found)))
+    for column, values in enumerate(found.values()):
+        for case, given in values.items():
+            sums[case, column], counts[case, column] = sum(given), len(given)
+    if not items:
+        return {}
+    out: Named = defaultdict(dict)
+    estimated = clustered_ratios(
+        sums, counts, np.arange(len(items)), resamples=resamples, seed=seed
+    )
+    for (system, question), mean in zip(found, estimated, strict=True):
+        out[system][f"{question}/mean"] = mean
+    return dict(out)
+
+
+def differences(ratings: Sequence[Rating], *, resamples: int = 1000, seed: int = 0) -> Named:
+    """Paired differences: `{"A vs B": {"QUESTION/difference": ..., "QUESTION/p": ...}}`.
+
+    An item's ratings by several raters are averaged first. p is two-sided, of a paired
+    randomisation test, and adjusted over the pairs of systems of a question (Holm).
+    """
+    cells: dict[str, dict[str, dict[tuple[str, str], list[float]]]] = {}
+    for rating in ratings:
+        of = cells.setdefault(rating.question, {}).setdefault(rating.system, defaultdict(list))
+        of[rating.group, rating.item].append(rating.value)
+    out: Named = defaultdict(dict)
+    for question, systems in cells.items():
+        p_values, shared = {}, {}
+        for first, second in itertools.combinations(systems, 2):
+            both = [item for item in systems[first] if item in systems[second]]
+            if not both:
+                continue
+            a, b = (np.array([np.mean(systems[s][item]) for item in both]) for s in (first, second))
+            name = f"{first} vs {second}"
+            out[name][f"{question}/difference"] = paired_difference(
+                a, b, resamples=resamples, seed=seed
+            )
+            p_values[name], shared[name] = sign_flip(a, b, seed=seed), len(both)
+        for name, p in holm(p_values).items():
+            out[name][f"{question}/p"] = exact(p, shared[name])
+    return dict(out)
+
+
+def comparisons(answers: Sequence[Preference]) -> Comparisons:
+    """Preferences as the table that judges' verdicts are kept in; items are its prompts."""
+    systems = list(dict.fromkeys(name for a in answers for name in (a.first, a.second)))
+    items: dict[tuple[str, str], int] = {}
+    prompts = [items.setdefault((a.group, a.item), len(items)) for a in answers]
+    share = np.array([a.share for a in answers], np.float64)
+    return Comparisons(
+        tuple(systems), np.array(prompts, np.int64),
+        np.array([systems.index(a.first) for a in answers], np.int64),
+        np.array([systems.index(a.second) for a in answers], np.int64),
+        # A person is asked once, so the other order has nothing new to say.
+        share, 1 - share, np.zeros((len(answers), 2)),
+    )  # fmt: skip
+
+
+def preferences(answers: Sequence[Preference], *, resamples: int = 1000, seed: int = 0) -> Named:
+    """Shares of comparisons won, ties counted half, and of ties; Bradley-Terry strengths.
+
+    Returns:
+      `{"A vs B": {"win/ratio": share of A, "win/ties": ...}}` for every pair that was compared, A
+      the system that was met first; and `{system: {"win/ratio", "win/ties",
+      "bradley_terry/strength"}}` over all of a system's comparisons.
+    """
+    if not answers:
+        return {}
+    table = comparisons(answers)
+    draws: Any = {"resamples": resamples, "seed": seed}
+    won, ties = win_ratios(table, **draws), tie_rates(table, **draws)
+    strength = strengths(table, **draws)
+    out: Named = {
+        name: {
+            "win/ratio": won[name], "win/ties": ties[name],
+            "bradley_terry/strength": strength[name],
+        }
+        for name in table.systems
+    }  # fmt: skip
+    for name, figures in pair_figures(table, **draws).items():
+        out[name] = {metric: figures[metric] for metric in ("win/ratio", "win/ties")}
+    return out
+
+
+def agreement(answers: Answers, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Krippendorff's alpha of every question, where more than one person rated.
+
+    Returns:
+      `QUESTION/alpha_ordinal` and `QUESTION/alpha_interval`; for comparisons
+      `preference/alpha_nominal` and `preference/alpha_ordinal`, in which a tie lies between.
+    """
+    if len(answers.raters) < 2:
+        return {}
+    compared = [
+        # One direction for both orders, so that the same opinion is the same value.
+        Rating(p.rater, p.item, "\t".join(sorted((p.first, p.second))), PREFERENCE,
+               p.share if p.first < p.second else 1 - p.share, p.group)
+        for p in answers.preferences
+    ]  # fmt: skip
+    out = {}
+    for question in (*answers.questions, *([PREFERENCE] if compared else [])):
+        asked: Iterable[Rating] = (
+            compared if question == PREFERENCE
+            else (r for r in answers.ratings if r.question == question)
+        )  # fmt: skip
+        _, units, values = table(asked, rows=lambda rating: rating.rater)
+        for level in ("nominal" if question == PREFERENCE else "interval", "ordinal"):
+            out[f"{question}/alpha_{level}"] = alpha(
+                values, level=level, clusters=[unit[:2] for unit in units],  # type: ignore[arg-type]
+                resamples=resamples, seed=seed,
+            )  # fmt: skip
+    return out
+
+
+def summary(answers: Answers, *, resamples: int = 1000, seed: int = 0) -> Named:
+    """Everything that the answers say about systems, pairs of them ("A vs B"), and "agreement".
+
+    Args:
+      answers: of one group.
+      resamples: bootstrap samples; 0 for no intervals.
+      seed: of the draws.
+
+    Returns:
+      What `means`, `differences`, `preferences` and `agreement` return, in one mapping.
+    """
+    draws: Any = {"resamples": resamples, "seed": seed}
+    out: Named = {}
+    for found in (
+        means(answers.ratings, **draws),
+        differences(answers.ratings, **draws),
+        preferences(answers.preferences, **draws),
+    ):
+        for name, figures in found.items():
+            out.setdefault(name, {}).update(figures)
+    agreed = agreement(answers, **draws)
+    return out | ({"agreement": agreed} if agreed else {})

@@ -1,0 +1,66 @@
+"""Sentiment of an explanation by a small word list: how warmly it speaks, not whether it is right.
+
+The list is our own and short, made for recommendations; it is good for comparing groups of texts of
+one kind, not for single texts. A word within three words behind a negation, or behind two with
+another between, counts the other way round; "not only" is no negation. Any function from a text to
+a number can stand in its place.
+"""
+
+from __future__ import annotations
+
+import re
+
+POSITIVE = frozenset(
+    "acclaimed adore adored affordable amazing appeal appealing appeals appreciate appreciated "
+    "attractive award awards beautiful beautifully beloved best better blend brilliant brilliantly "
+    "captivate captivating celebrated charming classic comfortable compelling convenient "
+    "creative delicious delight delightful deserves easy engaging enjoy enjoyable enjoyed enjoying "
+    "enjoys entertaining epic excellent exceptional excited exciting exhilarating fan fans "
+    "fantastic fascinating favorite favorites favour favourite favourites fits fond fresh friendly "
+    "fun gem glad good great gripping happy heartwarming helpful highlight hilarious iconic ideal "
+    "impressive inspiring interested interesting intriguing joy liked liking love loved lovely "
+    "loves loving masterfully masterpiece match matches memorable must-read must-see must-watch "
+    "nice outstanding perfect perfectly pleasant please pleased pleasure popular powerful praised "
+    "prefer quality recommend recommended refreshing relaxing renowned rewarding rich satisfying "
+    "shine smooth special spectacular strong stunning suitable suits superb superior talented "
+    "tasty terrific thrilling timeless touching treat unforgettable unique valuable vibrant warm "
+    "welcome welcoming well-liked wonderful worth worthwhile worthy".split()
+)
+NEGATIVE = frozenset(
+    "annoying avoid awful bad bland boring careful caution complain confusing costly crowded "
+    "cheesy dated dirty disappoint disappointed disappointing disappointment dislike disliked "
+    "drawback drawbacks dull expensive fail fails farther flat flaw flawed flaws frustrating "
+    "generic hard hate hesitant inconvenient inferior irritating lack lacking lacks lame lengthy "
+    "less mediocre mess messy miss monotonous noisy overpriced overrated painful poor poorly "
+    "predictable pricey pricier problem problems regret repetitive risk risky rude sad slow stale "
+    "tedious terrible tired tiresome ugly unappealing uncomfortable unfortunately unhappy "
+    "uninteresting unpleasant unsatisfying unsuitable waste weak weird worse worst wrong".split()
+)
+NEGATIONS = frozenset(
+    "aren't can't cannot couldn't didn't doesn't don't hardly hasn't haven't isn't neither never "
+    "no nobody none nor not nothing seldom shouldn't wasn't weren't without won't wouldn't".split()
+)
+_REACH = 3  # words that a negation turns round
+_TOKEN = re.compile(r"[a-z]+(?:['-][a-z]+)*|[.,;:!?]")
+
+
+def sentiment(text: str) -> float:
+    """Sentiment from -1 to 1: `(positive - negative) / (positive + negative + 1)`.
+
+    The 1 keeps a text with a single such word from the ends of the scale; 0 where there is none.
+    """
+    positive = negative = reach = 0
+    words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
+    for place, word in enumerate(words):
+        if word in ".,;:!?":
+            reach = 0  # a negation does not reach past the end of its clause
+            continue
+        if word in NEGATIONS:
+            following = words[place + 1] if place + 1 < len(words) else ""
+            reach = 0 if (word, following) == ("not", "only") else _REACH
+            continue
+        if word in POSITIVE or word in NEGATIVE:
+            good = (word in POSITIVE) != (reach > 0)
+            positive, negative = positive + good, negative + (not good)
+        reach = max(0, reach - 1)
+    return (positive - negative) / (positive + negative + 1)

@@ -1,0 +1,357 @@
+"""The `attributes` stage: profile and item attributes told from prompts that do not hold them.
+
+Leaves in the run directory `attributes/adapter/`, in PEFT's format, and `attributes/answers.jsonl`.
+Base and tuned model answer held-out users freely, which is read strictly, and by a constrained
+readout, the allowed answer of the highest probability, which never fails to be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.data.packing import PackedRows
+from xrec_jax.evaluation import attributes as scoring
+from xrec_jax.evaluation.intervals import Estimate, exact
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.lora import Adapter, LoraConfig
+from xrec_jax.llm.peft_io import base_of, load_adapter, save_adapter
+from xrec_jax.llm.readout import Readout
+from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.pipelines import attribute_cases, corpora, language, train_language
+from xrec_jax.pipelines.attribute_cases import STAGE, Questions
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.language import LoadedBase
+from xrec_jax.pipelines.report.tables import text_table
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_language import LanguageTask, packed
+from xrec_jax.text.attributes import Attribute, Question, Value, answer_text
+from xrec_jax.text.records import prompt_hash
+from xrec_jax.text.templates import template_from
+
+Told = dict[str, scoring.Answer]
+
+
+class Answers(NamedTuple):
+    """What a model answered, one entry a question.
+
+    Attributes:
+      texts: free answers.
+      read: as values, None where that failed.
+      chosen: of the constrained readout.
+    """
+
+    texts: list[str]
+    read: list[Told]
+    chosen: list[Told]
+
+
+def lora_config(config: Any) -> LoraConfig:
+    """The adapter that a config asks for."""
+    asked = config.attributes.lora
+    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked = config.attributes
+    language.check(config, mesh, rundir)
+    made = config.llm.path or "pretrain" in config.stages
+    if not made and not language.base_path(config, rundir).exists():
+        raise UserError(
+            "stage 'attributes' has no base: set llm.path to a Hugging Face directory, or put "
+            "'pretrain' before it in config.stages"
+        )
+    for key, least in (
+        ("history", 0), ("max_prompt_tokens", 0), ("examples", 0), ("evaluated", 0), ("within", 0),
+        ("max_new_tokens", 1),
+    ):  # fmt: skip
+        if asked[key] < least:
+            raise UserError(f"attributes.{key}={asked[key]} must be at least {least}")
+    if asked.source == "world":
+        template_from(asked.template)
+    lora_config(config)
+    train_language.check(asked.train, "attributes.train", mesh)
+    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
+    found = attribute_cases.questions(config, data, tokenizer=tokenizer)
+    if tokenizer is not None:
+        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
+    elif asked.length > config.llm.max_positions:
+        raise UserError(
+            f"attributes.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+        )
+
+
+def check_rows(
+    config: Any, found: Questions, tokenizer: Tokenizer, shape: LlamaConfig
+) -> tuple[PackedRows, PackedRows]:
+    """Rows to train on and to choose by.
+
+    Raises:
+      UserError: if rows, a question, or a prompt with its answer are longer than they may be.
+    """
+    asked, template = config.attributes, language.template(config)
+    if asked.length > shape.max_positions:
+        raise UserError(
+            f"attributes.length={asked.length}, but the model takes {shape.max_positions}"
+        )
+    parts = [[one.instruction for one in part] for part in (found.train, found.valid)]
+    rows, valid = (
+        packed(
+            corpora.examples(tokenizer, part, template=template),
+            length=asked.length, together=True, what=f"attributes, {what} questions",
+        )
+        for what, part in zip(("training", "validation"), parts, strict=True)
+    )  # fmt: skip
+    most = max(len(tokenizer.prompt(one.prompt, template=template)) for one in found.held_out)
+    if most + asked.max_new_tokens > shape.max_positions:
+        raise UserError(
+            f"a held-out prompt has {most} tokens, and attributes.max_new_tokens="
+            f"{asked.max_new_tokens} more do not fit the {shape.max_positions} that the model takes"
+        )
+    return rows, valid
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Tunes the adapter if that is not done yet, then compares it with the base."""
+    folder = rundir.path / STAGE
+    path = folder / "adapter"
+    if path.exists() and STAGE in rundir.evaluation():
+        return
+    base = language.load_base(config, rundir, mesh)
+    found = attribute_cases.questions(config, data, tokenizer=base.tokenizer)
+    rows, valid = check_rows(config, found, base.tokenizer, base.model.config)
+    if is_first():
+        users = [len({one.user for one in part}) for part in found[:3]]
+        say(
+            f"attributes: {len(found.train)} questions to tune on ({users[0]} users), "
+            f"{len(found.valid)} to choose by ({users[1]}), {len(found.held_out)} held out "
+            f"({users[2]}); {'; '.join(found.notes) or 'nothing left out'}"
+        )
+    if not path.exists():
+        _same_as_before(found, base, rundir)
+        lora = lora_config(config)
+        task = LanguageTask(
+            STAGE, model=base.model, lora=lora, base=base.params, train=config.attributes.train,
+            rows=rows, held_out=valid, mesh=mesh, rundir=rundir,
+        )  # fmt: skip
+        params = task.fit(config.seeds[0], writer)
+        save_adapter(path, Adapter(gather(params), lora), base=base.identity())
+    _finish(config, found, base, rundir)
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Answers the held-out questions again, with the saved adapter.
+
+    Raises:
+      UserError: if tuning is not finished; nothing is changed then.
+    """
+    base = language.load_base(config, rundir, mesh)
+    saved_adapter(rundir, base)
+    found = attribute_cases.questions(config, data, tokenizer=base.tokenizer)
+    _finish(config, found, base, rundir)
+
+
+def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
+    """The adapter of a finished `attributes` stage.
+
+    Raises:
+      UserError: if there is none, or it was tuned on other weights.
+    """
+    path = rundir.path / STAGE / "adapter"
+    if not path.exists():
+        raise UserError(f"{path}: no adapter; stage 'attributes' is not finished")
+    trained_on, here = base_of(path).fingerprint, base.identity().fingerprint
+    if trained_on and trained_on != here:
+        raise UserError(
+            f"{path}: this adapter was tuned on other weights than those in {base.source.path} "
+            f"(content {trained_on[:12]}, found {here[:12]}); give the base it belongs to, or "
+            "start in another --workdir"
+        )
+    return jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
+
+
+def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:
+    """Keeps what base and questions a run was started with; refuses to go on with others.
+
+    Raises:
+      UserError: names which of the two is another one.
+    """
+    texts = [[(one.prompt, answer_text(one.truth)) for one in part] for part in found[:3]]
+    now = {
+        "base": base.identity().fingerprint,
+        "questions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    path = rundir.path / STAGE / "identity.json"
+    before = files.read_json(path) if path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{rundir.path}: attributes was started with another content of the {name} "
+                f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
+                "--workdir"
+            )
+    if is_first() and not path.exists():
+        files.write_json(path, now)
+    meet("attributes/identity")
+
+
+def _answers(config: Any, base: LoadedBase, adapter: Adapter | None, found: Questions) -> Answers:
+    """What one model answers, freely and constrained."""
+    adapters = {} if adapter is None else {"tuned": adapter}
+    lm = language.language_model(config, base, adapters)
+    records = lm.generate(
+        [one.prompt for one in found.held_out], max_new_tokens=config.attributes.max_new_tokens,
+        adapter=None if adapter is None else "tuned", template=language.template(config),
+    )  # fmt: skip
+    texts = [record["text"] for record in records]
+    read = [
+        scoring.parse_answer(text, one.attributes)
+        for text, one in zip(texts, found.held_out, strict=True)
+    ]
+    readout = Readout(
+        base.model, base.params, base.tokenizer, adapter=adapter,
+        template=language.template(config),
+    )  # fmt: skip
+    options = {one.key: allowed(one, found.known(one.key)) for one in found.attributes}
+    chosen = [choose(readout, one, options) for one in found.held_out]
+    return Answers(texts, read, chosen)
+
+
+def allowed(attribute: Attribute, known: Sequence[Value]) -> list[Value]:
+    """What a readout chooses from: the allowed values, of any number those of the training part."""
+    if attribute.values:
+        return [float(v) if attribute.numeric else v for v in attribute.values]
+    return sorted(set(known), key=float)
+
+
+def choose(readout: Readout, question: Question, options: dict[str, list[Value]]) -> Told:
+    """Fills in the values of an answer, one key after the other, each the most likely one.
+
+    A value counts with the text that must follow it, so that one that is the beginning of another
+    has no advantage.
+    """
+    opened = readout.open(question.prompt)
+    told: dict[str, Value] = {}
+    keys = [attribute.key for attribute in question.attributes]
+    for place, key in enumerate(keys):
+        texts = []
+        for value in options[key]:
+            text = answer_text({**told, key: value})
+            if place + 1 < len(keys):  # the text up to the next value
+                text = f"{text[:-1]}, {json.dumps(keys[place + 1])}:"
+            texts.append(text)
+        told[key] = options[key][int(np.argmax(opened.log_probs(texts)))]
+    return dict(told)
+
+
+def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> None:
+    """Answers, compares, writes."""
+    adapter = saved_adapter(rundir, base)
+    answers = {
+        "base": _answers(config, base, None, found),
+        "tuned": _answers(config, base, adapter, found),
+    }
+    table = compared(config, found, answers)
+    if is_first():
+        records = [
+            {
+                "prompt_hash": prompt_hash(one.prompt),
+                "user": one.user,
+                "truth": one.truth,
+                **{name: made.texts[place] for name, made in answers.items()},
+                "parsed": {name: made.read[place] for name, made in answers.items()},
+                "readout": {name: made.chosen[place] for name, made in answers.items()},
+            }
+            for place, one in enumerate(found.held_out)
+        ]
+        files.write_text(rundir.path / STAGE / "answers.jsonl", files.json_lines(records))
+        rundir.write_evaluation(STAGE, table)
+        say(figures_table(found, table))
+    meet("attributes")
+
+
+def compared(
+    config: Any, found: Questions, answers: dict[str, Answers]
+) -> dict[str, dict[str, Estimate]]:
+    """Figures of base, tuned model and constant, and paired tests; see `evaluation.attributes`."""
+    within, resamples = float(config.attributes.within), config.ranking.resamples
+    table: dict[str, dict[str, Estimate]] = {name: {} for name in (*answers, "majority")}
+    tests: dict[str, dict[str, Estimate]] = {"tuned vs base": {}, "tuned vs majority": {}}
+    for attribute in found.attributes:
+        key, known = attribute.key, found.known(attribute.key)
+        places = [n for n, one in enumerate(found.held_out) if key in one.truth]
+        if not places:
+            continue
+        truth = [found.held_out[n].truth[key] for n in places]
+        users = scoring.Users([found.held_out[n].user for n in places], resamples=resamples)
+        told = {
+            ("", name): [made.read[n][key] for n in places] for name, made in answers.items()
+        } | {
+            ("readout_", name): [made.chosen[n][key] for n in places]
+            for name, made in answers.items()
+        }
+        for (prefix, name), given in told.items():
+            table[name] |= scoring.figures(
+                attribute, truth, given, users, known=known, within=within, prefix=prefix
+            )
+            if not prefix:
+                table[name] |= scoring.parse_failures(attribute, given, users)
+        table["majority"] |= scoring.constant_figures(
+            attribute, truth, users, known=known, within=within
+        )
+        for prefix in ("", "readout_"):
+            tuned = told[prefix, "tuned"]
+            tests["tuned vs base"] |= scoring.compare(
+                attribute, truth, tuned, told[prefix, "base"], users, known=known, prefix=prefix
+            )
+            tests["tuned vs majority"] |= scoring.compare_constant(
+                attribute, truth, tuned, users, known=known, prefix=prefix
+            )
+    data = {
+        "data/train_questions": len(found.train),
+        "data/held_out_questions": len(found.held_out),
+        "data/held_out_users": len({one.user for one in found.held_out}),
+        "data/malformed_completions": found.malformed,
+    }
+    return table | tests | {"data": {name: exact(value, value) for name, value in data.items()}}
+
+
+def figures_table(found: Questions, table: dict[str, dict[str, Estimate]]) -> str:
+    """Base, tuned model and constant as text, a row an attribute and metric."""
+    systems = ("base", "tuned", "majority")
+    names = list(dict.fromkeys(name for system in systems for name in table[system]))
+    rows = []
+    for name in names:
+        cells = []
+        for system in systems:
+            one = table[system].get(name)
+            cells.append("-" if one is None else _cell(one))
+        rows.append([name, *cells])
+    counts = ", ".join(
+        f"{attribute.key}: {sum(attribute.key in one.truth for one in found.held_out)} asked"
+        for attribute in found.attributes
+    )
+    return f"{text_table(['attribute', *systems], rows)}\n({counts})"
+
+
+def _cell(one: Estimate) -> str:
+    if one["low"] is None or one["high"] is None:
+        return f"{one['value']:.3f}"
+    return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"

@@ -1,0 +1,326 @@
+"""The `judge` stage: an adapter that compares two explanations, and what it says.
+
+Leaves `judge/` in the run directory: the adapter in PEFT's format, `split.json` (which prompts were
+learned from and which held out) and `verdicts.jsonl` (what the judge says about each pair of
+explanations). Every figure stands beside answers that never look at the texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, Progress, say
+from xrec_jax.evaluation import judging
+from xrec_jax.evaluation.intervals import Estimate
+from xrec_jax.evaluation.judging.readout import AnswerReader
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.config import LlamaConfig
+from xrec_jax.llm.lora import Adapter, LoraConfig
+from xrec_jax.llm.peft_io import base_of, load_adapter, save_adapter
+from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.mesh import batch_divisor, gather
+from xrec_jax.pipelines import contests, language, train_language
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.judgements import (
+    Asking,
+    JudgementSet,
+    LanguageJudge,
+    asking,
+    judgements,
+)
+from xrec_jax.pipelines.language import LoadedBase
+from xrec_jax.pipelines.report.tables import cell, text_table
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_language import LanguageTask, packed
+from xrec_jax.text.judging import Judgement
+from xrec_jax.text.records import prompt_hash
+from xrec_jax.text.templates import template_from
+
+STAGE = "judge"
+Figures = dict[str, dict[str, Estimate]]
+
+
+def judge_path(rundir: RunDir) -> epath.Path:
+    """Where the judge's adapter, its split and its verdicts lie."""
+    return rundir.path / STAGE
+
+
+def lora_config(config: Any) -> LoraConfig:
+    """The adapter that `config.judge` asks for."""
+    asked = config.judge.lora
+    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked = config.judge
+    language.check(config, mesh, rundir)
+    base = language.base_path(config, rundir)
+    if not config.llm.path and "pretrain" not in config.stages and not base.exists():
+        raise UserError(
+            "stage 'judge' has no base: set llm.path to a Hugging Face directory, or put "
+            "'pretrain' before it in config.stages"
+        )
+    if asked.source == "world":
+        template_from(config.instruct.template)
+    for key in ("max_prompt_tokens", "prompts"):
+        if asked[key] < 0:
+            raise UserError(f"judge.{key}={asked[key]} must not be negative; 0: no limit")
+    if not 0.0 <= asked.margin < 0.5:
+        raise UserError(f"judge.margin={asked.margin} must be at least 0 and below 0.5")
+    parts = batch_divisor(mesh)
+    if asked.batch < 1 or asked.batch % parts:
+        raise UserError(
+            f"judge.batch={asked.batch} must be positive and divisible by the {parts} devices "
+            "along the batch"
+        )
+    lora_config(config)
+    train_language.check(asked.train, "judge.train", mesh)
+    contests.check(config)
+    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=tokenizer)
+    if tokenizer is not None:
+        shape = open_model(config.llm.path).config
+        for part in found:
+            _asking(config, tokenizer, shape).examples(part)
+    elif not 0 < asked.length <= config.llm.max_positions:
+        raise UserError(
+            f"judge.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+        )
+
+
+def _asking(config: Any, tokenizer: Tokenizer, shape: LlamaConfig) -> Asking:
+    return asking(config, tokenizer, most=shape.max_positions)
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Trains the judge if that is not done yet, then asks it."""
+    path = judge_path(rundir)
+    if path.exists() and STAGE in rundir.evaluation():
+        return
+    base = language.load_base(config, rundir, mesh)
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    _same_as_before(found, base, rundir)
+    if not path.exists():
+        lora = lora_config(config)
+        task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+        params = task.fit(config.seeds[0], writer)
+        save_adapter(path, Adapter(gather(params), lora), base=base.identity())
+    _finish(config, found, base, mesh=mesh, rundir=rundir)
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Asks the saved judge again.
+
+    Raises:
+      UserError: if its training is not finished; nothing is changed then.
+    """
+    base = language.load_base(config, rundir, mesh)
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    _finish(config, found, base, mesh=mesh, rundir=rundir)
+
+
+def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
+    """Keeps what base and judgements a run was started with; refuses to go on with others.
+
+    Raises:
+      UserError: names which of the two is another one.
+    """
+    texts = [[(one.prompt, one.first, one.second, one.better) for one in part] for part in found]
+    now = {
+        "base": base.identity().fingerprint,
+        "judgements": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    path = rundir.path / "judgements" / "identity.json"
+    meet("judgements looked for")
+    if path.exists():
+        before = files.read_json(path)
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{rundir.path}: the judge was started with another content of the {name} "
+                    f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
+                    "--workdir"
+                )
+    meet("judgements compared")
+    if is_first():
+        files.write_json(path, now)
+
+
+def make_task(
+    config: Any, found: JudgementSet, base: LoadedBase, lora: LoraConfig, *, mesh: Mesh,
+    rundir: RunDir,
+) -> LanguageTask:  # fmt: skip
+    """The training of the judge: both orders of every judgement, only the answer is trained."""
+    asked, ask = config.judge, _asking(config, base.tokenizer, base.model.config)
+    rows, held_out = (
+        packed(ask.examples(part), length=asked.length, together=True, what=f"judge, {what}")
+        for what, part in zip(("training", "held out"), found, strict=True)
+    )
+    if is_first():
+        say(
+            f"judge: {len(found.train)} judgements to train on, {len(found.held_out)} held out, "
+            f"each in both orders; {rows.num_rows} rows of {rows.length} tokens, "
+            f"{100 * rows.fill:.0f} % full; {ask.describe()}"
+        )
+    return LanguageTask(
+        STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
+        held_out=held_out, mesh=mesh, rundir=rundir,
+    )  # fmt: skip
+
+
+def load_judge(
+    config: Any, rundir: RunDir, base: LoadedBase, mesh: Mesh, *, label: str = ""
+) -> LanguageJudge:
+    """The judge of a finished run, a plain callable; use it inside `use_mesh(mesh)`.
+
+    Args:
+      config: of the run.
+      rundir: its directory.
+      base: its base.
+      mesh: devices.
+      label: of a progress bar; "" for none.
+
+    Raises:
+      UserError: if there is none, or it was trained on other weights.
+    """
+    path = judge_path(rundir)
+    if not path.exists():
+        raise UserError(f"{path}: no judge; stage 'judge' is not finished")
+    trained_on = base_of(path).fingerprint
+    if trained_on and trained_on != base.identity().fingerprint:
+        raise UserError(
+            f"{path}: this judge was trained on other weights than those in {base.source.path} "
+            f"(content {trained_on[:12]}, found {base.identity().fingerprint[:12]})"
+        )
+    adapter = jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
+    ask = _asking(config, base.tokenizer, base.model.config)
+    # A finished run may be opened on more devices than it had.
+    parts = batch_divisor(mesh)
+    batch = -(-config.judge.batch // parts) * parts
+    reader = AnswerReader(base.model, base.params, adapter, ask.answers, mesh=mesh, batch=batch)
+
+    def bar(total: int) -> Progress:
+        return Progress(label, total, unit="pair", enabled=bool(label) and is_first())
+
+    return LanguageJudge(ask, reader, progress=bar)
+
+
+def _finish(
+    config: Any, found: JudgementSet, base: LoadedBase, *, mesh: Mesh, rundir: RunDir
+) -> None:
+    """Measures the judge on held-out judgements, then lets it compare explanations."""
+    judge = load_judge(config, rundir, base, mesh, label="judge")
+    table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
+    if is_first():
+        files.write_json(judge_path(rundir) / "split.json", _split(found, config))
+        say(judge_lines(table["judge"]))
+    verdicts: list[dict[str, Any]] = []
+    learned = {one.group for one in found.train}
+    for contest in contests.load(config, rundir, learned=learned):
+        result = contests.hold(judge, contest, config)
+        overlap = table.keys() & result.figures.keys()
+        if overlap:
+            raise UserError(
+                f"judge: {contest.source} and other explanations have one name: "
+                f"{', '.join(sorted(overlap))}"
+            )
+        table |= result.figures
+        verdicts += result.verdicts
+        if is_first():
+            say(f"judge: {contest.source}: {result.note}; {judge.asking.describe()}")
+            say(contests.contest_table(result))
+    if is_first():
+        files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))
+        rundir.write_evaluation(STAGE, table)
+    meet("judge evaluated")
+
+
+def _split(found: JudgementSet, config: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {"share": config.judge.held_out, "seed": config.seeds[0]}
+    for name, part in zip(("train", "held_out"), found, strict=True):
+        hashes = list(dict.fromkeys(prompt_hash(one.prompt) for one in part))
+        record[name] = {"judgements": len(part), "prompts": hashes}
+    return record
+
+
+def held_out_figures(
+    judge: judging.Judge, found: JudgementSet, *, resamples: int
+) -> dict[str, Estimate]:
+    """A judge on held-out judgements in both orders, beside the two baselines.
+
+    `test/accuracy` counts each judgement in both orders; `_shown` and `_swapped` are the two by
+    themselves, `_averaged` is that of the mean probability. The constant answer and the
+    pair-identity prior are learned in the shown order, where labels are as unbalanced as the file
+    has them; over both orders any constant answer is right in one half.
+
+    Args:
+      judge: any.
+      found: what it was trained on and what not.
+      resamples: bootstrap samples over prompts.
+    """
+    held, train = found.held_out, found.train
+    prompts = [one.prompt for one in held]
+    first, second = [one.first for one in held], [one.second for one in held]
+    both = np.asarray(judge(prompts * 2, first + second, second + first), np.float64)
+    label = np.array([one.better for one in held])
+    shown, swapped = both[: len(held)], both[len(held) :]
+    read = ~(np.isnan(shown) | np.isnan(swapped))
+    if not read.any():
+        raise UserError("the judge could read none of the held-out judgements")
+    shown, swapped, label = shown[read], swapped[read], label[read]
+    groups = np.array([one.group for one in held])[read]
+    mean = (shown + 1.0 - swapped) / 2.0
+
+    def average(values: np.ndarray) -> Estimate:
+        return judging.clustered_mean(values, groups, resamples=resamples)
+
+    turned = 3 - label
+    in_both = judging.calibration(
+        np.concatenate([shown, swapped]), np.concatenate([label, turned]),
+        np.concatenate([groups, groups]), resamples=resamples,
+    )  # fmt: skip
+    guesses = {
+        "constant": judging.constant([one.better for one in train], len(held))[read],
+        "pair_prior": judging.pair_prior(
+            [_pair(one) for one in train], [one.better for one in train],
+            [_pair(one) for one in held],
+        )[read],
+    }  # fmt: skip
+    return {
+        **{f"test/{name}": value for name, value in in_both.items()},
+        "test/accuracy_shown": average(judging.right(shown, label)),
+        "test/accuracy_swapped": average(judging.right(swapped, turned)),
+        "test/accuracy_averaged": average(judging.right(mean, label)),
+        "test/position_consistency": average(
+            (np.sign(shown - 0.5) == np.sign(0.5 - swapped)) * 1.0
+        ),
+        "test/position_bias": average(((shown > 0.5) * 0.5 + (swapped > 0.5) * 0.5) - 0.5),
+        **{f"baseline/{name}": average((guess == label) * 1.0) for name, guess in guesses.items()},
+        "baseline/constant_both_orders": average(np.full(len(label), 0.5)),
+    }
+
+
+def _pair(one: Judgement) -> str | None:
+    pair = one.meta.get("pair")
+    return None if pair is None else str(pair)
+
+
+def judge_lines(figures: dict[str, Estimate]) -> str:
+    """The judge on held-out judgements as text."""
+    rows = [[name, cell(value), str(value["count"])] for name, value in figures.items()]
+    return text_table(["held-out judgements", "value [95 %]", "prompts"], rows)

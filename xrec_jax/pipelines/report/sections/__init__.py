@@ -1,0 +1,26 @@
+"""Sections of the report, in the order of the page."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from xrec_jax.pipelines.report.sections import (
+    attributes,
+    audit,
+    bias,
+    faithfulness,
+    language,
+    pairs,
+    ran,
+    ranking,
+    ratings,
+    texts,
+    training,
+    wins,
+)
+
+# Each has ID, TITLE, HOW (how a run gets it) and build(material) -> Section or None.
+SECTIONS: tuple[ModuleType, ...] = (
+    ran, ranking, training, language, texts, faithfulness, wins, ratings, attributes, bias, audit,
+    pairs,
+)  # fmt: skip

@@ -1,0 +1,65 @@
+"""The `report` stage and `xrec report`: one HTML page about a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.pipelines.audit import audit_run
+from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.report.page import write_report
+from xrec_jax.pipelines.rundir import RunDir
+
+STAGE = "report"
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Raises a `UserError` if there is no other stage to report on."""
+    del data, mesh, rundir
+    if tuple(config.stages) == (STAGE,):
+        raise UserError("stage 'report' has nothing to report: name other stages in config.stages")
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Audits the run and writes the page; again on every rerun, as it takes seconds."""
+    del mesh, writer
+    audit_run(rundir, config, data)
+    meet("audit written")
+    _write(rundir, data)
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Audits again, and writes the page with the new figures."""
+    del mesh
+    audit_run(rundir, config, data)
+    meet("audit written")
+    _write(rundir, data)
+
+
+def report(workdir: epath.PathLike) -> None:
+    """Writes `report.html` of a run, finished or not.
+
+    Where the run's data cannot be read any more, the page leaves out how large it was.
+
+    Raises:
+      UserError: if this is not a run directory, or a file in it is damaged.
+    """
+    rundir = RunDir(workdir)
+    config = rundir.config()
+    data = None
+    try:
+        data = prepare(config.data)
+    except UserError as error:
+        say(f"the data of the run is not at hand ({error}); the page is made without it")
+    _write(rundir, data)
+
+
+def _write(rundir: RunDir, data: RunData | None) -> None:
+    if is_first():
+        say(f"report: {write_report(rundir, data=data)}")
+    meet("report written")
