@@ -75,6 +75,25 @@ COMMAND_LINE = {
     "evaluate without --workdir": (["evaluate"], "--workdir is missing"),
     "recommend without --workdir": (["recommend", "--output=o.jsonl"], "--workdir is missing"),
     "audit without --config": (["audit"], "--config is missing"),
+    "audit of two things": (
+        ["audit", f"--config={runs.CONFIG}", "--workdir=w"], "--config and --workdir",
+    ),
+    "half a verb": (["rate"], "rate make or rate collect"),
+    "half a verb and flags": (["rate", "--output=o"], "rate make or rate collect"),
+    "a verb's second word": (["rate", "mkae"], "rate make or rate collect"),
+    "explain without --workdir": (["explain", "--output=o.jsonl"], "--workdir is missing"),
+    "explain without --output": (["explain", "--workdir={folder}"], "--output is missing"),
+    "explain: no run": (
+        ["explain", "--workdir={folder}", "--output={folder}/o.jsonl"], "not a run directory",
+    ),
+    "compare without runs": (["compare"], "--workdir is missing"),
+    "compare one run": (["compare", "--workdir={folder}"], "two"),
+    "rate make without --output": (["rate", "make", "--workdir={folder}"], "--output is missing"),
+    "rate make: no run": (
+        ["rate", "make", "--workdir={folder}", "--output={folder}/o"], "{folder}",
+    ),
+    "rate collect nothing": (["rate", "collect"], "key"),
+    "report: no run": (["report", "--workdir={folder}"], "not a run directory"),
     "top_k no number": (["recommend", "--workdir=w", "--top_k=many"], "top_k", "many"),
     "evaluate: no folder": (["evaluate", "--workdir={folder}/w"], "/w", "not a run directory"),
     "evaluate: no run": (["evaluate", "--workdir={folder}"], "not a run directory", "config.json"),
@@ -87,6 +106,7 @@ COMMAND_LINE = {
 @pytest.mark.parametrize("case", COMMAND_LINE.values(), ids=COMMAND_LINE.keys())
 def test_command_line(case, folder, capsys):
     arguments, *named = case
+    named = [name.format(folder=folder) for name in named]
     refuses(capsys, folder, [a.format(folder=folder) for a in arguments], *named)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -200,7 +200,8 @@ def _explain(values: flags.FlagValues) -> int:
         "users", "top_k", "output", "system", "pairs", "explainer", "adapter", "base", "prompt",
         "history", "max_new_tokens", "temperature", "batch", "shard",
     )  # fmt: skip
-    explain.explain(values.workdir, **{name: values[name].value for name in names})
+    asked: dict[str, Any] = {name: values[name].value for name in names}
+    explain.explain(values.workdir, **asked)
     return 0
 
 

@@ -315,16 +315,15 @@ def test_tables_that_cannot_be_are_refused():
 
 
 def test_calibration_error_by_hand():
-    p = [0.95, 0.93, 0.1, 0.55, 0.52]
-    better = [1, 2, 2, 1, 2]
-    # Confidences .95 and .93 in one bin, right and wrong; .9 in the bin below, right; .55 and .52
-    # in the first, right and wrong.
-    expected = (abs(1 - 0.95 - 0.93) + abs(1 - 0.9) + abs(1 - 0.55 - 0.52)) / 5
-    assert judging.expected_calibration_error(p, better) == pytest.approx(expected)
+    p = [0.95, 0.93, 0.1, 0.84, 0.55, 0.52]
+    better = [1, 2, 2, 2, 1, 2]
+    # Bins are .05 wide. Confidences .95 and .93 in one of them, right and wrong; .9 in the next
+    # below, right; .84 two below, wrong; .55 and .52 in the first, right and wrong.
+    expected = abs(1 - 0.95 - 0.93) + abs(1 - 0.9) + abs(0 - 0.84) + abs(1 - 0.55 - 0.52)
+    assert judging.expected_calibration_error(p, better) == pytest.approx(expected / 6)
     assert judging.expected_calibration_error([1.0, 0.0, 1.0], [1, 2, 1]) == 0.0
-    assert judging.expected_calibration_error(p, better, bins=1) == pytest.approx(
-        abs(3 - np.sum([0.95, 0.93, 0.9, 0.55, 0.52])) / 5
-    )
+    whole = abs(3 - np.sum([0.95, 0.93, 0.9, 0.84, 0.55, 0.52]))
+    assert judging.expected_calibration_error(p, better, bins=1) == pytest.approx(whole / 6)
 
 
 def test_a_calibrated_judge_has_a_small_error_and_a_sure_one_has_not():

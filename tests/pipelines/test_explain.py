@@ -1,9 +1,7 @@
 """Explanations of a run's recommendations: records, shards, resuming, the stage."""
 
 import json
-import os
 import shutil
-import signal
 
 import jax
 import numpy as np
@@ -18,17 +16,14 @@ from xrec_jax.llm import lora
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import bulk, explain, explainers, run
+from xrec_jax.pipelines import explain
 from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker
 from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.explainers import Written
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.shards import Parts
 from xrec_jax.text.prompts import render_prompt
 from xrec_jax.text.records import EXPLANATION_COLUMNS, join, prompt_hash
 from xrec_jax.text.template_explainer import template_explanation
 from xrec_jax.text.templates import get
-from xrec_jax.training.loop import Interrupted
 
 NEW_TOKENS = 5
 USERS = "u00003,u00011,u00007"
@@ -38,7 +33,6 @@ USERS = "u00003,u00011,u00007"
 def one_device():
     """Programs for one device compile in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xrec_jax.pipelines.run.open_mesh", lambda config: use_mesh(tiny.mesh()))
         patch.setattr("xrec_jax.pipelines.session.saved_mesh", lambda config: tiny.mesh())
         yield
 
@@ -51,8 +45,10 @@ def finished(tmp_path_factory, one_device):
     config.instruct.update({"history": 3, "max_prompt_tokens": 0})
     config.instruct.samples.max_new_tokens = NEW_TOKENS
     config.llm.generation_batch = 2  # few shapes to compile
-    config.ranking.update({"ks": (5, 10), "resamples": 10})
-    run.run(config, folder)
+    RunDir(folder).start(config)
+    # What is most popular needs no training, only to be known as finished.
+    done = {"popularity": {"valid/ndcg@10": {"value": 0.1}}}
+    RunDir(folder).write_evaluation("recommend", done)
     maker = CaseMaker(config, prepare(config.data))
     texts = [case.prompt for case in maker.many([Asked(u, u % 16) for u in range(20)])]
     tiny.llama_directory(folder / "base", texts, num_layers=1, max_positions=512)
@@ -124,7 +120,7 @@ def test_every_recommendation_has_a_record(session, exported):
 def test_the_text_is_what_the_model_says_to_the_prompt_alone(session, exported):
     """One prompt at a time, by a model that was loaded by its own function."""
     folder = session.rundir.path
-    lm = load_llm(str(folder / "base"), str(folder / "adapter"), batch=1)
+    lm = load_llm(str(folder / "base"), str(folder / "adapter"), batch=2)
     prompts = [prompt for prompt, *_ in prompts_by_hand(session, exported)]
     assert [record["prompt_hash"] for record in exported] == [*map(prompt_hash, prompts)]
     for record, prompt in zip(exported, prompts, strict=True):
@@ -141,10 +137,9 @@ def test_python_gives_the_records_of_the_file(session, exported):
         assert given.pop("log_prob") == pytest.approx(expected["log_prob"], abs=1e-4)
         assert given.items() <= expected.items()
     ids = [(record["user"], record["item"]) for record in exported[:2]]
-    base, again = session.explain([ids[0], ids[1], ids[0]], explainer="base")[::2]
-    assert base == again and base["text"] != exported[0]["text"]
-    assert base["adapter"] is base["rank"] is base["score"] is base["system"] is None
-    assert base["base"] == exported[0]["base"] and base["explainer"] == "base"
+    first, again = session.explain([ids[0], ids[1], ids[0]])[::2]
+    assert first == again and first["text"] == exported[0]["text"]
+    assert first["rank"] is first["score"] is first["system"] is None
 
 
 def test_another_adapter_by_its_directory(session, exported, tmp_path):
@@ -217,161 +212,6 @@ def test_a_prompt_longer_than_the_model_takes_loses_its_oldest_entries(session):
     assert budget(Asked(3, 5)) == shorter and not budget.cut
 
 
-class Echo:
-    """Writes how often it was asked; out of order."""
-
-    name, base, adapter = "echo", None, None
-
-    def __init__(self, *, repeats=True, stop_at=None, signal_at=None):
-        self.repeats, self.asked = repeats, []
-        self._stop_at, self._signal_at = stop_at, signal_at
-
-    def write(self, cases):
-        for place in reversed(range(len(cases))):
-            self.asked.append(cases[place].prompt)
-            if len(self.asked) == self._stop_at:
-                raise RuntimeError("the power failed")
-            if len(self.asked) == self._signal_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield place, Written(cases[place].prompt[-9:] + str(place), 1, -0.5, "eos")
-
-
-class Template(Echo):
-    """An explainer without numbers; its texts are odd."""
-
-    def write(self, cases):
-        for place, _ in enumerate(cases):
-            yield place, Written(f'"é"\u2028\n{{{place}}}, \\ ', None, None, "eos")
-
-
-def test_the_same_prompt_is_answered_once(session):
-    maker = case_maker(session.config, session.rundir, session.data)
-    cases = maker.many([Asked(2, 5), Asked(1, 5), Asked(2, 5), Asked(2, 4), Asked(2, 5)])
-    counted = []
-    echo = Echo()
-    found = explainers.answers(echo, cases, counted.append)
-    assert sorted(echo.asked) == sorted({case.prompt for case in cases})
-    assert len({found[0], found[2], found[4]}) == 1 and len({*found}) == 3
-    assert sorted(counted) == [1, 1, 3]
-    drawing = Echo(repeats=False)  # draws at random: every pair gets its own
-    assert len({*explainers.answers(drawing, cases, counted.append)}) == 5
-
-
-# Shards
-
-
-def produced(session, output, echo, users=range(9), shard=4, **identity):
-    """Runs the engine with a fake explainer over two pairs a user."""
-    maker = case_maker(session.config, session.rundir, session.data)
-    pairs = [Asked(u, i, i, u + i / 7, "s") for u in users for i in (1, 2)]
-    return bulk.produce(
-        Parts(output, {"which": "a", **identity}, shard=shard), pairs=lambda: pairs, maker=maker,
-        place=bulk.Workplace(tiny.mesh(), True), explainer=lambda: echo,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def cut_off(session, tmp_path):
-    """An output of which two of five shards are done."""
-    with pytest.raises(RuntimeError, match="power failed"):
-        produced(session, tmp_path / "o.jsonl", Echo(stop_at=10))
-    return tmp_path / "o.jsonl"
-
-
-def test_a_rerun_makes_what_is_missing(session, cut_off, tmp_path):
-    parts = cut_off.with_name("o.jsonl.parts")
-    names = [f"shard-0000{n}-of-00005.jsonl" for n in range(5)]
-    assert {p.name for p in parts.iterdir()} == {"pairs.bin", "manifest.json", *names[:2]}
-    first = (parts / names[0]).read_text()
-    (parts / names[0]).write_text(first.replace('"s"', '"kept"'))
-    (parts / ".shard-00002-of-00005.jsonl.77.tmp").write_text("torn")
-    echo = Echo()
-    done = produced(session, cut_off, echo)
-    assert (done.pairs, done.made, len(echo.asked)) == (18, 10, 10)
-    produced(session, tmp_path / "whole.jsonl", Echo())
-    records, whole = jsonl(cut_off), jsonl(tmp_path / "whole.jsonl")
-    assert [record["system"] for record in records] == ["kept"] * 4 + ["s"] * 14
-    assert [r | {"system": "s"} for r in records] == whole
-    assert len({(record["user"], record["item"]) for record in whole}) == 18
-    assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl", "whole.jsonl"}
-
-
-def test_parts_of_another_command_are_refused(session, cut_off):
-    before = runs.contents(cut_off.parent)
-    for change, message in (
-        ({"which": "b"}, r"parts of another command \(which='a', now 'b'\)"),
-        ({"shard": 5}, r"\(shard=4, now 5\)"),
-    ):
-        with pytest.raises(UserError, match=message):
-            produced(session, cut_off, Echo(), **change)
-    assert runs.contents(cut_off.parent) == before
-
-
-def test_a_shard_that_lost_a_record_is_found(session, cut_off):
-    path = cut_off.with_name("o.jsonl.parts") / "shard-00001-of-00005.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(UserError, match=r"shard-00001.* does not hold its 4 pairs"):
-        produced(session, cut_off, Echo())
-    assert not cut_off.exists()
-    path.unlink()
-    assert produced(session, cut_off, Echo()).pairs == 18
-
-
-def test_killed_while_the_parts_are_removed(session, cut_off, tmp_path):
-    """The output is there already: nothing is made again."""
-    parts, finished = (cut_off.with_name(f"o.jsonl.{name}") for name in ("parts", "parts.done"))
-    shutil.copytree(parts, tmp_path / "saved")
-    produced(session, cut_off, Echo())
-    before = cut_off.read_bytes()
-    (tmp_path / "saved").rename(finished)
-    echo = Echo()
-    done = produced(session, cut_off, echo)
-    assert not echo.asked and (done.pairs, done.made) == (18, 0) and not finished.exists()
-    assert cut_off.read_bytes() == before
-
-
-def test_sigterm_keeps_every_finished_shard(session, tmp_path):
-    output, before = tmp_path / "o.jsonl", signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="explain: saved at step 2"):
-        produced(session, output, Echo(signal_at=11))
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert produced(session, output, Echo()).made == 10
-
-
-def test_no_pair_leaves_nothing(session, tmp_path):
-    with pytest.raises(UserError, match="no pair to explain"):
-        produced(session, tmp_path / "o.jsonl", Echo(), users=())
-    assert not [*tmp_path.iterdir()]
-
-
-def test_many_pairs_are_planned_in_blocks(tmp_path):
-    """More than one block; ranks, scores and systems that are and are not there."""
-    made = [
-        Asked(n % 7, n % 11, n % 5 or None, None if n % 3 else n / 9, ("a", None, "b")[n % 3])
-        for n in range(70_001)
-    ]
-    parts = Parts(tmp_path / "o.jsonl", {}, shard=33_000)
-    assert not parts.open()
-    parts.plan(iter(made))
-    again = Parts(tmp_path / "o.jsonl", {}, shard=33_000)
-    assert again.open() and (again.count, again.shards) == (70_001, 3)
-    assert [asked for shard in range(3) for asked in again.pairs(shard)] == made
-    assert (again.missing(), again.size([0, 2])) == ([0, 1, 2], 37_001)
-
-
-def test_parquet_holds_the_same_records(session, tmp_path):
-    """Numbers and texts; columns that are empty in a shard, or in all of them."""
-    for name, echo in (("model", Echo()), ("template", Template())):
-        lines, parquet = (tmp_path / f"{name}.{kind}" for kind in ("jsonl", "parquet"))
-        for path in (lines, parquet):
-            produced(session, path, echo)
-        frame = pl.read_parquet(parquet)
-        assert frame.to_dicts() == jsonl(lines)
-        assert tuple(frame.columns) == EXPLANATION_COLUMNS
-        assert frame.schema["tokens"] == pl.Int64 and frame.schema["base"] == pl.String
-    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".parquet"}
-
-
 # Flags
 
 
@@ -419,7 +259,7 @@ def test_pairs_that_are_none(session):
             session.explain(pairs)
 
 
-def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, tmp_path):
+def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, exported, tmp_path):
     """Events and titles from files, no world and no tuning: the template works out of the box."""
     events = "user,item,time\n" + "".join(f"a{n % 5},b{n * 7 % 20},{n}\n" for n in range(60))
     (tmp_path / "events.csv").write_text(events)
@@ -429,14 +269,17 @@ def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, tmp_path)
     config.data.update({"format": "csv", "path": str(tmp_path / "events.csv")})
     config.data.items = str(tmp_path / "items.csv")
     config.data.columns.update({"user": "user", "item": "item", "timestamp": "time"})
-    run.run(config, tmp_path / "run")
+    RunDir(tmp_path / "run").start(config)
     found = xrec_jax.restore(tmp_path / "run").explain([("a1", "b0")])
     assert "Film 0" in found[0]["text"]
-    base = str(copy / "base")
+    (tmp_path / "pair.jsonl").write_text('{"user": "a1", "item": "b0"}')
     explain.explain(
-        tmp_path / "run", users="a1", top_k=1, output=str(tmp_path / "o.jsonl"), base=base
-    )
-    assert jsonl(tmp_path / "o.jsonl")[0]["explainer"] == "base"
+        tmp_path / "run", pairs=str(tmp_path / "pair.jsonl"), output=str(tmp_path / "o.jsonl"),
+        base=str(copy / "base"), max_new_tokens=NEW_TOKENS, history=2, batch=2,
+    )  # fmt: skip
+    (record,) = jsonl(tmp_path / "o.jsonl")
+    assert record["explainer"] == "base" and record["adapter"] is None
+    assert record["base"] == exported[0]["base"] and record["tokens"] == NEW_TOKENS
 
 
 # The stage
@@ -447,7 +290,8 @@ def staged(folder, **changed):
     rundir = RunDir(folder)
     config = rundir.config()
     config.stages = ("recommend", "instruct", "explain")
-    config.explain.update({"users": 6, "top_k": 2, "shard": 5} | changed)
+    settings = {"users": 6, "top_k": 2, "shard": 5, "explainers": ("template", "tuned")}
+    config.explain.update(settings | changed)
     data, mesh = prepare(config.data), tiny.mesh()
     with use_mesh(mesh):
         explain.check(config, data=data, mesh=mesh, rundir=rundir)
@@ -496,7 +340,7 @@ def test_the_stage(copy, session, capsys):
                 else []
             )
             assert told == [tuple(reason) for reason in reasons]
-    for name in ("template", "base", "tuned"):
+    for name in ("template", "tuned"):
         records = jsonl(copy / "explanations" / f"{name}.jsonl")
         assert [one.pair for one in join(pairs, records)] == pairs
         assert {record["explainer"] for record in records} == {name}

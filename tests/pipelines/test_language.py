@@ -181,7 +181,7 @@ def test_what_is_held_out_is_seen_nowhere(finished):
     assert len(train) == 12 and len(held_out) == 3
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in held_out}
     config = RunDir(finished).config()
-    texts = "\n".join(corpora.world_texts(config, prepare(config.data)))
+    texts = "\n".join(map(corpora.plain, corpora.world_texts(config, prepare(config.data))))
     for record in held_out:
         assert record["prompt"] not in texts and record["completion"] not in texts
         assert not [r for r in train if (r["user"], r["item"]) == (record["user"], record["item"])]

@@ -328,6 +328,124 @@ def test_verdicts_need_both_orders_to_agree(full):
     assert said == {("u0", "p0"): ["tuned beats base"], ("u1", "p1"): ["base and tuned tie"]}
 
 
+def section_of(text, name):
+    start = text.index(f'<section id="{name}"')
+    return text[start : text.index("</section>", start)]
+
+
+def opened(text):
+    """The page without what is folded away."""
+    return re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
+def with_figures(folder, **stages):
+    full_run(folder, count=1)
+    files.write_json(folder / "evaluation.json", {**EVALUATION, **stages})
+    return read(folder)
+
+
+def test_small_group_differences_are_folded_and_constant_ones_counted(tmp_path):
+    large = {f"age={n}/words": around(0.1 * n * (-1) ** n, 0.3) for n in range(1, 9)}
+    tuned = {
+        **large, **{f"{name}_p": e(0.2) for name in large},
+        "gender=man/sentiment": around(0.0625), "gender=man/sentiment_p": e(0.03),
+        "gender=man/hallucinated_titles": e(0.0, 0.0, 0.0), "gender=man/item_named": e(0.0),
+        "gender=man/history_cited": e(0.0, -0.1, 0.1),
+    }  # fmt: skip
+    text, _ = with_figures(tmp_path / "run", bias={"tuned": tuned})
+    section = section_of(text, "bias")
+
+    def values(part):
+        return [float(value) for value in re.findall(r'<data value="([^"]*)"', part)]
+
+    shown = [0.1 * n * (-1) ** n for n in (8, 7, 6, 5, 4, 3)] + [0.0625]
+    assert values(opened(section)) == pytest.approx(shown)
+    folded = re.search("<details>.*</details>", section, re.DOTALL)[0]
+    assert sorted(values(folded)) == pytest.approx([-0.1, 0.0, 0.2])
+    assert "3 smaller differences, none of which stands" in folded
+    assert "2 left out, where nothing varies: Titles not in the history, Item named." in section
+    assert "1 of 12" in section  # all that were tested count
+
+
+def test_a_chart_of_nothing_but_constant_differences(tmp_path):
+    text, _ = with_figures(tmp_path / "run", bias={"base": {"gender=man/words": e(0.0, 0.0, 0.0)}})
+    section = section_of(text, "bias")
+    assert "1 left out, where nothing varies: Words." in section and "<details>" not in section
+
+
+def test_the_chance_level_stands_beside_the_explainers(tmp_path):
+    assess = {
+        **EVALUATION["assess"],
+        **named({"tuned shuffled": {"planted/f1": 0.1875, "planted/kind_f1": 0.0625},
+                 "tuned vs tuned shuffled": {"planted/f1_difference": 0.5255, "planted/p": 0.2}}),
+    }  # fmt: skip
+    text, page = with_figures(tmp_path / "run", assess=assess)
+    section = section_of(text, "faithfulness")
+    assert {0.1875, 0.0625, 0.5255} <= set(page.data["faithfulness"])
+    assert "tuned, shuffled (chance)" in section
+    assert "tuned minus tuned, shuffled (chance)" in section
+    assert "tuned shuffled" not in "".join(page.texts)
+    assert section.count('aria-label="p below 0.05"') == 1  # base alone is told apart
+    # What is not asked of moved texts has neither column nor line for them.
+    assert "shuffled" not in section.split("Grounding")[1]
+    assert "1.7\u202f% before tuning, 18.8\u202f% by chance." in "".join(page.texts)
+
+
+def test_panels_say_in_words_what_is_zero_or_unmeasured(tmp_path):
+    nothing = e(0.0, None, None, count=0)
+    assess = {
+        "base": {"grounding/hallucinated_titles": nothing, "grounding/item_named": e(0.0, 0, 0),
+                 "grounding/history_cited": nothing},
+        "tuned": {"grounding/hallucinated_titles": around(0.25),
+                  "grounding/item_named": e(0.0, 0, 0), "grounding/history_cited": nothing},
+    }  # fmt: skip
+    text, page = with_figures(tmp_path / "run", assess=assess)
+    section = re.sub("<[^>]*>", "", section_of(text, "faithfulness"))
+    assert "Nothing to measure: base." in section
+    assert "0.0\u202f% for base and tuned." in section
+    assert "Could not be measured on any explainer." in section
+    assert page.data["faithfulness"] == [0.25, 0.0]
+
+
+def test_attributes_as_their_stage_names_them(tmp_path):
+    attributes = named(
+        {
+            "base": {"user_age/accuracy": 0.1, "user_age/within_5": 0.3},
+            "tuned": {"user_age/accuracy": 0.2, "user_age/readout_accuracy": 0.25,
+                      "user_age/readout_within_5": 0.375},
+            "majority": {"user_age/accuracy": 0.15, "user_age/within_5": 0.35},
+            "tuned vs majority": {
+                "user_age/accuracy_difference": 0.05, "user_age/p": 0.011,
+                "user_age/readout_accuracy_difference": 0.1, "user_age/readout_p": 0.622,
+            },
+        }
+    ) | {"data": {"data/train_questions": e(1600), "data/malformed_completions": e(0)}}  # fmt: skip
+    text, page = with_figures(tmp_path / "run", attributes=attributes)
+    section = section_of(text, "attributes")
+    assert "1,600 questions to learn from." in section
+    for raw in ("user_age", "readout_", "within_5", ">data", "Data<"):
+        assert raw not in section
+    assert "Within 5, by readout" in section and "Accuracy, by readout" in section
+    # The majority's answer is the same by readout: in the chart of either.
+    assert page.data["attributes"].count(0.15) == 2
+    assert section.count("p = 0.011") == 1 and section.count("p = 0.622") == 1
+    assert section.count('aria-label="p below 0.05"') == 1
+
+
+def test_likeness_to_references_as_the_assessment_names_it(tmp_path):
+    tuned = {"held_out/bleu": 2.5, "held_out/control_shuffled_bleu": 1.25,
+             "held_out/control_next_bleu": 1.5, "held_out/over_control_bleu": 1.125}  # fmt: skip
+    text, page = with_figures(tmp_path / "run", assess=named({"tuned": tuned}))
+    assert "Likeness to the references" in text
+    assert [v for v in page.data["texts"] if v in (2.5, 1.25, 1.5, 1.125)] == [2.5, 1.25, 1.125]
+
+
+def test_passed_checks_are_folded(full):
+    section = section_of(full[1], "audit")
+    assert "1 check passed" in section and "refusals" in section
+    assert "refusals" not in opened(section)
+
+
 # What may be missing
 
 

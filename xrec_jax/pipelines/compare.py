@@ -224,6 +224,7 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
             say(f"compare: no explanations to judge: {notes[0]}")
         return None
     first = runs[0]
+    contest = contests.draw(contest, first.config.judge.prompts, seed=first.config.seeds[0])
     if judge is not None:
         result = contests.hold(judge, contest, first.config)
     elif not judge_path(first.rundir).exists():

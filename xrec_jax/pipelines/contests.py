@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
@@ -81,11 +82,10 @@ def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> lis
     found = []
     own = read_run(config, rundir)
     if own is not None:
-        found.append(without(own, learned))
-    for spec in config.judge.explanations:
-        contest = without(read_contest(spec, by=config.judge.by), learned)
-        found.append(draw(contest, config.judge.prompts, seed=config.seeds[0]))
-    return found
+        found.append(own)
+    found += [read_contest(spec, by=config.judge.by) for spec in config.judge.explanations]
+    count, seed = config.judge.prompts, config.seeds[0]
+    return [draw(without(contest, learned), count, seed=seed) for contest in found]
 
 
 def without(contest: Contest, learned: Set[str]) -> Contest:
@@ -179,7 +179,8 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
 
     groups = [str(record[by]) if by else "" for record in asked]
     prompts = [str(record["prompt"]) for record in asked]
-    return Contest(spec, prompts, texts, ids("user"), ids("item"), groups)
+    source = "+".join(os.path.basename(path) for path in paths)
+    return Contest(source, prompts, texts, ids("user"), ids("item"), groups)
 
 
 def _need(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
@@ -206,11 +207,11 @@ def draw(contest: Contest, count: int, *, seed: int) -> Contest:
 
 def _part(contest: Contest, kept: list[int], source: str) -> Contest:
     return Contest(
-        source,
-        [contest.prompts[i] for i in kept],
+        source, [contest.prompts[i] for i in kept],
         {name: [texts[i] for i in kept] for name, texts in contest.texts.items()},
-        *([part[i] for i in kept] for part in (contest.users, contest.items, contest.groups)),
-    )
+        [contest.users[i] for i in kept], [contest.items[i] for i in kept],
+        [contest.groups[i] for i in kept],
+    )  # fmt: skip
 
 
 def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:

@@ -14,6 +14,7 @@ from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.packing import Example, windows
 from xrec_jax.llm.tokenizer import Tokenizer
+from xrec_jax.pipelines import attribute_cases
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
 from xrec_jax.text.comprehension import Reading, reading_exercises
@@ -165,9 +166,11 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
     """Texts on the world's places, people and training visits, and readings; no explanations."""
     need_world(data, "pretrain.source")
     histories = Histories.of([data.split.train], data.dataset.num_users)
+    held_out = attribute_cases.held_out_rows(config, data)
     visits = [
         (user, histories.items[histories.start[user] : histories.start[user + 1]].tolist())
         for user in range(data.dataset.num_users)
+        if user not in held_out
     ]
     items, users = (
         [] if table is None else table.to_dicts()

@@ -103,7 +103,7 @@ def _from_world(
     ]  # fmt: skip
     return world_judgements(
         cases, prompting.template, seed=seed, count_tokens=prompting.count_tokens,
-        max_tokens=prompting.max_tokens,
+        max_tokens=prompting.max_tokens, named=config.instruct.named,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from xrec_jax.llm.hf import Generation
 from xrec_jax.llm.hf_export import save_params
 from xrec_jax.llm.tokenizer import load_tokenizer
 from xrec_jax.parallel.distributed import is_first, meet
-from xrec_jax.pipelines import corpora, instruct, language, train_language
+from xrec_jax.pipelines import attribute_cases, corpora, instruct, language, train_language
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
@@ -69,7 +69,8 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 def _texts(config: Any, data: RunData) -> list[corpora.Text]:
     if config.pretrain.source == "world":
         return corpora.world_texts(config, data)
-    return corpora.file_texts(config)
+    # What a user is asked about later must not stand beside the user's history here.
+    return attribute_cases.without_held_out(corpora.file_texts(config), config, data)[0]
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:

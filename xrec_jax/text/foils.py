@@ -16,6 +16,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.text.building import Case
 from xrec_jax.text.draws import keyed_random
 from xrec_jax.text.explanations import Reason, Reasons, explain
+from xrec_jax.text.grammar import word_count
 from xrec_jax.text.judging import Judgement
 from xrec_jax.text.prompts import CountTokens, render_prompt
 from xrec_jax.text.templates import Template
@@ -46,6 +47,7 @@ def world_judgements(
     title: str = "name",
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
+    named: bool = True,
 ) -> list[Judgement]:
     """One judgement a case; the true explanation's place is drawn.
 
@@ -59,6 +61,7 @@ def world_judgements(
       title: the column of an item's name.
       count_tokens: as in `render_prompt`.
       max_tokens: budget of a prompt.
+      named: whether explanations name places.
 
     Raises:
       UserError: if all cases have the same reasons, or as `render_prompt`.
@@ -79,7 +82,7 @@ def world_judgements(
         ) -> str:
             return explain(
                 reasons, item=case.item, history=shown, user=case.user, key=(what, key),
-                seed=seed, title=title,
+                seed=seed, title=title, named=named,
             )  # fmt: skip
 
         true = write(case.reasons, "true")
@@ -99,10 +102,17 @@ def world_judgements(
 
 
 def repeated(text: str) -> str:
-    """The first half of a text's sentences, said twice: as long, with half the content."""
+    """The first half of a text's sentences over and over: about as long, with half the content."""
     sentences = _SENTENCE.split(text.strip())
     half = sentences[: max(1, len(sentences) // 2)]
-    return " ".join((half * (len(sentences) // len(half) + 1))[: max(2, len(sentences))])
+    said, words, aim = [*half, half[0]], word_count(" ".join([*half, half[0]])), word_count(text)
+    while True:
+        following = half[len(said) % len(half)]
+        # One more only where that comes nearer to the aim.
+        if abs(words + word_count(following) - aim) >= abs(words - aim):
+            return " ".join(said)
+        said.append(following)
+        words += word_count(following)
 
 
 def _named(reasons: Reasons) -> set[tuple[str, str, bool]]:

@@ -37,7 +37,7 @@ def judge() -> ConfigDict:
             stratify="",  # key of a file's records whose values are split alike
             explanations=(),  # PROMPTS+EXPLANATIONS files to compare, beside those of the run
             by="",  # key of the prompts' file whose values get win ratios of their own
-            prompts=0,  # of those files at most, drawn; 0: all
+            prompts=0,  # at most, drawn from the run's and from each file's; 0: all
             examples=400,  # pairs of a world
             held_out=0.2,  # share of the prompts
             max_prompt_tokens=0,  # older history entries of longer prompts are cut; 0: no limit

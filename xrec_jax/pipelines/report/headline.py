@@ -79,7 +79,10 @@ def _planted(material: Material) -> Iterator[Headline]:
     if not known(tuned):
         return
     said = "How well tuned explanations name the true reasons"
-    said += f"; {percent(base['value'])} before tuning." if known(base) else "."
+    told = [f"{percent(base['value'])} before tuning"] if known(base) else []
+    chance = metric(systems, "tuned shuffled", "planted/f1")
+    told += [f"{percent(chance['value'])} by chance"] if known(chance) else []
+    said += f"; {', '.join(told)}." if told else "."
     yield Headline("True reasons, F1", figure(tuned, share=True, digits=1), said, "faithfulness")
 
 

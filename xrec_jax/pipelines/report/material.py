@@ -25,6 +25,7 @@ _KNOWN_COLOURS = {
     "template": "k5",
     "upper_bound": "k5",
     "majority": "k5",
+    "tuned shuffled": "k0 faint",
 }
 
 

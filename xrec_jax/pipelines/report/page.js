@@ -229,7 +229,7 @@ const card = (k) => {
       make("div", { class: "user" },
         pair.p ? make("div", {}, make("h4", {}, "User"), make("p", {}, pair.p)) : chips(pair.a),
         history(pair)),
-      make("div", { class: "texts" }, ...texts)));
+      make("div", { class: "texts", style: `--texts: ${texts.filter(Boolean).length}` }, ...texts)));
   const reasons = (pair.w || []).map(([phrase, side], w) => make("li", { class: side ? "for" : "against" }, phrase,
     ...pair.x.map((x, e) => (x && x[3].includes(w)
       ? make("i", { class: `given ${data.explainers[e].colour}`, title: `given by ${data.explainers[e].name}`, role: "img", "aria-label": `given by ${data.explainers[e].name}` })

@@ -58,7 +58,7 @@ def domain(
 def interval_chart(
     rows: Sequence[Row | str], *, title: str, note: object = None, digits: int = 3,
     share: bool = False, reference: float | None = None, reference_label: str = "",
-    bars: bool = True, axis: tuple[float, float] | None = None,
+    bars: bool = True, axis: tuple[float, float] | None = None, more: object = None,
 ) -> Html | None:  # fmt: skip
     """Values with 95 % intervals, one under the other on a common axis.
 
@@ -72,13 +72,40 @@ def interval_chart(
       reference_label: its name.
       bars: whether a bar from zero stands behind the dot.
       axis: bounds of the axis; default: all that is drawn.
+      more: what stands below.
     """
     rows = [row for row in rows if isinstance(row, str) or known(row.estimate)]
     estimates = [row.estimate for row in rows if not isinstance(row, str)]
     if not estimates:
         return None
     include = [] if reference is None else [reference]
-    low, high = axis or domain(estimates, include=include, zero=bars)
+    drawn = interval_list(
+        rows, axis=axis or domain(estimates, include=include, zero=bars), digits=digits,
+        share=share, reference=reference, bars=bars,
+    )  # fmt: skip
+    legend = None
+    if reference is not None and reference_label:
+        legend = tag("div", key("bound", reference_label), class_="legend")
+    return card(title, note, drawn, legend, more)
+
+
+def card(title: str, note: object, *content: object) -> Html:
+    """The frame of a chart."""
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        tag("p", note, class_="note") if note else None,
+        *content,
+        class_="chart",
+    )
+
+
+def interval_list(
+    rows: Sequence[Row | str], *, axis: tuple[float, float], digits: int = 3, share: bool = False,
+    reference: float | None = None, bars: bool = True,
+) -> Html:  # fmt: skip
+    """The rows of an interval chart, each of which has a value."""
+    low, high = axis
     place = lambda x: f"{100 * min(1, max(0, (x - low) / (high - low))):.2f}%"  # noqa: E731
     out = []
     for row in rows:
@@ -110,17 +137,7 @@ def interval_chart(
                 class_=row.colour,
             )
         )  # fmt: skip
-    legend = None
-    if reference is not None and reference_label:
-        legend = tag("div", key("bound", reference_label), class_="legend")
-    return tag(
-        "figure",
-        tag("figcaption", title),
-        tag("p", note, class_="note") if note else None,
-        tag("ul", *out, class_="intervals", role="list"),
-        legend,
-        class_="chart",
-    )
+    return tag("ul", *out, class_="intervals", role="list")
 
 
 def matrix(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 LABELS = {
@@ -10,6 +11,7 @@ LABELS = {
     "tuned": "tuned",
     "upper_bound": "upper bound",
     "majority": "majority",
+    "tuned shuffled": "tuned, shuffled (chance)",
 }
 
 
@@ -99,6 +101,13 @@ def meaning(name: str) -> Meaning:
     within = short.removeprefix("within_")
     if within != short and within.replace(".", "", 1).isdigit():
         return Meaning(f"Within {within}", "Answers that are this near.", True)
+    if short.startswith("readout_"):
+        plain = meaning(short.removeprefix("readout_"))
+        return Meaning(
+            f"{plain.label}, by readout",
+            "Of the allowed answers the one of the highest probability; it can always be read.",
+            plain.share,
+        )
     if short in _MEANINGS:
         return _MEANINGS[short]
     return Meaning(humanised(short), "")
@@ -113,6 +122,12 @@ def humanised(name: str) -> str:
 def label(name: str) -> str:
     """How a system is called on the page."""
     return LABELS.get(name, name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Systems in words, such as `template, base and tuned`."""
+    called = [label(name) for name in names]
+    return " and ".join([", ".join(called[:-1]), called[-1]] if len(called) > 1 else called)
 
 
 def ranking(name: str) -> str:

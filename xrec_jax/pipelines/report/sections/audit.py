@@ -27,7 +27,8 @@ def build(material: Material) -> Section | None:
     parts: list[Html] = [_finding(finding) for finding in findings]
     if passed:
         names = join([tag("code", name) for name in passed], " ")
-        parts.append(tag("p", "Passed: ", names, class_="passed"))
+        found = f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed"
+        parts.append(tag("details", tag("summary", found), tag("p", names, class_="passed")))
     return Section(ID, TITLE, lead, tag("div", *parts))
 
 

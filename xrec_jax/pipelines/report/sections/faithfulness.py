@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from xrec_jax.pipelines.report.markup import tag
 from xrec_jax.pipelines.report.material import Material, Section
-from xrec_jax.pipelines.report.sections.panels import comparisons, panels
+from xrec_jax.pipelines.report.sections.panels import SHUFFLED, comparisons, panels
 
 ID, TITLE = "faithfulness", "Faithfulness"
 HOW = "Add the stages explain and assess to config.stages."
+_CHANCE = (
+    " Chance: the tuned model's texts, each read as if it were about another recommendation. Only "
+    "what lies above is about the pair itself."
+)
 _GROUPS = (
     ("planted", "True reasons", ("f1", "precision", "recall"),
      "The planted world knows why it would choose a place. A text is compared with those reasons."),
@@ -25,7 +29,9 @@ def build(material: Material) -> Section | None:
     systems = material.stage("assess")
     blocks = []
     for group, title, main, sentence in _GROUPS:
-        body = panels(material, systems, group, main=main)
+        body = panels(material, systems, group, main=main, missing=True)
+        if group == "planted" and SHUFFLED in systems:
+            sentence += _CHANCE
         if body is not None:
             blocks.append(
                 tag("div", tag("h3", title), tag("p", sentence), body, comparisons(systems, group))

@@ -40,9 +40,13 @@ def build(material: Material) -> Section | None:
             *(
                 join(
                     [
-                        tag("i", class_=f"given {one['colour']}", aria_hidden="true"),
-                        " ",
-                        one["name"],
+                        tag(
+                            "span",
+                            tag("i", class_=f"given {one['colour']}", aria_hidden="true"),
+                            "\u00a0",
+                            one["name"],
+                            class_="whole",
+                        ),
                         " ",
                     ]
                 )

@@ -33,8 +33,9 @@ def build(material: Material) -> Section | None:
     for stage in ("instruct", "explain", "assess"):  # later stages have more texts
         for system, metrics in material.stage(stage).items():
             if not is_pair(system):
+                named = {_of_references(k): v for k, v in metrics.items()}
                 systems.setdefault(system, {}).update(
-                    {k: v for k, v in metrics.items() if k.startswith(_GROUPS)}
+                    {k: v for k, v in named.items() if k.startswith(_GROUPS)}
                 )
     systems = {system: metrics for system, metrics in systems.items() if metrics}
     lengths = {
@@ -59,6 +60,21 @@ def build(material: Material) -> Section | None:
     if material.more_pairs:
         lead += f" The distribution is of the first {MOST_PAIRS:,} texts."
     return Section(ID, TITLE, lead, tag("div", *charts, likeness))
+
+
+def _of_references(name: str) -> str:
+    """`over_control/bleu` for `held_out/over_control_bleu`, `text/bleu` for `held_out/bleu`.
+
+    Stage `assess` names so what it compares with references; other names stay as they are.
+    """
+    short = name.removeprefix("held_out/")
+    if short == name or not any(word in name for word in ("bleu", "rouge")):
+        return name
+    for group in _GROUPS[1:]:
+        start = group.replace("/", "_")
+        if short.startswith(start):
+            return group + short.removeprefix(start)
+    return name if short.startswith("control_") else f"text/{short}"
 
 
 def _overlap(material: Material, systems: Mapping[str, Mapping[str, Any]]) -> Html | None:

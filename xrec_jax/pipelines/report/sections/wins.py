@@ -17,9 +17,11 @@ ID, TITLE = "wins", "Win ratio"
 HOW = "Add the stage judge to config.stages."
 _JUDGE = "judge"
 _BESIDE = (
-    ("test/accuracy", "judge", "k0"),
-    ("baseline/pair_prior", "names only", "k5"),
-    ("baseline/constant_both_orders", "always the same", "k5"),
+    ("test/accuracy", "judge, both orders", "k0"),
+    ("test/accuracy_shown", "judge, as shown", "k0"),
+    ("baseline/pair_prior", "names only, as shown", "k5"),
+    ("baseline/constant", "constant, as shown", "k5"),
+    ("baseline/constant_both_orders", "constant, both orders", "k5"),
 )
 
 
@@ -88,7 +90,8 @@ def _quality(systems: Mapping[str, Any]) -> Html | None:
     return interval_chart(
         rows, title="Is the judge any good?", share=True, digits=1, axis=(0.0, 1.0),
         note="Accuracy on held-out comparisons, no prompt of which it was trained on. Worth "
-        "trusting only as far as it beats the two guesses that do not read the texts.",
+        "trusting only as far as it beats the guesses that read no text: by the systems' names, "
+        "and always the same answer. As shown: each comparison in the order of its file alone.",
     )  # fmt: skip
 
 
@@ -106,7 +109,10 @@ def _judge(systems: Mapping[str, Any]) -> Html | None:
         "div",
         tag("h3", "The judge itself"),
         table(
-            ("On held-out comparisons", "Figure", "Meaning"), rows, caption="Figures of the judge"
+            ("On held-out comparisons", "Figure", "Meaning"),
+            rows,
+            caption="Figures of the judge",
+            class_="meant",
         ),
     )
 
@@ -127,7 +133,14 @@ def _strengths(material: Material, systems: Mapping[str, Any], names: list[str])
 def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
     keys = {
         "win/ratio": "Wins", "win/ties": "Ties", "win/length_controlled": "Wins at equal length",
+        "win/one_order": "Wins, one order only",
     }  # fmt: skip
+    start = "win/ratio_"
+    for name in names:  # parts of the prompts have ratios of their own
+        for key in systems.get(name, {}):
+            if key.startswith(start) and key != f"{start}soft":
+                keys[key] = f"Wins, {key.removeprefix(start)}"
+    keys = {k: v for k, v in keys.items() if any(known(systems.get(n, {}).get(k)) for n in names)}
     rows = [
         [wording.label(n), *(figure(systems[n].get(k), share=True, digits=1) for k in keys)]
         for n in names
