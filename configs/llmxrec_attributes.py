@@ -9,6 +9,9 @@ Users are told apart by their ten films, in any order; two fifths of them are he
 that the base learns from show the same films beside age, gender and occupation, so those of
 held-out users are left out there too. 174 of the 700 completions, all on prices, are malformed and
 unusable.
+
+95 questions to 87 held-out users: every tuned answer parses and none of the base's; gender .726 and
+occupation .221 are the majority's own figures, age within 5 years .400 (the constant answer .442).
 """
 
 from ml_collections import ConfigDict

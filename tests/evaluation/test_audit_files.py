@@ -217,6 +217,7 @@ def test_published_files_show_their_known_faults(tmp_path, monkeypatch):
         "explanations/refusals": (1014, 14715),
         "prompts/recommendation_collapse": (2, 3),
         "ratings/no_rater": (7500, 7500),
+        "ratings/repeated_rows": (1344, 1500),
     }
     assert {code: (found[code]["count"], found[code]["total"]) for code in expected} == expected
     assert "mind: 281 of 1,001 (28.1 %)" in found["prompts/target_in_history"]["examples"][0]

@@ -1,6 +1,7 @@
 """Bias: effects by hand and by scipy, correction over the family, sentiment, balanced sets."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from xrec_jax.evaluation.bias import (
 from xrec_jax.evaluation.grounding import Grounding, Span
 from xrec_jax.evaluation.sentiment import sentiment
 from xrec_jax.pipelines import corpora
+from xrec_jax.pipelines.report.sections import bias as section
 from xrec_jax.text import get, parse_prompt
 from xrec_jax.text.instructions import Instruction, write_instructions
 from xrec_jax.text.sampling import match_lengths, one_answer_each
@@ -100,7 +102,16 @@ def test_groups_that_never_vary():
     gender = ["f", "m"] * 20
     constant = {"same": np.full(40, 0.3), "apart": np.array([0.1, 0.7] * 20)}
     found = compare_groups({"base": constant}, {"gender": gender})
-    assert [(one.metric, one.effect.size, one.p) for one in found] == [("same", 0.0, 1.0)]
+    same, apart = found
+    assert (same.metric, same.effect.size, same.p) == ("same", 0.0, 1.0)
+    # The largest difference there can be: twenty of each, dealt at random, once (or mirrored) so.
+    assert (apart.metric, apart.effect.size) == ("apart", -np.inf)
+    assert apart.p == pytest.approx(2 * 2 / math.comb(40, 20))
+    table = bias_estimates(found)["base"]
+    assert "gender/apart" not in table and np.isfinite(table["gender/apart_p"]["value"])
+    assert table["gender/apart_difference"]["value"] == pytest.approx(-0.6)
+    assert list(section.effects(table)) == ["gender/same"]
+    assert section.without_spread(table) == ["gender/apart"]
     # One group constant, the other nearly so: no warning, a figure.
     near = {"near": np.array([1.0, 1.0 - 1e-9] * 19 + [1.0, 1.0])}
     assert len(compare_groups({"base": near}, {"gender": gender})) == 1

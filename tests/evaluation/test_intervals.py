@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from xrec_jax.evaluation.intervals import bootstrap_means, estimate, exact, paired_difference
+from xrec_jax.evaluation import planted
+from xrec_jax.evaluation.counterfactual import Counterfactual
+from xrec_jax.evaluation.grounding import ratio_of_sums
+from xrec_jax.evaluation.intervals import (
+    bootstrap_means,
+    estimate,
+    exact,
+    owners,
+    paired_difference,
+)
+from xrec_jax.evaluation.text_metrics import diversity, mean_of
 
 
 def test_means_vary_as_theory_says():
@@ -95,3 +105,85 @@ def test_paired_differences():
     for ours, theirs in (("value", "value"), ("low", "high"), ("high", "low")):
         assert turned[ours] == pytest.approx(-found[theirs], abs=1e-12)
     assert paired_difference(user, user, resamples=50)["high"] == 0
+
+
+def crowd(seed=0):
+    """Cases of 40 users, 1 to 9 each, alike within a user: (users, values)."""
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(40), rng.integers(1, 10, 40))
+    values = rng.normal(0, 1, 40)[users] + rng.normal(0, 0.3, len(users))
+    order = rng.permutation(len(users))
+    return [f"user {n}" for n in users[order]], values[order]
+
+
+def test_cases_of_a_user_are_drawn_together():
+    users, values = crowd()
+    found = estimate(values, users=users, resamples=4000)
+    assert found["value"] == pytest.approx(values.mean()) and found["count"] == 40
+    names, rng = np.array(users), np.random.default_rng(1)
+    own = [values[names == name] for name in dict.fromkeys(users)]
+    drawn = [np.concatenate([own[n] for n in rng.integers(0, 40, 40)]).mean() for _ in range(4000)]
+    expected = np.quantile(drawn, [0.025, 0.975])
+    np.testing.assert_allclose([found["low"], found["high"]], expected, atol=0.04)
+    plain = estimate(values, resamples=1000)
+    assert found["high"] - found["low"] > 1.7 * (plain["high"] - plain["low"])
+    # One case each: the draws are those without users.
+    assert owners(range(7)) is None
+    assert estimate(values, users=range(len(values))) == estimate(values)
+    np.testing.assert_array_equal(owners(["b", "a", "b"]), [0, 1, 0])
+    alone = estimate(values[:3], users=["a"] * 3)
+    assert alone == exact(values[:3].mean(), 1)
+
+
+def test_intervals_of_users_with_several_cases_cover_the_truth():
+    inside = {"users": 0, "cases": 0}
+    for seed in range(150):
+        users, values = crowd(seed)
+        for name, whose in (("users", users), ("cases", None)):
+            found = estimate(values, users=whose, resamples=300)
+            inside[name] += found["low"] <= 0 <= found["high"]
+    assert inside["users"] >= 132 and inside["cases"] < 115
+
+
+def test_figures_of_explanations_draw_users():
+    users, values = crowd(2)
+    n = len(values)
+    shares = 1 / (1 + np.exp(-values))
+    sparse = np.where(np.arange(n) % 5 == 0, np.nan, values)
+    for whole, each in (
+        (mean_of(sparse, users=users), mean_of(sparse)),
+        (ratio_of_sums(shares, shares + 1, users=users), ratio_of_sums(shares, shares + 1)),
+        (
+            diversity([range(int(4 * s) + 1) for s in shares], users=users),
+            diversity([range(int(4 * s) + 1) for s in shares]),
+        ),
+        (
+            Counterfactual(*np.stack([sparse * k for k in (5, 1, 4, 3, 1)])).estimates(
+                users=users)["counterfactual/fall"],
+            Counterfactual(*np.stack([sparse * k for k in (5, 1, 4, 3, 1)])).estimates()[
+                "counterfactual/fall"],
+        ),
+    ):  # fmt: skip
+        assert whole["value"] == pytest.approx(each["value"])
+        assert whole["high"] - whole["low"] > 1.4 * (each["high"] - each["low"])
+        assert whole["count"] <= 40 < each["count"]
+
+
+def test_planted_reasons_are_compared_user_by_user():
+    users, values = crowd(3)
+    counts = np.zeros((len(values), 1 + len(planted.BREAKDOWN), 4), np.int64)
+    counts[:, 0] = [4, 2, 4, 2]
+    other = counts.copy()
+    other[values > 0.1, 0] = [4, 3, 4, 3]
+    one, two = (planted.PlantedScores(f, f, f, c) for f, c in (
+        (np.full(len(values), 0.5), counts), (np.where(values > 0.1, 0.75, 0.5) - 0.07, other)
+    ))  # fmt: skip
+    plain, whole = planted.compare(two, one), planted.compare(two, one, users=users)
+    assert whole["planted/p"]["count"] == 40
+    assert whole["planted/p"]["value"] > 3 * plain["planted/p"]["value"]
+    assert whole["planted/f1_difference"]["value"] == plain["planted/f1_difference"]["value"]
+    names = ("planted/f1", "planted/micro_f1")
+    alone, together = two.estimates(), two.estimates(users=users)
+    for name in names:
+        width = [f[name]["high"] - f[name]["low"] for f in (together, alone)]
+        assert width[0] > 1.4 * width[1]

@@ -353,6 +353,23 @@ def test_calibration_figures_with_intervals():
     assert all(e["low"] is None for e in with_none.values())
 
 
+def test_the_interval_of_the_calibration_error_holds_the_truth():
+    """Answers of a judge that is a little too sure; one drawn anew gets twice the error."""
+    rng = np.random.default_rng(0)
+    holds, points = 0, np.arange(100)
+    for number in range(100):
+        p = rng.random(600)
+        # Within a bin true and given probability differ by 0.4 |p - 1/2|: 0.1 on average.
+        better = np.where(rng.random(600) < 0.6 * p + 0.2, 1, 2)
+        found = judging.calibration(p, better, points.repeat(6), resamples=200, seed=number)["ece"]
+        assert found["low"] <= found["value"] <= found["high"]
+        holds += found["low"] <= 0.1 <= found["high"]
+    assert holds >= 87
+    p = rng.random(80)
+    calm = judging.calibration(p, np.where(rng.random(80) < p, 1, 2), points[:80], resamples=500)
+    assert calm["ece"]["low"] < 0.02 < calm["ece"]["value"]
+
+
 def test_whole_clusters_widen_the_interval():
     """Rows that repeat their prompt's value tell no more than one of them."""
     values = np.random.default_rng(3).uniform(size=50)

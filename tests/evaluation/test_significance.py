@@ -98,6 +98,10 @@ def test_mcnemar_is_a_binomial_test_of_what_differs(wins, losses, same):
     assert mcnemar(first, second) == pytest.approx(sign_flip(np.array(first) * 1.0, second))
 
 
+def test_mcnemar_is_never_zero():
+    assert 0 < mcnemar(np.ones(2000), np.zeros(2000)) < 1e-300
+
+
 def test_mcnemar_by_hand():
     # Five of five: two sides of (1/2)**5 each.
     assert mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]) == 2 / 32
@@ -135,7 +139,11 @@ def test_groups_without_variation():
     same = group_effect([2.0, 2.0], [2.0, 2.0, 2.0])
     assert (same.difference, same.size, same.p) == (0.0, 0.0, 1.0)
     apart = group_effect([0.1] * 3, [0.3] * 4)
-    assert apart.size == -np.inf and apart.p == 0.0
+    assert apart.size == -np.inf and apart.p == pytest.approx(1 / 35)  # of 7 over 3 ways
+    assert group_effect([1.0, 1.0], [2.0, 2.0]).p == pytest.approx(2 / 6)
+    assert group_effect([0.0] * 5000, [1.0] * 5000).p > 0
+    far = np.arange(3000) % 2 * 1e-3
+    assert 0 < group_effect(far, far + 1).p < 1e-300
     # A mean of equal numbers may differ from them by rounding; that is no effect.
     rounded = group_effect([0.1] * 3, [0.1] * 7)
     assert (rounded.size, rounded.p) == (0.0, 1.0)

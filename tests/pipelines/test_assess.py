@@ -109,6 +109,12 @@ def test_tuned_texts_stand_beside_themselves_shuffled_and_the_others():
     assert table["tuned vs base"]["planted/f1_difference"]["value"] == 1
     assert table["tuned vs base"]["planted/p"]["value"] == pytest.approx(2 / 2**8)
     assert assess.planted_tables([{"planted": None}], {"tuned": ["x"]}, resamples=0) == {}
+    users = ["u", "u", "v", "v", "w", "w", "x", "x"]  # two pairs each are one observation
+    table = assess.planted_tables(pairs, texts, users=users, resamples=20)
+    assert table["tuned"]["planted/f1"]["count"] == 4
+    assert table["tuned vs base"]["planted/p"] == {
+        "value": 2 / 2**4, "low": None, "high": None, "count": 4
+    }  # fmt: skip
 
 
 def test_overlap_with_the_held_out_references(tmp_path):

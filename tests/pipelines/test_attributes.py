@@ -218,6 +218,30 @@ def test_evaluated_and_examples_choose_a_part():
     assert few.unseen == whole.unseen == whole.held_out
 
 
+def test_another_window_of_a_held_out_history_is_not_tuned_on(tmp_path):
+    """Twenty users, each asked about twice: of ten entries the second prompt shows another one."""
+    records = [
+        {"prompt": "Seen:\n" + "\n".join(f"{n + 1}: film {user}.{n + late}" for n in range(10)),
+         "completion": json.dumps({"sex": "mf"[user % 2]})}
+        for user in range(20) for late in (0, 1)
+    ]  # fmt: skip
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    config = tiny.language("attributes")
+    config.attributes.update(
+        dict(source="file", path=str(path), held_out=0.2, valid=0.2, examples=0, evaluated=0)
+    )
+    for seed in range(3):
+        config.seeds = (seed,)
+        found = attribute_cases.questions(config, tiny.data())
+        whose = [
+            {one.prompt.split("film ")[1].split(".")[0] for one in part}
+            for part in (found.train + found.valid, found.unseen)
+        ]
+        assert not whose[0] & whose[1]
+        assert any("most of a held-out user's history" in note for note in found.notes)
+
+
 def test_what_a_base_must_not_learn_from(directory):
     config = world()
     data = prepare(config.data)

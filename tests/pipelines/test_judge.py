@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import shutil
 
 import numpy as np
@@ -16,9 +17,9 @@ from xrec_jax.llm.tokenizer import load_tokenizer
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import compare, contests, judge
 from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.judgements import asking, judgements
+from xrec_jax.pipelines.judgements import JudgementSet, asking, judgements
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.judging import judge_prompt
+from xrec_jax.text.judging import Judgement, judge_prompt
 from xrec_jax.text.records import prompt_hash
 
 WORDS = "cafe park museum bar quiet lively cheap far near good poor".split()
@@ -279,6 +280,46 @@ def test_drawn_prompts_are_even_over_the_parts(folder):
         ]
 
 
+@pytest.mark.parametrize(("p", "bias"), [(0.5, 0.0), (0.7, 0.5), (0.3, -0.5)])
+def test_position_bias_of_judges_that_do_not_read(p, bias):
+    made = [Judgement(f"{n}", "a", "b", 1 + n % 2) for n in range(8)]
+    found = judge.held_out_figures(
+        lambda prompts, *_: np.full(len(prompts), p), JudgementSet(made[:4], made[4:]), resamples=0
+    )
+    assert found["test/position_bias"]["value"] == bias
+    assert found["test/accuracy"]["value"] == 0.5
+    assert found["test/position_consistency"]["value"] == (p == 0.5)
+
+
+def prompt_of(item, entries):
+    """A prompt by numbered lines; the latest entries are the same, however many are shown."""
+    lines = [f"{n + 1}: Film {10 - entries + n}" for n in range(entries)]
+    return "\n".join(["Seen:", *lines, "We recommend this title:", f"Movie {item}", "Why?"])
+
+
+def test_several_prompts_of_a_user_are_drawn_together():
+    rng = np.random.default_rng(0)
+    texts = {"A": ["good"] * 60, "B": ["bad"] * 60}
+    users = [f"u{n // 6}" for n in range(60)]
+    mood = rng.integers(0, 2, 10)  # of a user: all of a user's prompts are judged alike
+
+    def judge(prompts, firsts, seconds):
+        likes = np.array([mood[int(p) // 6] for p in prompts])
+        return np.where(np.array([t == "good" for t in firsts]), likes, 1 - likes) * 1.0
+
+    found = {}
+    for name, ids in (("users", users), ("nobody", [None] * 60)):
+        asked = contests.Contest(
+            "s", [str(n) for n in range(60)], texts, ids, [None] * 60, [""] * 60
+        )
+        whole = config(pathlib.Path("nowhere"))
+        found[name] = contests.hold(judge, asked, whole).figures["A vs B"]["win/ratio"]
+    assert (found["users"]["count"], found["nobody"]["count"]) == (10, 60)
+    width = {name: one["high"] - one["low"] for name, one in found.items()}
+    assert width["users"] > 1.7 * width["nobody"]
+    assert found["users"]["value"] == found["nobody"]["value"] == pytest.approx(mood.mean())
+
+
 def test_prompts_that_the_judge_learned_from_are_left_out(folder):
     whole = contests.read_contest(config(folder).judge.explanations[0], by="part")
     learned = {" ".join(prompt(n).split()) for n in (1, 3, 77)}
@@ -287,6 +328,12 @@ def test_prompts_that_the_judge_learned_from_are_left_out(folder):
     assert left.texts["Z"] == [whole.texts["Z"][n] for n in (0, 2, 4)]
     assert "without 2 prompts" in left.source
     assert contests.without(whole, {"another"}) is whole
+    # One case in two wordings, and with a longer history, is one case.
+    own = [prompt_of(3, 5), prompt_of(4, 5)]
+    texts = {"A": ["x", "y"], "B": ["v", "w"]}
+    part = contests.Contest("s", own, texts, [None] * 2, [None] * 2, [""] * 2)
+    left = contests.without(part, {f"Dear judge!\n{prompt_of(3, 7)}"})
+    assert left.prompts == own[1:] and left.texts == {"A": ["y"], "B": ["w"]}
     with pytest.raises(UserError, match="trained on all of its prompts"):
         contests.without(whole, {" ".join(prompt(n).split()) for n in range(5)})
 
@@ -367,6 +414,22 @@ def test_the_judge_of_the_first_run_is_the_default(finished, tmp_path):
     )
 
 
+def test_a_judge_of_a_run_is_not_asked_what_it_learned_from(finished, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    shutil.copytree(finished, first)
+    shutil.copytree(finished, other)
+    explained(other / "explanations", changed=" and more")
+    path = first / "judge" / "split.json"
+    split = json.loads(path.read_text())
+    split["train"]["prompts"] += [prompt_hash(prompt(1)), prompt_hash(prompt(2))]
+    path.write_text(json.dumps(split))
+    found = compare.compare([first, other])["explanations"]
+    assert "without 2 prompts that the judge of first learned from" in found["note"]
+    assert found["figures"]["first: base"]["win/ratio"]["count"] == 2
+    whole = compare.compare([first, other], judge=longest)["explanations"]
+    assert whole["figures"]["first: base"]["win/ratio"]["count"] == 4
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     a = hand_made(tmp_path / "a", [0.1, 0.2, 0.3, 0.4])
     b = hand_made(tmp_path / "b", [0.1, 0.2, 0.3, 0.4])
@@ -380,3 +443,56 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             compare.compare(workdirs, judge=judge_name)
+
+
+def planted_pairs():
+    def why(kind):
+        phrase = f"likes {kind}s"
+        return {"for": [{"attribute": "kind", "value": kind, "phrase": phrase}], "against": []}
+
+    return [{"prompt": f"why {kind}?", "planted": why(kind)} for kind in ("cafe", "bar")]
+
+
+def test_the_truth_judges_a_planted_world():
+    ask = judge.planted_judge(planted_pairs())
+    true, wrong, silent = "You like cafes, and this is one.", "You like museums.", "It is there."
+    prompts = ["why cafe?"] * 4 + ["why bar?"]
+    first, second = [true, wrong, wrong, true, true], [wrong, true, silent, true, "You like bars."]
+    assert ask(prompts, first, second).tolist() == [1.0, 0.0, 0.5, 0.5, 0.0]
+    with pytest.raises(UserError, match="knows only the run's own pairs.*'why gym"):
+        ask(["why gym?"], [true], [wrong])
+    with pytest.raises(UserError, match="pairs of a finished stage 'explain'"):
+        judge.planted_judge([])
+
+
+def test_the_stage_with_the_truth_as_judge(tmp_path, capsys):
+    pairs = [
+        {"user": f"u{n}", "item": f"i{n}", "prompt": pair["prompt"],
+         "prompt_hash": prompt_hash(pair["prompt"]), "planted": pair["planted"]}
+        for n, pair in enumerate(planted_pairs())
+    ]  # fmt: skip
+    rundir = RunDir(tmp_path / "run")
+    write(rundir.path / "explanations" / "pairs.jsonl", pairs)
+    texts = {"tuned": ["You like cafes.", "You like bars."], "base": ["A place.", "You like bars."]}
+    for name, said in texts.items():
+        records = [
+            {"user": pair["user"], "item": pair["item"], "explainer": name, "text": text,
+             "prompt_hash": pair["prompt_hash"]}
+            for pair, text in zip(pairs, said, strict=True)
+        ]  # fmt: skip
+        write(rundir.path / "explanations" / f"{name}.jsonl", records)
+    config = tiny.config("popularity")
+    config.judge.source = "planted"
+    data = prepare(config.data)
+    config.stages = ("judge",)
+    judge.check(config, data=data, mesh=tiny.mesh(), rundir=rundir)
+    for _ in range(2):  # the second time nothing is left to do
+        judge.run(config, data=data, mesh=tiny.mesh(), rundir=rundir, writer=None)
+    table = rundir.evaluation()["judge"]
+    assert table["tuned"]["win/ratio"]["value"] == 0.75  # a win and a tie
+    assert table["tuned"]["win/ties"]["value"] == 0.5
+    assert len(files.read_json_lines(rundir.path / "judge" / "verdicts.jsonl")) == 4
+    config.data.format = "none"
+    with pytest.raises(UserError, match="judge.source"):
+        judge.check(config, data=prepare(config.data), mesh=tiny.mesh(), rundir=rundir)
+    assert capsys.readouterr().out.count("both orders agree") == 1

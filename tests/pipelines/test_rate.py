@@ -374,6 +374,18 @@ def test_a_table_is_collected_by_group(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "x: mean ratings" in out and "there is one rater, or none is named" in out
     assert "2.00 [" in rating_tables.text(found)
+    assert "warning" not in out
+
+
+def test_copied_rows_of_a_table_are_told_and_drawn_as_one(tmp_path, capsys):
+    lines = ["item,model,clear,true"]
+    lines += [f"{i},{m},{1 + (i % 7 * (b + 2)) % 9},{1 + (i % 7 + b) % 8}"
+              for i in range(70) for b, m in enumerate("abcd")]  # fmt: skip
+    (tmp_path / "r.csv").write_text("\n".join(lines))
+    found = rate.collect(ratings=tmp_path / "r.csv", resamples=200)["rate"]
+    assert found["a"]["clear/mean"]["count"] == found["a vs b"]["clear/p"]["count"] == 7
+    out = capsys.readouterr().out
+    assert "warning: 70 items with 7 distinct rows of 8 marks, one of them 10 times" in out
 
 
 @needs_shared_data

@@ -95,6 +95,31 @@ def test_no_prompt_is_on_both_sides_of_the_split():
 # Prompts
 
 
+def test_one_case_in_two_wordings_is_on_one_side(tmp_path):
+    """Ten cases, each asked twice: with a word in front and with a shorter history."""
+
+    def asked(case, entries):
+        lines = [f"{n + 1}: Film {case}.{9 - entries + n}" for n in range(entries)]
+        return "\n".join(["Seen:", *lines, "We recommend this title:", f"Movie {case}", "Why?"])
+
+    records = [
+        {"prompt": ("" if entries == 4 else "Hello.\n") + asked(case, entries),
+         "first": f"a{case}", "second": f"b{entries}", "better": 1 + case % 2}
+        for case in range(10) for entries in (4, 6)
+    ]  # fmt: skip
+    path = tmp_path / "j.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    config = tiny.language()
+    config.judge.update(dict(source="file", path=str(path), held_out=0.3, stratify=""))
+    for seed in range(4):
+        found = judgements(config, None, seed=seed)  # type: ignore[arg-type]
+        sides = [{one.first for one in part} for part in found]
+        assert not sides[0] & sides[1] and len(sides[1]) == 3
+        assert [one.prompt for part in found for one in part if one.first == "a3"] == [
+            asked(3, 4), "Hello.\n" + asked(3, 6)
+        ]  # fmt: skip
+
+
 def test_every_judgement_is_there_in_both_orders():
     one = Judgement("p", "good", "bad", 1, {"pair": "x"})
     assert both_orders([one]) == [one, Judgement("p", "bad", "good", 2, {"pair": "x"})]

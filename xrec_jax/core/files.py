@@ -95,7 +95,14 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads a JSON-lines file; a torn last line, left by a kill in mid-write, is dropped."""
+    """Reads a JSON-lines file; a torn last line, left by a kill in mid-write, is dropped.
+
+    Returns:
+      Its records; none where there is no file.
+
+    Raises:
+      UserError: names the line that is no JSON object.
+    """
     file = epath.Path(path)
     if not file.exists():
         return []
@@ -105,11 +112,14 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:  # not JSON, or cut inside a character
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        records.append(record)
     return records
 
 
@@ -154,6 +164,28 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
     if not records:
         raise UserError(f"{path}: no record in it")
     return records
+
+
+def check_file(path: epath.PathLike, flag: str) -> None:
+    """Refuses a path that cannot become a file, before hours are spent on what goes into it.
+
+    Args:
+      path: where the file is to be.
+      flag: that gave it, such as "--output".
+
+    Raises:
+      UserError: if there is a directory, or a part of the path is a file.
+    """
+    if not is_local(path):
+        return
+    target = pathlib.Path(os.path.abspath(path))
+    if target.is_dir():
+        raise UserError(f"{flag}={path} is a directory; give the name of a file")
+    nearest = next(parent for parent in target.parents if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag}={path}: {nearest} is a file, not a directory")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{flag}={path}: {nearest} cannot be written to")
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:

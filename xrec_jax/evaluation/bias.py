@@ -175,20 +175,19 @@ def bias_estimates(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Est
 
     Returns:
       Explainer to names: `COLUMN/METRIC` is Hedges' g with its interval, `_difference` behind it
-      the difference in the figure's own unit, `_p` the corrected p-value.
+      the difference in the figure's own unit, `_p` the corrected p-value. Groups that are apart
+      without any spread have no unit to say how far: they have no g, but the other two.
     """
     table: dict[str, dict[str, Estimate]] = {}
     for one in comparisons:
         effect, count = one.effect, sum(one.effect.counts)
-        table.setdefault(one.explainer, {}).update(
-            {
-                one.name: {
-                    "value": effect.size, "low": effect.low, "high": effect.high, "count": count
-                },
-                f"{one.name}_difference": exact(effect.difference, count),
-                f"{one.name}_p": exact(one.p, count),
-            }
-        )  # fmt: skip
+        row = table.setdefault(one.explainer, {})
+        if math.isfinite(effect.size):
+            row[one.name] = {
+                "value": effect.size, "low": effect.low, "high": effect.high, "count": count
+            }  # fmt: skip
+        row[f"{one.name}_difference"] = exact(effect.difference, count)
+        row[f"{one.name}_p"] = exact(one.p, count)
     return table
 
 
@@ -209,9 +208,10 @@ def _column(
         one, other = values[labels == first], values[labels != first]
         means = (float(one.mean()), float(other.mean()))
         if not np.ptp(one) and not np.ptp(other):
-            if one[0] != other[0]:
-                continue  # apart, without any spread: there is no unit to say how far
-            one, other = np.zeros_like(one), np.zeros_like(other)  # equal, to the last bit
+            if np.isclose(one[0], other[0], rtol=1e-12, atol=0):
+                one, other = np.zeros_like(one), np.zeros_like(other)  # equal, to the last bit
+            else:  # without what rounding leaves of a mean
+                one, other = np.full_like(one, one[0]), np.full_like(other, other[0])
         with warnings.catch_warnings():  # scipy's on values that hardly differ
             warnings.simplefilter("ignore", RuntimeWarning)
             effect = group_effect(one, other)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import keyed
 from xrec_jax.evaluation.fold_in import Prior, fold_in, user_prior
-from xrec_jax.evaluation.intervals import Estimate, estimates, exact
+from xrec_jax.evaluation.intervals import Estimate, estimates, exact, owners
 from xrec_jax.evaluation.log_probs import target_log_probs
 from xrec_jax.evaluation.ranking import CELLS, Model, distinct, item_and_user_tables
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
@@ -78,11 +78,17 @@ class Counterfactual:
         """`[pairs]` nats."""
         return self.only_cited - self.only_others
 
-    def estimates(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    def estimates(
+        self,
+        *,
+        users: Sequence[Hashable] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Estimate]:
         """Means over the measured pairs with intervals, and the share that could be measured.
 
-        `counterfactual/fall` is l(H) - l(H without C) without the control. Where no pair could be
-        measured only `counterfactual/measured` is there.
+        Pairs of one user are drawn together. `counterfactual/fall` is l(H) - l(H without C) without
+        the control. Where no pair could be measured only `counterfactual/measured` is there.
         """
         measured = self.measured
         found = {"counterfactual/measured": exact(float(measured.mean()), len(measured))}
@@ -92,8 +98,10 @@ class Counterfactual:
                 "sufficiency": self.sufficiency,
                 "fall": self.full - self.without_cited,
             }
+            numbers = owners(users)
             found |= estimates(
                 {f"counterfactual/{name}": v[None, measured] for name, v in values.items()},
+                users=None if numbers is None else numbers[measured].tolist(),
                 resamples=resamples, seed=seed,
             )  # fmt: skip
         return found

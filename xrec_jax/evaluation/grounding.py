@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.evaluation.intervals import Estimate, bootstrap_means, exact
+from xrec_jax.evaluation.intervals import Estimate, bootstrap_means, exact, owners, user_sums
 from xrec_jax.evaluation.mentions import Grounder, Grounding, Kind, Span, cell_values
 from xrec_jax.evaluation.text_metrics import Figures, mean_of
 
@@ -70,7 +70,11 @@ def ground_pairs(
 
 
 def grounding_metrics(
-    groundings: Sequence[Grounding], *, resamples: int = 1000, seed: int = 0
+    groundings: Sequence[Grounding],
+    *,
+    users: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Figures:
     """Figures of the groundings of a system's texts.
 
@@ -81,6 +85,7 @@ def grounding_metrics(
 
     Args:
       groundings: one a text.
+      users: whose case each text is; texts of one user are drawn together.
       resamples: bootstrap samples of texts.
       seed: of the bootstrap.
 
@@ -105,7 +110,8 @@ def grounding_metrics(
         "grounding/attributes_of_item": of_item,
     }
     corpus = {
-        name: mean_of(values, resamples=resamples, seed=seed) for name, values in per_text.items()
+        name: mean_of(values, users=users, resamples=resamples, seed=seed)
+        for name, values in per_text.items()
     }
     ratios = {
         "grounding/hallucinated_titles": (absent + unknown, cited + absent + unknown),
@@ -114,29 +120,37 @@ def grounding_metrics(
     for name, (above, below) in ratios.items():
         with np.errstate(invalid="ignore"):
             per_text[name] = above / np.where(below > 0, below, np.nan)
-        corpus[name] = ratio_of_sums(above, below, resamples=resamples, seed=seed)
+        corpus[name] = ratio_of_sums(above, below, users=users, resamples=resamples, seed=seed)
     return Figures(per_text, corpus)
 
 
 def ratio_of_sums(
-    above: np.ndarray, below: np.ndarray, *, resamples: int = 1000, seed: int = 0
+    above: np.ndarray,
+    below: np.ndarray,
+    *,
+    users: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """`sum(above) / sum(below)` with a bootstrap interval over cases; 0 of nothing, with count 0.
 
     Args:
       above: `[cases]`.
-      below: `[cases]`, not negative; `count` is the number of those above 0.
+      below: `[cases]`, not negative; `count` is the number of those above 0, of users where
+        `users` are given.
+      users: whose case each is; cases of one user are drawn together.
       resamples: bootstrap samples; 0 for no interval.
       seed: of the draws.
     """
-    count = int(np.sum(below > 0))
+    numbers = owners(users)
+    count = int(np.sum((below if numbers is None else user_sums(below, numbers)) > 0))
     if not count:
         return exact(0.0, 0)
     value = float(above.sum() / below.sum())
     if not resamples or count < 2:
         return exact(value, count)
     top, bottom = bootstrap_means(
-        np.stack([above, below])[:, None, :], resamples=resamples, seed=seed
+        np.stack([above, below])[:, None, :], users=numbers, resamples=resamples, seed=seed
     )
     drawn = top[bottom > 0] / bottom[bottom > 0]
     low, high = np.quantile(drawn, [0.025, 0.975])

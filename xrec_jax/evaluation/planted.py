@@ -19,7 +19,7 @@ or of one direction.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,9 @@ from xrec_jax.evaluation.intervals import (
     bootstrap_means,
     estimates,
     exact,
+    owners,
     paired_difference,
+    user_sums,
 )
 from xrec_jax.evaluation.significance import sign_flip
 from xrec_jax.text.claims import Claim, Vocabulary, read_claims
@@ -40,6 +42,7 @@ from xrec_jax.text.claims import Claim, Vocabulary, read_claims
 METRICS = ("precision", "recall", "f1")
 ATTRIBUTES = ("kind", "cuisine", "mood", "price", "distance", "popularity", "sequence")
 BREAKDOWN = (*ATTRIBUTES, "for", "against")
+Users = Sequence[Hashable] | None  # whose pair each is; None: each has a user of its own
 # Told by direction alone.
 _NO_VALUE = ("distance", "popularity")
 
@@ -116,24 +119,29 @@ class PlantedScores:
     f1: np.ndarray
     counts: np.ndarray
 
-    def means(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    def means(
+        self, *, users: Users = None, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Estimate]:
         """`planted/precision`, `planted/recall`, `planted/f1`: means over texts, intervals."""
         values = {f"planted/{name}": getattr(self, name)[None] for name in METRICS}
-        return estimates(values, resamples=resamples, seed=seed)
+        return estimates(values, users=users, resamples=resamples, seed=seed)
 
-    def pooled(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    def pooled(
+        self, *, users: Users = None, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Estimate]:
         """`planted/micro_f1` and so on over all claims, and `planted/kind_f1` and so on of a part.
 
-        Intervals resample texts. The count is that of the claims for a precision, of the planted
-        reasons for a recall, and of both for F1. A part that nobody claimed and nobody planted is
-        left out.
+        Intervals resample texts, those of one user together. The count is that of the claims for a
+        precision, of the planted reasons for a recall, and of both for F1. A part that nobody
+        claimed and nobody planted is left out.
         """
         texts = len(self.counts)
         totals = self.counts.sum(axis=0)
         stacked = np.moveaxis(self.counts, 0, -1)[:, :, None].astype(np.float64)
         drawn = None
-        if resamples and texts > 1:
-            drawn = bootstrap_means(stacked, resamples=resamples, seed=seed)
+        numbers = owners(users)
+        if resamples and (texts if numbers is None else numbers.max() + 1) > 1:
+            drawn = bootstrap_means(stacked, users=numbers, resamples=resamples, seed=seed)
         found: dict[str, Estimate] = {}
         for place, part in enumerate(("micro", *BREAKDOWN)):
             claimed, _, planted, _ = totals[place]
@@ -152,11 +160,12 @@ class PlantedScores:
                 found[f"planted/{part}_{name}"] = entry
         return found
 
-    def estimates(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    def estimates(
+        self, *, users: Users = None, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Estimate]:
         """`means` and `pooled` together."""
-        return self.means(resamples=resamples, seed=seed) | self.pooled(
-            resamples=resamples, seed=seed
-        )
+        draws: Any = {"users": users, "resamples": resamples, "seed": seed}
+        return self.means(**draws) | self.pooled(**draws)
 
 
 def _ratios(claimed: Any, right: Any, planted: Any, met: Any) -> tuple[Any, Any, Any]:
@@ -230,9 +239,18 @@ def score_texts(
 
 
 def compare(
-    first: PlantedScores, second: PlantedScores, *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Estimate]:
+    first: PlantedScores, second: PlantedScores, *, users: Users = None, resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:  # fmt: skip
     """Differences `first - second` on the same pairs.
+
+    Args:
+      first: of one explainer.
+      second: of another.
+      users: whose pair each is. What belongs to one user is drawn together, and its sign flipped
+        together.
+      resamples: bootstrap samples.
+      seed: of all draws.
 
     Returns:
       `planted/f1_difference` with its interval, likewise of precision and recall, and `planted/p`
@@ -242,11 +260,13 @@ def compare(
       UserError: if the two are not of as many pairs.
     """
     found: dict[str, Estimate] = {}
+    numbers = owners(users)
     for name in METRICS:
         a, b = getattr(first, name), getattr(second, name)
+        apart = paired_difference(a, b, users=users, resamples=resamples, seed=seed)
+        if numbers is not None:
+            a, b = user_sums(a, numbers), user_sums(b, numbers)
         p = sign_flip(a, b, seed=seed)
-        found[f"planted/{name}_difference"] = paired_difference(
-            a, b, resamples=resamples, seed=seed
-        )
+        found[f"planted/{name}_difference"] = apart
         found["planted/p" if name == "f1" else f"planted/{name}_p"] = exact(p, len(a))
     return found

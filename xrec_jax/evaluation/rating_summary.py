@@ -1,57 +1,82 @@
-"""What ratings say: means, differences, preferences, agreement, with intervals over items."""
+"""What ratings say: means, differences, preferences, agreement, with intervals over items.
+
+Every function takes `clusters`, which items a bootstrap draws as one (see `rating_copies`): a row
+that was copied to fifty items is one answer, not fifty. Without it each item is drawn by itself.
+Counts are of what is drawn.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xrec_jax.evaluation.agreement import alpha
-from xrec_jax.evaluation.intervals import Estimate, exact, paired_difference
+from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.evaluation.judging.comparisons import Comparisons
 from xrec_jax.evaluation.judging.ratios import pair_figures, tie_rates, win_ratios
-from xrec_jax.evaluation.judging.resampling import clustered_ratios
+from xrec_jax.evaluation.judging.resampling import clustered_mean, clustered_ratios, sums
 from xrec_jax.evaluation.judging.strengths import strengths
 from xrec_jax.evaluation.ratings import PREFERENCE, Answers, Preference, Rating, table
 from xrec_jax.evaluation.significance import holm, sign_flip
 
 Named = dict[str, dict[str, Estimate]]
+Clusters = Mapping[tuple[str, str], int]  # (group, item) to a number from 0
 
 
-def means(ratings: Sequence[Rating], *, resamples: int = 1000, seed: int = 0) -> Named:
+def _drawn(items: Iterable[tuple[str, str]], clusters: Clusters | None) -> np.ndarray:
+    """What each item is drawn with: `[items]`."""
+    items = list(items)
+    return np.array([n if clusters is None else clusters[item] for n, item in enumerate(items)])
+
+
+def means(
+    ratings: Sequence[Rating],
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Named:
     """Mean rating of every system and question: `{system: {"QUESTION/mean": ...}}`.
 
-    Intervals draw whole items, because the values of one item hang together; counts are of items.
-    Raters are taken as they are.
+    Intervals draw whole items, because the values of one item hang together. Raters are taken as
+    they are.
     """
     items: dict[tuple[str, str], int] = {}
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:
         case = items.setdefault((rating.group, rating.item), len(items))
         found[rating.system, rating.question][case].append(rating.value)
-    sums, counts = np.zeros((2, len(items), len(found)))
+    totals, counts = np.zeros((2, len(items), len(found)))
     for column, values in enumerate(found.values()):
         for case, given in values.items():
-            sums[case, column], counts[case, column] = sum(given), len(given)
+            totals[case, column], counts[case, column] = sum(given), len(given)
     if not items:
         return {}
     out: Named = defaultdict(dict)
     estimated = clustered_ratios(
-        sums, counts, np.arange(len(items)), resamples=resamples, seed=seed
+        totals, counts, _drawn(items, clusters), resamples=resamples, seed=seed
     )
     for (system, question), mean in zip(found, estimated, strict=True):
         out[system][f"{question}/mean"] = mean
     return dict(out)
 
 
-def differences(ratings: Sequence[Rating], *, resamples: int = 1000, seed: int = 0) -> Named:
+def differences(
+    ratings: Sequence[Rating],
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Named:
     """Paired differences: `{"A vs B": {"QUESTION/difference": ..., "QUESTION/p": ...}}`.
 
     An item's ratings by several raters are averaged first. p is two-sided, of a paired
-    randomisation test, and adjusted over the pairs of systems of a question (Holm).
+    randomisation test that turns items drawn as one together, and adjusted over the pairs of
+    systems of a question (Holm).
     """
     cells: dict[str, dict[str, dict[tuple[str, str], list[float]]]] = {}
     for rating in ratings:
@@ -66,20 +91,26 @@ def differences(ratings: Sequence[Rating], *, resamples: int = 1000, seed: int =
                 continue
             a, b = (np.array([np.mean(systems[s][item]) for item in both]) for s in (first, second))
             name = f"{first} vs {second}"
-            out[name][f"{question}/difference"] = paired_difference(
-                a, b, resamples=resamples, seed=seed
-            )
-            p_values[name], shared[name] = sign_flip(a, b, seed=seed), len(both)
+            drawn = np.unique(_drawn(both, clusters), return_inverse=True)[1]
+            apart = clustered_mean(a - b, drawn, resamples=resamples, seed=seed)
+            together = sums(a - b, drawn, drawn.max() + 1)
+            out[name][f"{question}/difference"] = apart
+            p_values[name] = sign_flip(together, np.zeros(len(together)), seed=seed)
+            shared[name] = apart["count"]
         for name, p in holm(p_values).items():
             out[name][f"{question}/p"] = exact(p, shared[name])
     return dict(out)
 
 
-def comparisons(answers: Sequence[Preference]) -> Comparisons:
+def comparisons(answers: Sequence[Preference], *, clusters: Clusters | None = None) -> Comparisons:
     """Preferences as the table that judges' verdicts are kept in; items are its prompts."""
     systems = list(dict.fromkeys(name for a in answers for name in (a.first, a.second)))
     items: dict[tuple[str, str], int] = {}
-    prompts = [items.setdefault((a.group, a.item), len(items)) for a in answers]
+    prompts = [
+        items.setdefault((a.group, a.item), len(items))
+        if clusters is None else clusters[a.group, a.item]
+        for a in answers
+    ]  # fmt: skip
     share = np.array([a.share for a in answers], np.float64)
     return Comparisons(
         tuple(systems), np.array(prompts, np.int64),
@@ -90,7 +121,13 @@ def comparisons(answers: Sequence[Preference]) -> Comparisons:
     )  # fmt: skip
 
 
-def preferences(answers: Sequence[Preference], *, resamples: int = 1000, seed: int = 0) -> Named:
+def preferences(
+    answers: Sequence[Preference],
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Named:
     """Shares of comparisons won, ties counted half, and of ties; Bradley-Terry strengths.
 
     Returns:
@@ -100,7 +137,7 @@ def preferences(answers: Sequence[Preference], *, resamples: int = 1000, seed: i
     """
     if not answers:
         return {}
-    table = comparisons(answers)
+    table = comparisons(answers, clusters=clusters)
     draws: Any = {"resamples": resamples, "seed": seed}
     won, ties = win_ratios(table, **draws), tie_rates(table, **draws)
     strength = strengths(table, **draws)
@@ -116,7 +153,13 @@ def preferences(answers: Sequence[Preference], *, resamples: int = 1000, seed: i
     return out
 
 
-def agreement(answers: Answers, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def agreement(
+    answers: Answers,
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
     """Krippendorff's alpha of every question, where more than one person rated.
 
     Returns:
@@ -140,24 +183,32 @@ def agreement(answers: Answers, *, resamples: int = 1000, seed: int = 0) -> dict
         _, units, values = table(asked, rows=lambda rating: rating.rater)
         for level in ("nominal" if question == PREFERENCE else "interval", "ordinal"):
             out[f"{question}/alpha_{level}"] = alpha(
-                values, level=level, clusters=[unit[:2] for unit in units],  # type: ignore[arg-type]
+                values, level=level,  # type: ignore[arg-type]
+                clusters=[unit[:2] if clusters is None else clusters[unit[:2]] for unit in units],
                 resamples=resamples, seed=seed,
             )  # fmt: skip
     return out
 
 
-def summary(answers: Answers, *, resamples: int = 1000, seed: int = 0) -> Named:
+def summary(
+    answers: Answers,
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Named:
     """Everything that the answers say about systems, pairs of them ("A vs B"), and "agreement".
 
     Args:
       answers: of one group.
+      clusters: items that are drawn as one.
       resamples: bootstrap samples; 0 for no intervals.
       seed: of the draws.
 
     Returns:
       What `means`, `differences`, `preferences` and `agreement` return, in one mapping.
     """
-    draws: Any = {"resamples": resamples, "seed": seed}
+    draws: Any = {"clusters": clusters, "resamples": resamples, "seed": seed}
     out: Named = {}
     for found in (
         means(answers.ratings, **draws),

@@ -120,6 +120,8 @@ def read_ratings(path: epath.PathLike) -> Answers:
       UserError: names the file, the line and what is wrong with it.
     """
     rows = list(_rows(path))
+    if not rows:
+        raise UserError(f"{path}: no rating in it")
     present = list(dict.fromkeys(name for _, row in rows for name in row))
     long = "question" in present and "value" in present
     for name in _LONG if long else _LONG[:2]:

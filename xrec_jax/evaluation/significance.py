@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from xrec_jax.core.errors import UserError
+
+_LEAST_P = sys.float_info.min  # what is smaller would be rounded to 0
 
 
 def _pair(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -66,7 +70,7 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     if wins + losses == 0:
         return 1.0
-    return float(stats.binomtest(wins, wins + losses).pvalue)
+    return max(float(stats.binomtest(wins, wins + losses).pvalue), _LEAST_P)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Effect:
         where nothing varies and the means are equal.
       low: lower end of the 95 % interval of `size`.
       high: upper end.
-      p: Welch's test, two-sided.
+      p: Welch's test, two-sided; where no group varies, but the means differ, the exact one of the
+        randomisation test. Never 0.
       counts: cases in both groups.
     """
 
@@ -108,7 +113,9 @@ def group_effect(
     pooled = float(np.sqrt(((n - 1) * var_a + (m - 1) * var_b) / (n + m - 2)))
     if pooled == 0:
         size = 0.0 if difference == 0 else float(np.copysign(np.inf, difference))
-        return Effect(difference, size, size, size, float(difference == 0), (n, m))
+        # Of all ways to deal the cases to the groups only one, or its mirror, is as far apart.
+        p = 1.0 if difference == 0 else (1 + (n == m)) / math.comb(n + m, n)
+        return Effect(difference, size, size, size, max(p, _LEAST_P), (n, m))
     size = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
     error = np.sqrt((n + m) / (n * m) + size**2 / (2 * (n + m)))
     low, high = size - 1.959964 * error, size + 1.959964 * error
@@ -136,7 +143,7 @@ def _welch(difference: float, a: float, b: float, df_a: int, df_b: int) -> float
     # By shares of the sum, because squares of tiny errors would underflow.
     first, second = a / (a + b), b / (a + b)
     freedom = 1 / (first**2 / df_a + second**2 / df_b)
-    return float(2 * stats.t.sf(abs(difference) / np.sqrt(a + b), freedom))
+    return max(float(2 * stats.t.sf(abs(difference) / np.sqrt(a + b), freedom)), _LEAST_P)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Hashable, Sequence
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, estimate, exact
+from xrec_jax.evaluation.intervals import Estimate, estimate, exact, owners, user_sums
 from xrec_jax.evaluation.overlap import overlap
 
 Features = Sequence[Collection[Hashable]]
@@ -51,6 +51,7 @@ def text_metrics(
     reference_features: Features | None = None,
     vocabulary: Collection[Hashable] | None = None,
     controls: bool = True,
+    users: Sequence[Hashable] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figures:
@@ -64,6 +65,8 @@ def text_metrics(
         no FMR.
       vocabulary: all features, for FCR; default: those of the references.
       controls: BLEU and ROUGE against references of other cases too.
+      users: whose case each text is; texts of one user are drawn together (not for BLEU and
+        ROUGE).
       resamples: bootstrap samples; 0 for no intervals.
       seed: of shuffling and bootstrap.
 
@@ -100,9 +103,9 @@ def text_metrics(
             named = set(itertools.chain.from_iterable(features)) & set(vocabulary)
             corpus["text/fcr"] = exact(len(named) / len(set(vocabulary)), len(texts))
         if len(texts) > 1:
-            corpus["text/div"] = diversity(features)
+            corpus["text/div"] = diversity(features, users=users)
     for name, figures in per_text.items():
-        corpus[name] = mean_of(figures, resamples=resamples, seed=seed)
+        corpus[name] = mean_of(figures, users=users, resamples=resamples, seed=seed)
     if references is not None:
         each, whole = overlap(
             texts, references, controls=controls, resamples=resamples, seed=seed
@@ -112,15 +115,25 @@ def text_metrics(
     return Figures(per_text, corpus)
 
 
-def mean_of(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+def mean_of(
+    values: np.ndarray,
+    *,
+    users: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
     """Mean with interval of those values that are not NaN; 0 of none, with count 0."""
-    values = values[~np.isnan(values)]
-    if not values.size:
+    there = ~np.isnan(values)
+    if not there.any():
         return exact(0.0, 0)
-    return estimate(values, resamples=resamples, seed=seed)
+    numbers = owners(users)
+    return estimate(
+        values[there], users=None if numbers is None else numbers[there].tolist(),
+        resamples=resamples, seed=seed,
+    )  # fmt: skip
 
 
-def diversity(features: Features) -> Estimate:
+def diversity(features: Features, *, users: Sequence[Hashable] | None = None) -> Estimate:
     """DIV: mean number of features that two texts share, over all pairs of texts.
 
     The interval is the normal one of a U-statistic (Hoeffding 1948): what matters is how much the
@@ -128,6 +141,7 @@ def diversity(features: Features) -> Estimate:
 
     Args:
       features: of two texts or more.
+      users: whose text each is; those of one user count as one deviation.
     """
     rows = [set(row) for row in features]
     n, counts = len(rows), collections.Counter(itertools.chain.from_iterable(rows))
@@ -136,8 +150,13 @@ def diversity(features: Features) -> Estimate:
     value = float(mean.mean())
     if n < 3:
         return exact(value, n)
-    error = 1.959964 * 2 * float(mean.std(ddof=1)) / np.sqrt(n)
-    return {"value": value, "low": max(0.0, value - error), "high": value + error, "count": n}
+    numbers = owners(users)
+    apart = mean - value if numbers is None else user_sums(mean - value, numbers)
+    count = len(apart)
+    if count < 2:
+        return exact(value, count)
+    error = 1.959964 * 2 * float(np.sqrt(np.sum(apart**2) * count / (count - 1))) / n
+    return {"value": value, "low": max(0.0, value - error), "high": value + error, "count": count}
 
 
 def syllables(word: str) -> int:

@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core import files
-from xrec_jax.core.errors import UserError
+from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import say
 from xrec_jax.data import keyed
 from xrec_jax.parallel.distributed import is_first
@@ -135,24 +135,34 @@ def read_asked(path: epath.PathLike, maker: CaseMaker) -> Iterator[Asked]:
     Raises:
       UserError: names the line that is wrong, or an id that is not in the data.
     """
+    number = 0
     for number, line in enumerate(_rows(path), start=1):
         try:
             yield maker.asked(line)
         except UserError as error:
             raise UserError(f"{path}, record {number}: {error}") from error
+    if not number:
+        raise UserError(f"{path}: no pair in it")
 
 
 def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     """Records of a file, one at a time: recommendations may be millions."""
     if str(path).endswith(".parquet"):
-        frame = pl.scan_parquet(str(path))
-        columns = frame.collect_schema().names()
+        try:
+            frame = pl.scan_parquet(str(path))
+            columns = frame.collect_schema().names()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            what = " ".join(str(error).split("\n")[0].split())
+            raise UserError(f"{path}: not a readable Parquet file ({what})") from error
+        for key in _FIELDS[:2]:
+            if key not in columns:
+                raise UserError(f"{path}: no column {key!r}{did_you_mean(key, columns)}")
         wanted = [column for column in _FIELDS if column in columns]
         total = frame.select(pl.len()).collect().item()
         for first in range(0, total, 1 << 16):
             yield from frame.select(wanted).slice(first, 1 << 16).collect().to_dicts()
         return
-    with epath.Path(path).open("r") as file:
+    with epath.Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -160,6 +170,9 @@ def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+            except UnicodeDecodeError as error:
+                what = f"not UTF-8 text ({error.reason})"
+                raise UserError(f"{path}, line {number}: {what}") from error
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number}: not a JSON object")
             yield record

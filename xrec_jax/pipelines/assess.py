@@ -91,8 +91,9 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """
     pairs, texts = read_explanations(config, rundir)
     groundings = ground(data, pairs, texts)
-    table = text_tables(texts, groundings, resamples=config.assess.resamples)
-    _add(table, planted_tables(pairs, texts, resamples=config.assess.resamples))
+    draws: Any = {"users": users_of(pairs), "resamples": config.assess.resamples}
+    table = text_tables(texts, groundings, **draws)
+    _add(table, planted_tables(pairs, texts, **draws))
     _add(table, counterfactual_tables(config, data, rundir, mesh, pairs, groundings))
     _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
     differences = group_differences(config, pairs, texts, groundings)
@@ -114,9 +115,15 @@ def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str
         raise UserError(f"{folder / 'pairs.jsonl'}: no pair; run stage 'explain' first")
     texts = {}
     for spec in explain.specs(config, rundir):
-        records: list[Any] = files.read_json_lines(folder / f"{spec.name}.jsonl")
-        texts[spec.name] = [one.explanation["text"] for one in join(pairs, records)]
+        path = folder / f"{spec.name}.jsonl"
+        records: list[Any] = files.read_json_lines(path)
+        texts[spec.name] = [one.explanation["text"] for one in join(pairs, records, where=path)]
     return pairs, texts
+
+
+def users_of(pairs: Sequence[Pair]) -> list[str]:
+    """Whose pair each is: what is said to one user hangs together."""
+    return [pair["user"] for pair in pairs]
 
 
 def ground(
@@ -143,20 +150,25 @@ def text_tables(
     texts: Mapping[str, Sequence[str]],
     groundings: Mapping[str, Sequence[Grounding]],
     *,
+    users: Sequence[str] | None = None,
     resamples: int,
 ) -> Table:
     """Length, variety, readability, features and grounding of each explainer's texts."""
     table: Table = {}
     for name, found in texts.items():
         features = [one.features for one in groundings[name]]
-        figures = text_metrics(found, features=features, resamples=resamples)
-        grounded = grounding_metrics(groundings[name], resamples=resamples)
+        figures = text_metrics(found, features=features, users=users, resamples=resamples)
+        grounded = grounding_metrics(groundings[name], users=users, resamples=resamples)
         table[name] = {**figures.corpus, **grounded.corpus}
     return table
 
 
 def planted_tables(
-    pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]], *, resamples: int
+    pairs: Sequence[Pair],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    users: Sequence[str] | None = None,
+    resamples: int,
 ) -> Table:
     """Planted reasons told, and what tuning changes; empty outside of a planted world.
 
@@ -170,12 +182,11 @@ def planted_tables(
         order = derangement(len(pairs), seed=0)
         moved = [texts[TUNED][place] for place in order]
         scores[SHUFFLED] = planted.score_texts(moved, truth)
-    table: Table = {name: score.estimates(resamples=resamples) for name, score in scores.items()}
+    draws: Any = {"users": users, "resamples": resamples}
+    table: Table = {name: score.estimates(**draws) for name, score in scores.items()}
     for other in scores:
         if TUNED in scores and other != TUNED:
-            table[f"{TUNED} vs {other}"] = planted.compare(
-                scores[TUNED], scores[other], resamples=resamples
-            )
+            table[f"{TUNED} vs {other}"] = planted.compare(scores[TUNED], scores[other], **draws)
     return table
 
 
@@ -216,7 +227,7 @@ def counterfactual_tables(
             if is_first():
                 say(f"assess: {error}")
             return {}
-        table[name] = result.estimates(resamples=config.assess.resamples)
+        table[name] = result.estimates(users=users_of(pairs), resamples=config.assess.resamples)
     return table
 
 

@@ -92,6 +92,15 @@ def questions(config: Any, data: RunData, *, tokenizer: Tokenizer | None = None)
         if not 0.0 < asked[key] < 1.0:
             raise UserError(f"attributes.{key}={asked[key]} must be above 0 and below 1")
     rest, held_out = split_by_user(found, share=asked.held_out, seed=seed)
+    if asked.source == "file":
+        # Another window of one history has other entries, and so looks like another user's.
+        texts, gone = without_users(
+            [one.prompt for one in rest], [one.prompt for one in held_out], asked.entry
+        )
+        if gone:
+            left = set(texts)
+            rest = [one for one in rest if one.prompt in left]
+            notes.append(f"{gone} prompts left out that show most of a held-out user's history")
     train, valid = split_by_user(rest, share=asked.valid, seed=seed + 1)
     for part, what in ((train, "to tune on"), (valid, "to choose by"), (held_out, "held out")):
         if not part:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,7 +24,7 @@ from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.llm.peft_io import base_of, load_adapter, save_adapter
+from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.readout import Readout
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first, meet
@@ -72,17 +71,12 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """
     asked = config.attributes
     language.check(config, mesh, rundir)
-    made = config.llm.path or "pretrain" in config.stages
-    if not made and not language.base_path(config, rundir).exists():
-        raise UserError(
-            "stage 'attributes' has no base: set llm.path to a Hugging Face directory, or put "
-            "'pretrain' before it in config.stages"
-        )
+    language.need_base(config, rundir, STAGE)
     for key, least in (
         ("history", 0), ("max_prompt_tokens", 0), ("examples", 0), ("evaluated", 0), ("within", 0),
-        ("max_new_tokens", 1),
+        ("max_new_tokens", 1), ("length", 2),
     ):  # fmt: skip
-        if asked[key] < least:
+        if not asked[key] >= least:  # nor NaN
             raise UserError(f"attributes.{key}={asked[key]} must be at least {least}")
     if asked.source == "world":
         template_from(asked.template)
@@ -92,10 +86,12 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     found = attribute_cases.questions(config, data, tokenizer=tokenizer)
     if tokenizer is not None:
         check_rows(config, found, tokenizer, open_model(config.llm.path).config)
-    elif asked.length > config.llm.max_positions:
-        raise UserError(
-            f"attributes.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
-        )
+        return
+    for key in ("length", "max_new_tokens"):
+        if asked[key] > config.llm.max_positions:
+            raise UserError(
+                f"attributes.{key}={asked[key]}, but llm.max_positions={config.llm.max_positions}"
+            )
 
 
 def check_rows(
@@ -132,7 +128,8 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     """Tunes the adapter if that is not done yet, then compares it with the base."""
     folder = rundir.path / STAGE
     path = folder / "adapter"
-    if path.exists() and STAGE in rundir.evaluation():
+    done = path.exists() and (folder / "answers.jsonl").exists()
+    if done and STAGE in rundir.evaluation():
         return
     base = language.load_base(config, rundir, mesh)
     found = attribute_cases.questions(config, data, tokenizer=base.tokenizer)
@@ -174,17 +171,7 @@ def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
     Raises:
       UserError: if there is none, or it was tuned on other weights.
     """
-    path = rundir.path / STAGE / "adapter"
-    if not path.exists():
-        raise UserError(f"{path}: no adapter; stage 'attributes' is not finished")
-    trained_on, here = base_of(path).fingerprint, base.identity().fingerprint
-    if trained_on and trained_on != here:
-        raise UserError(
-            f"{path}: this adapter was tuned on other weights than those in {base.source.path} "
-            f"(content {trained_on[:12]}, found {here[:12]}); give the base it belongs to, or "
-            "start in another --workdir"
-        )
-    return jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
+    return language.adapter_of(rundir.path / STAGE / "adapter", base, stage=STAGE)
 
 
 def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:

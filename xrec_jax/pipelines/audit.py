@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import write_json
+from xrec_jax.core.files import check_file, write_json
 from xrec_jax.core.logging import say
 from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.load import load
@@ -39,8 +39,7 @@ def audit(config: Any, *, output: str = "") -> int:
       UserError: the output does not end in .json, there is nothing to look at, or data or files
         cannot be read.
     """
-    if output and not output.endswith(".json"):
-        raise UserError(f"--output={output}: the name must end in .json")
+    _check_output(output)
     named = {role: config.audit[role] for role in audit_texts.file_roles(config)}
     if config.data.format == "none" and not named and not audit_texts.tunes(config):
         raise UserError(
@@ -79,8 +78,7 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "") -> int:
     Raises:
       UserError: this is not a run, its data cannot be read, or the output does not end in .json.
     """
-    if output and not output.endswith(".json"):
-        raise UserError(f"--output={output}: the name must end in .json")
+    _check_output(output)
     rundir = RunDir(workdir)
     config = rundir.config()
     data = prepare(config.data)
@@ -113,6 +111,13 @@ def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
     if is_first():
         write_json(rundir.path / "audit.json", found.record())
     return found
+
+
+def _check_output(output: str) -> None:
+    if output and not output.endswith(".json"):
+        raise UserError(f"--output={output}: the name must end in .json")
+    if output:
+        check_file(output, "--output")
 
 
 def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:

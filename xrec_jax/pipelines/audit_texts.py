@@ -16,6 +16,7 @@ from xrec_jax.evaluation.audit.cases import level
 from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.records import OTHER_FILES, whole
 
 Outcomes = list[checks.Finding | None]
 _WRITERS = ("model", "explainer", "system")
@@ -151,6 +152,8 @@ def check_run(rundir: RunDir) -> Outcomes:
             "held_out",
         )
     pairs = lines(folder / "pairs.jsonl")
+    for number, pair in enumerate(pairs, start=1):
+        whole(pair, ("prompt", "prompt_hash"), f"{folder / 'pairs.jsonl'}, record {number}")
     if pairs:
         cases = checks.read_cases(pairs)
         outcomes += checks.check_prompts(cases, "pairs")
@@ -159,8 +162,11 @@ def check_run(rundir: RunDir) -> Outcomes:
         hashes = [str(pair["prompt_hash"]) for pair in pairs]
         answers = []
         for path in sorted(folder.glob("*.jsonl")):
-            records = lines(path)
-            if records and "explainer" in records[0] and "prompt_hash" in records[0]:
+            if path.stem not in OTHER_FILES and not path.name.startswith("."):
+                records = lines(path)
+                for number, record in enumerate(records, start=1):
+                    keys = ("explainer", "prompt_hash", "text")
+                    whole(record, keys, f"{path}, record {number}")
                 answers += _joined(records, hashes, cases)
         if answers:
             ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
@@ -180,6 +186,16 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     turns = record["messages"]
     asked = [turn["content"] for turn in turns if turn["role"] == "user"]
     return {**record, "prompt": asked[0], "completion": turns[-1]["content"]}
+
+
+def _has_turns(record: Mapping[str, Any]) -> bool:
+    """Whether the `messages` of a record, if it has any, hold a prompt."""
+    turns = record.get("messages", [{"role": "user", "content": ""}])
+    return (
+        isinstance(turns, list)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+        and any(turn["role"] == "user" for turn in turns)
+    )
 
 
 def _first_of_each(answers: Sequence[checks.Answer]) -> list[checks.Answer]:
@@ -271,7 +287,10 @@ def _read(spec: str, role: str) -> list[dict[str, Any]]:
                         f"{did_you_mean(choices[0], record)}"
                     )
         records += part
-    return [_flat(record) for record in records] if role == "instructions" else records
+    if role != "instructions":
+        return records
+    _every(records, spec, "messages with role and content, one of a user", _has_turns)
+    return [_flat(record) for record in records]
 
 
 def _prompts(records: Sequence[Mapping[str, Any]], path: str) -> Sequence[Mapping[str, Any]]:

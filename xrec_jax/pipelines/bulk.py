@@ -13,18 +13,15 @@ of them together, shard after shard, and the first one writes.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from xrec_jax.core.logging import Progress
-from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.distributed import is_first, meet, sigterm
 from xrec_jax.parallel.mesh import make_mesh, use_mesh
 from xrec_jax.pipelines import explainers
 from xrec_jax.pipelines.cases import Asked, CaseMaker
@@ -150,7 +147,7 @@ def _shards(
         label = f"{label}, process 1 of {everybody}"
         total = parts.size(mine) + (parts.count - parts.size(todo)) // everybody
     bar = Progress(label, total, initial=total - parts.size(mine), unit="pair", enabled=is_first())
-    with _sigterm() as stop:
+    with sigterm() as stop:
 
         def advance(count: int) -> None:
             if stop.is_set():
@@ -169,17 +166,3 @@ def _shards(
                     ),
                 )
     bar.close()
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; on several processes JAX's own handler stays."""
-    event = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,13 @@ def titles(dataset: Dataset) -> np.ndarray:
         return dataset.item_ids
     names = [" ".join(n) if isinstance(n, list) else n for n in table[column].to_list()]
     return np.array([name or id_ for name, id_ in zip(names, dataset.item_ids, strict=True)])
+
+
+# What a pair may say beside its ids.
+_GIVEN: dict[str, tuple[type, str]] = {
+    "rank": (numbers.Integral, "a whole number"), "score": (numbers.Real, "a number"),
+    "system": (str, "text"),
+}  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -229,7 +237,14 @@ class CaseMaker:
                 hint = did_you_mean(str(record[key]), rows)
                 raise UserError(f"no {key} {record[key]!r} in the data{hint}")
             found.append(rows[str(record[key])])
-        return Asked(found[0], found[1], *(record.get(k) for k in ("rank", "score", "system")))
+        for key, (kind, what) in _GIVEN.items():
+            value = record.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise UserError(f"a pair's {key!r} must be {what}, not {value!r}")
+        rank = record.get("rank")
+        if rank is not None and not 0 < rank < 2**31:
+            raise UserError(f"a pair's 'rank' must be a number from 1, not {rank!r}")
+        return Asked(found[0], found[1], *(record.get(key) for key in _GIVEN))
 
     def named(self, row: int) -> dict[str, Any]:
         """A row of the item table whose plain name stands in the column `name_column`."""

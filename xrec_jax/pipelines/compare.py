@@ -16,11 +16,18 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import say
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.intervals import Estimate, paired_difference
+from xrec_jax.llm.peft_io import is_adapter
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import contests, language
 from xrec_jax.pipelines.contests import Contest
-from xrec_jax.pipelines.judge import judge_path, load_judge
+from xrec_jax.pipelines.judge import (
+    PLANTED,
+    explanations_of,
+    judge_path,
+    load_judge,
+    planted_judge,
+)
 from xrec_jax.pipelines.meshes import saved_mesh
 from xrec_jax.pipelines.recommend import STAGE as RECOMMEND
 from xrec_jax.pipelines.recommend import per_user_values, seeds_of
@@ -61,6 +68,8 @@ def compare(
     Raises:
       UserError: if there are fewer than two runs, or one is none.
     """
+    if output:
+        files.check_file(output, "--output")
     runs = _open(workdirs)
     chosen = _judge_named(judge) if isinstance(judge, str) and judge else judge
     result: dict[str, Any] = {
@@ -108,13 +117,29 @@ def _judge_named(name: str) -> judging.Judge:
         raise UserError(
             f"--judge: cannot import {module!r} ({error}); is its folder in PYTHONPATH?"
         ) from error
+    except Exception as error:  # whatever a module does while it is imported
+        raise UserError(f"--judge: cannot import {module!r} ({_said(error)})") from error
     judge: Callable[..., Any] | None = getattr(found, function, None)
     if not callable(judge):
-        known = [one for one in vars(found) if not one.startswith("_")]
+        known = [one for one, value in vars(found).items() if one[0] != "_" and callable(value)]
         raise UserError(
             f"--judge: {module} has no function {function!r}{did_you_mean(function, known)}"
         )
-    return judge
+    called = judge
+
+    def asked(*texts: Sequence[str]) -> np.ndarray:
+        try:
+            return np.asarray(called(*texts), np.float64)
+        except UserError:
+            raise
+        except Exception as error:  # it is the user's own code: told
+            raise UserError(f"--judge={name} failed: {_said(error)}") from error
+
+    return asked
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _figures(runs: Sequence[_Run]) -> dict[str, Any]:
@@ -215,6 +240,13 @@ def _signed(estimate: Estimate | None) -> str:
     return f"{estimate['value']:+.4f} [{estimate['low']:+.4f}, {estimate['high']:+.4f}]"
 
 
+def _truth(runs: Sequence[_Run]) -> list[Any]:
+    """Pairs of all runs whose planted reasons are known."""
+    return [
+        pair for run in runs for pair in explanations_of(run.rundir) if pair["planted"] is not None
+    ]
+
+
 def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str, Any] | None:
     contest, notes = shared_contest(
         [(run.name, contests.read_run(run.config, run.rundir, least=1)) for run in runs]
@@ -224,10 +256,20 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
             say(f"compare: no explanations to judge: {notes[0]}")
         return None
     first = runs[0]
+    split = judge_path(first.rundir) / "split.json"
+    if judge is None and split.exists():
+        every = len(contest.prompts)
+        learned = set(files.read_json(split)["train"]["prompts"])
+        contest = contests.without_hashes(contest, learned)
+        if len(contest.prompts) < every:
+            notes = [*notes, f"without {every - len(contest.prompts)} prompts that the judge of "
+                     f"{first.name} learned from"]  # fmt: skip
     contest = contests.draw(contest, first.config.judge.prompts, seed=first.config.seeds[0])
     if judge is not None:
         result = contests.hold(judge, contest, first.config)
-    elif not judge_path(first.rundir).exists():
+    elif first.config.judge.source == PLANTED and len(_truth(runs)):
+        result = contests.hold(planted_judge(_truth(runs)), contest, first.config)
+    elif not is_adapter(str(judge_path(first.rundir))):
         if is_first():
             say(
                 f"compare: {first.name} has no judge; give --judge=module:function, or finish its "

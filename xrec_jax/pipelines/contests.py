@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,11 @@ from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
 from xrec_jax.evaluation import judging
+from xrec_jax.evaluation.audit.cases import CaseIndex, read_case
 from xrec_jax.evaluation.intervals import Estimate
 from xrec_jax.pipelines.report.tables import cell, text_table
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import join, prompt_hash
+from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
 
 _FITS = 200  # bootstrap samples of the length-controlled ratio, a fit each
 Figures = dict[str, dict[str, Estimate]]
@@ -74,7 +75,7 @@ def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> lis
     Args:
       config: of the run.
       rundir: its directory.
-      learned: prompts that the judge was trained on, white space levelled; they are left out.
+      learned: prompts that the judge was trained on; what they ask about is left out.
 
     Raises:
       UserError: if a file cannot be read, or nothing of it is left.
@@ -89,18 +90,36 @@ def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> lis
 
 
 def without(contest: Contest, learned: Set[str]) -> Contest:
-    """A contest without the prompts that the judge was trained on.
+    """A contest without what the judge was trained on.
+
+    A prompt is left out if one of those asks about the same recommendation, however it is worded or
+    cut (`audit.cases.same_case`): published sets ask about one case in several lengths.
 
     Raises:
       UserError: if nothing is left.
     """
-    kept = [n for n, text in enumerate(contest.prompts) if " ".join(text.split()) not in learned]
+    index = CaseIndex([read_case(text) for text in sorted(learned)])
+    kept = [n for n, text in enumerate(contest.prompts) if index.find(read_case(text)) is None]
     gone = len(contest.prompts) - len(kept)
     if not gone:
         return contest
     if not kept:
         raise UserError(f"{contest.source}: the judge was trained on all of its prompts")
     return _part(contest, kept, f"{contest.source} without {gone} prompts the judge learned from")
+
+
+def without_hashes(contest: Contest, learned: Set[str]) -> Contest:
+    """A contest without some prompts, given by `prompt_hash` as `judge/split.json` has them.
+
+    Raises:
+      UserError: if nothing is left.
+    """
+    kept = [n for n, text in enumerate(contest.prompts) if prompt_hash(text) not in learned]
+    if len(kept) == len(contest.prompts):
+        return contest
+    if not kept:
+        raise UserError(f"{contest.source}: the judge was trained on all of its prompts")
+    return _part(contest, kept, contest.source)
 
 
 def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
@@ -113,12 +132,10 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
     pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")
     texts: dict[str, list[str | None]] = {}
     for path in sorted(folder.glob("*.jsonl")) if pairs else []:
-        records: list[Any] = files.read_json_lines(path)
-        if not records or "explainer" not in records[0]:
+        if path.stem in OTHER_FILES or path.name.startswith("."):
             continue
-        texts[str(records[0]["explainer"])] = [
-            one.explanation["text"] for one in join(pairs, records)
-        ]
+        records: list[Any] = files.read_json_lines(path)
+        texts[path.stem] = [one.explanation["text"] for one in join(pairs, records, where=path)]
     if len(texts) < least:
         return None
     named = [name for name in _names(config) if name in texts]
@@ -145,7 +162,7 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
     Raises:
       UserError: names the file, the record and what is wrong.
     """
-    paths = spec.split("+")
+    paths = str(spec).split("+")
     if len(paths) != 2:
         raise UserError(f"judge.explanations: {spec!r} must be two files, PROMPTS+EXPLANATIONS")
     asked = files.read_records(paths[0])
@@ -187,6 +204,8 @@ def _need(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
     for key in keys:
         if key not in record:
             raise UserError(f"{where}: no key {key!r}{did_you_mean(key, record)}")
+        if isinstance(record[key], (dict, list)):
+            raise UserError(f"{where}: {key} must be text or a number")
 
 
 def draw(contest: Contest, count: int, *, seed: int) -> Contest:
@@ -217,14 +236,14 @@ def _part(contest: Contest, kept: list[int], source: str) -> Contest:
 def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:
     """Lets a judge compare all pairs of systems on all prompts, in both orders."""
     compared = judging.compare(judge, contest.prompts, contest.texts)
-    table = compared.table
     margin, resamples = config.judge.margin, config.ranking.resamples
-    systems = figures(table, margin=margin, resamples=resamples)
     # `compare` numbers prompts of equal text alike.
     known: dict[str, int] = {}
     numbers = [known.setdefault(prompt, len(known)) for prompt in contest.prompts]
     group_of = dict(zip(numbers, contest.groups, strict=True))
-    found = np.array([group_of[number] for number in table.prompts])
+    found = np.array([group_of[number] for number in compared.table.prompts])
+    table = by_user(compared.table, dict(zip(numbers, contest.users, strict=True)))
+    systems = figures(table, margin=margin, resamples=resamples)
     for group in sorted(set(contest.groups) - {""}):
         part = table.select(found == group)
         if not len(part):
@@ -235,11 +254,28 @@ def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:
     pairs = judging.pair_figures(table, margin=margin, resamples=resamples)
     first = {number: place for place, number in reversed(list(enumerate(numbers)))}
     note = (
-        f"{len(table)} pairs of explanations of {len(set(table.prompts.tolist()))} prompts in both "
+        f"{len(table)} pairs of explanations of {len(set(compared.table.prompts.tolist()))} "
+        f"prompts in both "
         f"orders; {compared.missing} pairs without two texts, {compared.refused} too long to read"
     )
-    verdicts = _verdicts(contest, table, first)
+    verdicts = _verdicts(contest, compared.table, first)
     return Result(systems | pairs, verdicts, note, table)
+
+
+def by_user(table: judging.Comparisons, user_of: Mapping[int, str | None]) -> judging.Comparisons:
+    """The same comparisons, to be drawn by user: several prompts of one hang together.
+
+    Args:
+      table: drawn by prompt.
+      user_of: prompt to its user; a prompt without one stays by itself.
+    """
+    known: dict[Any, int] = {}
+    owners = [
+        ("prompt", n) if user_of[n] is None else ("user", user_of[n])
+        for n in table.prompts.tolist()
+    ]
+    numbers = np.array([known.setdefault(owner, len(known)) for owner in owners], np.int64)
+    return dataclasses.replace(table, prompts=numbers)
 
 
 def figures(table: judging.Comparisons, *, margin: float, resamples: int) -> Figures:

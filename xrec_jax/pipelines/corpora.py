@@ -252,9 +252,7 @@ def _joined(spec: str, asked: Any) -> list[str]:
     return texts
 
 
-def split_texts(
-    texts: Sequence[Text], share: float, *, seed: int
-) -> tuple[list[Text], list[Text]]:
+def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list[Text], list[Text]]:
     """Texts to train on and to hold out, at least one each.
 
     Raises:

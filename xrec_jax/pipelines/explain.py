@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -201,6 +202,10 @@ def explain(
             raise UserError(f"--{name}={value} must not be negative; 0: as the run says")
     if top_k < 1:
         raise UserError(f"--top_k={top_k} must be positive")
+    if math.isnan(temperature) or temperature == math.inf:
+        raise UserError(f"--temperature={temperature} must be a finite number")
+    if pairs and (system or users != "all"):
+        raise UserError("--pairs says what is explained: leave --system and --users out")
     run = Run(workdir)
     need_events(run.data, STAGE)
     config = run.config
@@ -216,8 +221,6 @@ def explain(
     maker = case_maker(config, run.rundir, run.data)
     maker.probe()
     if pairs:
-        if system:
-            raise UserError("--pairs says what is explained: leave --system out")
         if not epath.Path(pairs).is_file():
             raise UserError(f"--pairs={pairs}: no such file")
         asked: dict[str, Any] = {"pairs": asking.digest(epath.Path(pairs))}

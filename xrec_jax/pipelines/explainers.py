@@ -26,12 +26,10 @@ from xrec_jax.parallel.mesh import batch_divisor
 from xrec_jax.pipelines import language
 from xrec_jax.pipelines.cases import Case, CaseMaker
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import Explanation
+from xrec_jax.text.records import OTHER_FILES, Explanation
 from xrec_jax.text.template_explainer import template_explanation
 
 KINDS = ("template", "base", "tuned")
-# Names of files that lie beside EXPLAINER.jsonl in the run directory.
-_TAKEN = ("pairs", "held_out", "recommended", "during_training")
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -86,6 +84,7 @@ def parse(text: str, rundir: RunDir) -> Spec:
         return Spec(text, str(language.adapter_path(rundir)))
     if text in KINDS:
         return Spec(text)
+    text = str(text)
     name, _, folder = text.rpartition("=")
     name = name or pathlib.Path(folder).name
     if not is_adapter(folder):
@@ -93,7 +92,7 @@ def parse(text: str, rundir: RunDir) -> Spec:
             f"explainer {text!r} is neither template, base nor tuned, nor the directory of an "
             f"adapter{did_you_mean(text, KINDS)}"
         )
-    if not _NAME.fullmatch(name) or name in (*_TAKEN, *KINDS):
+    if not _NAME.fullmatch(name) or name in (*OTHER_FILES, *KINDS):
         raise UserError(
             f"explainer {text!r}: {name!r} cannot be its name; give another as NAME={folder}"
         )

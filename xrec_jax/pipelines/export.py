@@ -10,7 +10,7 @@ import polars as pl
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import write_atomic
+from xrec_jax.core.files import check_file, write_atomic
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines.session import Run
@@ -40,7 +40,7 @@ def parse_users(text: str) -> list[str] | None:
         users = [user.strip() for user in text.split(",") if user.strip()]
     if not users:
         raise UserError(f"--users={text!r} names no user (give all, a file, or ids as a,b)")
-    return users
+    return list(dict.fromkeys(users))  # nobody is asked for twice
 
 
 def wanted_rows(run: Run, users: str) -> np.ndarray | None:
@@ -60,11 +60,12 @@ def wanted_rows(run: Run, users: str) -> np.ndarray | None:
 
 
 def check_output(output: str) -> None:
-    """Raises a `UserError` unless the file name ends in a known format."""
+    """Raises a `UserError` unless a file of that name can be written and ends in a known format."""
     if not output:
         raise UserError("--output is missing; give a file ending in .jsonl or .parquet")
     if epath.Path(output).suffix not in FORMATS:
         raise UserError(f"--output={output}: the name must end in {' or '.join(FORMATS)}")
+    check_file(output, "--output")
 
 
 def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str = "") -> None:

@@ -59,14 +59,9 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked, stages = config.instruct, config.stages
+    asked = config.instruct
     language.check(config, mesh, rundir)
-    base = language.base_path(config, rundir)
-    if not config.llm.path and "pretrain" not in stages and not base.exists():
-        raise UserError(
-            "stage 'instruct' has no base: set llm.path to a Hugging Face directory, or put "
-            "'pretrain' before it in config.stages"
-        )
+    language.need_base(config, rundir, STAGE)
     if asked.source == "world":
         need_world(data, "instruct.source")
         template_from(asked.template)

@@ -1,4 +1,7 @@
-"""The `judge` stage: an adapter that compares two explanations, and what it says.
+"""The `judge` stage: who compares two explanations, and what comes out.
+
+The judge is an adapter trained on judgements (`judge.source` world or file). In a planted world the
+truth can judge too (planted): the text that gives the true reasons better wins, by F1.
 
 Leaves `judge/` in the run directory: the adapter in PEFT's format, `split.json` (which prompts were
 learned from and which held out) and `verdicts.jsonl` (what the judge says about each pair of
@@ -9,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -22,15 +26,16 @@ from xrec_jax.core.logging import MetricWriter, Progress, say
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.intervals import Estimate
 from xrec_jax.evaluation.judging.readout import AnswerReader
+from xrec_jax.evaluation.planted import score_texts
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.llm.peft_io import base_of, load_adapter, save_adapter
+from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import batch_divisor, gather
 from xrec_jax.pipelines import contests, language, train_language
-from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.judgements import (
     Asking,
     JudgementSet,
@@ -47,6 +52,7 @@ from xrec_jax.text.records import prompt_hash
 from xrec_jax.text.templates import template_from
 
 STAGE = "judge"
+PLANTED = "planted"
 Figures = dict[str, dict[str, Estimate]]
 
 
@@ -68,13 +74,14 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
       UserError: names the key, the value and what is valid.
     """
     asked = config.judge
+    if asked.source == PLANTED:
+        need_world(data, "judge.source")
+        contests.check(config)
+        if "explain" not in config.stages and not explanations_of(rundir):
+            raise UserError("judge.source='planted' needs stage 'explain' before it")
+        return
     language.check(config, mesh, rundir)
-    base = language.base_path(config, rundir)
-    if not config.llm.path and "pretrain" not in config.stages and not base.exists():
-        raise UserError(
-            "stage 'judge' has no base: set llm.path to a Hugging Face directory, or put "
-            "'pretrain' before it in config.stages"
-        )
+    language.need_base(config, rundir, STAGE)
     if asked.source == "world":
         template_from(config.instruct.template)
     for key in ("max_prompt_tokens", "prompts"):
@@ -110,7 +117,10 @@ def _asking(config: Any, tokenizer: Tokenizer, shape: LlamaConfig) -> Asking:
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
     """Trains the judge if that is not done yet, then asks it."""
     path = judge_path(rundir)
-    if path.exists() and STAGE in rundir.evaluation():
+    if (path / "verdicts.jsonl").exists() and STAGE in rundir.evaluation():
+        return
+    if config.judge.source == PLANTED:
+        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
         return
     base = language.load_base(config, rundir, mesh)
     found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
@@ -129,9 +139,44 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     Raises:
       UserError: if its training is not finished; nothing is changed then.
     """
+    if config.judge.source == PLANTED:
+        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
+        return
     base = language.load_base(config, rundir, mesh)
     found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     _finish(config, found, base, mesh=mesh, rundir=rundir)
+
+
+def explanations_of(rundir: RunDir) -> list[Any]:
+    """The pairs of a run's `explain` stage; empty before it is done."""
+    return files.read_json_lines(rundir.path / "explanations" / "pairs.jsonl")
+
+
+def planted_judge(pairs: Sequence[Any]) -> judging.Judge:
+    """A judge that knows the planted reasons of some pairs: the higher F1 wins, equal ones tie.
+
+    Args:
+      pairs: with `prompt` and `planted`.
+
+    Raises:
+      UserError: if there is none; when asked about a prompt that is none of theirs.
+    """
+    if not pairs:
+        raise UserError("judge.source='planted' needs the pairs of a finished stage 'explain'")
+    truth = {pair["prompt"]: pair["planted"] for pair in pairs}
+
+    def judge(prompt: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        unknown = [text for text in prompt if text not in truth]
+        if unknown:
+            raise UserError(
+                "judge.source='planted' knows only the run's own pairs, not the prompt that begins "
+                f"{unknown[0][:60]!r}"
+            )
+        planted = [truth[text] for text in prompt]
+        scores = [score_texts(texts, planted).f1 for texts in (first, second)]
+        return (1.0 + np.sign(scores[0] - scores[1])) / 2.0
+
+    return judge
 
 
 def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
@@ -198,16 +243,7 @@ def load_judge(
     Raises:
       UserError: if there is none, or it was trained on other weights.
     """
-    path = judge_path(rundir)
-    if not path.exists():
-        raise UserError(f"{path}: no judge; stage 'judge' is not finished")
-    trained_on = base_of(path).fingerprint
-    if trained_on and trained_on != base.identity().fingerprint:
-        raise UserError(
-            f"{path}: this judge was trained on other weights than those in {base.source.path} "
-            f"(content {trained_on[:12]}, found {base.identity().fingerprint[:12]})"
-        )
-    adapter = jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
+    adapter = language.adapter_of(judge_path(rundir), base, stage=STAGE)
     ask = _asking(config, base.tokenizer, base.model.config)
     # A finished run may be opened on more devices than it had.
     parts = batch_divisor(mesh)
@@ -229,8 +265,16 @@ def _finish(
     if is_first():
         files.write_json(judge_path(rundir) / "split.json", _split(found, config))
         say(judge_lines(table["judge"]))
+    learned = {one.prompt for one in found.train}
+    _compare(config, judge, table, rundir=rundir, learned=learned, describe=judge.asking.describe)
+
+
+def _compare(
+    config: Any, judge: judging.Judge, table: Figures, *, rundir: RunDir,
+    learned: AbstractSet[str] = frozenset(), describe: Callable[[], str] | None = None,
+) -> None:  # fmt: skip
+    """Lets a judge compare what a run has to compare, and writes all figures."""
     verdicts: list[dict[str, Any]] = []
-    learned = {one.group for one in found.train}
     for contest in contests.load(config, rundir, learned=learned):
         result = contests.hold(judge, contest, config)
         overlap = table.keys() & result.figures.keys()
@@ -242,9 +286,11 @@ def _finish(
         table |= result.figures
         verdicts += result.verdicts
         if is_first():
-            say(f"judge: {contest.source}: {result.note}; {judge.asking.describe()}")
+            more = f"; {describe()}" if describe is not None else ""
+            say(f"judge: {contest.source}: {result.note}{more}")
             say(contests.contest_table(result))
     if is_first():
+        judge_path(rundir).mkdir(exist_ok=True)
         files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))
         rundir.write_evaluation(STAGE, table)
     meet("judge evaluated")
@@ -309,7 +355,7 @@ def held_out_figures(
         "test/position_consistency": average(
             (np.sign(shown - 0.5) == np.sign(0.5 - swapped)) * 1.0
         ),
-        "test/position_bias": average(((shown > 0.5) * 0.5 + (swapped > 0.5) * 0.5) - 0.5),
+        "test/position_bias": average((np.sign(shown - 0.5) + np.sign(swapped - 0.5)) / 4.0),
         **{f"baseline/{name}": average((guess == label) * 1.0) for name, guess in guesses.items()},
         "baseline/constant_both_orders": average(np.full(len(label), 0.5)),
     }

@@ -10,6 +10,8 @@ import numpy as np
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import Progress
 from xrec_jax.data.packing import Example
+from xrec_jax.evaluation.audit.cases import Case as Asked
+from xrec_jax.evaluation.audit.cases import read_case, same_case
 from xrec_jax.evaluation.judging.readout import AnswerReader
 from xrec_jax.llm.tokenizer import Tokenizer
 from xrec_jax.pipelines import corpora, language
@@ -71,11 +73,38 @@ def judgements(
                 "--config.judge.stratify= does without"
             )
     else:
-        raise UserError(f"judge.source={asked.source!r} is not valid; valid: world, file")
+        raise UserError(f"judge.source={asked.source!r} is not valid; valid: world, file, planted")
     stratify = asked.stratify if asked.source == "file" else ""
     return JudgementSet(
-        *split_judgements(found, held_out=asked.held_out, seed=seed, stratify=stratify or None)
-    )
+        *split_judgements(
+            found, held_out=asked.held_out, seed=seed, stratify=stratify or None,
+            cases=_cases(found) if asked.source == "file" else None,
+        )
+    )  # fmt: skip
+
+
+def _cases(found: Sequence[Judgement]) -> list[str]:
+    """A prompt for each judgement that stands for all that ask about the same recommendation."""
+    prompts = {one.group: one.prompt for one in found}
+    stands = {group: group for group in prompts}
+
+    def first(group: str) -> str:
+        while stands[group] != group:
+            group = stands[group]
+        return group
+
+    alike: dict[tuple[str, str], list[tuple[str, Asked]]] = {}
+    for group, prompt in prompts.items():
+        case = read_case(prompt)
+        if not case.read:
+            continue
+        # Equal cases have these two in common; so few are compared with each other.
+        others = alike.setdefault((case.target, case.shown[-1] if case.shown else ""), [])
+        for other, known in others:
+            if same_case(known, case):
+                stands[first(group)] = first(other)
+        others.append((group, case))
+    return [first(one.group) for one in found]
 
 
 def _from_world(

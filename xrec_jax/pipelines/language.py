@@ -19,7 +19,7 @@ from xrec_jax.llm.hf import HfModel
 from xrec_jax.llm.language_model import LanguageModel, Record, dtype_named, shardings
 from xrec_jax.llm.llama import REMAT, Llama
 from xrec_jax.llm.lora import Adapter
-from xrec_jax.llm.peft_io import Base, base_of, load_adapter
+from xrec_jax.llm.peft_io import Base, base_of, is_adapter, load_adapter
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.mesh import batch_divisor
 from xrec_jax.pipelines.rundir import RunDir
@@ -172,15 +172,33 @@ def language_model(
     )  # fmt: skip
 
 
+def need_base(config: Any, rundir: RunDir, stage: str) -> None:
+    """Refuses a stage that will find no base.
+
+    Raises:
+      UserError: says what to set.
+    """
+    made = config.llm.path or "pretrain" in config.stages
+    if not made and not base_path(config, rundir).exists():
+        raise UserError(
+            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, or put "
+            "'pretrain' before it in config.stages"
+        )
+
+
 def tuned_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
-    """The adapter of a finished `instruct` stage.
+    """The adapter of a finished `instruct` stage; see `adapter_of`."""
+    return adapter_of(adapter_path(rundir), base, stage="instruct")
+
+
+def adapter_of(path: epath.Path, base: LoadedBase, *, stage: str) -> Adapter:
+    """The adapter that a finished stage left.
 
     Raises:
       UserError: if there is none, or it was tuned on other weights.
     """
-    path = adapter_path(rundir)
-    if not path.exists():
-        raise UserError(f"{path}: no adapter; stage 'instruct' is not finished")
+    if not is_adapter(str(path)):
+        raise UserError(f"{path}: no adapter; stage {stage!r} is not finished")
     trained_on = base_of(path).fingerprint
     if trained_on and trained_on != base.identity().fingerprint:
         raise UserError(

@@ -114,7 +114,10 @@ def visits_to_explain(
 
 
 def planted_explanations(
-    prompting: Prompting, pairs: Sequence[tuple[int, int, np.ndarray, int]], *, seed: int,
+    prompting: Prompting,
+    pairs: Sequence[tuple[int, int, np.ndarray, int]],
+    *,
+    seed: int,
     named: bool = True,
 ) -> tuple[list[Instruction], TruncationCount]:
     """Instructions whose completions say the true reasons of the planted world.

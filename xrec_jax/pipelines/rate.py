@@ -10,6 +10,7 @@ from etils import epath
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import say
+from xrec_jax.evaluation import rating_copies
 from xrec_jax.evaluation.audit.findings import plural
 from xrec_jax.evaluation.raters import GoldCheck, quality
 from xrec_jax.evaluation.rating_summary import summary
@@ -126,6 +127,9 @@ def collect(
 ) -> dict[str, Any]:
     """Merges what raters exported, and says what it shows.
 
+    Intervals draw whole items. Where a table gives one row of marks to many items, far more often
+    than by chance, these items are drawn as one, and that is said.
+
     Args:
       exports: files that the sheets saved.
       key: the `KEY.json` of their sheets.
@@ -152,8 +156,10 @@ def collect(
     if exports and not key:
         raise UserError("--key is missing: the KEY.json that was made with the sheets")
     target = files.absolute(output) if output else None
-    if target is not None and target.suffix != ".json":
-        raise UserError(f"--output={output}: the name must end in .json")
+    if target is not None:
+        if target.suffix != ".json":
+            raise UserError(f"--output={output}: the name must end in .json")
+        files.check_file(output, "--output")
     if target is None and workdir:
         rundir = RunDir(workdir)
         rundir.config()  # to say early that this is no run
@@ -171,15 +177,24 @@ def collect(
     kept = answers.only(without=exclude)
     if not kept.ratings and not kept.preferences:
         raise UserError("--exclude: nobody is left")
+    rows = rating_copies.rows_of_answers(kept)
+    copies = rating_copies.copies(rows)
+    clusters = rating_copies.clusters(rows, copies)
     result = {
         f"rate/{group}" if len(kept.groups) > 1 else "rate": summary(
-            kept.only(group=group), resamples=resamples, seed=seed
+            kept.only(group=group), clusters=clusters, resamples=resamples, seed=seed
         )
         for group in kept.groups
     }
     if any(answers.raters):  # those left out too: their figures say why
         result["raters"] = quality(answers, gold=gold, seconds=seconds)
     say(rating_tables.text(result, exclude=exclude))
+    for group, one in copies.items():
+        if one.copied:
+            say(
+                f"warning: {group + ': ' if group else ''}{one}; items with equal rows are drawn "
+                "as one, and what counts is the number of distinct rows"
+            )
     if target is not None:
         files.write_json(target, result)
         say(f"written to {target}")

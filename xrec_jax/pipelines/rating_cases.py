@@ -15,7 +15,7 @@ from xrec_jax.core.files import read_records
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text import layout, templates
 from xrec_jax.text.parsing import parse_prompt
-from xrec_jax.text.records import join, prompt_hash
+from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
 from xrec_jax.text.templates import Template
 
 
@@ -72,13 +72,13 @@ def of_run(workdir: epath.PathLike, systems: Sequence[str] = ()) -> list[RatedCa
     pairs = read_records(folder / "pairs.jsonl")
     records: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name != "pairs.jsonl" and path.stat().length:
-            found = read_records(path)
-            # Samples written during training lie in this folder too, in another form.
-            if "explainer" in found[0] and "text" in found[0]:
-                records[path.stem] = found
+        if path.stem not in OTHER_FILES and not path.name.startswith("."):
+            records[path.stem] = read_records(path)
     chosen = _chosen(systems, list(records), f"{folder}")
-    joined = {name: join(pairs, records[name]) for name in chosen}  # type: ignore[arg-type]
+    joined = {
+        name: join(pairs, records[name], where=folder / f"{name}.jsonl")  # type: ignore[arg-type]
+        for name in chosen
+    }
     return [
         RatedCase(
             item=f"{pair['user']} {pair['item']}", group="", prompt=pair["prompt"],
@@ -140,6 +140,8 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
 def _column(record: Mapping[str, Any], name: str, where: str) -> Any:
     if record.get(name) is None:
         raise UserError(f"{where}: it has no {name!r}{did_you_mean(name, record)}")
+    if isinstance(record[name], (dict, list)):
+        raise UserError(f"{where}: its {name!r} must be text or a number")
     return record[name]
 
 
@@ -148,7 +150,7 @@ def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[st
         raise UserError(f"{where}: no explanation in it")
     for name in systems:
         if name not in known:
-            raise UserError(f"--systems: {where} has no {name!r}{did_you_mean(name, known)}")
+            raise UserError(f"--system: {where} has no {name!r}{did_you_mean(name, known)}")
     return list(dict.fromkeys(systems)) or list(known)
 
 

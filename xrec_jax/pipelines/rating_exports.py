@@ -28,7 +28,28 @@ def read_key(path: epath.PathLike) -> dict[str, Any]:
     key = read_json(path)
     if not isinstance(key, dict) or key.get("format") != KEY_FORMAT:
         raise UserError(f"--key={path}: not a KEY.json of `xrec rate make`")
+    if not _whole(key):
+        raise UserError(f"--key={path}: damaged; make the same sheets again for another one")
     return key
+
+
+def _whole(key: Mapping[str, Any]) -> bool:
+    """Whether a key holds all that answers are read by."""
+    try:
+        cases, systems = key["cases"], set(key["systems"])
+        for case in cases:
+            if not {"item", "group", "gold", "broken"} <= case.keys():
+                return False
+        for sheet in key["sheets"].values():
+            for meaning in sheet["steps"].values():
+                named = ("system",) if "system" in meaning else ("first", "second")
+                if not 0 <= meaning["case"] < len(cases):
+                    return False
+                if not {meaning[name] for name in named} <= systems:
+                    return False
+        return bool(key["questions"]) and key["low"] < key["high"]
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def read(
@@ -87,7 +108,7 @@ def _export(path: epath.PathLike, key: Mapping[str, Any], key_path: epath.PathLi
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != EXPORT_FORMAT:
         raise UserError(f"{path}: not a file that a rating sheet saved")
-    if record.get("sheet") not in key["sheets"]:
+    if not isinstance(record.get("sheet"), str) or record["sheet"] not in key["sheets"]:
         raise UserError(
             f"{path}: it belongs to sheet {record.get('sheet')!r}, which {key_path} does not know; "
             f"its sheets: {', '.join(key['sheets'])}"
@@ -121,7 +142,7 @@ def _values(
             if question not in asked:
                 raise UserError(f"{where}, which was not asked; asked: {', '.join(asked)}")
             if question == PREFERENCE:
-                if value not in SHARES:
+                if not isinstance(value, str) or value not in SHARES:
                     raise UserError(f"{where}, not one of {', '.join(SHARES)}")
             elif (
                 isinstance(value, bool) or not isinstance(value, (int, float))

@@ -91,7 +91,7 @@ class RunDir:
         mine = _as_json(config)
         _make_absolute(mine)  # later verbs may be called from another folder
         if self.config_path.exists():
-            theirs = _flat(_with_defaults(files.read_json(self.config_path)))
+            theirs = _flat(_with_defaults(_object(self.config_path)))
             ours = _flat(mine)
             for key in sorted(theirs.keys() | ours.keys()):
                 if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
@@ -118,18 +118,37 @@ class RunDir:
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
-        config = ConfigDict(_tuples(_with_defaults(files.read_json(self.config_path))))
+        config = ConfigDict(_tuples(_with_defaults(_object(self.config_path))))
         import_extensions(config)
         return config
 
     def evaluation(self) -> dict[str, Any]:
         """Content of `evaluation.json`; empty before the first stage is done."""
-        return files.read_json(self.evaluation_path) if self.evaluation_path.exists() else {}
+        if not self.evaluation_path.exists():
+            return {}
+        found = _object(self.evaluation_path)
+        for stage, systems in found.items():
+            if not isinstance(systems, dict) or not all(
+                isinstance(figures, dict) for figures in systems.values()
+            ):
+                raise UserError(
+                    f"{self.evaluation_path}: {stage!r} does not hold figures of systems; delete "
+                    "it and run the stage again"
+                )
+        return found
 
     def write_evaluation(self, stage: str, systems: dict[str, Any]) -> None:
         """Replaces one stage of `evaluation.json`."""
         if is_first():
             files.write_json(self.evaluation_path, self.evaluation() | {stage: systems})
+
+
+def _object(path: epath.Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object; the file was not written by a run")
+    return found
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class Parts:
         if not manifest.exists():
             return False
         found = files.read_json(manifest)
+        if not isinstance(found, dict) or not {"identity", "pairs", "systems"} <= found.keys():
+            raise UserError(f"{manifest} is damaged; delete {self.folder} and start anew")
         for key in self._identity.keys() | found["identity"].keys():
             mine, theirs = self._identity.get(key), found["identity"].get(key)
             if mine != theirs:
@@ -223,8 +225,12 @@ class Parts:
 
 def _check(data: bytes, expected: list[tuple[str, str]], path: epath.Path) -> None:
     lines = data.split(b"\n")
-    found = [json.loads(line) for line in lines[:-1]]
-    if lines[-1] or [(record["user"], record["item"]) for record in found] != expected:
+    try:
+        found = [json.loads(line) for line in lines[:-1]]
+        names = [(record["user"], record["item"]) for record in found]
+    except (KeyError, TypeError, ValueError):  # somebody else wrote into it
+        names = []
+    if lines[-1] or names != expected:
         raise UserError(
             f"{path} does not hold its {len(expected)} pairs, one record each; delete it and run "
             "the same command again"

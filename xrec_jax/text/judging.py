@@ -113,7 +113,7 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
         for key in _FIELDS[:3]:
             if not isinstance(record[key], str) or not record[key].strip():
                 raise UserError(f"{where}: {key} must be text that is not empty")
-        if record["better"] not in (1, 2):
+        if record["better"] not in (1, 2) or not isinstance(record["better"], int):
             raise UserError(f"{where}: better={record['better']!r} must be 1 or 2")
         meta = {key: value for key, value in record.items() if key not in _FIELDS}
         if pair:
@@ -127,8 +127,9 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
 
 
 def split_judgements(
-    judgements: Sequence[Judgement], *, held_out: float, seed: int = 0, stratify: str | None = None
-) -> tuple[list[Judgement], list[Judgement]]:
+    judgements: Sequence[Judgement], *, held_out: float, seed: int = 0, stratify: str | None = None,
+    cases: Sequence[str] | None = None,
+) -> tuple[list[Judgement], list[Judgement]]:  # fmt: skip
     """Splits into (train, held out) so that no prompt stands on both sides.
 
     Args:
@@ -136,13 +137,17 @@ def split_judgements(
       held_out: share of the prompts of each stratum.
       seed: of the draw.
       stratify: a key of `meta`.
+      cases: for each judgement a prompt that stands for all that ask the same in other words, which
+        are then kept together; default: its own.
 
     Raises:
       UserError: as `sampling.split_by_prompt`, or if one side is left empty.
     """
     rows = [
-        Instruction(one.prompt, str(one.better), meta={**one.meta, "row": number})
-        for number, one in enumerate(judgements)
+        Instruction(case, str(one.better), meta={**one.meta, "row": number})
+        for number, (one, case) in enumerate(
+            zip(judgements, cases or [one.prompt for one in judgements], strict=True)
+        )
     ]
     train, held = (
         [judgements[row.meta["row"]] for row in side]

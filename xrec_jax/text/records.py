@@ -18,6 +18,10 @@ EXPLANATION_COLUMNS = (
 )  # fmt: skip
 
 
+# Files of `explanations/` that hold other things than one explainer's answers.
+OTHER_FILES = ("pairs", "held_out", "recommended", "during_training")
+
+
 class Entry(TypedDict):
     """One entry of the history as the prompt shows it.
 
@@ -135,37 +139,68 @@ def prompt_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def join(pairs: Iterable[Pair], records: Iterable[Explanation]) -> list[Explained]:
+def join(
+    pairs: Iterable[Pair], records: Iterable[Explanation], *, where: object = "the explanations"
+) -> list[Explained]:
     """Puts every explanation beside its pair, in the pairs' order.
 
     Records may come in any order. Pairs are told apart by user and item; the prompt's hash must
     agree too, so that nothing is ever read beside a prompt that it does not answer.
 
+    Args:
+      pairs: what was asked.
+      records: what one explainer answered.
+      where: the explainer's file, for messages.
+
     Raises:
-      UserError: if a pair or a record has no partner, stands there twice, or answers another
-        prompt.
+      UserError: if a pair or a record lacks a key, has no partner, stands there twice, or answers
+        another prompt.
     """
     asked: dict[tuple[str, str], Pair] = {}
-    for pair in pairs:
+    for number, pair in enumerate(pairs, start=1):
+        whole(pair, ("user", "item", "prompt", "prompt_hash"), f"pair {number}")
         if _key(pair) in asked:
             raise UserError(f"{_name(pair)} is there twice among the pairs")
         asked[_key(pair)] = pair
     answered: dict[tuple[str, str], Explanation] = {}
-    for record in records:
+    for number, record in enumerate(records, start=1):
+        whole(record, ("user", "item", "prompt_hash", "text"), f"{where}, record {number}")
         if _key(record) not in asked:
-            raise UserError(f"{_name(record)} is explained, but it is not among the pairs")
+            raise UserError(f"{where}: {_name(record)} is explained, but not among the pairs")
         if _key(record) in answered:
-            raise UserError(f"{_name(record)} is explained twice by one explainer")
+            raise UserError(f"{where}: {_name(record)} is explained twice by one explainer")
         if record["prompt_hash"] != asked[_key(record)]["prompt_hash"]:
             raise UserError(
-                f"{_name(record)}: the explanation answers another prompt than the pair's; both "
-                "files must come from one run"
+                f"{where}: {_name(record)} answers another prompt than the pair's; both files "
+                "must come from one run"
             )
         answered[_key(record)] = record
     for key, pair in asked.items():
         if key not in answered:
-            raise UserError(f"{_name(pair)} has no explanation; run the stage 'explain' again")
+            raise UserError(
+                f"{where}: {_name(pair)} has no explanation; delete the file and run the stage "
+                "'explain' again"
+            )
     return [Explained(pair, answered[key]) for key, pair in asked.items()]
+
+
+def whole(record: Mapping[str, Any], keys: Iterable[str], where: object) -> None:
+    """Refuses a damaged record of a run.
+
+    Args:
+      record: a line of a file.
+      keys: that must hold text.
+      where: names the record.
+
+    Raises:
+      UserError: names the key.
+    """
+    for key in keys:
+        if not isinstance(record.get(key), str):
+            raise UserError(
+                f"{where} is damaged: no text as {key!r}; delete the file and run the stage "
+                "'explain' again"
+            )
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -19,7 +17,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, Progress
 from xrec_jax.core.trees import host_value
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.distributed import is_first, sigterm
 from xrec_jax.parallel.mesh import put_batch
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.state import TrainState, shardings_of
@@ -97,23 +95,6 @@ class LoopProgress:
     stopped: int = 0
     summed: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the earlier handler comes back afterwards.
-
-    On several processes JAX's own handler stays: through it they agree on the step to stop at.
-    """
-    event = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def compile_step(step: Step, state: TrainState) -> CompiledStep:
@@ -254,7 +235,7 @@ def fit(
     def save():
         checkpoints.save(state, batches.get_state(), dataclasses.asdict(progress))
 
-    with _sigterm() as terminated:
+    with sigterm() as terminated:
         while done < options.total_steps and not progress.stopped:
             state, metrics = step(state, put_batch(next(batches), mesh))
             if wait_each:

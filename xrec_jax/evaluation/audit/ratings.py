@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding
+from xrec_jax.evaluation import rating_copies
+from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, listing
 
 _KEYS = ("dataset", "item", "model", "rater")
 _RATERS = ("rater", "rater_id", "annotator", "user")
@@ -22,7 +23,12 @@ def check_ratings(
       high: the largest score.
     """
     scales = [name for name in rows[0] if name not in (*_KEYS, *_RATERS)]
-    return [out_of_scale(rows, scales, low, high), uneven(rows), no_rater(rows)]
+    return [
+        out_of_scale(rows, scales, low, high),
+        repeated_rows(rows, scales),
+        uneven(rows),
+        no_rater(rows),
+    ]
 
 
 def _number(text: str | None) -> float:
@@ -47,6 +53,36 @@ def out_of_scale(
         f"Scores that are no number from {low:g} to {high:g}.",
         "Correct or drop them by a rule that does not look at who wrote the text.",
         tuple(wrong[:MAX_EXAMPLES]),
+    )  # fmt: skip
+
+
+def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> Finding:
+    """Items with the very marks of another item, on every scale of every model.
+
+    Data sets where marks that are dealt anew give nearly as many are passed over: with few marks
+    and few values equal rows are no wonder.
+    """
+    rater = next((name for name in _RATERS if name in rows[0]), "")
+    marks = [
+        ((row.get("dataset") or "", row.get("item") or ""),
+         ((row.get(rater) or "", row.get("model") or "", name), row.get(name) or ""))
+        for row in rows for name in scales
+    ]  # fmt: skip
+    found = rating_copies.copies(rating_copies.rows_of(marks))
+    copied = {group: one for group, one in found.items() if one.copied}
+    return Finding(
+        "ratings/repeated_rows", "error", sum(one.repeated for one in copied.values()),
+        sum(one.items for one in found.values()),
+        "Items with the very marks of an earlier item, for all models and on all scales, far more "
+        "than chance gives: these answers were copied, and intervals that take each item for an "
+        "observation of its own are far too narrow.",
+        "Ask where the rows come from; until then draw equal rows as one (xrec rate collect "
+        "--ratings does) and report the number of distinct rows.",
+        tuple(
+            f"{group + ': ' if group else ''}{one}: items {listing(one.most[:4])}"
+            + (" and others" if len(one.most) > 4 else "")
+            for group, one in copied.items()
+        )[:MAX_EXAMPLES],
     )  # fmt: skip
 
 

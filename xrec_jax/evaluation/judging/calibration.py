@@ -12,7 +12,6 @@ from xrec_jax.evaluation.judging.resampling import (
     clustered_mean,
     clusters,
     draws,
-    interval,
     sums,
 )
 
@@ -84,6 +83,11 @@ def calibration(
 ) -> dict[str, Estimate]:
     """`accuracy`, `log_loss` (nats), `brier` (squared error of p) and `ece`, clustered by prompt.
 
+    Few answers in a bin make the calibration error larger than it is, as chance never cancels in
+    absolute values; drawing them anew does so once more. Its interval is therefore the reflected
+    one (the basic bootstrap), cut at 0. The value itself stays that of the definition: of a hundred
+    answers a judge that is perfectly calibrated has about 0.1.
+
     Args:
       p_first: `[rows]` probability of label 1.
       better: `[rows]` labels, 1 or 2.
@@ -116,4 +120,11 @@ def calibration(
     cells[:, bins] = 1.0
     drawn = draws(count, resamples=resamples, seed=seed) @ sums(cells, numbered, count)
     sampled = np.abs(drawn[:, :bins]).sum(axis=1) / drawn[:, bins]
-    return found | {"ece": interval(ece, sampled, count)}
+    low, high = np.quantile(sampled, [0.025, 0.975])
+    if count < 2:
+        return found | {"ece": exact(ece, count)}
+    reflected: Estimate = {
+        "value": ece, "low": max(0.0, float(2 * ece - high)),
+        "high": max(ece, float(2 * ece - low)), "count": count,
+    }  # fmt: skip
+    return found | {"ece": reflected}

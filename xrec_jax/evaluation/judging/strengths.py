@@ -2,7 +2,8 @@
 
 Bradley and Terry (1952). Ties count as half a win each. One virtual tie between every two systems
 keeps the strengths finite where a system never lost or never won; beside hundreds of comparisons it
-changes nothing that matters.
+changes nothing that matters. Systems that never met, not even by way of others, are held together
+by these ties alone: how far such are apart is then a convention, not a finding.
 """
 
 from __future__ import annotations

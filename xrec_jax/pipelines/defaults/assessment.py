@@ -30,7 +30,9 @@ def judge() -> ConfigDict:
     """The `judge` stage: an adapter that compares two explanations, and what it says."""
     return ConfigDict(
         dict(
-            source="world",  # world (true reasons against others), or file
+            # world: learned from true reasons against others; file: from judgements; planted: no
+            # adapter, the planted reasons themselves judge
+            source="world",
             path="",  # JSONL: prompt, first, second, better (1 or 2); further keys are kept
             pair="",  # key of a file's records that names the two systems compared
             block=0,  # or: so many rows in turn are of one pair; for the pair-identity baseline

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines.cases import titles
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.records import OTHER_FILES, whole
 
 MOST_PAIRS = 5000  # that a page holds
-# Files of `explanations/` that hold other things than one explainer's answers.
-_OTHER = ("pairs", "held_out", "recommended", "during_training")
 _FIRST = ("template", "base", "tuned")
 _COLOURS = 8
 _KNOWN_COLOURS = {
@@ -142,7 +142,12 @@ def _sizes(data: RunData) -> dict[str, Any]:
 
 
 def _optional(path: epath.Path) -> Any:
-    return files.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object; the file was not written by a run")
+    return found
 
 
 def _explained(
@@ -151,9 +156,12 @@ def _explained(
     """Pairs, answers of every explainer, and whether there are more than the page holds."""
     pairs, more = _first_lines(folder / "pairs.jsonl")
     answers = {}
+    for number, pair in enumerate(pairs, start=1):
+        where = f"{folder / 'pairs.jsonl'}, record {number}"
+        whole(pair, ("user", "item", "title", "prompt"), where)
     if pairs:
         for path in sorted(folder.glob("*.jsonl")):
-            if path.stem not in _OTHER and not path.name.startswith("."):
+            if path.stem not in OTHER_FILES and not path.name.startswith("."):
                 found, _ = _first_lines(path)
                 if found and {"explainer", "text"} <= found[0].keys():
                     answers[path.stem] = found
@@ -178,7 +186,10 @@ def _first_lines(path: epath.Path) -> tuple[list[dict[str, Any]], bool]:
             if len(records) == MOST_PAIRS:
                 return records, True
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {len(records) + 1}: not a JSON object")
+            records.append(record)
     return records, False

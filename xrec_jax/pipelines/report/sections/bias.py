@@ -21,14 +21,22 @@ LARGEST = 6  # differences of a chart that are shown although they do not stand
 def effects(metrics: Mapping[str, Any]) -> dict[str, tuple[Any, float | None]]:
     """`GROUP/METRIC` to effect size and Holm-adjusted p-value; without what belongs to another."""
     found: dict[str, tuple[Any, float | None]] = {}
+    apart = without_spread(metrics)
     for key, estimate in metrics.items():
         of_another = any(
-            key.endswith(end) and key.removesuffix(end) in metrics for end in ("_p", "_difference")
-        )
+            key.endswith(end) and (base in metrics or base in apart)
+            for end in ("_p", "_difference") if (base := key.removesuffix(end))
+        )  # fmt: skip
         if known(estimate) and "/" in key and not of_another:
             p = metrics.get(f"{key}_p")
             found[key] = (estimate, float(p["value"]) if p is not None and known(p) else None)
     return found
+
+
+def without_spread(metrics: Mapping[str, Any]) -> list[str]:
+    """`GROUP/METRIC` of groups that are apart but do not vary: there is no g, only `_p`."""
+    bases = [key.removesuffix("_difference") for key in metrics if key.endswith("_difference")]
+    return [base for base in bases if base not in metrics and f"{base}_p" in metrics]
 
 
 def varies(estimate: Mapping[str, Any]) -> bool:
@@ -49,6 +57,7 @@ def build(material: Material) -> Section | None:
         _forest(material, name, systems[name], (-limit, limit))
         for name in sorted(material.explainers(systems), key=is_pair)
     ]
+    apart = sum(len(without_spread(m)) for m in material.stage("bias").values())
     strong = sum(_stands(p) for found in systems.values() for _, p in found.values())
     tested = sum(len(found) for found in systems.values())
     lead = join([
@@ -57,6 +66,8 @@ def build(material: Material) -> Section | None:
         tag("span", "\u2605", class_="star", aria_hidden="true"),
         f" marks what remains at p < {LEVEL:g} after Holm's correction for many tests: {strong} of "
         f"{tested}. Shown are those and the {LARGEST} largest of each chart.",
+        f" Not drawn: {apart} where groups differ and do not vary, so that there is no g; "
+        "evaluation.json has their difference and p." if apart else "",
     ])  # fmt: skip
     return Section(ID, TITLE, lead, tag("div", grid(charts, wide=True)))
 

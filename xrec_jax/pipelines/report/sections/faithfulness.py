@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from xrec_jax.pipelines.report.markup import tag
 from xrec_jax.pipelines.report.material import Material, Section
-from xrec_jax.pipelines.report.sections.panels import SHUFFLED, comparisons, panels
+from xrec_jax.pipelines.report.sections.panels import comparisons, panels
 
 ID, TITLE = "faithfulness", "Faithfulness"
 HOW = "Add the stages explain and assess to config.stages."
+SHUFFLED = "tuned shuffled"  # the tuned model's texts, each read for another pair
 _CHANCE = (
     " Chance: the tuned model's texts, each read as if it were about another recommendation. Only "
     "what lies above is about the pair itself."

@@ -11,8 +11,6 @@ from xrec_jax.pipelines.report.material import Material
 from xrec_jax.pipelines.report.numbers import bounds, figure, known, p_value
 from xrec_jax.pipelines.report.rows import Row, card, interval_chart
 
-SHUFFLED = "tuned shuffled"  # the tuned model's texts, each read for another pair
-
 
 def grid(charts: Iterable[Html | None], *, wide: bool = False) -> Html | None:
     """Charts in as many columns as there is room for; None if there is none."""
@@ -105,8 +103,7 @@ def panels(
         if not is_pair(s) and any(name.startswith(f"{group}/") for name in metrics)
     ]  # fmt: skip
     named = [s for s in (order or material.explainers(named)) if s in named]
-    # The texts of another pair are read for some figures alone.
-    asked = [s for s in named if s != SHUFFLED] if missing else ()
+    asked = named if missing else ()
     if not any(known(systems[s].get(name)) for s in named for name in every):
         return None
     charts = grid(panel(material, systems, name, order=order, missing=asked) for name in first)
