@@ -5,7 +5,7 @@
 reads `../shared/data/llmxrec`; elsewhere give `--config.audit.prompts=FILE` and so on. `:tiny`
 needs no files.
 
-Five seconds on one core, exit status 1: 8 errors, among them all 240 tuning pairs evaluated, the
+Five seconds on one core, exit status 1: 9 errors, among them all 240 tuning pairs evaluated, the
 target in 28 % of the news histories shown, two groups of judgements that are copies; 19 warnings,
 among them 82.6 % of the labels being 2, 92.9 % guessed from the pair of systems alone, 1,014
 refusals by ChatGLM2, 174 attribute answers that do not parse.

@@ -280,7 +280,8 @@ def test_values_of_stages(case, folder, capsys):
     source = "--config.judge.source=" + ("file" if "judge.path" in override else "world")
     arguments = [
         "run", f"--config={folder / 'config.py'}:{stages}", f"--workdir={folder}/w",
-        "--config.explain.explainers=('template',)", "--config.judge.examples=12", "--config.judge.length=512", source,
+        "--config.explain.explainers=('template',)", "--config.judge.examples=12",
+        "--config.judge.length=512", source,
         f"--config.{override.format(folder=folder)}",
     ]  # fmt: skip
     refuses(capsys, folder, arguments, *named)
@@ -297,3 +298,19 @@ def test_a_file_is_named_where_texts_and_pairs_disagree():
     pairs = [{"user": "a", "item": "1", "prompt": "", "prompt_hash": "0"}]
     with pytest.raises(Exception, match=r"^there\.jsonl: user 'a' with item '1' has no"):
         join(pairs, [], where="there.jsonl")
+
+
+LATER = {"judge": "judge.length=24", "attributes": "attributes.length=24"}
+
+
+@pytest.mark.parametrize(("stage", "override"), LATER.items(), ids=LATER.keys())
+def test_rows_too_short_are_told_before_the_base_is_trained(stage, override, folder, capsys):
+    """Only the tokenizer knows how long texts are; it comes first, and hours of training after."""
+    arguments = [
+        "run", f"--config={folder / 'config.py'}:pretrain,{stage}", f"--workdir={folder}/w",
+        "--config.judge.examples=12", f"--config.{override}",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "24" in error and stage in error and "Traceback" not in error
+    assert not (folder / "w" / "base").exists() and not (folder / "w" / "checkpoints").exists()

@@ -273,7 +273,7 @@ def test_long_and_wide_tables_are_read(tmp_path):
         ("item,system,clear\n1,,3\n", "line 2: system is empty"),
         ("item,system,clear\n1,a,3,4\n", "line 2: 4 cells, the header has 3"),
         ("item,system,clear\n1,a,\n", "no rating in it"),
-        ("", "no column 'item'"),
+        ("", "no rating in it"),
         ("rater,item,system,question,value,versus\nx,1,a,preference,2,b\n", "is 1, 0.5 or 0"),
         ("rater,item,system,question,value\nx,1,a,preference,1\n", "versus is empty"),
         ("rater,item,system,question,value\nx,1,a,,1\n", "the question is empty"),

@@ -152,9 +152,9 @@ def test_groups_without_variation():
 def test_one_group_without_variation():
     first, second = [0.1] * 3, [0.4, 0.2, 0.9, 0.3]
     found = group_effect(first, second)
-    # All of the standard error is the second mean's, with its 3 degrees of freedom.
-    t = (0.1 - np.mean(second)) / np.sqrt(np.var(second, ddof=1) / 4)
-    assert found.p == pytest.approx(2 * stats.t.cdf(t, 3))
+    # The spread is the second group's, pooled as Student does.
+    t = (0.1 - np.mean(second)) / np.sqrt(np.var(second, ddof=1) * 3 / 5 * (1 / 3 + 1 / 4))
+    assert found.p == pytest.approx(2 * stats.t.cdf(t, 5))
     pooled = np.sqrt(np.var(second, ddof=1) * 3 / 5)
     assert found.size == pytest.approx((0.1 - 0.45) / pooled * (1 - 3 / 19))
 
@@ -196,3 +196,15 @@ def test_holm_against_rejections_step_by_step():
                 rejected.add(name)
                 del left[name]
             assert {name for name, q in holm(p).items() if q <= level} == rejected
+
+
+def test_a_group_without_spread_is_tested_with_the_spread_of_the_other():
+    """Welch's test would take ten equal values for a group that never varies."""
+    constant = np.full(10, 0.25)
+    other = np.random.default_rng(5).normal(0.55, 0.6, 190)
+    found = group_effect(constant, other).p
+    pooled = np.var(other, ddof=1) * 189 / 198
+    t = abs(other.mean() - 0.25) / np.sqrt(pooled * (1 / 10 + 1 / 190))
+    assert found == pytest.approx(2 * stats.t.sf(t, 198))
+    assert found > 20 * stats.ttest_1samp(other, 0.25).pvalue  # what Welch's would be near
+    assert group_effect(other, constant).p == pytest.approx(found)

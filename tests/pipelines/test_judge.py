@@ -459,7 +459,7 @@ def test_the_truth_judges_a_planted_world():
     prompts = ["why cafe?"] * 4 + ["why bar?"]
     first, second = [true, wrong, wrong, true, true], [wrong, true, silent, true, "You like bars."]
     assert ask(prompts, first, second).tolist() == [1.0, 0.0, 0.5, 0.5, 0.0]
-    with pytest.raises(UserError, match="knows only the run's own pairs.*'why gym"):
+    with pytest.raises(UserError, match=r"knows only the run's own pairs.*'why gym"):
         ask(["why gym?"], [true], [wrong])
     with pytest.raises(UserError, match="pairs of a finished stage 'explain'"):
         judge.planted_judge([])
@@ -493,6 +493,6 @@ def test_the_stage_with_the_truth_as_judge(tmp_path, capsys):
     assert table["tuned"]["win/ties"]["value"] == 0.5
     assert len(files.read_json_lines(rundir.path / "judge" / "verdicts.jsonl")) == 4
     config.data.format = "none"
-    with pytest.raises(UserError, match="judge.source"):
+    with pytest.raises(UserError, match=r"judge\.source"):
         judge.check(config, data=prepare(config.data), mesh=tiny.mesh(), rundir=rundir)
     assert capsys.readouterr().out.count("both orders agree") == 1

@@ -17,10 +17,10 @@ from xrec_jax.text.records import prompt_hash
 SYSTEMS = ("zeppelin", "quokka", "template")
 LIKED = {"template": 8, "quokka": 6, "zeppelin": 3}
 PROMPT = (
-    "Places the user went to, oldest first:\n1. Old Moon: cafe, quiet, price level 2, famous, in "
-    "Harbour\n\nAbout the user: A man of {age}.\nRecommended place: {name}: bar, Thai food, "
-    "lively, price level 1, famous, in Old Town\n\nTell the user why this place may suit them and "
-    "what may speak against it. Use only the facts above and stay within 75 words.\n"
+    "Tell the user why the recommended place may suit them and what may speak against it. Use only "
+    "the facts below and stay within 75 words.\n\nPlaces the user went to, oldest first:\n1. Old "
+    "Moon: cafe, quiet, price level 2, famous, in Harbour\n\nAbout the user: A man of {age}.\n"
+    "Recommended place: {name}: bar, Thai food, lively, price level 1, famous, in Old Town\n\n"
 )
 
 

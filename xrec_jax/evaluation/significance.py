@@ -83,8 +83,9 @@ class Effect:
         where nothing varies and the means are equal.
       low: lower end of the 95 % interval of `size`.
       high: upper end.
-      p: Welch's test, two-sided; where no group varies, but the means differ, the exact one of the
-        randomisation test. Never 0.
+      p: Welch's test, two-sided. Where one group does not vary, Student's: ten equal values are no
+        proof of a group without spread. Where neither does, but the means differ, the exact one of
+        the randomisation test. Never 0.
       counts: cases in both groups.
     """
 
@@ -119,7 +120,11 @@ def group_effect(
     size = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
     error = np.sqrt((n + m) / (n * m) + size**2 / (2 * (n + m)))
     low, high = size - 1.959964 * error, size + 1.959964 * error
-    p = _welch(difference, var_a / n, var_b / m, n - 1, m - 1)
+    if var_a and var_b:
+        p = _welch(difference, var_a / n, var_b / m, n - 1, m - 1)
+    else:
+        statistic = abs(difference) / (pooled * np.sqrt(1 / n + 1 / m))
+        p = max(float(2 * stats.t.sf(statistic, n + m - 2)), _LEAST_P)
     return Effect(difference, float(size), float(low), float(high), p, (n, m))
 
 
@@ -131,7 +136,7 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
 
 
 def _welch(difference: float, a: float, b: float, df_a: int, df_b: int) -> float:
-    """Two-sided p-value of Welch's test (1947); one group may be without variation.
+    """Two-sided p-value of Welch's test (1947).
 
     Args:
       difference: of the means.

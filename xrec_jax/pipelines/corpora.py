@@ -185,7 +185,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
     return [*plain, *described, *small_talk(items, config.pretrain.talk)]
 
 
-def file_texts(config: Any) -> list[Text]:
+def file_texts(config: Any) -> list[str]:
     """Texts of the pre-training files.
 
     Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share

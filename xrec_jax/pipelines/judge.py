@@ -101,13 +101,17 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
     found = judgements(config, data, seed=config.seeds[0], tokenizer=tokenizer)
     if tokenizer is not None:
-        shape = open_model(config.llm.path).config
-        for part in found:
-            _asking(config, tokenizer, shape).examples(part)
+        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
     elif not 0 < asked.length <= config.llm.max_positions:
         raise UserError(
             f"judge.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
         )
+
+
+def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
+    for part in found:
+        _asking(config, tokenizer, shape).examples(part)
 
 
 def _asking(config: Any, tokenizer: Tokenizer, shape: LlamaConfig) -> Asking:

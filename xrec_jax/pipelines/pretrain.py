@@ -14,12 +14,22 @@ from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.evaluation.intervals import exact
 from xrec_jax.evaluation.perplexity import perplexity
 from xrec_jax.llm.bpe import SMALLEST, train_bpe
+from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.hf import Generation
 from xrec_jax.llm.hf_export import save_params
-from xrec_jax.llm.tokenizer import load_tokenizer
+from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first, meet
-from xrec_jax.pipelines import attribute_cases, corpora, instruct, language, train_language
+from xrec_jax.pipelines import (
+    attribute_cases,
+    attributes,
+    corpora,
+    instruct,
+    judge,
+    language,
+    train_language,
+)
 from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.judgements import judgements
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 
@@ -70,7 +80,7 @@ def _texts(config: Any, data: RunData) -> list[corpora.Text]:
     if config.pretrain.source == "world":
         return corpora.world_texts(config, data)
     # What a user is asked about later must not stand beside the user's history here.
-    return attribute_cases.without_held_out(corpora.file_texts(config), config, data)[0]
+    return [*attribute_cases.without_held_out(corpora.file_texts(config), config, data)[0]]
 
 
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
@@ -96,6 +106,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         parts = [corpora.without_held_out(p, found.held_out) for p in (train_texts, held_texts)]
         (train_texts, cut), (held_texts, also_cut) = parts
         left_out += cut + also_cut
+    _check_later(config, data, tokenizer, shape)
     made = [
         corpora.text_examples(tokenizer, part, asked.length) for part in (train_texts, held_texts)
     ]
@@ -133,6 +144,20 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     save_params(rundir.path / "base", params, shape, generation=generation, tokenizer_dir=folder)
     if is_first():
         say(f"pretrain: held-out perplexity {perplexity(loss):.2f}; base in {rundir.path / 'base'}")
+
+
+def _check_later(config: Any, data: RunData, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Refuses what would not fit the later stages, now that there is a tokenizer to count by.
+
+    Raises:
+      UserError: see `judge.check_rows` and `attributes.check_rows`.
+    """
+    if "judge" in config.stages and config.judge.source != judge.PLANTED:
+        found = judgements(config, data, seed=config.seeds[0], tokenizer=tokenizer)
+        judge.check_rows(config, found, tokenizer, shape)
+    if "attributes" in config.stages:
+        asked = attribute_cases.questions(config, data, tokenizer=tokenizer)
+        attributes.check_rows(config, asked, tokenizer, shape)
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:

@@ -166,7 +166,7 @@ def join(
     for number, record in enumerate(records, start=1):
         whole(record, ("user", "item", "prompt_hash", "text"), f"{where}, record {number}")
         if _key(record) not in asked:
-            raise UserError(f"{where}: {_name(record)} is explained, but not among the pairs")
+            raise UserError(f"{where}: {_name(record)} is explained, but it is not among the pairs")
         if _key(record) in answered:
             raise UserError(f"{where}: {_name(record)} is explained twice by one explainer")
         if record["prompt_hash"] != asked[_key(record)]["prompt_hash"]:
