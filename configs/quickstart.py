@@ -56,11 +56,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.update(dict(copies=1, described=32, talk=14000, length=320))
     config.pretrain.train.update(dict(batch_size=4, epochs=1, learning_rate=3e-3, log_every=200))
     config.instruct.update(
-        dict(examples=240, length=512, history=6, max_prompt_tokens=384, named=False)
+        dict(examples=720, held_out=0.05, length=512, history=6, max_prompt_tokens=384, named=False)
     )
     config.instruct.lora.update(dict(rank=32, alpha=64.0, dropout=0.0))
     config.instruct.train.update(
-        dict(batch_size=16, epochs=15, learning_rate=6e-3, evaluate_every=5)
+        dict(batch_size=16, epochs=6, learning_rate=6e-3, evaluate_every=3)
     )
     config.judge.source = "planted"  # a base of this size does not learn to judge
     config.attributes.update(dict(item=("price",), history=4, examples=400, length=384))
