@@ -19,6 +19,7 @@ _TITLES = {
     "pretrain": "Pre-training of the base",
     "instruct": "Tuning on explanations",
     "judge": "Training of the judge",
+    "attributes": "Tuning on attributes",
 }
 _CURVES = (("train/loss", "training", "k0"), ("valid/loss", "held out", "k1"))
 
