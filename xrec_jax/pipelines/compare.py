@@ -20,6 +20,7 @@ from xrec_jax.llm.peft_io import is_adapter
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import contests, language
+from xrec_jax.pipelines.assess import BIAS
 from xrec_jax.pipelines.contests import Contest
 from xrec_jax.pipelines.judge import (
     PLANTED,
@@ -221,15 +222,17 @@ def _figures_text(runs: Sequence[_Run], figures: dict[str, Any]) -> str:
     for stage, systems in figures.items():
         for system, metrics in systems.items():
             for metric, row in metrics.items():
-                if stage == RECOMMEND and metric not in COLUMNS:
-                    continue  # the file has them all
+                # The output file has them all.
+                if (stage == RECOMMEND and metric not in COLUMNS) or stage == BIAS:
+                    continue
                 shown = [cell(row["runs"].get(name)) for name in names]
                 differences = [_signed(row["differences"].get(name)) for name in names[1:]]
                 rows.append([stage, system, metric, *shown, *differences])
     if not rows:
         return "compare: no figure that two of the runs have"
     header = ["stage", "system", "metric", *names, *(f"{name} - {names[0]}" for name in names[1:])]
-    return text_table(header, rows)
+    more = "\n(further figures, those of groups of users too: --output=F.json)"
+    return text_table(header, rows) + more
 
 
 def _signed(estimate: Estimate | None) -> str:

@@ -37,7 +37,8 @@ def build(material: Material) -> Section | None:
     if material.config.get("judge", {}).get("source") == "planted":
         lead = (
             "The planted reasons judge: of two explanations of one recommendation the one with the "
-            "higher F1 wins, equal ones tie. A ratio of 50\u00a0% is no difference; ties count half."
+            "higher F1 wins, equal ones tie. A ratio of 50\u00a0% is no difference; ties count "
+            "half."
         )
     names = _systems(systems)
     cells = cells_of(systems)
