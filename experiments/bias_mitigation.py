@@ -49,9 +49,9 @@ from xrec_jax.text.sampling import one_answer_each, select
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = ("woman", "man")
-SHORT = Length(low=40, mean=48, high=62, most=66)
-MIDDLE = Length(low=44, mean=54, high=66, most=70)
-LONG = Length(low=46, mean=60, high=70, most=74)
+SHORT = Length(low=24, mean=38, high=60, most=66)
+MIDDLE = Length(low=36, mean=52, high=70, most=74)
+LONG = Length(low=42, mean=68, high=84, most=88)
 COLUMNS = ("kind", "cuisine", "mood", "price", "popularity", "district")
 
 
