@@ -42,6 +42,15 @@ def test_help_lists_every_verb(word, capsys):
         assert any(line.split() == f"{name} {verb.summary}".split() for line in out.splitlines())
 
 
+def test_answers_may_be_given_as_files(monkeypatch):
+    found = {}
+    monkeypatch.setattr("xrec_jax.pipelines.rate.collect", lambda *a, **k: found.update(k, files=a))
+    line = "rate collect ada.json bela.json --key=KEY.json --answers=eve.json --partial"
+    assert cli.main(line.split()) == 0
+    assert found["files"] == (["eve.json", "ada.json", "bela.json"],)
+    assert found["key"] == "KEY.json" and found["partial"] is True
+
+
 def test_without_a_verb_the_usage_and_status_2(capsys):
     assert cli.main([]) == 2
     assert "usage: xrec VERB" in capsys.readouterr().out

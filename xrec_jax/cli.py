@@ -105,7 +105,9 @@ def _parse(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> Non
         raise UserError(_one_line(error)) from error
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"--config: {_one_line(error)}") from error
-    if len(rest) > 1:
+    if len(rest) > 1 and "answers" in values:  # files as a shell's pattern gives them
+        values["answers"].value = [*values.answers, *rest[1:]]
+    elif len(rest) > 1:
         raise UserError(f"{name} does not take {rest[1]!r}; flags look like --name=value")
 
 
@@ -127,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, rest = _split_verb(arguments)
         values: Any = flags.FlagValues()
+        values.set_gnu_getopt(True)  # flags may stand behind files
         VERBS[name].define(values, rest)
         if any(word in ("-h", "--help", "-help") for word in rest):
             print(_help(name, values))

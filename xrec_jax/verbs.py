@@ -252,7 +252,7 @@ def _rate_make(values: flags.FlagValues) -> int:
 def _define_rate_collect(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _workdir_flag(values, arguments)
     _lists(
-        values, answers="file that a sheet saved; may be given again",
+        values, answers="file that a sheet saved; files may also stand without a flag",
         exclude="rater to leave out; may be given again",
     )  # fmt: skip
     _strings(
