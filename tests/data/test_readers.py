@@ -2,7 +2,6 @@
 
 import datetime
 import gzip
-import pathlib
 import re
 
 import numpy as np
@@ -10,11 +9,9 @@ import polars as pl
 import pytest
 from ml_collections import ConfigDict
 
+from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.data.columns import order_ids
 from xrec_jax.data.load import load
-
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
@@ -299,7 +296,7 @@ def movielens_like(path):
     write(path / "ml.item", header + "\n".join(items) + "\n")
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=needs_shared)])
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=needs_shared_data)])
 def test_movielens_equals_a_line_by_line_reading(tmp_path, real):
     directory = SHARED / "ml-100k" if real else tmp_path
     if not real:
@@ -325,7 +322,7 @@ def test_movielens_equals_a_line_by_line_reading(tmp_path, real):
     assert dataset.items["movie_title"].to_list() == [titles[item] for item in dataset.item_ids]
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=needs_shared)])
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=needs_shared_data)])
 def test_google_maps_parts(tmp_path, real):
     directory = SHARED / "google-maps" if real else tmp_path
     if not real:

@@ -2,18 +2,16 @@
 
 import itertools
 import math
-import pathlib
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Dataset, Interactions
 from xrec_jax.data.load import load, split
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 PARTS = ("train", "valid", "test")
 
 
@@ -197,7 +195,7 @@ def test_errors():
             split(dataset, config)
 
 
-@needs_shared
+@needs_shared_data
 def test_movielens():
     """The published count of tied users; `test_leave_one_out` is the twin on generated data."""
     dataset = load({"format": "atomic", "path": SHARED / "ml-100k"})
@@ -206,7 +204,7 @@ def test_movielens():
     assert result.tied_users == 415
 
 
-@needs_shared
+@needs_shared_data
 def test_google_maps():
     """Sizes as in the files; `test_given_is_sorted_by_user_and_time` is the twin."""
     result = split(load({"format": "csv", "path": SHARED / "google-maps"}), {"kind": "given"})

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.load import load, split
@@ -18,8 +18,6 @@ from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, largest
 from xrec_jax.pipelines import audit as pipeline
 from xrec_jax.pipelines import datasets, defaults
 
-SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 LEAVE_ONE_OUT = audit.Protocol("leave_one_out")
 RATIO = audit.Protocol("ratio")
 RANDOM = audit.Protocol("ratio", "random")
@@ -443,7 +441,7 @@ def test_wrong_output_name_stops_before_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@needs_shared
+@needs_shared_data
 def test_ml100k(tmp_path):
     config = config_of(format="atomic", path=str(SHARED / "ml-100k"))
     status, record, found = audited(config, tmp_path / "audit.json")
@@ -462,7 +460,7 @@ def test_ml100k(tmp_path):
     assert found["popularity_concentration"]["examples"][0].startswith("item 'Star Wars' (50): 583")
 
 
-@needs_shared
+@needs_shared_data
 def test_google_maps_parts_do_not_overlap():
     dataset = load({"format": "csv", "path": str(SHARED / "google-maps")})
     found = check(dataset, split(dataset, {"kind": "given"}))

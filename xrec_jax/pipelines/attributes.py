@@ -23,7 +23,7 @@ from xrec_jax.evaluation import attributes as scoring
 from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.lora import Adapter, LoraConfig
+from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.readout import Readout
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
@@ -57,12 +57,6 @@ class Answers(NamedTuple):
     chosen: list[Told]
 
 
-def lora_config(config: Any) -> LoraConfig:
-    """The adapter that a config asks for."""
-    asked = config.attributes.lora
-    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
-
-
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
@@ -80,7 +74,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             raise UserError(f"attributes.{key}={asked[key]} must be at least {least}")
     if asked.source == "world":
         template_from(asked.template)
-    lora_config(config)
+    train_language.lora_config(config.attributes.lora)
     train_language.check(asked.train, "attributes.train", mesh)
     tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
     found = attribute_cases.questions(config, data, tokenizer=tokenizer)
@@ -143,7 +137,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         )
     if not path.exists():
         _same_as_before(found, base, rundir)
-        lora = lora_config(config)
+        lora = train_language.lora_config(config.attributes.lora)
         task = LanguageTask(
             STAGE, model=base.model, lora=lora, base=base.params, train=config.attributes.train,
             rows=rows, held_out=valid, mesh=mesh, rundir=rundir,

@@ -47,12 +47,6 @@ STAGE = "instruct"
 MOST_WORDS = 75  # what LLMXRec asks of an explanation
 
 
-def lora_config(config: Any) -> LoraConfig:
-    """The adapter that a config asks for."""
-    asked = config.instruct.lora
-    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
-
-
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
@@ -70,7 +64,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             f"instruct.max_prompt_tokens={asked.max_prompt_tokens} must not be negative; 0: no "
             "limit"
         )
-    lora_config(config)
+    train_language.lora_config(config.instruct.lora)
     samples = asked.samples
     Sampling(samples.temperature, samples.top_k, samples.top_p)
     if samples.max_new_tokens < 1:
@@ -98,7 +92,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         return
     base = language.load_base(config, rundir, mesh)
     found = corpora.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
-    lora = lora_config(config)
+    lora = train_language.lora_config(config.instruct.lora)
     task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
     if is_first():
         folder = rundir.path / "instructions"

@@ -61,12 +61,6 @@ def judge_path(rundir: RunDir) -> epath.Path:
     return rundir.path / STAGE
 
 
-def lora_config(config: Any) -> LoraConfig:
-    """The adapter that `config.judge` asks for."""
-    asked = config.judge.lora
-    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
-
-
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
@@ -95,7 +89,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             f"judge.batch={asked.batch} must be positive and divisible by the {parts} devices "
             "along the batch"
         )
-    lora_config(config)
+    train_language.lora_config(config.judge.lora)
     train_language.check(asked.train, "judge.train", mesh)
     contests.check(config)
     tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
@@ -130,7 +124,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     _same_as_before(found, base, rundir)
     if not path.exists():
-        lora = lora_config(config)
+        lora = train_language.lora_config(config.judge.lora)
         task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())

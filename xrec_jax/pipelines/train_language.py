@@ -55,6 +55,11 @@ def check(train: Any, where: str, mesh: Mesh) -> None:
     optimizer(train, 1)
 
 
+def lora_config(asked: Any) -> LoraConfig:
+    """The adapter that a stage's `lora` values ask for."""
+    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
+
+
 class LanguageTask:
     """One model in training: an adapter on a frozen base, or the model itself.
 

@@ -19,6 +19,7 @@ from xrec_jax.pipelines.defaults import assessment
 from xrec_jax.pipelines.defaults.training import (
     check_training,
     language_training,
+    lora,
     training_defaults,
 )
 
@@ -117,12 +118,7 @@ def instruct() -> ConfigDict:
             max_prompt_tokens=384,  # of a world's prompts; older entries are cut; 0: no limit
             length=512,  # tokens of a row
             pack=True,  # several examples a row
-            lora=dict(
-                rank=8,
-                alpha=16.0,
-                dropout=0.05,
-                targets=("q", "k", "v", "o", "gate", "up", "down"),
-            ),
+            lora=lora(),
             train=language_training(batch_size=8, epochs=5, learning_rate=1e-3),
             samples=dict(
                 during=2,  # held-out prompts answered at every evaluation

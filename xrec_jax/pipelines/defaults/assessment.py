@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines.defaults.training import language_training
+from xrec_jax.pipelines.defaults.training import language_training, lora
 
 
 def explain() -> ConfigDict:
@@ -46,12 +46,7 @@ def judge() -> ConfigDict:
             length=1024,  # tokens of a row: prompt, both explanations and the answer
             margin=0.0,  # a pair is a tie where the mean probability is nearer to 1/2 than this
             batch=16,  # pairs that are judged at once
-            lora=dict(
-                rank=8,
-                alpha=16.0,
-                dropout=0.05,
-                targets=("q", "k", "v", "o", "gate", "up", "down"),
-            ),
+            lora=lora(),
             train=language_training(batch_size=16, epochs=3, learning_rate=1e-3),
         )
     )
@@ -78,12 +73,7 @@ def attributes() -> ConfigDict:
             within=5.0,  # a number this near is near
             length=512,  # tokens of a row
             max_new_tokens=64,
-            lora=dict(
-                rank=8,
-                alpha=16.0,
-                dropout=0.05,
-                targets=("q", "k", "v", "o", "gate", "up", "down"),
-            ),
+            lora=lora(),
             train=language_training(batch_size=16, epochs=5, learning_rate=1e-3),
         )
     )

@@ -35,6 +35,12 @@ def training_defaults() -> ConfigDict:
     )
 
 
+def lora() -> dict[str, Any]:
+    """The adapter that a stage trains: LLMXRec's, on all seven projections."""
+    targets = ("q", "k", "v", "o", "gate", "up", "down")
+    return dict(rank=8, alpha=16.0, dropout=0.05, targets=targets)
+
+
 def language_training(**changed: Any) -> ConfigDict:
     """How a language model is trained; `changed` differs from what all of them share."""
     train = training_defaults()
