@@ -50,6 +50,7 @@ class Dataset:
       users: one row a user, aligned with `user_ids` (null where the file had no row); or None.
       items: likewise for items.
       parts: with a given split, the events of "train", "valid" and "test"; else None.
+      reviews: what a user wrote of an item, by their rows.
       notes: counts worth reporting, for example `{"duplicates_dropped": 12}`.
     """
 
@@ -60,6 +61,7 @@ class Dataset:
     users: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
     parts: Mapping[str, Interactions] | None = None
+    reviews: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property

@@ -23,9 +23,10 @@ class Template:
 
     Attributes:
       name: how configs name it.
-      body: the whole prompt, with `{history}`, `{item}` and optionally `{user}` where those stand.
+      body: the whole prompt, with `{history}`, and `{item}` and `{user}` where those stand.
       entry: one history entry: columns of the item table, and `{index}`, counted from 1.
-      item: the recommended item: columns of the item table.
+      item: the recommended item: columns of the item table; empty where a prompt asks about the
+        user alone.
       user: the profile: columns of the user table; empty for none.
       separator: stands between two history entries.
       no_history: stands for a history without entries.
@@ -39,7 +40,7 @@ class Template:
     name: str
     body: str
     entry: str
-    item: str
+    item: str = ""
     user: str = ""
     separator: str = ""
     no_history: str = ""
@@ -55,11 +56,13 @@ class Template:
             if slot not in _SLOTS:
                 hint = did_you_mean(slot, _SLOTS)
                 raise UserError(f"template {self.name!r}: unknown field {slot!r} in body{hint}")
-        for slot in ("history", "item"):
-            if self.body.count(f"{{{slot}}}") != 1:
-                raise UserError(f"template {self.name!r}: body must hold {{{slot}}} exactly once")
-        if bool(self.user) != ("user" in slots):
-            raise UserError(f"template {self.name!r}: user and {{user}} in body need each other")
+        if self.body.count("{history}") != 1:
+            raise UserError(f"template {self.name!r}: body must hold {{history}} exactly once")
+        for slot, layout in (("item", self.item), ("user", self.user)):
+            if self.body.count(f"{{{slot}}}") != bool(layout):
+                raise UserError(
+                    f"template {self.name!r}: {slot} and {{{slot}}} in body need each other, once"
+                )
         if layouts.fields_of(self.listed) != ("list",):
             raise UserError(f"template {self.name!r}: listed must hold {{list}}, no other field")
         for text in (self.entry, self.item, self.user):
@@ -211,7 +214,7 @@ def template_from(spec: str | Mapping[str, Any]) -> Template:
         values["columns"] = dict(values["columns"])
     if base is not None:
         return dataclasses.replace(get(base), **values)
-    for key in ("name", "body", "entry", "item"):
+    for key in ("name", "body", "entry"):
         if key not in values:
             raise UserError(f"a prompt template needs {key!r}, or base: a registered template")
     return Template(**values)

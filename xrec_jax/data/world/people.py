@@ -21,6 +21,7 @@ TASTE_SLICES = {
     ),
 }
 TASTE_SIZE = TASTE_SLICES["mood"].stop
+TASTE_WORDS = {"kind": words.KINDS, "cuisine": words.CUISINES, "mood": words.MOODS}
 LIKES = (1.0, 0.7)
 DISLIKE = -1.0
 # Spread of the number of visits beyond the least one (log scale): a long tail, as in real logs.
@@ -155,3 +156,14 @@ def _likes_and_dislike(scores: np.ndarray) -> np.ndarray:
             theta[rows, order[:, -1 - place]] = affinity
         theta[rows, order[:, 0]] = DISLIKE
     return theta
+
+
+def named_tastes(theta: np.ndarray) -> dict[str, dict[str, list[str]]]:
+    """A taste vector `[TASTE_SIZE]` as words: likes and dislikes by attribute, strongest first."""
+    found: dict[str, dict[str, list[str]]] = {"likes": {}, "dislikes": {}}
+    for name, part in TASTE_SLICES.items():
+        own = theta[part]
+        order = np.argsort(-np.abs(own), kind="stable")
+        for sign, side in ((1, "likes"), (-1, "dislikes")):
+            found[side][name] = [TASTE_WORDS[name][i] for i in order if sign * own[i] > 0]
+    return found

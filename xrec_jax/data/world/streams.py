@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     ITEM_TEXT = 9
     USER_TEXT = 10
     NAMES = 11
+    REVIEWS = 12
 
 
 def uniform(

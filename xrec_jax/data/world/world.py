@@ -12,9 +12,18 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Dataset, Interactions
 from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
-from xrec_jax.data.world.people import People, Tastes, draw_people, draw_tastes
+from xrec_jax.data.world.people import (
+    TASTE_SLICES,
+    TASTE_WORDS,
+    People,
+    Tastes,
+    draw_people,
+    draw_tastes,
+    named_tastes,
+)
 from xrec_jax.data.world.places import Places, draw_places
 from xrec_jax.data.world.reasons import Reasons, build_reasons
+from xrec_jax.data.world.reviews import write_reviews
 from xrec_jax.data.world.text import item_texts, user_texts
 from xrec_jax.data.world.utility import Utility
 from xrec_jax.data.world.visits import Timeline, draw_choices, draw_timeline
@@ -59,7 +68,17 @@ class World:
             item_ids=np.array([f"p{row:05d}" for row in range(len(self.places))]),
             users=self._users_table(),
             items=self._items_table(),
+            reviews=self._reviews(),
         )
+
+    def _reviews(self) -> dict[tuple[int, int], str]:
+        if not self.config.review_share:
+            return {}
+        users = self.timeline.user
+        states, _ = self.state(users, np.arange(len(users)) - self.timeline.first[users])
+        texts = write_reviews(self.config, self.utility, users, self.choice, states)
+        found = zip(users.tolist(), self.choice.tolist(), texts, strict=True)
+        return {(user, item): text for user, item, text in found if text}
 
     def _users_table(self) -> pl.DataFrame:
         people = self.people
@@ -186,6 +205,36 @@ class World:
         users, items = np.asarray(users, np.int64), np.asarray(items, np.int64)
         made = self.last_choice(users) if made is None else np.asarray(made)
         return build_reasons(self.utility, users, items, *self.state(users, made))
+
+    def tastes_at(self, users: np.ndarray, made: np.ndarray) -> list[dict[str, dict[str, list]]]:
+        """Likes and dislikes of users in given states, as words.
+
+        Args:
+          users: `[n]` rows.
+          made: `[n]` visits made before, as in `state`.
+
+        Returns:
+          For each `{"likes": {attribute: values}, "dislikes": {attribute: values}}` of kind,
+          cuisine and mood, strongest first.
+        """
+        states, _ = self.state(np.asarray(users), np.asarray(made))
+        return [named_tastes(theta) for theta in self.tastes.theta[states]]
+
+    def review_facts(self) -> dict[tuple[int, int], list[tuple[str, str, bool]]]:
+        """What each review states: attribute, value, and whether it is praised."""
+        users = self.timeline.user
+        states, _ = self.state(users, np.arange(len(users)) - self.timeline.first[users])
+        affinity = {n: self.utility.affinity(n, states, self.choice) for n in TASTE_SLICES}
+        values = {name: getattr(self.places, name)[self.choice] for name in TASTE_SLICES}
+        return {
+            (int(user), int(item)): [
+                (name, TASTE_WORDS[name][values[name][row]], bool(affinity[name][row] > 0))
+                for name in TASTE_SLICES
+                if affinity[name][row]
+            ]
+            for row, (user, item) in enumerate(zip(users, self.choice, strict=True))
+            if (int(user), int(item)) in self.dataset.reviews
+        }
 
     def reasons_for_visits(self, events: Interactions) -> list[Reasons]:
         """True reasons of visits, each in the state in which it was chosen."""
