@@ -23,10 +23,12 @@ class Tables(NamedTuple):
     Attributes:
       item: `[padded_items, dim]`; rows past `num_items` are padding.
       user: `[padded_users, dim]` where users have a table of their own, else None.
+      extra: whatever else the model's `user_state` looks up.
     """
 
     item: jax.Array
     user: jax.Array | None = None
+    extra: Any = None
 
 
 class Frozen(NamedTuple):
@@ -50,6 +52,7 @@ class Recommender(abc.ABC):
     * `"pairs"`: `user` `[batch]`, `item` `[batch]`, `negative` `[batch, negatives]`;
     * `"sequences"`: `history`, `target`, `weight` `[batch, length]`, where `weight` is 0 on
       padding, and `negative` `[batch, negatives]`;
+    * `"states"`: what ranking needs of the users (below), and `target` and `weight` `[batch]`;
     * `"none"`: nothing is trained.
 
     `negatives` is `negatives_per_row`; where that is 0 there is no `negative`.
@@ -65,7 +68,7 @@ class Recommender(abc.ABC):
     num_users: int
     num_items: int
 
-    batches: ClassVar[Literal["none", "pairs", "sequences"]] = "pairs"
+    batches: ClassVar[Literal["none", "pairs", "sequences", "states"]] = "pairs"
 
     @property
     def history_length(self) -> int:
@@ -113,6 +116,13 @@ class Recommender(abc.ABC):
     @abc.abstractmethod
     def user_state(self, params: Params, tables: Tables, batch: dict) -> jax.Array:
         """The users of a ranking batch as vectors `[batch, dim]`."""
+
+    def training_state(
+        self, params: Params, tables: Tables, batch: dict, key: jax.Array
+    ) -> jax.Array:
+        """`user_state` with whatever is random in training, such as dropout."""
+        del key
+        return self.user_state(params, tables, batch)
 
     def scores(self, user_state: jax.Array, item_table: jax.Array) -> jax.Array:
         """Scores `[batch, items]` in float32; higher is better."""

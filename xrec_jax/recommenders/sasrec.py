@@ -272,3 +272,8 @@ class SASRec(Recommender):
 
     def user_state(self, params, tables, batch):
         return self.net.apply({"params": params}, batch["history"], batch["length"])
+
+    def training_state(self, params, tables, batch, key):
+        return self.net.apply(
+            {"params": params}, batch["history"], batch["length"], True, rngs={"dropout": key}
+        )

@@ -1,0 +1,132 @@
+"""Texts as vectors: the mean of a language model's last hidden states over a text's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.prefixes import bucket
+from xrec_jax.parallel.mesh import constrain, current_parts, gather
+
+_FEWEST = 8  # rows
+
+
+def mean_states(model: Llama, params: Any, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Mean of the last (normalised) hidden states over the tokens of every row.
+
+    Args:
+      model: the model's functions.
+      params: of the base, unboxed.
+      ids: `[rows, width]` int32, padded on the right.
+      lengths: `[rows]` int32 tokens of each row; a row of none gives zeros.
+
+    Returns:
+      `[rows, hidden]` float32, split over "batch".
+    """
+    real = jnp.arange(ids.shape[1]) < lengths[:, None]
+    states = model.hidden(params, ids, segments=real.astype(jnp.int32)).astype(jnp.float32)
+    total = jnp.sum(jnp.where(real[..., None], states, 0.0), axis=1)
+    return constrain(total / jnp.maximum(lengths, 1)[:, None], "batch", None)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model: Llama) -> Any:
+    """The device function, shared by all encoders of one model."""
+    return jax.jit(functools.partial(mean_states, model))
+
+
+class TextEncoder:
+    """Encodes texts, given as token ids, with the frozen base: no adapter, no prompt around them.
+
+    Texts are sorted by length and cut into batches of few shapes; what a text is batched with
+    changes its encoding by rounding only. Inside `parallel.mesh.use_mesh` the rows of a batch are
+    split over the devices.
+
+    Args:
+      model: the model's functions.
+      params: of the base, unboxed.
+      batch: most rows at a time; rounded up to what the mesh divides.
+
+    Raises:
+      UserError: if `batch` is not positive.
+    """
+
+    def __init__(self, model: Llama, params: Any, *, batch: int = 64):
+        if batch < 1:
+            raise UserError(f"batch={batch} must be at least 1")
+        if model.attention not in ("xla", "blocked"):  # others may not take every width
+            model = dataclasses.replace(model, attention="auto")
+        self._model, self._params, self._batch = model, params, batch
+        self._encode = _compiled(model)
+
+    @property
+    def width(self) -> int:
+        """Features of an encoding."""
+        return self._model.config.hidden_size
+
+    def __call__(self, texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts.
+
+        Args:
+          texts: token ids of each, the text's own and nothing else.
+
+        Returns:
+          `[texts, hidden]` float32, zeros for an empty text, and `[texts]` bool, whether there is
+          one.
+
+        Raises:
+          UserError: on a text that is longer than the model takes, or an id that it does not know.
+        """
+        rows = [np.asarray(text, np.int32).reshape(-1) for text in texts]
+        lengths = np.array([len(row) for row in rows], np.int32)
+        self._check(rows, lengths)
+        made = [(chosen, self._run(rows, chosen)) for chosen in self._batches(lengths)]
+        encoding = np.zeros((len(rows), self.width), np.float32)
+        for chosen, values in made:  # fetched only now: batches queue on the device meanwhile
+            encoding[chosen] = gather(values)[: len(chosen)]
+        return encoding, lengths > 0
+
+    def _check(self, rows: list[np.ndarray], lengths: np.ndarray) -> None:
+        config = self._model.config
+        for number in np.flatnonzero(lengths):
+            if lengths[number] > config.max_positions:
+                raise UserError(
+                    f"text {number} has {lengths[number]} tokens, but the model takes "
+                    f"{config.max_positions}; cut it"
+                )
+            if not 0 <= rows[number].min() <= rows[number].max() < config.vocab_size:
+                raise UserError(f"text {number} must hold ids from 0 to {config.vocab_size - 1}")
+
+    def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Indices of the texts of every batch; all of a batch need the same width."""
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        widths = np.array([bucket(length) for length in lengths[order]])
+        return [
+            same[first : first + self._batch]
+            for width in np.unique(widths)
+            for same in [order[widths == width]]
+            for first in range(0, len(same), self._batch)
+        ]
+
+    def _run(self, rows: list[np.ndarray], chosen: np.ndarray) -> jax.Array:
+        """Encodings of a batch on the device, followed by those of rows that pad it."""
+        parts = current_parts("batch")
+        count = min(self._batch, _FEWEST)
+        while count < len(chosen):
+            count = min(2 * count, self._batch)
+        count = -(-count // parts) * parts
+        ids = np.zeros((count, bucket(len(rows[chosen[-1]]))), np.int32)
+        lengths = np.zeros(count, np.int32)
+        for place, number in enumerate(chosen):
+            ids[place, : len(rows[number])], lengths[place] = rows[number], len(rows[number])
+        made: jax.Array = self._encode(self._params, ids, lengths)
+        return made

@@ -1,0 +1,185 @@
+"""Parts of an explanation as codes, and how codes change a user's state.
+
+Dimension letters: p part (why, why not), e encoding, c code, d feature of a state; `...` rows.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xrec_jax.parallel.mesh import logical
+
+_FLOOR = 1e-6  # of a standard deviation: a constant feature stays finite
+
+
+def measure(encoding: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every feature over the parts that are there.
+
+    Args:
+      encoding: `[n, parts, e]` float.
+      present: `[n, parts]` bool.
+
+    Returns:
+      Two float32 arrays `[parts, e]`; 0 and 1 for a part that is never there, and a deviation of 1
+      where a feature never changes.
+    """
+    present = np.asarray(present, bool)
+    parts, width = encoding.shape[1:]
+    mean, std = np.zeros((parts, width), np.float32), np.ones((parts, width), np.float32)
+    for part in range(parts):
+        rows = np.asarray(encoding[present[:, part], part], np.float64)
+        if len(rows):
+            mean[part], spread = rows.mean(axis=0), rows.std(axis=0)
+            std[part] = np.where(spread > _FLOOR, spread, 1.0)
+    return mean, std
+
+
+def drop_parts(key: jax.Array, present: jax.Array, part: float, row: float) -> jax.Array:
+    """Takes parts away at random.
+
+    Args:
+      key: of the draw.
+      present: `[..., parts]` bool.
+      part: probability that a part is taken, drawn for each.
+      row: probability that all parts of a row are taken, drawn for each row.
+
+    Returns:
+      `[..., parts]` bool, what is left of `present`.
+    """
+    part_key, row_key = jax.random.split(key)
+    taken = jax.random.bernoulli(part_key, part, present.shape)
+    return present & ~(taken | jax.random.bernoulli(row_key, row, (*present.shape[:-1], 1)))
+
+
+def _dense(features: int, *, zero: bool = False, bias: bool = True) -> nn.Dense:
+    """A small dense layer, whole on every device."""
+    kernel = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        kernel_init=logical(kernel, "hidden", "features"),
+        bias_init=logical(nn.initializers.zeros, "features"),
+    )
+
+
+class Autoencoder(nn.Module):
+    """One layer down to a code in (-1, 1), one layer back up.
+
+    Attributes:
+      encoding: features of an encoding.
+      bottleneck: features of a code.
+    """
+
+    encoding: int
+    bottleneck: int
+
+    def setup(self) -> None:
+        self.down = _dense(self.bottleneck)
+        self.up = _dense(self.encoding)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """`[..., e]` -> `[..., c]`."""
+        return jnp.tanh(self.down(x))
+
+    def decode(self, code: jax.Array) -> jax.Array:
+        """`[..., c]` -> `[..., e]`."""
+        return self.up(code)
+
+
+class GatedResidual(nn.Module):
+    """What codes add to a state: a two-layer residual, scaled by a gate of its own a feature.
+
+    The second layer starts at zero, so that a fresh one adds nothing, and has no bias, so that the
+    residual of codes minus that of the null codes is one product.
+
+    Attributes:
+      dim: features of a state.
+      hidden: features between the layers.
+    """
+
+    dim: int
+    hidden: int
+
+    def setup(self) -> None:
+        self.first = _dense(self.hidden)
+        self.second = _dense(self.dim, zero=True, bias=False)
+        self.gate = _dense(self.dim)
+
+    def __call__(
+        self, state: jax.Array, codes: jax.Array, null: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The change of a state, and the gate.
+
+        Args:
+          state: `[..., d]`.
+          codes: `[..., p * c]`.
+          null: `[p * c]`, codes of which the residual counts as zero.
+
+        Returns:
+          `gate * (residual(codes) - residual(null))` and the gate, both `[..., d]`.
+        """
+        gate = nn.sigmoid(self.gate(jnp.concatenate([state, codes], axis=-1)))
+        change = self.second(nn.gelu(self.first(codes)) - nn.gelu(self.first(null)))
+        return gate * change, gate
+
+
+class Fusion(nn.Module):
+    """Autoencoder, null codes and gated residual together.
+
+    Attributes:
+      parts: parts of an explanation.
+      encoding: features of a part's encoding.
+      bottleneck: features of a code.
+      dim: features of a state.
+      hidden: features inside the residual.
+    """
+
+    parts: int
+    encoding: int
+    bottleneck: int
+    dim: int
+    hidden: int
+
+    def setup(self) -> None:
+        self.autoencoder = Autoencoder(self.encoding, self.bottleneck)
+        self.residual = GatedResidual(self.dim, self.hidden)
+        zeros = logical(nn.initializers.zeros, None, "features")
+        self.null = self.param("null", zeros, (self.parts, self.bottleneck))
+
+    def __call__(self, state: jax.Array, encoding: jax.Array, present: jax.Array) -> tuple:
+        """All of it once, which is what initialising needs."""
+        codes = self.encode(encoding)
+        return self.fuse(state, codes, present), self.decode(codes)
+
+    def encode(self, encoding: jax.Array) -> jax.Array:
+        """Standardised encodings `[..., p, e]` -> codes `[..., p, c]`."""
+        return self.autoencoder.encode(encoding)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Codes `[..., p, c]` -> encodings `[..., p, e]`."""
+        return self.autoencoder.decode(codes)
+
+    def fuse(
+        self, state: jax.Array, codes: jax.Array, present: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A state with what its explanation adds.
+
+        Args:
+          state: `[..., d]` float32.
+          codes: `[..., p, c]`.
+          present: `[..., p]` bool; a part that is not there has the null code.
+
+        Returns:
+          The fused state, its difference from `state` and the gate, all `[..., d]`. Rows without
+          any part keep their state to the last bit.
+        """
+        codes = jnp.where(present[..., None], codes, self.null)
+        flat = codes.reshape(*codes.shape[:-2], -1)
+        change, gate = self.residual(state, flat, self.null.reshape(-1))
+        # Both residuals of a row without parts are the same number, but not always to the last bit:
+        # products of different shapes round differently.
+        some = jnp.any(present, axis=-1, keepdims=True)
+        return jnp.where(some, state + change, state), jnp.where(some, change, 0.0), gate

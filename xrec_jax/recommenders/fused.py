@@ -1,0 +1,412 @@
+"""A recommender that reads explanations: any registered one, with a gated residual on its users.
+
+A fused state is the base's user state plus what the codes of the two parts (why, why not) add; see
+`explanations`. Where nothing is there to read, it is the base's state to the last bit.
+
+Dimension letters: b batch, n candidate, p part, e encoding, c code, d feature, i item.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xrec_jax.core.dropout import dropout
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.parallel.lookup import take_rows
+from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, logical, padded_rows
+from xrec_jax.recommenders import losses
+from xrec_jax.recommenders.base import (
+    Frozen,
+    Recommender,
+    Tables,
+    check_choice,
+    check_range,
+)
+from xrec_jax.recommenders.explanations import Fusion, drop_parts
+from xrec_jax.recommenders.reranking import among_candidates
+
+SIDES = {"both": (True, True), "why": (True, False), "why_not": (False, True)}
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fused(Recommender):
+    """A base recommender whose user states explanations change.
+
+    Parameters are `{"base": ..., "fusion": ...}`, and `"items"` where there are item features. A
+    batch has what the base reads of a user (`user`, and `history` and `length` for sequences),
+    `encoding` `[b, 2, e]` and `present` `[b, 2]`; without `encoding` nothing is there to read.
+    Training adds `target` and `weight` `[b]`. With `candidates` `[b, n]` (distinct, -1 is padding),
+    each candidate has an explanation of its own: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
+
+    Frozen arrays beside the base's: `mean` and `std` `[2, e]`, with which encodings are
+    standardised (see `explanations.measure`); for ranking `encoding` `[users, 2, e]` and `present`
+    `[users, 2]`, one a user.
+
+    Attributes:
+      base: the recommender; one that is trained and has a `dim`.
+      encoding: features of a part's encoding.
+      bottleneck: features of a code.
+      hidden: features inside the residual.
+      null_dropout: probability that a part is read as absent in training, drawn for each part.
+      null_rows: probability that both are, drawn for each row. It keeps the recommender good
+        without text where `train_base` lets it change.
+      code_dropout: rate on codes in training.
+      reconstruction: weight of the autoencoder's mean squared error.
+      train_base: whether gradients reach the base. If not, it is also read without its dropout.
+      sides: "both", "why" or "why_not", the parts that are read; others count as absent.
+      item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear map
+        that starts at zero adds to the item table; 0 for none.
+    """
+
+    base: Recommender
+    encoding: int
+    bottleneck: int = 32
+    hidden: int = 64
+    null_dropout: float = 0.1
+    null_rows: float = 0.0
+    code_dropout: float = 0.0
+    reconstruction: float = 0.1
+    train_base: bool = True
+    sides: str = "both"
+    item_features: int = 0
+
+    batches = "states"
+    parts: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        for key in ("encoding", "bottleneck", "hidden"):
+            check_range("fused", key, getattr(self, key), 1)
+        for key in ("null_dropout", "null_rows"):
+            check_range("fused", key, getattr(self, key), 0.0, 1.0)
+        check_range("fused", "code_dropout", self.code_dropout, 0.0, 0.99)
+        check_range("fused", "reconstruction", self.reconstruction, 0.0)
+        check_range("fused", "item_features", self.item_features, 0)
+        check_choice("fused", "train_base", self.train_base, (True, False))
+        check_choice("fused", "sides", self.sides, tuple(SIDES))
+        if self.base.batches not in ("pairs", "sequences") or not hasattr(self.base, "dim"):
+            kind = type(self.base).__name__
+            raise UserError(
+                f"fused: {kind} learns no user vectors, so nothing can be added to them"
+            )
+
+    @property
+    def history_length(self) -> int:
+        return self.base.history_length
+
+    @property
+    def net(self) -> Fusion:
+        """The modules of the fusion."""
+        dim = self.base.dim  # type: ignore[attr-defined]  # checked when made
+        return Fusion(self.parts, self.encoding, self.bottleneck, dim, self.hidden)
+
+    def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
+        """The base's arrays, and constants that leave encodings as they are."""
+        arrays, axes = self.base.frozen(user, item)
+        shape = self.parts, self.encoding
+        constants = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
+        return Frozen({**arrays, **constants}, {**axes, "mean": (None, None), "std": (None, None)})
+
+    def init(self, key):
+        base_key, fusion_key = jax.random.split(key)
+        shape = 1, self.parts, self.encoding
+        fusion: Any = self.net.init(
+            fusion_key, jnp.zeros((1, self.net.dim)), jnp.zeros(shape), jnp.ones(shape[:2], bool)
+        )
+        params = {"base": self.base.init(base_key), "fusion": fusion["params"]}
+        if self.item_features:
+            zeros = logical(jax.nn.initializers.zeros, "hidden", "features")
+            params["items"] = {"kernel": zeros(key, (self.item_features, self.net.dim))}
+        return params
+
+    def tables(self, params, frozen):
+        """The base's tables; `extra` has the constants, and the users' codes where there are any.
+
+        `extra["codes"]` is `[padded_users, p * (c + 1)]`: codes, then 1 for a part that is there.
+        """
+        tables = self.base.tables(params["base"], frozen)
+        item = tables.item
+        if self.item_features:
+            features = jnp.asarray(frozen["item_features"], jnp.float32)
+            features = jnp.pad(features, ((0, len(item) - len(features)), (0, 0)))
+            added = constrain(features @ params["items"]["kernel"], "table_rows", "features")
+            item = item + added.astype(item.dtype)
+        extra = {name: frozen[name] for name in ("mean", "std") if name in frozen}
+        read = self._read(frozen, extra)
+        if read is not None:
+            encoding, present = read
+            codes = self._apply(params, "encode", encoding).reshape(len(encoding), -1)
+            rows = jnp.concatenate([codes, present.astype(codes.dtype)], axis=1)
+            rows = jnp.pad(rows, ((0, padded_rows(self.num_users) - len(rows)), (0, 0)))
+            extra["codes"] = constrain(rows, "table_rows", "features")
+        return Tables(item=item, user=tables.user, extra=extra)
+
+    def user_state(self, params, tables, batch):
+        """Fused states `[b, d]` float32, by the batch's encodings or else the users' own."""
+        if self._given(batch) is not None or "codes" not in tables.extra:
+            return self._states(params, tables, batch)
+        rows = take_rows(tables.extra["codes"], batch["user"])
+        codes = rows[:, : -self.parts].reshape(len(rows), self.parts, self.bottleneck)
+        present = rows[:, -self.parts :] > 0
+        return self._apply(params, "fuse", self._base_state(params, tables, batch), codes, present)[
+            0
+        ]
+
+    def scores(self, user_state, item_table):
+        return self.base.scores(user_state, item_table)
+
+    # What is read.
+
+    def _apply(self, params, method: str, *args) -> Any:
+        return self.net.apply({"params": params["fusion"]}, *args, method=method)
+
+    def _given(self, source: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array] | None:
+        """Encodings `[..., p, e]` and which are there `[..., p]`, of a batch or frozen arrays."""
+        if "encoding" not in source:
+            return None
+        if "present" not in source:
+            raise UserError("fused: `encoding` needs `present` beside it, which parts are there")
+        return source["encoding"], source["present"]
+
+    def _read(self, source, constants) -> tuple[jax.Array, jax.Array] | None:
+        """Standardised encodings, zero where a part is not read, and which parts are read."""
+        given = self._given(source)
+        if given is None:
+            return None
+        encoding, present = given
+        if encoding.shape[-2:] != (self.parts, self.encoding):
+            raise UserError(
+                f"fused: encodings have shape {list(encoding.shape)}, but their last two sizes "
+                f"must be {self.parts} and {self.encoding}"
+            )
+        present = present.astype(bool) & np.array(SIDES[self.sides][: self.parts])
+        if "candidates" in source:
+            present &= (source["candidates"] >= 0)[..., None]
+        encoding = jnp.where(present[..., None], encoding.astype(jnp.float32), 0.0)
+        if "mean" in constants:
+            encoding = (encoding - constants["mean"]) / constants["std"]
+        return jnp.where(present[..., None], encoding, 0.0), present
+
+    def _base_state(self, params, tables, batch, key=None) -> jax.Array:
+        """The base's states `[b, d]` float32; `key` switches on what is random in training."""
+        if key is None:
+            state = self.base.user_state(params["base"], tables, batch)
+        else:
+            state = self.base.training_state(params["base"], tables, batch, key)
+        # The barrier keeps the base's arithmetic what it is without a fusion, to the last bit.
+        state = jax.lax.optimization_barrier(state.astype(jnp.float32))
+        return constrain(state, "batch", "hidden")
+
+    def _states(self, params, tables, batch) -> jax.Array:
+        """States `[b, d]`, or `[b, n, d]` with candidates, of what the batch itself has to read."""
+        state = self._base_state(params, tables, batch)
+        if "candidates" in batch:
+            shape = (*batch["candidates"].shape, state.shape[-1])
+            state = jnp.broadcast_to(state[:, None], shape)
+        read = self._read(batch, tables.extra)
+        if read is None:
+            return state
+        encoding, present = read
+        return self._apply(params, "fuse", state, self._apply(params, "encode", encoding), present)[
+            0
+        ]
+
+    # Training.
+
+    def loss(self, params, frozen, batch, key):
+        """Cross entropy over the catalogue, or among a batch's candidates, and reconstruction."""
+        if not self.train_base:
+            params = {**params, "base": jax.lax.stop_gradient(params["base"])}
+        base_key, *keys = jax.random.split(key, 3)
+        tables = self.tables(params, frozen)
+        state = self._base_state(params, tables, batch, base_key if self.train_base else None)
+        candidates = batch.get("candidates")
+        if candidates is not None:
+            state = jnp.broadcast_to(state[:, None], (*candidates.shape, state.shape[-1]))
+        target = batch["target"]
+        counts = target >= 0
+        if candidates is not None:
+            counts &= (candidates == target[:, None]).any(axis=1)
+        weight = jnp.where(counts, batch["weight"].astype(jnp.float32), 0.0)
+        fused, error, metrics = self._fuse_in_training(params, tables, batch, state, weight, keys)
+        if candidates is None:
+            main = self._catalogue_loss(fused, tables.item, target, weight)
+        else:
+            scores = self._score_each(fused, tables.item, candidates)
+            main = among_candidates(scores, candidates, target, weight)
+        metrics = {"cross_entropy": main, "reconstruction": error, **metrics}
+        return main + self.reconstruction * error, metrics
+
+    def candidate_loss(self, params, frozen, batch, key):
+        """`loss` of a batch with candidates; rows without their target among them count nothing."""
+        if "candidates" not in batch:
+            raise UserError("fused: the loss among candidates needs `candidates` in the batch")
+        return self.loss(params, frozen, batch, key)
+
+    def _fuse_in_training(self, params, tables, batch, state, weight, keys):
+        """Fused states, reconstruction error, and metrics over the rows that read something."""
+        null_key, code_key = keys
+        lead = state.shape[:-1]
+        read = self._read(batch, tables.extra)
+        if read is None:
+            shape = *lead, self.parts
+            read = jnp.zeros((*shape, self.encoding)), jnp.zeros(shape, bool)
+        encoding, present = read
+        rows = jnp.broadcast_to(weight.reshape(-1, *(1,) * (len(lead) - 1)), lead)
+        codes = self._apply(params, "encode", encoding)
+        error = jnp.mean(jnp.square(self._apply(params, "decode", codes) - encoding), axis=-1)
+        error = losses.weighted_mean(error, present * rows[..., None])
+
+        present = drop_parts(null_key, present, self.null_dropout, self.null_rows)
+        codes = dropout(codes, self.code_dropout, code_key)
+        fused, change, gate = self._apply(params, "fuse", state, codes, present)
+        read_share = losses.weighted_mean(present.mean(axis=-1, dtype=jnp.float32), rows)
+        rows = rows * present.any(axis=-1)
+        ratio = _norm(change) / jnp.maximum(_norm(state), 1e-12)
+        metrics = {
+            "gate": losses.weighted_mean(gate.mean(axis=-1), rows),
+            "residual_ratio": losses.weighted_mean(ratio, rows),
+            "read": read_share,
+        }
+        return fused, error, metrics
+
+    def _catalogue_loss(self, states, table, target, weight) -> jax.Array:
+        """Mean cross entropy over the catalogue of states `[b, d]`."""
+        target = jnp.where(weight > 0, target, 0)
+        if type(self.base).scores is not Recommender.scores:  # its scores are no inner products
+            log_probs = jax.nn.log_softmax(self._catalogue_scores(states, table))
+            found = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
+            return losses.weighted_mean(-found, weight)
+        # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
+        sizes = (size for size in (8, 4, 2) if len(target) % (size * ROW_MULTIPLE) == 0)
+        group = next(sizes, 1)
+        states, target, share = (
+            x.reshape(-1, group, *x.shape[1:])
+            for x in (states, target, weight / losses.total_weight(weight))
+        )
+        return losses.full_softmax(states, table, target, share, self.num_items)
+
+    # Scoring.
+
+    def _catalogue_scores(self, states, table) -> jax.Array:
+        return self.scores(states, table)[:, : self.num_items]
+
+    def _score_each(self, states, table, candidates) -> jax.Array:
+        """Score of every candidate by the state that belongs to it: `[b, n]`."""
+        rows = take_rows(table, jnp.maximum(candidates, 0))
+        flat = states.reshape(-1, states.shape[-1]), rows.reshape(-1, rows.shape[-1])
+        one = lambda state, row: self.scores(state[None], row[None])[0, 0]  # noqa: E731
+        return jax.vmap(one)(*flat).reshape(candidates.shape)
+
+    def item_scores(
+        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+    ) -> jax.Array:
+        """Scores of the whole catalogue by what the batch itself has to read.
+
+        Args:
+          params: of this recommender.
+          frozen: see the class.
+          batch: a ranking batch; without `encoding` the scores are those of the recommender alone,
+            whatever `frozen` has.
+          tables: `tables(params, frozen)`, where they are there already.
+
+        Returns:
+          `[b, items]` float32.
+        """
+        tables = self.tables(params, frozen) if tables is None else tables
+        return self._catalogue_scores(self._states(params, tables, batch), tables.item)
+
+    def score_log_probs(
+        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+    ) -> jax.Array:
+        """Log-probabilities over all items, seen ones included: `[b, items]` float32.
+
+        Arguments are those of `item_scores`.
+        """
+        return jax.nn.log_softmax(self.item_scores(params, frozen, batch, tables=tables), axis=1)
+
+    def candidate_scores(
+        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+    ) -> jax.Array:
+        """Score of every candidate with its own explanation.
+
+        All candidates are treated alike: nothing here knows which one is the target.
+
+        Args:
+          params: of this recommender.
+          frozen: see the class.
+          batch: a ranking batch with `candidates` `[b, n]` int32, -1 is padding; and `encoding`
+            `[b, n, 2, e]` and `present` `[b, n, 2]`, or neither for the base's scores.
+          tables: `tables(params, frozen)`, where they are there already.
+
+        Returns:
+          `[b, n]` float32, -inf at padding.
+        """
+        tables = self.tables(params, frozen) if tables is None else tables
+        states, candidates = self._states(params, tables, batch), batch["candidates"]
+        scores = self._score_each(states, tables.item, candidates)
+        return jnp.where(candidates >= 0, scores, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureFused(Fused):
+    """The same fusion on plain features of the user in place of an explanation.
+
+    The control for explanations that only carry attributes along. `encoding` is the number of
+    features; batches have `features` `[b, encoding]` (or `[b, n, encoding]` with candidates),
+    frozen arrays for ranking `features` `[users, encoding]`; `mean` and `std` are `[1, encoding]`.
+    All features make one part, so there is nothing to choose a side of.
+    """
+
+    parts: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("feature fusion", "sides", self.sides, ("both",))
+
+    def _given(self, source):
+        if "features" not in source:
+            return None
+        features = source["features"][..., None, :]
+        return features, jnp.ones(features.shape[:-1], bool)
+
+
+def _make(cls: type[Fused], base: Recommender, hparams: Mapping[str, Any]) -> Any:
+    sizes = {field.name for field in dataclasses.fields(Recommender)} | {"base"}
+    known = [field.name for field in dataclasses.fields(cls) if field.name not in sizes]
+    for key in hparams:
+        if key not in known:
+            raise UserError(f"fused has no hyper-parameter {key!r}{did_you_mean(key, known)}")
+    if "encoding" not in hparams:
+        raise UserError("fused: `encoding` is missing, the number of features of an encoding")
+    return cls(base=base, num_users=base.num_users, num_items=base.num_items, **hparams)
+
+
+def fuse(base: Recommender, **hparams: Any) -> Fused:
+    """Wraps a recommender so that it reads explanations.
+
+    Args:
+      base: a registered recommender that is trained.
+      **hparams: fields of `Fused`; `encoding` is needed.
+
+    Raises:
+      UserError: on an unknown hyper-parameter, a value that is not valid, or a base that learns
+        nothing.
+    """
+    made: Fused = _make(Fused, base, hparams)
+    return made
+
+
+def fuse_features(base: Recommender, **hparams: Any) -> FeatureFused:
+    """`fuse` with plain user features in place of explanations (see `FeatureFused`)."""
+    made: FeatureFused = _make(FeatureFused, base, hparams)
+    return made
