@@ -1,0 +1,89 @@
+"""The state of a joint run: everything that a round reads and writes, one atomic checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+
+from xrec_jax.training.kl import Controller
+from xrec_jax.training.state import TrainState
+
+
+class Explanations(flax.struct.PyTreeNode):
+    """The explanation of every state as it was written last: the cache between two writings.
+
+    Attributes:
+      tokens: `[S, A]` int32 answers, the ending token included.
+      length: `[S]` int32; 0 before the first writing.
+      version: `[S]` int32, round of the policy that wrote it; -1 before the first writing.
+      encoding: `[S, 2, E]` float32 of both parts.
+      present: `[S, 2]` bool, parts that are there.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    version: jax.Array
+    encoding: jax.Array
+    present: jax.Array
+
+
+class Rollout(flax.struct.PyTreeNode):
+    """Answers of one round, as the sampler gave them.
+
+    Attributes:
+      state: `[n]` int32, the explained states.
+      tokens: `[n, A]` int32.
+      length: `[n]` int32, answer tokens with the ending one.
+      ended: `[n]` bool, whether an EOS ended it.
+      log_probs: `[n, A]` float32, of the sampler at its temperature.
+      round: int32 scalar; -1 before the first.
+    """
+
+    state: jax.Array
+    tokens: jax.Array
+    length: jax.Array
+    ended: jax.Array
+    log_probs: jax.Array
+    round: jax.Array
+
+
+class JointState(flax.struct.PyTreeNode):
+    """Everything of a joint run.
+
+    Attributes:
+      step: int32 scalar, twice the rounds done, plus one between a round's rollout and its updates.
+      policy: `training.state` fields of policy and critic: step, params, opt_state, key.
+      recommender: the same of the fused recommender.
+      controller: of the KL coefficient.
+      cache: explanations of all states.
+      buffer: the latest rollout.
+      constants: `mean` and `std` `[2, E]` of encodings, measured at the warm start.
+      best: policy and recommender parameters of the best round so far, and its cache.
+    """
+
+    step: jax.Array
+    policy: dict[str, Any]
+    recommender: dict[str, Any]
+    controller: Controller
+    cache: Explanations
+    buffer: Rollout
+    constants: dict[str, jax.Array]
+    best: dict[str, Any]
+
+    def saved(self) -> dict[str, Any]:
+        """All of it: the name under which checkpoints ask a state for what they hold."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def part_of(state: TrainState) -> dict[str, Any]:
+    """What a joint state keeps of a training state."""
+    return {
+        "step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key
+    }  # fmt: skip
+
+
+def training_state(part: dict[str, Any], frozen: Any) -> TrainState:
+    """A training state from what a joint state keeps, with its frozen arrays."""
+    return TrainState(**part, frozen=frozen)
