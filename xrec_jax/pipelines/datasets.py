@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.data import keyed
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.load import load, split
 from xrec_jax.data.world import World, WorldConfig, generate
@@ -19,11 +20,23 @@ class RunData(NamedTuple):
       dataset: all events, users and items.
       split: training, validation and test events.
       world: the planted world behind the data, or None where it comes from files.
+      train_share: share of the users whose training events models learn from; those of all others
+        are known as their history only.
     """
 
     dataset: Dataset
     split: Split
     world: World | None
+    train_share: float = 1.0
+
+    @property
+    def learned(self) -> Interactions:
+        """Training events that models learn from."""
+        train, count = self.split.train, self.dataset.num_users
+        if self.train_share == 1.0:
+            return train
+        kept = keyed.permutation(keyed.fold(0, 54), count)[: max(1, round(self.train_share * count))]
+        return train.take(np.isin(train.user, kept))
 
 
 def prepare(config: Any) -> RunData:
@@ -42,7 +55,9 @@ def prepare(config: Any) -> RunData:
         dataset = world.dataset
     else:
         dataset = load(config)
-    return RunData(dataset, split(dataset, config.split), world)
+    if not 0.0 < config.train_share <= 1.0:
+        raise UserError(f"data.train_share={config.train_share} must be above 0 and at most 1")
+    return RunData(dataset, split(dataset, config.split), world, config.train_share)
 
 
 def need_events(data: RunData, stage: str) -> None:

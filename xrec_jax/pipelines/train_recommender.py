@@ -85,7 +85,7 @@ class RecommenderTask:
 
     @functools.cached_property
     def _negatives(self) -> Negatives:
-        histories = Histories.of([self.data.split.train], self.model.num_users)
+        histories = Histories.of([self.data.learned], self.model.num_users)
         return Negatives(
             histories, self.model.num_items,
             per_row=self.model.negatives_per_row, sampling=self.model.sampling, seed=0,
@@ -119,7 +119,7 @@ class RecommenderTask:
     @functools.cached_property
     def initial_state(self) -> Callable[[int], TrainState]:
         """From a seed to a fresh sharded state with the model's frozen arrays."""
-        frozen = self.model.frozen(self.data.split.train.user, self.data.split.train.item)
+        frozen = self.model.frozen(self.data.learned.user, self.data.learned.item)
         return initializer(
             self.model.init, self._rule if self.trained else optax.identity(),
             mesh=self.mesh, frozen=frozen.arrays, frozen_axes=frozen.axes,

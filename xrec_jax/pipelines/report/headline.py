@@ -9,7 +9,7 @@ from xrec_jax.pipelines.report import wording
 from xrec_jax.pipelines.report.markup import Html, tag
 from xrec_jax.pipelines.report.material import Material
 from xrec_jax.pipelines.report.numbers import figure, known, metric, percent, whole
-from xrec_jax.pipelines.report.sections import bias, ranking, ratings, wins
+from xrec_jax.pipelines.report.sections import bias, joint, ranking, ratings, wins
 
 MOST = 6
 
@@ -33,9 +33,9 @@ class Headline(NamedTuple):
 def headlines(material: Material) -> list[Headline]:
     """What the run can say of itself, the most telling first."""
     found = [
-        *_ranking(material), *_planted(material), *_grounding(material), *_wins(material),
-        *_people(material), *_perplexity(material), *_attributes(material), *_bias(material),
-        *_audit(material),
+        *_ranking(material), *_joint(material), *_planted(material), *_grounding(material),
+        *_wins(material), *_people(material), *_perplexity(material), *_attributes(material),
+        *_bias(material), *_audit(material),
     ]  # fmt: skip
     return found[:MOST]
 
@@ -71,6 +71,12 @@ def _ranking(material: Material) -> Iterator[Headline]:
     if known(bound) and bound["value"] > 0:
         said += f" That is {percent(best['value'] / bound['value'], 0)} of what is possible here."
     yield Headline(wording.ranking(name), figure(best, digits=4), said, ranking.ID)
+
+
+def _joint(material: Material) -> Iterator[Headline]:
+    found = joint.headline(material)
+    if found is not None:
+        yield Headline(*found, joint.ID)
 
 
 def _planted(material: Material) -> Iterator[Headline]:

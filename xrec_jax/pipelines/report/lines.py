@@ -51,7 +51,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def _tick_text(value: float, step: float) -> str:
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    if digits and round(step, digits) != round(step, 12):  # steps of 2.5
+    if round(step, digits) != round(step, 12):  # steps of 2.5
         digits += 1
     return decimal(value, digits)
 
@@ -59,6 +59,7 @@ def _tick_text(value: float, step: float) -> str:
 def line_chart(
     lines: Sequence[Line], *, title: str, x_label: str, from_zero: bool = False,
     bound: float | None = None, bound_label: str = "", digits: int = 4, logarithmic: bool = False,
+    whole_x: bool = False,
 ) -> Html | None:  # fmt: skip
     """Curves with axes, grid and legend; a pointer, a finger or the arrow keys read values off.
 
@@ -71,6 +72,7 @@ def line_chart(
       bound_label: its name.
       digits: of the values that are read off.
       logarithmic: vertical axis.
+      whole_x: only whole numbers under the horizontal axis.
 
     Returns:
       None if there is no point.
@@ -106,7 +108,16 @@ def line_chart(
         HEIGHT - _BOTTOM - (view(y) - bottom) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM)
     )
     marks: list[Html] = [
-        _grid(left, right, bottom, top, at_x=at_x, at_y=at_y, logarithmic=logarithmic),
+        _grid(
+            left,
+            right,
+            bottom,
+            top,
+            at_x=at_x,
+            at_y=at_y,
+            logarithmic=logarithmic,
+            whole_x=whole_x,
+        ),
         tag("text", x_label, x=(WIDTH + _LEFT - _RIGHT) / 2, y=HEIGHT - 3, class_="axis middle"),
     ]
     if bound is not None:
@@ -148,10 +159,13 @@ def line_chart(
 
 
 def _grid(
-    left: float, right: float, bottom: float, top: float, *, at_x: Any, at_y: Any, logarithmic: bool
-) -> Html:
+    left: float, right: float, bottom: float, top: float, *, at_x: Any, at_y: Any,
+    logarithmic: bool, whole_x: bool = False,
+) -> Html:  # fmt: skip
     marks = []
     found = ticks(left, right, 6)
+    if whole_x:
+        found = [x for x in found if abs(x - round(x)) < 1e-9]
     step = found[1] - found[0] if len(found) > 1 else 1.0
     for x in found:
         place = f"{at_x(x):.1f}"

@@ -107,6 +107,26 @@ for (const plot of document.querySelectorAll(".plot")) {
   });
 }
 
+/* Texts over the rounds: those of one user and seed; without this script all of them stand there. */
+const tools = byId("joint-tools");
+if (tools) {
+  const [seed, user] = [byId("joint-seed"), byId("joint-user")];
+  const articles = [...document.querySelectorAll("#joint-samples > article")];
+  const pick = () => {
+    for (const article of articles) {
+      const { dataset } = article;
+      article.hidden = dataset.seed !== seed.value || dataset.user !== user.value;
+    }
+    byId("joint-nothing").hidden = articles.some((article) => !article.hidden);
+  };
+  for (const chosen of [seed, user]) {
+    chosen.closest(".field").hidden = chosen.options.length < 2;
+    chosen.addEventListener("change", pick);
+  }
+  tools.hidden = seed.options.length < 2 && user.options.length < 2;
+  pick();
+}
+
 /* Recommendations: only the rows of one page are ever drawn. */
 const source = byId("pairs-data");
 if (!source) return;

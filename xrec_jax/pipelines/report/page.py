@@ -17,7 +17,7 @@ from xrec_jax.pipelines.report import material as materials
 from xrec_jax.pipelines.report.headline import band, headlines
 from xrec_jax.pipelines.report.markup import Html, escape, join, tag
 from xrec_jax.pipelines.report.material import Material, Section
-from xrec_jax.pipelines.report.sections import SECTIONS
+from xrec_jax.pipelines.report.sections import PAGE, SECTIONS
 from xrec_jax.pipelines.rundir import RunDir
 
 NAME = "report.html"
@@ -48,12 +48,12 @@ def render(material: Material) -> str:
     """The page as text."""
     found: list[Section] = []
     missing: list[ModuleType] = []
-    for module in SECTIONS:
+    for module in PAGE:
         section = module.build(material)
-        if section is None:
-            missing.append(module)
-        else:
+        if section is not None:
             found.append(section)
+        elif module in SECTIONS:
+            missing.append(module)
     style, script = _resource("page.css"), _resource("page.js")
     name = str(material.config.get("name") or material.name)
     text = string.Template(_resource("page.html")).substitute(

@@ -9,6 +9,7 @@ from xrec_jax.pipelines.report.sections import (
     audit,
     bias,
     faithfulness,
+    joint,
     language,
     pairs,
     ran,
@@ -24,3 +25,6 @@ SECTIONS: tuple[ModuleType, ...] = (
     ran, ranking, training, language, texts, faithfulness, wins, ratings, attributes, bias, audit,
     pairs,
 )  # fmt: skip
+
+# A stage that few runs have: a page without it does not name it as missing.
+PAGE: tuple[ModuleType, ...] = (*SECTIONS[:2], joint, *SECTIONS[2:])

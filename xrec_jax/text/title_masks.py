@@ -1,0 +1,73 @@
+"""Names of items inside texts: where they stand, and the text without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from xrec_jax.text.titles import normal_title
+
+_TOKEN = re.compile(r"[^\W_]+(?:['\u2019\u2018\u02bc`\u00b4][^\W_]+)*|&")
+_SHORTEST = 3  # letters of a title of one word; shorter ones stand in any text
+
+
+class TitleMasks:
+    """Finds titles in texts.
+
+    A title counts where its words stand in a row, spelt as `normal_title` compares them. A title of
+    one word must begin with a capital or a digit there: "friendly" is no mention of "Friendly". It
+    must also have three letters, and not be a number.
+
+    Args:
+      titles: of the items; those that name nothing are passed over.
+    """
+
+    def __init__(self, titles: Iterable[str]):
+        self._by_first: dict[str, list[tuple[str, ...]]] = {}
+        for title in sorted({normal_title(title) for title in titles}):
+            words = tuple(title.split())
+            if len(words) == 1 and (len(title) < _SHORTEST or title.isdigit()):
+                continue
+            if words:
+                self._by_first.setdefault(words[0], []).append(words)
+        for found in self._by_first.values():
+            found.sort(key=len, reverse=True)  # the longest title that fits is the one meant
+
+    def found(self, text: str) -> list[str]:
+        """Titles in a text in the form of `normal_title`, in order; a repeated one comes again."""
+        return [title for title, _, _ in self._spans(text)]
+
+    def mask(self, text: str, *, keep: str = "", by: str = "a place") -> str:
+        """A text with other words in place of titles.
+
+        Args:
+          text: any text.
+          keep: a title that stays.
+          by: what stands for the others, and for an article in front of them.
+        """
+        kept, parts, end = normal_title(keep), [], 0
+        for title, start, stop in self._spans(text):
+            if title != kept:
+                parts += [text[end:start], by]
+                end = stop
+        return "".join([*parts, text[end:]])
+
+    def _spans(self, text: str) -> Sequence[tuple[str, int, int]]:
+        tokens = [(normal_title(t[0]), t.start(), t.end()) for t in _TOKEN.finditer(text)]
+        words = [word for word, _, _ in tokens]
+        spans, place = [], 0
+        while place < len(words):
+            start = tokens[place][1]
+            for title in self._by_first.get(words[place], ()):
+                if words[place : place + len(title)] == list(title) and (
+                    len(title) > 1 or not text[start].islower()
+                ):
+                    stop = tokens[place + len(title) - 1][2]
+                    if place and words[place - 1] in ("the", "a", "an"):
+                        start = tokens[place - 1][1]
+                    spans.append((" ".join(title), start, stop))
+                    place += len(title)
+                    break
+            else:
+                place += 1
+        return spans
