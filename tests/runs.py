@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,12 +20,14 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from xrec_jax.data.world.vocabulary import KINDS, MOODS
 from xrec_jax.llm.config import LlamaConfig, from_hf
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import run
+from xrec_jax.pipelines import joint_seed, run
 from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.text.pairs import join_pair, taste_pair
 from xrec_jax.training.checkpoint import Checkpoints
 
 CONFIG = str(tiny.CHECKOUT / "tests" / "tiny_config.py")
@@ -40,6 +44,60 @@ def _finished(base: pathlib.Path) -> pathlib.Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A finished run of all models, made once for all test files; copy it to change it."""
     return _finished(tmp_path_factory.getbasetemp())
+
+
+class Cut(Exception):  # noqa: N818 (not an error)
+    """A run that a test cuts off."""
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Runs and command lines of the block take one device: it saves most of the compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "open_mesh", lambda config: use_mesh(tiny.mesh(1)))
+        patch.setattr(run, "saved_mesh", lambda config: tiny.mesh(1))
+        yield
+
+
+@contextlib.contextmanager
+def cut_after(step: int) -> Iterator[None]:
+    """Ends a joint stage once the checkpoint of a step is on disk, as a kill would."""
+    save = joint_seed._save
+
+    def saved(checkpoints, state, *rest):
+        save(checkpoints, state, *rest)
+        if int(state.step) == step:
+            checkpoints.wait()
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joint_seed, "_save", saved)
+        with contextlib.suppress(Cut):
+            yield
+            raise AssertionError(f"step {step} never came")
+
+
+@functools.cache
+def _joint(base: pathlib.Path) -> pathlib.Path:
+    folder = base / "joint"
+    folder.mkdir()
+    texts = [join_pair(taste_pair({"kind": ["bar"], "mood": [m]}, {"kind": [k]}))
+             for k in KINDS for m in MOODS]  # fmt: skip
+    tiny.llama_directory(folder / "model", texts, ends=6.0, num_layers=1, max_positions=512)
+    config = tiny.joint(folder / "model")
+    with one_device():
+        with cut_after(0):
+            run.run(config, folder / "run")
+        shutil.copytree(folder / "run", folder / "warm")
+        run.run(config, folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with the base `model`, a finished joint `run` on it, and `warm`, the same before its
+    first round; made once for all test files; copy what is changed."""
+    return _joint(tmp_path_factory.getbasetemp())
 
 
 def start(

@@ -20,6 +20,7 @@ from xrec_jax.llm.llama import Llama
 from xrec_jax.parallel.mesh import make_mesh
 from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.defaults.joint import shrink
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = CHECKOUT.parent / "shared" / "data"
@@ -78,13 +79,26 @@ def llama_params(config: LlamaConfig = LLAMA, seed: int = 0) -> Any:
         return jax.device_get(made)
 
 
-def llama_directory(path: pathlib.Path, texts: Sequence[str], **sizes: Any) -> pathlib.Path:
-    """Writes a random `LLAMA` with a tokenizer of its own as a Hugging Face directory."""
+def llama_directory(
+    path: pathlib.Path, texts: Sequence[str], *, ends: float = 1.0, seed: int = 0, **sizes: Any
+) -> pathlib.Path:
+    """Writes a random `LLAMA` with a tokenizer of its own as a Hugging Face directory.
+
+    Args:
+      path: where to.
+      texts: of the tokenizer.
+      ends: how far the logit of the ending token swings beside those of other tokens.
+      seed: of the parameters.
+      **sizes: other than those of `LLAMA`.
+    """
     tokenizer = train_bpe(texts, path.with_name(path.name + "-tokenizer"), vocab_size=320)
-    shape = LLAMA.__dict__ | dict(vocab_size=320, max_positions=256) | sizes
+    shape = LlamaConfig(**(LLAMA.__dict__ | dict(vocab_size=320, max_positions=256) | sizes))
+    params = llama_params(shape, seed)
+    table = params["head"]["table"].copy()
+    table[list(tokenizer.eos_ids)] *= ends
     generation = Generation(tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id)
     save_params(
-        path, llama_params(LlamaConfig(**shape)), LlamaConfig(**shape), generation=generation,
+        path, {**params, "head": {"table": table}}, shape, generation=generation,
         tokenizer_dir=path.with_name(path.name + "-tokenizer"),
     )  # fmt: skip
     return path
@@ -107,4 +121,31 @@ def language(*stages: str) -> ConfigDict:
     instruct.lora.update(dict(rank=2, alpha=4.0))
     instruct.train.update(dict(batch_size=8, epochs=4, evaluate_every=2, learning_rate=0.01))
     instruct.samples.update(dict(during=1, final=2, max_new_tokens=6))
+    return made
+
+
+def joint(model: pathlib.Path) -> ConfigDict:
+    """A config of a small world with reviews, and a joint stage on the LLaMA in `model`."""
+    made = config("sasrec", epochs=1)
+    made.name = "tiny joint"
+    made.stages = ("recommend", "joint")
+    made.recommend.sasrec.layers = 1
+    made.data.world.update(dict(num_users=26, num_items=22, mean_visits=7.0))
+    made.data.world.update(dict(review_share=0.7, about_share=0.4))
+    made.ranking.ks = (5, 10)
+    made.llm.path, made.llm.generation_batch = str(model), 16
+    shrink(made)
+    asked = made.joint
+    asked.update(dict(rounds=2, valid_users=11, samples=2))
+    asked.systems = (
+        "null", "features", "shuffled", "template", "sft", "untuned", "masked_titles", "planted",
+    )  # fmt: skip
+    asked.states.update(dict(history=2, max_users=19))
+    asked.explain.max_new_tokens = 9
+    asked.lora.update(dict(rank=2, alpha=4.0))
+    asked.critic.update(dict(rank=2, alpha=4.0))
+    asked.soft_prompt.vectors = 2
+    asked.sft.examples = 8
+    asked.sft.train.epochs = 1
+    asked.recommender.update(dict(bottleneck=4, hidden=8, warm_steps=3, steps=2, final_steps=5))
     return made

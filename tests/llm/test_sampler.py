@@ -244,15 +244,19 @@ def soft_requests():
     made = []
     for number, request in enumerate(requests()):
         length = len(request.ids)
-        places = tuple({0, length - 1, length // 2}) if number % 3 else ()
+        # None; from the beginning; within what prompts share, behind what is worth sharing.
+        places = ((), {0, length - 1, length // 2}, {min(16, length - 1), length - 1})[number % 3]
         vectors = rng.normal(size=(len(places), 16)).astype(np.float32)
-        made.append(dataclasses.replace(request, soft_positions=places, soft_vectors=vectors))
+        given = dict(soft_positions=tuple(sorted(places)), soft_vectors=vectors)
+        made.append(dataclasses.replace(request, **given))
     return made
 
 
 def test_soft_prompts():
-    answers = sampler(batch=5, refill=2).generate(soft_requests(), adapter=adapter())
+    run = sampler(batch=5, refill=2)
+    answers = run.generate(soft_requests(), adapter=adapter())
     assert_equal(answers, soft=True)
+    assert run.work.shared_tokens >= 3 * 16
     assert free_run(1)[0] != free_run(1, soft=True)[0]
 
 

@@ -1,4 +1,4 @@
-"""Texts as vectors: the mean of a language model's last hidden states over a text's tokens."""
+"""Texts as vectors: means over a text's tokens of what a language model makes of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xrec_jax.core.errors import UserError
+from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.llm.llama import Llama
 from xrec_jax.llm.prefixes import bucket
 from xrec_jax.parallel.mesh import constrain, current_parts, gather
@@ -19,28 +19,38 @@ from xrec_jax.parallel.mesh import constrain, current_parts, gather
 _FEWEST = 8  # rows
 
 
-def mean_states(model: Llama, params: Any, ids: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Mean of the last (normalised) hidden states over the tokens of every row.
+LAYERS = ("last", "embedding")
+
+
+def mean_states(
+    model: Llama, params: Any, ids: jax.Array, lengths: jax.Array, *, layer: str = "last"
+) -> jax.Array:
+    """Mean of hidden states over the tokens of every row.
 
     Args:
       model: the model's functions.
       params: of the base, unboxed.
       ids: `[rows, width]` int32, padded on the right.
       lengths: `[rows]` int32 tokens of each row; a row of none gives zeros.
+      layer: "last", the normalised states before the output layer; or "embedding", those before
+        the first layer. The last states of a small model tell the next token more than their own.
 
     Returns:
       `[rows, hidden]` float32, split over "batch".
     """
     real = jnp.arange(ids.shape[1]) < lengths[:, None]
-    states = model.hidden(params, ids, segments=real.astype(jnp.int32)).astype(jnp.float32)
+    if layer == "embedding":
+        states = model.embed(params, ids).astype(jnp.float32)
+    else:
+        states = model.hidden(params, ids, segments=real.astype(jnp.int32)).astype(jnp.float32)
     total = jnp.sum(jnp.where(real[..., None], states, 0.0), axis=1)
     return constrain(total / jnp.maximum(lengths, 1)[:, None], "batch", None)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model: Llama) -> Any:
+def _compiled(model: Llama, layer: str) -> Any:
     """The device function, shared by all encoders of one model."""
-    return jax.jit(functools.partial(mean_states, model))
+    return jax.jit(functools.partial(mean_states, model, layer=layer))
 
 
 class TextEncoder:
@@ -54,18 +64,21 @@ class TextEncoder:
       model: the model's functions.
       params: of the base, unboxed.
       batch: most rows at a time; rounded up to what the mesh divides.
+      layer: one of `LAYERS`; see `mean_states`.
 
     Raises:
-      UserError: if `batch` is not positive.
+      UserError: if `batch` is not positive, or on an unknown layer.
     """
 
-    def __init__(self, model: Llama, params: Any, *, batch: int = 64):
+    def __init__(self, model: Llama, params: Any, *, batch: int = 64, layer: str = "last"):
+        if layer not in LAYERS:
+            raise UserError(f"layer={layer!r} is not valid{did_you_mean(layer, LAYERS)}")
         if batch < 1:
             raise UserError(f"batch={batch} must be at least 1")
         if model.attention not in ("xla", "blocked"):  # others may not take every width
             model = dataclasses.replace(model, attention="auto")
         self._model, self._params, self._batch = model, params, batch
-        self._encode = _compiled(model)
+        self._encode = _compiled(model, layer)
 
     @property
     def width(self) -> int:

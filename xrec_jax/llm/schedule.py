@@ -144,8 +144,14 @@ class Run:
         self._hidden = model.config.hidden_size
         self._soft = max(len(request.soft_positions) for request in requests)
         prompts = [request.ids for request in requests]
-        share = plan.share_prefixes and not self._soft
-        self._queue = collections.deque(self._ordered(g) for g in groups(prompts, share=share))
+        # What is shared ends before the first soft vector: those differ between equal tokens.
+        plain = [
+            request.ids[: min(request.soft_positions) + 1] if len(request.soft_positions)
+            else request.ids for request in requests
+        ]  # fmt: skip
+        self._queue = collections.deque(
+            self._ordered(g) for g in groups(plain, share=plan.share_prefixes)
+        )
         self._prefix: engine.Prefix | None = None
         self._prefix_of = -1
         longest = max(len(ids) for ids in prompts)
@@ -232,7 +238,8 @@ class Run:
                 seen[k, list(request.ids)] = True
             if len(request.soft_positions):
                 used = len(request.soft_positions)
-                positions[k, :used] = np.asarray(request.soft_positions) + width - lengths[k]
+                moved = width - lengths[k] - prefix
+                positions[k, :used] = np.asarray(request.soft_positions) + moved
                 vectors[k, :used] = request.soft_vectors
             self.work.prompt_tokens += int(lengths[k])
             self.work.shared_tokens += prefix

@@ -17,7 +17,7 @@ from xrec_jax.data.load import load
 from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.findings import listing, percent, plural
 from xrec_jax.parallel.distributed import is_first
-from xrec_jax.pipelines import audit_texts
+from xrec_jax.pipelines import audit_profiles, audit_texts
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.rundir import RunDir
 
@@ -51,6 +51,7 @@ def audit(config: Any, *, output: str = "") -> int:
         *check_data(config, data),
         *audit_texts.check_tuning(config, data),
         *audit_texts.check_files(config),
+        *audit_profiles.profile_findings(config, data),
     ]
     found = checks.collect(outcomes)
     if is_first():
@@ -106,6 +107,7 @@ def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
         *check_data(config, data),
         *audit_texts.check_run(rundir),
         *audit_texts.check_files(config),
+        *audit_profiles.profile_findings(config, data),
     ]
     found = checks.collect(outcomes)
     if is_first():

@@ -33,7 +33,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 def file_roles(config: Any) -> list[str]:
     """Names of the files that `config.audit` gives."""
-    return [role for role in (*_NEEDED, "ratings") if config.audit.get(role)]
+    return [role for role in (*_NEEDED, "ratings", "profiles") if config.audit.get(role)]
 
 
 def check_files(config: Any) -> Outcomes:

@@ -16,6 +16,7 @@ from xrec_jax.data.packing import Example, windows
 from xrec_jax.llm.tokenizer import Tokenizer
 from xrec_jax.pipelines import attribute_cases
 from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.joint_world import taught_words, world_readings
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
 from xrec_jax.text.comprehension import Reading, reading_exercises
 from xrec_jax.text.corpus import world_sentences
@@ -182,7 +183,10 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
         latest=config.instruct.history, copies=config.pretrain.described,
         named=config.instruct.named,
     )  # fmt: skip
-    return [*plain, *described, *small_talk(items, config.pretrain.talk)]
+    reviews: list[Text] = []
+    if config.joint.readings:
+        reviews = [*(Reading(*one) for one in world_readings(config, data)), *taught_words(config)]
+    return [*plain, *described, *reviews, *small_talk(items, config.pretrain.talk)]
 
 
 def file_texts(config: Any) -> list[str]:

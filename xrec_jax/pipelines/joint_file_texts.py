@@ -180,3 +180,25 @@ def bag(text: str, words: Mapping[str, int]) -> np.ndarray:
     found = np.zeros(len(words), np.float32)
     found[[words[word] for word in content_words(text) if word in words]] = 1.0
     return found / max(1.0, float(np.linalg.norm(found)))
+
+
+def plain_texts(config: Any, data: RunData) -> list[str]:
+    """Texts of the file to pre-train a small base on: none says who went where.
+
+    Profiles and descriptions stand alone, each once; of explanations only those of training events.
+
+    Raises:
+      UserError: no file is named, or it is wrong.
+    """
+    rows = read_states_file(config, data)
+    texts = dict.fromkeys(row.profile for row in rows if row.profile)
+    texts |= dict.fromkeys(row.item_text for row in rows if row.item_text)
+    ids = data.dataset
+    train = {
+        (str(ids.user_ids[u]), str(ids.item_ids[i]))
+        for u, i in zip(data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True)
+    }
+    texts |= dict.fromkeys(
+        row.teacher for row in rows if row.teacher and (row.user, row.item) in train
+    )
+    return list(texts)

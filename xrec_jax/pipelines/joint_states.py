@@ -129,13 +129,15 @@ def check_template(config: Any, template: Template, *, user: str, user_item: str
 
 
 def chosen_states(
-    data: RunData, *, train_states: int, min_history: int, users: Sequence[int] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Histories]:
+    data: RunData, *, train_states: int, min_history: int, reach: int = 1,
+    users: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Histories]:  # fmt: skip
     """States of leave-one-out data: `user`, `before`, `target`, `part`, and their histories.
 
     Args:
       data: of the run.
-      train_states: latest training events of a user that are explained before they happen.
+      train_states: states of a user's training events that are explained, the latest ones.
+      reach: events between one of them and the next.
       min_history: events before the first one that is explained.
       users: only these; default all.
 
@@ -154,7 +156,8 @@ def chosen_states(
         for user in chosen:
             first, seen = int(whole.start[user]), int(trained.lengths[user])
             if known is None and learned[user]:
-                for before in range(max(min_history, seen - train_states), seen):
+                steps = {max(min_history, seen - reach * k) for k in range(1, train_states + 1)}
+                for before in sorted(step for step in steps if step < seen):
                     rows.append((user, before, int(whole.items[first + before]), part))
             elif known is not None and known[user]:
                 before = seen + (int(valid[user]) if part == TEST else 0)

@@ -227,8 +227,9 @@ def make_task(
 
 
 def load_judge(
-    config: Any, rundir: RunDir, base: LoadedBase, mesh: Mesh, *, label: str = ""
-) -> LanguageJudge:
+    config: Any, rundir: RunDir, base: LoadedBase, mesh: Mesh, *, label: str = "",
+    path: epath.Path | None = None,
+) -> LanguageJudge:  # fmt: skip
     """The judge of a finished run, a plain callable; use it inside `use_mesh(mesh)`.
 
     Args:
@@ -237,11 +238,12 @@ def load_judge(
       base: its base.
       mesh: devices.
       label: of a progress bar; "" for none.
+      path: of another judge's adapter; default the run's own.
 
     Raises:
       UserError: if there is none, or it was trained on other weights.
     """
-    adapter = language.adapter_of(judge_path(rundir), base, stage=STAGE)
+    adapter = language.adapter_of(path or judge_path(rundir), base, stage=STAGE)
     ask = _asking(config, base.tokenizer, base.model.config)
     # A finished run may be opened on more devices than it had.
     parts = batch_divisor(mesh)

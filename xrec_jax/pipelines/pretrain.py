@@ -29,6 +29,7 @@ from xrec_jax.pipelines import (
     train_language,
 )
 from xrec_jax.pipelines.datasets import RunData, need_world
+from xrec_jax.pipelines.joint_file_texts import plain_texts
 from xrec_jax.pipelines.judgements import judgements
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
@@ -50,9 +51,11 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     language.check(config, mesh, rundir)
     if asked.source == "world":
         need_world(data, "pretrain.source")
-    elif asked.source != "files":
-        raise UserError(f"pretrain.source={asked.source!r} is not valid; valid: world, files")
-    elif not asked.files:
+    elif asked.source not in ("files", "joint"):
+        raise UserError(
+            f"pretrain.source={asked.source!r} is not valid; valid: world, files, joint"
+        )
+    elif asked.source == "files" and not asked.files:
         raise UserError("pretrain.source='files' needs pretrain.files: one JSONL file or more")
     if asked.length < 2 or asked.length > config.llm.max_positions:
         raise UserError(
@@ -79,6 +82,8 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 def _texts(config: Any, data: RunData) -> list[corpora.Text]:
     if config.pretrain.source == "world":
         return corpora.world_texts(config, data)
+    if config.pretrain.source == "joint":
+        return [*plain_texts(config, data)]
     # What a user is asked about later must not stand beside the user's history here.
     return [*attribute_cases.without_held_out(corpora.file_texts(config), config, data)[0]]
 

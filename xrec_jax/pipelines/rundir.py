@@ -18,7 +18,7 @@ from xrec_jax.pipelines import defaults
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
     "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files",
-    "judge.path", "judge.explanations", "attributes.path", "audit.",
+    "judge.path", "joint.states.path", "joint.judge.adapter", "judge.explanations", "attributes.path", "audit.",
 )  # fmt: skip
 
 
@@ -177,6 +177,10 @@ def _make_absolute(config: dict[str, Any]) -> None:
         for key in keys:
             if config.get(group, {}).get(key):
                 config[group][key] = absolute(config[group][key])
+    for group, key in (("states", "path"), ("judge", "adapter")):
+        found = config.get("joint", {}).get(group, {})
+        if found.get(key) and found[key] != "run":
+            found[key] = absolute(found[key])
     for group, key in (("pretrain", "files"), ("judge", "explanations")):
         if group in config:
             config[group][key] = [absolute(path) for path in config[group][key]]

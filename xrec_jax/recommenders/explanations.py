@@ -37,6 +37,43 @@ def measure(encoding: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.n
     return mean, std
 
 
+def whitening(
+    encoding: np.ndarray, present: np.ndarray, components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every feature, and the directions in which encodings, once standardised, differ most.
+
+    Args:
+      encoding: `[n, parts, e]` float.
+      present: `[n, parts]` bool.
+      components: k, at most e.
+
+    Returns:
+      `[parts, e]` and `[parts, e, k]` float32: `(encoding - mean) @ basis` has uncorrelated features
+      of variance 1, largest variance first. Directions in which nothing differs are 0.
+    """
+    present = np.asarray(present, bool)
+    parts, width = encoding.shape[1:]
+    mean = np.zeros((parts, width), np.float32)
+    basis = np.zeros((parts, width, components), np.float32)
+    for part in range(parts):
+        rows = np.asarray(encoding[present[:, part], part], np.float64)
+        if len(rows) < 2:
+            continue
+        mean[part] = rows.mean(axis=0)
+        # Of features on one scale: which feature is large says nothing of what it tells.
+        scale = rows.std(axis=0)
+        scale = np.where(scale > _FLOOR, scale, np.inf)
+        values, vectors = np.linalg.eigh(np.cov(rows / scale, rowvar=False, bias=True))
+        values, vectors = values[::-1][:components], vectors[:, ::-1][:, :components]
+        # A vector's sign is the solver's choice: the largest entry is positive.
+        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(components)])
+        spread = np.sqrt(np.maximum(values, 0.0))
+        kept = spread > max(_FLOOR, 1e-4 * spread[0])
+        vectors = np.where(kept, vectors / np.where(kept, spread, 1.0), 0.0)
+        basis[part] = vectors / scale[:, None]
+    return mean, basis
+
+
 def drop_parts(key: jax.Array, present: jax.Array, part: float, row: float) -> jax.Array:
     """Takes parts away at random.
 

@@ -31,6 +31,7 @@ from xrec_jax.recommenders.base import (
 from xrec_jax.recommenders.explanations import Fusion, drop_parts
 from xrec_jax.recommenders.reranking import among_candidates
 
+CONSTANTS = ("mean", "std", "basis")
 SIDES = {"both": (True, True), "why": (True, False), "why_not": (False, True)}
 
 
@@ -49,12 +50,16 @@ class Fused(Recommender):
     each candidate has an explanation of its own: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
 
     Frozen arrays beside the base's: `mean` and `std` `[2, e]`, with which encodings are
-    standardised (see `explanations.measure`); for ranking `encoding` `[users, 2, e]` and `present`
+    standardised (see `explanations.measure`, `explanations.whitening`); for ranking `encoding` `[users, 2, e]` and `present`
     `[users, 2]`, one a user.
 
     Attributes:
       base: the recommender; one that is trained and has a `dim`.
       encoding: features of a part's encoding.
+      components: principal components of an encoding that are kept, each brought to variance 1, with
+        `frozen["basis"]` `[2, e, components]` in place of `std`; 0 keeps features as they are.
+        Hidden states of a language model have a few directions that are the same in every text and
+        drown what texts say.
       bottleneck: features of a code.
       hidden: features inside the residual.
       null_dropout: probability that a part is read as absent in training, drawn for each part.
@@ -70,6 +75,7 @@ class Fused(Recommender):
 
     base: Recommender
     encoding: int
+    components: int = 0
     bottleneck: int = 32
     hidden: int = 64
     null_dropout: float = 0.1
@@ -91,6 +97,7 @@ class Fused(Recommender):
         check_range("fused", "code_dropout", self.code_dropout, 0.0, 0.99)
         check_range("fused", "reconstruction", self.reconstruction, 0.0)
         check_range("fused", "item_features", self.item_features, 0)
+        check_range("fused", "components", self.components, 0, self.encoding)
         check_choice("fused", "train_base", self.train_base, (True, False))
         check_choice("fused", "sides", self.sides, tuple(SIDES))
         if self.base.batches not in ("pairs", "sequences") or not hasattr(self.base, "dim"):
@@ -107,18 +114,29 @@ class Fused(Recommender):
     def net(self) -> Fusion:
         """The modules of the fusion."""
         dim = self.base.dim  # type: ignore[attr-defined]  # checked when made
-        return Fusion(self.parts, self.encoding, self.bottleneck, dim, self.hidden)
+        return Fusion(self.parts, self._inputs, self.bottleneck, dim, self.hidden)
+
+    @property
+    def _inputs(self) -> int:
+        """Features of an encoding as the fusion reads it."""
+        return self.components or self.encoding
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """The base's arrays, and constants that leave encodings as they are."""
         arrays, axes = self.base.frozen(user, item)
         shape = self.parts, self.encoding
-        constants = {"mean": np.zeros(shape, np.float32), "std": np.ones(shape, np.float32)}
-        return Frozen({**arrays, **constants}, {**axes, "mean": (None, None), "std": (None, None)})
+        constants = {"mean": np.zeros(shape, np.float32)}
+        if self.components:
+            basis = np.eye(self.encoding, self.components, dtype=np.float32)
+            constants["basis"] = np.broadcast_to(basis, (self.parts, *basis.shape)).copy()
+        else:
+            constants["std"] = np.ones(shape, np.float32)
+        none = {name: (None,) * array.ndim for name, array in constants.items()}
+        return Frozen({**arrays, **constants}, {**axes, **none})
 
     def init(self, key):
         base_key, fusion_key = jax.random.split(key)
-        shape = 1, self.parts, self.encoding
+        shape = 1, self.parts, self._inputs
         fusion: Any = self.net.init(
             fusion_key, jnp.zeros((1, self.net.dim)), jnp.zeros(shape), jnp.ones(shape[:2], bool)
         )
@@ -140,7 +158,7 @@ class Fused(Recommender):
             features = jnp.pad(features, ((0, len(item) - len(features)), (0, 0)))
             added = constrain(features @ params["items"]["kernel"], "table_rows", "features")
             item = item + added.astype(item.dtype)
-        extra = {name: frozen[name] for name in ("mean", "std") if name in frozen}
+        extra = {name: frozen[name] for name in CONSTANTS if name in frozen}
         read = self._read(frozen, extra)
         if read is not None:
             encoding, present = read
@@ -193,7 +211,14 @@ class Fused(Recommender):
             present &= (source["candidates"] >= 0)[..., None]
         encoding = jnp.where(present[..., None], encoding.astype(jnp.float32), 0.0)
         if "mean" in constants:
-            encoding = (encoding - constants["mean"]) / constants["std"]
+            encoding = encoding - constants["mean"]
+        if self.components:
+            basis = constants.get("basis")
+            if basis is None:
+                raise UserError("fused: components need `basis` among the frozen arrays")
+            encoding = jnp.einsum("...pe,pek->...pk", encoding, basis, precision="highest")
+        elif "std" in constants:
+            encoding = encoding / constants["std"]
         return jnp.where(present[..., None], encoding, 0.0), present
 
     def _base_state(self, params, tables, batch, key=None) -> jax.Array:
@@ -259,7 +284,7 @@ class Fused(Recommender):
         read = self._read(batch, tables.extra)
         if read is None:
             shape = *lead, self.parts
-            read = jnp.zeros((*shape, self.encoding)), jnp.zeros(shape, bool)
+            read = jnp.zeros((*shape, self._inputs)), jnp.zeros(shape, bool)
         encoding, present = read
         rows = jnp.broadcast_to(weight.reshape(-1, *(1,) * (len(lead) - 1)), lead)
         codes = self._apply(params, "encode", encoding)

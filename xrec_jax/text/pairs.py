@@ -20,12 +20,11 @@ TASTES = register(
     Template(
         name="tastes",
         body=(
-            "Say what this user looks for in a place and what they avoid, as reasons why they may "
-            "like a place and why not.\n\nVisits, oldest first, and what the user wrote:\n{history}"
-            "About the user: {user}\n\n"
+            "Say what this user looks for in a place and what they avoid.\n\n"
+            "Visits, oldest first, and what the user wrote:\n{history}The user: {user}\n\n"
         ),
         entry="{index}. {mood}[[ {cuisine}]] {kind}[[: {review}]]\n",
-        user="{user_text}",
+        user="{about}",
         no_history="(none)\n",
         absent=("none",),
     )
@@ -97,7 +96,7 @@ class Visit(NamedTuple):
 def review_exercises(
     template: Template,
     visits: Sequence[Visit],
-    users: Sequence[Mapping[str, Any]],
+    people: Sequence[Visit],
     *,
     count: int,
     latest: int,
@@ -105,13 +104,14 @@ def review_exercises(
 ) -> Iterable[tuple[str, str]]:
     """Prompts of invented people, with what their reviews praise and complain of.
 
-    The visits of a prompt come from many people, so nothing can be learned by heart but the words.
-    Half of the exercises are short: finding something is learned on short texts first.
+    The visits of a prompt and what its user says come from many people, so nothing can be learned
+    by heart but the words. Half of the exercises are one line: finding something is learned on
+    short texts first.
 
     Args:
       template: layout of the prompts.
       visits: to draw from; give only what training may see.
-      users: profiles to draw from.
+      people: rows of the user table to draw from, with what they say of themselves.
       count: exercises.
       latest: entries of a prompt at most.
       seed: of the draws.
@@ -128,11 +128,18 @@ def review_exercises(
             template.render_entry({**one.row, "review": one.review or None}, place)
             for place, one in enumerate(drawn, start=1)
         ]
+        person = rng.choice(people) if people and template.user else None
         if alone:
+            own_words = person is not None and rng.random() < 0.5
             prompt = "".join(entries)
+            if person is not None and own_words:
+                drawn, prompt = [person], f"{template.render_user(person.row)}\n"
         else:
-            user = template.render_user(rng.choice(users)) if template.user else ""
-            prompt = template.assemble(user=user, item="", entries=entries)
+            user = template.render_user(person.row) if person is not None else ""
+            drawn += [person] if person is not None else []
+            # A prompt that asks about a place shows one; what to say is in the reviews alone.
+            item = template.render_item(rng.choice(visits).row) if template.item else ""
+            prompt = template.assemble(user=user, item=item, entries=entries)
         praised, blamed = (
             _found([fact for one in drawn for fact in one.facts if fact[2] is liked])
             for liked in (True, False)

@@ -45,8 +45,11 @@ class WorldConfig:
       time_resolution: seconds that timestamps are rounded down to. Visits lie at least an hour
         apart, so times are strictly increasing up to 3600 and may tie above.
       reason_threshold: least size of a contribution that counts as a reason.
+      about_share: probability that a user's words about themselves state a taste, drawn for each.
       review_share: probability that a visit is followed by a review in the user's own words; what
         it says of a taste is true, and only who reads it learns it.
+      review_asides: probability that a review adds a word on another taste, half of the time on
+        what the user avoids, and so hardly ever visits.
     """
 
     seed: int = _parameter(0, 0, 2**63 - 1)
@@ -65,7 +68,9 @@ class WorldConfig:
     drift: float = _parameter(0.015, 0, 1)
     time_resolution: int = _parameter(1, 1, 366 * 86_400)
     reason_threshold: float = _parameter(0.5, 0, 100)
+    about_share: float = _parameter(0.0, 0, 1)
     review_share: float = _parameter(0.0, 0, 1)
+    review_asides: float = _parameter(0.5, 0, 1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -1,22 +1,23 @@
-"""Reviews: what users write of the places they visited, in their own words.
+"""What users write, in their own words: reviews of places, and a line about themselves.
 
-A review speaks of the kind, cuisine and mood of the place as far as the user has a taste for them,
-and of nothing else. It is true, so who reads a user's reviews learns tastes that the visits alone
-only hint at.
+A review speaks of the kind, cuisine and mood of the place as far as the user has a taste for them.
+Some add an aside on another taste, often of what the user avoids and so never visits. All of it is
+true, so who reads what a user wrote learns tastes that the visits alone only hint at.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from xrec_jax.data.world import streams
-from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
+from xrec_jax.data.world.people import TASTE_SLICES, TASTE_WORDS, named_tastes
 from xrec_jax.data.world.streams import Purpose
 from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
 from xrec_jax.data.world.utility import Utility
 
-_TASTES = ("kind", "cuisine", "mood")
 _LIKED = {
     "kind": ("always happy in a {value}", "my favourite sort of {value}", "I love a good {value}"),
     "cuisine": ("the {value} dishes were a joy", "could eat {value} food daily", "lovely {value}"),
@@ -27,17 +28,48 @@ _DISLIKED = {
     "cuisine": ("{value} food is not for me", "did not enjoy the {value} dishes", "sadly {value}"),
     "mood": ("far too {value} for me", "so {value}, I left early", "annoyingly {value}"),
 }
+_ASIDE_LIKED = {
+    "kind": ("next time a {value}", "almost as good as a {value}"),
+    "cuisine": ("next time {value} food", "almost as good as {value} food"),
+    "mood": ("next time somewhere {value}", "almost as good as somewhere {value}"),
+}
+_ASIDE_DISLIKED = {
+    "kind": ("better than any {value}", "glad it was no {value}"),
+    "cuisine": ("better than any {value} food", "glad it was not {value} food"),
+    "mood": ("better than anywhere {value}", "glad it was not {value}"),
+}
+_ABOUT_LIKED = {
+    "kind": ("I love a good {value}", "happiest in a {value}", "often in a {value}"),
+    "cuisine": ("fond of {value} food", "{value} cooking is my favourite", "crave {value} dishes"),
+    "mood": ("at home where it is {value}", "look for {value} places", "{value} suits me"),
+}
+_ABOUT_DISLIKED = {
+    "kind": ("a {value} bores me", "no {value} for me", "never set foot in a {value}"),
+    "cuisine": ("{value} food is not for me", "cannot stand {value} dishes", "no {value} cooking"),
+    "mood": ("cannot bear it {value}", "{value} is not my thing", "{value} puts me off"),
+}
+_NOTHING = "nothing much to say about me"
 _NEUTRAL = ("it was all right", "an ordinary visit", "nothing special to report", "fine")
-_DRAWS = 2 + 2 * len(_TASTES)
+_NAMES = tuple(TASTE_SLICES)
+_DRAWS = 8 + 2 * len(_NAMES)
+
+Fact = tuple[str, str, bool]  # attribute, value, whether it is praised
+
+
+class Review(NamedTuple):
+    """A review: its text, and the facts that it states."""
+
+    text: str
+    facts: tuple[Fact, ...]
 
 
 def write_reviews(
     config: WorldConfig, utility: Utility, users: np.ndarray, items: np.ndarray, states: np.ndarray
-) -> list[str]:
-    """The review of each visit; empty where none was written.
+) -> list[Review | None]:
+    """The review of each visit; None where none was written.
 
     Args:
-      config: `review_share` is used.
+      config: `review_share` and `review_asides` are used.
       utility: of the world.
       users: `[visits]` rows, sorted.
       items: `[visits]` rows of the places.
@@ -49,30 +81,69 @@ def write_reviews(
         draws[first:last] = streams.uniform(
             config.seed, Purpose.REVIEWS, (last - first, _DRAWS), row=int(users[first])
         )
-    affinity = np.stack([utility.affinity(name, states, items) for name in _TASTES], axis=1)
+    affinity = np.stack([utility.affinity(name, states, items) for name in _NAMES], axis=1)
     return [
-        _review(utility, int(item), likes, row) if row[0] < config.review_share else ""
-        for item, likes, row in zip(items, affinity, draws, strict=True)
+        _review(config, utility, int(item), utility.tastes.theta[state], likes, row)
+        if row[0] < config.review_share
+        else None
+        for item, state, likes, row in zip(items, states, affinity, draws, strict=True)
     ]
 
 
-def _review(utility: Utility, item: int, likes: np.ndarray, draws: np.ndarray) -> str:
-    places = utility.places
-    parts = []
-    for column, name in enumerate(_TASTES):
-        if not likes[column]:
-            continue
-        how, which = draws[2 + 2 * column], draws[3 + 2 * column]
-        said = {
-            "kind": KIND_WORDS[words.KINDS[places.kind[item]]],
-            "cuisine": (words.CUISINES[places.cuisine[item]],),
-            "mood": MOOD_WORDS[words.MOODS[places.mood[item]]],
-        }[name]
-        phrases = (_LIKED if likes[column] > 0 else _DISLIKED)[name]
-        phrase = phrases[int(how * len(phrases))]
-        parts.append(phrase.format(value=said[int(which * len(said))]))
-    if not parts:
-        return _NEUTRAL[int(draws[1] * len(_NEUTRAL))]
+def write_about(config: WorldConfig, theta: np.ndarray) -> list[Review]:
+    """A line about themselves of every user, as their tastes were at first.
+
+    Args:
+      config: `about_share` is used.
+      theta: `[users, TASTE_SIZE]`.
+    """
+    found = []
+    for user, row in enumerate(theta):
+        draws = streams.uniform(config.seed, Purpose.ABOUT, (16, 4), row=user)
+        said: list[tuple[float, str, Fact]] = []
+        tastes = named_tastes(row)
+        every = [
+            (name, value, side == "likes")
+            for side in ("likes", "dislikes") for name in _NAMES for value in tastes[side][name]
+        ]  # fmt: skip
+        for (name, value, liked), draw in zip(every, draws, strict=False):
+            if draw[0] < config.about_share:
+                phrases = (_ABOUT_LIKED if liked else _ABOUT_DISLIKED)[name]
+                said.append((draw[1], _say(phrases, name, value, *draw[2:]), (name, value, liked)))
+        said.sort()
+        text = ", ".join(text for _, text, _ in said) or _NOTHING
+        found.append(Review(text, tuple(fact for _, _, fact in said)))
+    return found
+
+
+def _review(
+    config: WorldConfig, utility: Utility, item: int, theta: np.ndarray, likes: np.ndarray,
+    draws: np.ndarray,
+) -> Review:  # fmt: skip
+    parts: list[str] = []
+    facts: list[Fact] = []
+    for column, name in enumerate(_NAMES):
+        if likes[column]:
+            value = TASTE_WORDS[name][getattr(utility.places, name)[item]]
+            phrases = _LIKED if likes[column] > 0 else _DISLIKED
+            parts.append(_say(phrases[name], name, value, *draws[8 + 2 * column : 10 + 2 * column]))
+            facts.append((name, value, bool(likes[column] > 0)))
     if draws[1] < 0.5:
         parts.reverse()
-    return ", ".join(parts)
+    if draws[2] < config.review_asides:
+        name = _NAMES[int(draws[3] * len(_NAMES))]
+        liked = bool(draws[4] < 0.5)
+        known = named_tastes(theta)["likes" if liked else "dislikes"][name]
+        value = known[int(draws[5] * len(known))]
+        if (name, value, liked) not in facts:
+            phrases = _ASIDE_LIKED if liked else _ASIDE_DISLIKED
+            parts.append(_say(phrases[name], name, value, draws[6], draws[7]))
+            facts.append((name, value, liked))
+    if not parts:
+        parts.append(_NEUTRAL[int(draws[1] * len(_NEUTRAL))])
+    return Review(", ".join(parts), tuple(facts))
+
+
+def _say(phrases: tuple[str, ...], name: str, value: str, how: float, which: float) -> str:
+    words = {"kind": KIND_WORDS, "mood": MOOD_WORDS}.get(name, {}).get(value, (value,))
+    return phrases[int(how * len(phrases))].format(value=words[int(which * len(words))])

@@ -29,6 +29,7 @@ class Purpose(enum.IntEnum):
     USER_TEXT = 10
     NAMES = 11
     REVIEWS = 12
+    ABOUT = 13
 
 
 def uniform(

@@ -13,8 +13,6 @@ from xrec_jax.data.dataset import Dataset, Interactions
 from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.people import (
-    TASTE_SLICES,
-    TASTE_WORDS,
     People,
     Tastes,
     draw_people,
@@ -23,7 +21,7 @@ from xrec_jax.data.world.people import (
 )
 from xrec_jax.data.world.places import Places, draw_places
 from xrec_jax.data.world.reasons import Reasons, build_reasons
-from xrec_jax.data.world.reviews import write_reviews
+from xrec_jax.data.world.reviews import Review, write_about, write_reviews
 from xrec_jax.data.world.text import item_texts, user_texts
 from xrec_jax.data.world.utility import Utility
 from xrec_jax.data.world.visits import Timeline, draw_choices, draw_timeline
@@ -68,20 +66,30 @@ class World:
             item_ids=np.array([f"p{row:05d}" for row in range(len(self.places))]),
             users=self._users_table(),
             items=self._items_table(),
-            reviews=self._reviews(),
+            reviews={pair: review.text for pair, review in self.reviews.items()},
         )
 
-    def _reviews(self) -> dict[tuple[int, int], str]:
+    @functools.cached_property
+    def about(self) -> list[Review]:
+        """What users say of themselves, one a user; none where `about_share` is 0."""
+        if not self.config.about_share:
+            return []
+        return write_about(self.config, self.tastes.theta[self.tastes.first[:-1]])
+
+    @functools.cached_property
+    def reviews(self) -> dict[tuple[int, int], Review]:
+        """Reviews by rows of user and place; none where `review_share` is 0."""
         if not self.config.review_share:
             return {}
         users = self.timeline.user
         states, _ = self.state(users, np.arange(len(users)) - self.timeline.first[users])
-        texts = write_reviews(self.config, self.utility, users, self.choice, states)
-        found = zip(users.tolist(), self.choice.tolist(), texts, strict=True)
-        return {(user, item): text for user, item, text in found if text}
+        made = write_reviews(self.config, self.utility, users, self.choice, states)
+        found = zip(users.tolist(), self.choice.tolist(), made, strict=True)
+        return {(user, item): review for user, item, review in found if review is not None}
 
     def _users_table(self) -> pl.DataFrame:
         people = self.people
+        own = {"about": [one.text for one in self.about]} if self.about else {}
         return pl.DataFrame(
             {
                 "user_id": [f"u{row:05d}" for row in range(len(people))],
@@ -90,6 +98,7 @@ class World:
                 "occupation": [words.OCCUPATIONS[index] for index in people.occupation],
                 "home_district": [words.DISTRICTS[index] for index in people.home_district],
                 "user_text": user_texts(self.config, people),
+                **own,
             }
         )
 
@@ -219,22 +228,6 @@ class World:
         """
         states, _ = self.state(np.asarray(users), np.asarray(made))
         return [named_tastes(theta) for theta in self.tastes.theta[states]]
-
-    def review_facts(self) -> dict[tuple[int, int], list[tuple[str, str, bool]]]:
-        """What each review states: attribute, value, and whether it is praised."""
-        users = self.timeline.user
-        states, _ = self.state(users, np.arange(len(users)) - self.timeline.first[users])
-        affinity = {n: self.utility.affinity(n, states, self.choice) for n in TASTE_SLICES}
-        values = {name: getattr(self.places, name)[self.choice] for name in TASTE_SLICES}
-        return {
-            (int(user), int(item)): [
-                (name, TASTE_WORDS[name][values[name][row]], bool(affinity[name][row] > 0))
-                for name in TASTE_SLICES
-                if affinity[name][row]
-            ]
-            for row, (user, item) in enumerate(zip(users, self.choice, strict=True))
-            if (int(user), int(item)) in self.dataset.reviews
-        }
 
     def reasons_for_visits(self, events: Interactions) -> list[Reasons]:
         """True reasons of visits, each in the state in which it was chosen."""

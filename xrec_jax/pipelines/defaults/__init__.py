@@ -16,6 +16,8 @@ from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.world import WorldConfig
 from xrec_jax.pipelines.defaults import assessment
+from xrec_jax.pipelines.defaults.joint import joint
+from xrec_jax.pipelines.defaults.joint import shrink as shrink_joint
 from xrec_jax.pipelines.defaults.training import (
     check_training,
     language_training,
@@ -28,6 +30,7 @@ __all__ = [
     "check_training",
     "data",
     "instruct",
+    "joint",
     "language_model",
     "language_training",
     "pretrain",
@@ -51,6 +54,7 @@ def data() -> ConfigDict:
             filters=dict(
                 min_rating=placeholder(float), user_core=0, item_core=0, duplicates="first"
             ),
+            train_share=1.0,  # share of the users whose training events are learned from
             split=dict(kind="leave_one_out", ratios=(0.8, 0.1, 0.1), order="time", seed=0),
             world=dataclasses.asdict(WorldConfig()),  # read where format is "world"
         )
@@ -88,7 +92,8 @@ def pretrain() -> ConfigDict:
     """The `pretrain` stage: a small base on plain text."""
     return ConfigDict(
         dict(
-            source="world",  # world (its training events, no explanations) or files
+            # world (its training events, no explanations), files, or joint (texts of joint.states)
+            source="world",
             files=(),  # JSONL; of each line its fields, joined by a blank line
             fields=("prompt", "completion"),
             keep=dict(field="", among=()),  # of the files only lines with one of these values
@@ -170,6 +175,7 @@ def base() -> ConfigDict:
             llm=language_model(),
             pretrain=pretrain(),
             instruct=instruct(),
+            joint=joint(),
             explain=assessment.explain(),
             judge=assessment.judge(),
             attributes=assessment.attributes(),
@@ -223,6 +229,8 @@ def _shrink(config: ConfigDict) -> None:
     config.seeds = (0,)
     config.data = data()
     config.data.world.update(dict(num_users=80, num_items=60, mean_visits=12.0))
+    if "joint" in config.stages:  # what is read there must be written
+        config.data.world.update(dict(about_share=0.8, review_share=0.7))
     config.ranking.resamples = 100
     for entry in config.recommend.values():
         entry.train.update(dict(batch_size=64, epochs=2, evaluate_every=1, patience=0))
@@ -230,9 +238,11 @@ def _shrink(config: ConfigDict) -> None:
         for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
             if key in hparams:
                 hparams[key] = min(hparams[key], value)
-    if {"instruct", "judge", "attributes"} & set(config.stages):
+    if {"instruct", "judge", "attributes", "joint"} & set(config.stages):
         _shrink_language(config)
     assessment.shrink(config)
+    shrink_joint(config)
+    shrink_joint(config)
 
 
 def _shrink_language(config: ConfigDict) -> None:

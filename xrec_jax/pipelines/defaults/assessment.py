@@ -100,6 +100,7 @@ def audit() -> ConfigDict:
             judgements="",  # JSONL: prompt, first, second, better (1 or 2), perhaps dataset
             attributes="",  # JSONL: prompt, completion (a JSON object)
             ratings="",  # CSV: item, model, a column a scale, perhaps dataset and rater
+            profiles="",  # JSONL of users' profiles and items' texts, keys as in joint.states
         )
     )
 

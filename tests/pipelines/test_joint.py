@@ -1,0 +1,408 @@
+"""A whole joint run: what it leaves, that its figures are true, skipping, and going on."""
+
+import json
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import xrec_jax
+from tests import runs, tiny
+from tests.runs import joint  # noqa: F401 (a fixture)
+from xrec_jax import cli
+from xrec_jax.core.logging import MetricWriter
+from xrec_jax.llm.peft_io import base_of, load_adapter
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import language, run
+from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.joint_recommender import another, system_of
+from xrec_jax.pipelines.joint_round import Round
+from xrec_jax.pipelines.joint_seed import SeedRun
+from xrec_jax.pipelines.joint_setup import JointSetup
+from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
+from xrec_jax.pipelines.joint_systems import Systems
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.text.claims import read_claims
+from xrec_jax.text.pairs import join_pair, split_pair
+from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.loop import Interrupted
+
+ROUNDS = 2
+TEXTS = {"joint", "sft", "untuned", "template", "planted"}
+SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
+EVERY_ROUND = {
+    "round", "verdict", "stopped", "valid/ndcg@10", "valid/alone_ndcg@10", "valid/gain",
+    "valid/planted_f1",
+}  # fmt: skip
+LEARNING = {
+    "reward/score", "reward/log_prob_gain", "ppo/kl", "ppo/kl_beta", "ppo/entropy",
+    "rollout/length", "rollout/ended", "rollout/log_prob_gap", "cache/staleness",
+    *(f"time/{n}" for n in ("rollout", "scoring", "ppo", "encoding", "recommender", "evaluation")),
+}  # fmt: skip
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def evaluation(workdir):
+    return json.loads((workdir / "evaluation.json").read_text())["joint"]
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def seed_run(workdir):
+    """The seed of a run; inside a mesh."""
+    config, rundir = RunDir(workdir).config(), RunDir(workdir)
+    data, mesh = prepare(config.data), tiny.mesh(1)
+    base = language.load_base(config, rundir, mesh)
+    setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+    task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
+    return SeedRun(setup, task, 0)
+
+
+def newest(one):
+    """Everything in the newest checkpoint of the rounds."""
+    folder = one.setup.rundir.checkpoints("joint/0/rounds")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return checkpoints.restore(one.shape())
+
+
+@pytest.fixture(scope="module")
+def opened(joint):  # noqa: F811
+    """The finished seed and its last state."""
+    with use_mesh(tiny.mesh(1)):
+        one = seed_run(joint / "run")
+        state, data, _ = newest(one)
+        yield SimpleNamespace(one=one, setup=one.setup, state=state, data=data)
+
+
+# What a run leaves
+
+
+def test_every_file_of_the_stage(joint):  # noqa: F811
+    workdir = joint / "run"
+    assert {p.name for p in workdir.iterdir()} >= {"adapter_joint", "explanations", "joint"}
+    folder = workdir / "joint" / "0"
+    assert {p.name for p in folder.iterdir()} == {
+        "rounds.jsonl", "samples.jsonl", "systems", "identity.json",
+    }  # fmt: skip
+    assert {p.name for p in (folder / "systems").iterdir()} == {
+        *(f"{name}.npz" for name in SYSTEMS), *(f"{name}.jsonl" for name in TEXTS),
+        "masked_titles.jsonl",
+    }  # fmt: skip
+    assert {p.name for p in (workdir / "checkpoints" / "joint" / "0").iterdir()} == {
+        "sft", "rounds",
+    }  # fmt: skip
+    assert (workdir / "explanations" / "joint_0.jsonl").exists()
+    assert (workdir / "per_user" / "joint" / "0.npz").exists()
+    assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
+
+
+def test_rounds_and_their_log(joint):  # noqa: F811
+    found = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    assert [one["round"] for one in found] == [*range(ROUNDS + 1)]
+    assert all(one.keys() >= EVERY_ROUND and not one["stopped"] for one in found)
+    assert all(one.keys() >= LEARNING for one in found[1:])
+    assert all(np.isfinite(v) for one in found for v in one.values() if not isinstance(v, str))
+    lines = [x for x in jsonl(joint / "run" / "metrics.jsonl") if x["stage"] == "joint/0"]
+    assert [line["step"] for line in lines] == [one["round"] for one in found]
+    for line, one in zip(lines, found, strict=True):
+        assert {k: v for k, v in line.items() if "/" in k} == {
+            k: v for k, v in one.items() if "/" in k
+        }
+    # Sampler and trainer have the same weights, adapter, temperature and soft prompts.
+    assert all(0 < one["rollout/log_prob_gap_max"] < 1e-3 for one in found[1:])
+    for one in found:
+        gain = one["valid/ndcg@10"] / one["valid/alone_ndcg@10"] - 1
+        assert one["valid/gain"] == pytest.approx(gain)
+
+
+def test_samples_and_final_texts(joint, opened):  # noqa: F811
+    samples = jsonl(joint / "run" / "joint" / "0" / "samples.jsonl")
+    assert [s["round"] for s in samples] == [0, 0, 1, 1, 2, 2]
+    for sample in samples:
+        assert sample.keys() == {"round", "user", "part", "prompt", "text", "planted", "f1"}
+        assert sample["part"] == "valid" and 0 <= sample["f1"] <= 1
+    assert [s["user"] for s in samples[:2]] * 3 == [s["user"] for s in samples]
+    records = jsonl(joint / "run" / "explanations" / "joint_0.jsonl")
+    states = opened.setup.states
+    users = [str(opened.setup.data.dataset.user_ids[u]) for u in states.user[states.rows(TEST)]]
+    assert {record["system"] for record in records} == TEXTS
+    for name in TEXTS:
+        own = [record for record in records if record["system"] == name]
+        assert [record["user"] for record in own] == users
+        for record in own:
+            assert tuple(split_pair(record["text"])) == (record["why"], record["why_not"])
+
+
+# What is told
+
+
+def planted_f1(text, likes_and_dislikes):
+    """F1 of the claims of a text, by hand."""
+    from xrec_jax.evaluation.planted import world_vocabulary
+
+    claims = {
+        (c.attribute, c.direction, str(c.value)) for c in read_claims(text, world_vocabulary())
+    }
+    true = {
+        (name, side, value)
+        for side, key in (("for", "likes"), ("against", "dislikes"))
+        for name, values in likes_and_dislikes[key].items() for value in values
+    }  # fmt: skip
+    right = len(claims & true)
+    return 2 * right / (len(claims) + len(true))
+
+
+def test_figures_are_means_of_what_is_kept(joint, opened):  # noqa: F811
+    figures = evaluation(joint / "run")
+    kept = arrays(joint / "run" / "per_user" / "joint" / "0.npz")
+    assert {name.split("/")[0] for name in kept} == SYSTEMS | {"users"}
+    for name in SYSTEMS:
+        own = arrays(joint / "run" / "joint" / "0" / "systems" / f"{name}.npz")
+        for metric in ("ndcg@10", "recall@10", "mrr@10"):
+            values = kept[f"{name}/{metric}"]
+            np.testing.assert_array_equal(values, own[f"test/{metric}"])
+            told = figures[name][f"test/{metric}"]
+            assert told["value"] == pytest.approx(sum(values) / len(values), abs=1e-12)
+            assert told["count"] == len(values) == 26 and told["low"] <= told["value"]
+    for first, second in [*((n, "alone") for n in SYSTEMS - {"alone"}), ("joint", "sft")]:
+        a, b = kept[f"{first}/ndcg@10"], kept[f"{second}/ndcg@10"]
+        told = figures[f"{first} vs {second}"]
+        difference = sum(x - y for x, y in zip(a, b, strict=True)) / len(a)
+        assert told["ndcg@10/difference"]["value"] == pytest.approx(difference, abs=1e-12)
+        relative = difference / (sum(b) / len(b))
+        assert told["ndcg@10/relative"]["value"] == pytest.approx(relative, abs=1e-12)
+        assert 0 < told["ndcg@10/p"]["value"] <= 1
+
+
+def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
+    figures = evaluation(joint / "run")
+    records = jsonl(joint / "run" / "explanations" / "joint_0.jsonl")
+    states, world = opened.setup.states, opened.setup.data.world
+    rows = states.rows(TEST)
+    true = dict(
+        zip(
+            (str(opened.setup.data.dataset.user_ids[u]) for u in states.user[rows]),
+            world.tastes_at(states.user[rows], states.before[rows]), strict=True,
+        )
+    )  # fmt: skip
+    for name in TEXTS:
+        own = [record for record in records if record["system"] == name]
+        words = [len(record["text"].split()) for record in own]
+        assert figures[name]["text/words"]["value"] == pytest.approx(np.mean(words))
+        f1 = [planted_f1(record["text"], true[record["user"]]) for record in own]
+        assert figures[name]["planted/f1"]["value"] == pytest.approx(np.mean(f1))
+        named = [any(t.lower() in r["text"].lower() for t in states.titles) for r in own]
+        assert figures[name]["text/title_mention"]["value"] == pytest.approx(np.mean(named))
+    assert figures["planted"]["planted/f1"]["value"] == 1.0
+    rounds = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    told = {key: entry["value"] for key, entry in figures["rounds"].items()}
+    gains = [one["valid/gain"] for one in rounds]
+    best = rounds[gains.index(max(gains))]
+    assert told["guards/stopped"] == 0 and told["valid/best_gain"] == pytest.approx(max(gains))
+    assert told["planted/f1_first"] == pytest.approx(rounds[0]["valid/planted_f1"])
+    assert told["planted/f1_difference"] == pytest.approx(
+        best["valid/planted_f1"] - rounds[0]["valid/planted_f1"]
+    )
+
+
+def test_nothing_to_read_is_the_recommender_alone_to_the_last_bit(joint):  # noqa: F811
+    kept = arrays(joint / "run" / "per_user" / "joint" / "0.npz")
+    stage_own = arrays(joint / "run" / "per_user" / "recommend" / "sasrec" / "0.npz")
+    metrics = [name.split("/")[1] for name in kept if name.startswith("null/")]
+    assert len(metrics) > 4
+    for metric in metrics:
+        assert kept[f"null/{metric}"].tobytes() == kept[f"alone/{metric}"].tobytes()
+    np.testing.assert_allclose(kept["alone/ndcg@10"], stage_own["test/ndcg@10"], atol=1e-6)
+
+
+# Inside a round
+
+
+def test_every_training_state_is_drawn_before_any_comes_again():
+    pool = np.array([4, 7, 9, 11, 30, 31, 40])
+    for group, per_round in ((1, 4), (3, 12), (2, 20)):
+        fake = SimpleNamespace(
+            setup=SimpleNamespace(rolled_out=pool), run=SimpleNamespace(seed=3),
+            asked=SimpleNamespace(
+                rollout=SimpleNamespace(group_size=group, per_round=per_round)
+            ),
+        )  # fmt: skip
+        drawn = [Round._drawn(fake, number) for number in range(1, 15)]
+        assert all(len(one) == per_round for one in drawn)
+        stream = np.concatenate(drawn).reshape(-1, group)
+        assert (stream == stream[:, :1]).all()
+        stream = stream[:, 0]
+        epochs = [stream[k : k + 7] for k in range(0, len(stream) - 6, 7)]
+        assert all(sorted(epoch) == pool.tolist() for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+        np.testing.assert_array_equal(Round._drawn(fake, 5), drawn[4])
+
+
+def test_prompts_hold_what_came_before_and_no_name(opened):
+    setup, states = opened.setup, opened.setup.states
+    reviews = setup.data.dataset.reviews
+    assert any(reviews.values())
+    for s, prompt in enumerate(states.prompts):
+        assert not [title for title in states.titles if title in prompt]
+        user, past = int(states.user[s]), states.history.items
+        past = past[states.history.start[s] : states.history.start[s + 1]].tolist()
+        lines = [x for x in prompt.split("\n") if x[:2] in ("1.", "2.", "3.")]
+        assert len(lines) == min(2, len(past)) > 0
+        for line, item in zip(lines, past[-2:], strict=True):
+            written = reviews.get((user, item))
+            assert line.endswith(f": {written}") if written else ":" not in line
+        assert states.target[s] not in past or states.target[s] == -1
+    parts = {p: set(states.user[states.rows(p)].tolist()) for p in (TRAIN, VALID, TEST)}
+    assert parts[VALID] == parts[TEST] >= parts[TRAIN]
+
+
+def test_soft_vectors_stand_on_their_placeholders(opened):
+    prompts, tokenizer = opened.setup.prompts, opened.setup.base.tokenizer
+    assert prompts.soft.shape == (len(opened.setup.states), 2)
+    for s, prompt in enumerate(opened.setup.states.prompts):
+        ids = prompts.ids[s, : prompts.length[s]].tolist()
+        first, second = prompts.soft[s]
+        assert second == first + 1 and {ids[first], ids[second]} == {opened.setup.placeholder}
+        before = tokenizer.decode(ids[:first])
+        assert before.strip().endswith(prompt.strip()[-30:])
+
+
+def test_other_users_texts_are_other_users(opened):
+    rng = np.random.default_rng(2)
+    for count, people in ((1, 1), (9, 2), (40, 7), (64, 64)):
+        users = rng.integers(0, people, count)
+        for key in range(5):
+            place = another(users, key)
+            alone = len(set(users.tolist())) == 1
+            assert ((users[place] != users) | alone).all()
+    systems = Systems(opened.one, opened.state)
+    own, swapped = systems._read("joint"), systems._read("shuffled")
+    states = opened.setup.states
+    for part in (TRAIN, VALID, TEST):
+        rows = [s for s in systems.rows if states.part[s] == part]
+        for s in rows:
+            sources = [
+                o for o in rows
+                if (own["encoding"][o] == swapped["encoding"][s]).all()
+                and (own["present"][o] == swapped["present"][s]).all()
+            ]  # fmt: skip
+            assert any(states.user[o] != states.user[s] for o in sources)
+
+
+def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811
+    """The oldest quarter is written anew each round; nobody is left out for long."""
+    count = len(opened.setup.cached)
+    refreshed = -(-count // 4)
+    versions = [0] * count
+    rounds = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    for number in range(1, ROUNDS + 1):
+        versions = sorted(versions)
+        versions[:refreshed] = [number] * refreshed
+        stale = [number - version for version in versions]
+        told = rounds[number]
+        assert told["cache/staleness"] == pytest.approx(sum(stale) / count)
+        assert told["cache/staleness_max"] == max(stale)
+        assert told["cache/refreshed"] == refreshed
+    kept = jax.device_get(opened.state.cache)
+    assert sorted(kept.version[opened.setup.cached].tolist()) == sorted(versions)
+    assert (kept.version[opened.one.valid] == ROUNDS).all()
+    others = np.setdiff1d(np.arange(len(kept.version)), [*opened.setup.cached, *opened.one.valid])
+    assert {*opened.setup.states.rows(TEST)} <= {*others} and (kept.version[others] == -1).all()
+
+
+def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811
+    path = joint / "run" / "adapter_joint" / "0"
+    assert base_of(path).path == str(joint / "model")
+    saved = load_adapter(path, opened.setup.base.model.config)
+    best = jax.device_get(opened.state.best["policy"]["lora"])
+    runs.assert_same_bits(jax.device_get(saved.params), best)
+    lm = xrec_jax.load_llm(joint / "model", path, batch=8)
+    prompt = opened.setup.states.prompts[0]
+    plain, tuned = (
+        np.asarray(lm.logits([lm.tokenizer.encode(prompt)], adapter=name))
+        for name in (None, "default")
+    )
+    assert np.abs(plain - tuned).max() > 1e-4
+
+
+# Running again
+
+
+def test_a_second_run_changes_nothing(joint, capsys):  # noqa: F811
+    before = runs.contents(joint / "run")
+    with runs.one_device():
+        run.run(tiny.joint(joint / "model"), joint / "run")
+    assert runs.contents(joint / "run") == before
+    assert "joint/0" not in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_same_figures(joint, tmp_path):  # noqa: F811
+    shutil.copytree(joint / "run", tmp_path / "run")
+    expected = evaluation(joint / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in whole.items() if k != "joint"}))
+    with runs.one_device():
+        assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert evaluation(tmp_path / "run") == expected
+
+
+def test_evaluate_of_a_run_that_is_not_finished(joint, capsys, tmp_path):  # noqa: F811
+    shutil.copytree(joint / "warm", tmp_path / "run")
+    with runs.one_device():
+        assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "joint/0 is not finished" in capsys.readouterr().err
+
+
+class Stopping(MetricWriter):
+    """A metric log that sends SIGTERM to its own process after round 1."""
+
+    def write(self, stage, step, metrics):
+        super().write(stage, step, metrics)
+        if (stage, step) == ("joint/0", 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(joint, opened, tmp_path):  # noqa: F811
+    """By SIGTERM after round 1, between the rollout and the updates of round 2, and at the end."""
+    workdir = tmp_path / "run"
+    shutil.copytree(joint / "warm", workdir)
+    with use_mesh(tiny.mesh(1)):
+        writer = Stopping(workdir)
+        with pytest.raises(Interrupted, match="saved at step 1"):
+            seed_run(workdir).run(writer)
+        writer.close()
+        for step in (3, 4):
+            writer = MetricWriter(workdir)
+            with runs.cut_after(step):
+                seed_run(workdir).run(writer)
+            writer.close()
+        state, data, _ = newest(seed_run(workdir))
+    runs.assert_same_bits(jax.device_get(state.saved()), jax.device_get(opened.state.saved()))
+    untimed = [
+        json.loads(json.dumps(one["rounds"]), object_hook=lambda d: {
+            k: v for k, v in d.items() if not k.startswith("time/")})
+        for one in (data, opened.data)
+    ]  # fmt: skip
+    assert untimed[0] == untimed[1] and data["guard"] == opened.data["guard"]
+    assert runs.metrics(workdir, "joint") == runs.metrics(joint / "run", "joint")
+
+
+def test_pairs_of_the_warm_start_are_true(opened):
+    states, world = opened.setup.states, opened.setup.data.world
+    assert len(states.teacher) == 8
+    for s, text in states.teacher.items():
+        assert states.part[s] == TRAIN and text == join_pair(split_pair(text))
+        (true,) = world.tastes_at(states.user[[s]], states.before[[s]])
+        assert planted_f1(text, true) == 1.0

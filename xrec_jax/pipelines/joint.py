@@ -1,0 +1,286 @@
+"""The `joint` stage: recommender and explainer trained together, and the controls.
+
+Leaves in the run directory `joint/SEED/rounds.jsonl` and `samples.jsonl`, the numbers and some texts
+of every round; `joint/SEED/systems/`, texts and per-user figures of joint and of every control;
+`explanations/joint_SEED.jsonl`, the final texts; `adapter_joint/SEED`, the best explainer in PEFT's
+format (without its soft prompt, which no other program reads); and checkpoints that hold everything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.evaluation.intervals import Estimate, estimate, estimates, exact, paired_difference
+from xrec_jax.evaluation.planted import score_texts
+from xrec_jax.evaluation.significance import sign_flip
+from xrec_jax.llm.lora import Adapter
+from xrec_jax.llm.peft_io import save_adapter
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.pipelines import joint_checks, joint_items, language
+from xrec_jax.pipelines.datasets import RunData
+from xrec_jax.pipelines.joint_recommender import system_of
+from xrec_jax.pipelines.joint_seed import SeedRun
+from xrec_jax.pipelines.joint_setup import JointSetup
+from xrec_jax.pipelines.joint_states import TEST
+from xrec_jax.pipelines.joint_systems import ALONE, JOINT, Systems
+from xrec_jax.pipelines.report.tables import text_table
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.text.pairs import split_pair
+
+STAGE = "joint"
+_TEXTS = ("joint", "sft", "untuned", "template", "summary", "planted")
+
+check = joint_checks.check
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Runs every seed that is not done, then compares the systems."""
+    if STAGE in rundir.evaluation():
+        return
+    missing = [s for s in config.seeds if not rundir.per_user(f"{STAGE}/{s}").exists()]
+    setup = _setup(config, data, mesh, rundir)
+    if missing and is_first():
+        states = setup.states
+        say(
+            f"joint: {len(states):,} states of {len(np.unique(states.user)):,} users, "
+            f"{len(states.teacher)} taught, prompts of up to {setup.prompts.ids.shape[1]} tokens"
+            + "".join(f"; {note}" for note in states.notes)
+        )
+    task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
+    if missing and "judge" in setup.weights:
+        _ = setup.judge  # what is wrong with it must show before the warm start
+    for seed in missing:
+        one = SeedRun(setup, task, seed)
+        state = one.run(writer)
+        systems = Systems(one, state)
+        figures = systems.test()
+        _leave(one, state, systems, figures)
+    _finish(config, setup, rundir)
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Compares the systems again, from their saved per-user figures and texts.
+
+    Raises:
+      UserError: if a seed is not finished.
+    """
+    for seed in config.seeds:
+        if not rundir.per_user(f"{STAGE}/{seed}").exists():
+            raise UserError(
+                f"{STAGE}/{seed} is not finished in {rundir.path}; run `xrec run` first"
+            )
+    _finish(config, _setup(config, data, mesh, rundir), rundir)
+
+
+def _setup(config: Any, data: RunData, mesh: Mesh, rundir: RunDir) -> JointSetup:
+    base = language.load_base(config, rundir, mesh)
+    return JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+
+
+def _leave(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
+    """Texts, adapter and per-user figures of a finished seed; the last file marks it done."""
+    setup, seed = one.setup, one.seed
+    policy = gather(state.best["policy"])
+    if not is_first():
+        meet("joint")
+        return
+    save_adapter(
+        setup.rundir.path / "adapter_joint" / str(seed), Adapter(policy["lora"], setup.lora),
+        base=setup.base.identity(),
+    )  # fmt: skip
+    records = []
+    ids, states = setup.data.dataset.user_ids, setup.states
+    for name in systems.names():
+        if name in _TEXTS:
+            for s, text in zip(systems.rows, systems.texts(name), strict=True):
+                if states.part[s] == TEST:
+                    why, why_not = split_pair(text)
+                    [named] = states.records(np.array([s]), setup.data.dataset.item_ids)
+                    records.append(
+                        {"user": str(ids[states.user[s]]), **named, "system": name, "text": text,
+                         "why": why, "why_not": why_not}
+                    )  # fmt: skip
+    path = setup.rundir.path / "explanations" / f"joint_{seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, files.json_lines(records))
+    arrays = {
+        f"{name}/{key.removeprefix('test/')}": value
+        for name, found in figures.items() for key, value in found.items() if key != "users"
+    }  # fmt: skip
+    arrays["users"] = figures[JOINT]["users"]
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    done = setup.rundir.per_user(f"{STAGE}/{seed}")
+    done.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(done, write)
+    meet("joint")
+
+
+# Figures.
+
+
+def _finish(config: Any, setup: JointSetup, rundir: RunDir) -> None:
+    if is_first():
+        table = aggregate(config, setup, rundir)
+        rundir.write_evaluation(STAGE, table)
+        say(figures_table(table, setup.best_k))
+    meet("evaluation.json")
+
+
+def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[str, Estimate]]:
+    """Every system's figures over users and seeds, and the differences that decide."""
+    resamples = config.ranking.resamples
+    per_seed = []
+    for seed in config.seeds:
+        with np.load(rundir.per_user(f"{STAGE}/{seed}")) as file:
+            per_seed.append({key: file[key] for key in file.files if key != "users"})
+            users = file["users"]
+    values = {key: np.stack([one[key] for one in per_seed]) for key in per_seed[0]}
+    names = list(dict.fromkeys(key.split("/")[0] for key in values))
+    kept = np.isin(users, setup.states.user[setup.states.rows(TEST)])
+    kept &= ~np.isin(users, setup.taught_users)  # taught users may be known
+    if not kept.any():
+        raise UserError(
+            "joint: every user with a test state is taught; lower joint.sft.examples or raise "
+            "joint.states.max_users"
+        )
+    table: dict[str, dict[str, Estimate]] = {}
+    for name in names:
+        own = {
+            f"test/{key.split('/', 1)[1]}": v for key, v in values.items()
+            if key.startswith(f"{name}/")
+        }  # fmt: skip
+        table[name] = estimates({k: v[:, kept] for k, v in own.items()}, resamples=resamples)
+        if not kept.all():
+            whole = {k.replace("test/", "test_all/"): v for k, v in own.items()}
+            table[name] |= estimates(whole, resamples=resamples)
+    _add_texts(config, setup, rundir, table, resamples)
+    metric = f"ndcg@{setup.best_k}"
+    pairs = [(name, ALONE) for name in names if name != ALONE]
+    pairs += [(JOINT, name) for name in ("sft", "shuffled", "template", "features", "untuned")
+              if name in names]  # fmt: skip
+    for first, second in pairs:
+        a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))
+        apart = paired_difference(a, b, resamples=resamples)
+        scale = max(float(b.mean()), 1e-12)
+        relative = {
+            key: None if bound is None else bound / scale
+            for key, bound in apart.items() if key != "count"
+        }  # fmt: skip
+        p = sign_flip(a.mean(axis=0), b.mean(axis=0))
+        table[f"{first} vs {second}"] = {
+            f"{metric}/difference": apart,
+            f"{metric}/relative": {**relative, "count": apart["count"]},  # type: ignore[typeddict-item]
+            f"{metric}/p": exact(p, int(kept.sum())),
+        }
+    table["rounds"] = _over_rounds(config, rundir, resamples)
+    return table
+
+
+def _add_texts(
+    config: Any, setup: JointSetup, rundir: RunDir, table: dict[str, Any], resamples: int
+) -> None:
+    """Planted F1, length and mentions of titles of the final texts."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    users, items = setup.data.dataset.user_ids, setup.data.dataset.item_ids
+    for seed in config.seeds:
+        finished = joint_items.of_finished(setup, seed)
+        states, monitors = finished.states, finished.monitors()
+        test = states.rows(TEST)
+        test = test[~np.isin(states.user[test], setup.taught_users)]
+        names = states.records(test, items)
+        of_record = {
+            (str(users[states.user[s]]), name.get("item")): int(s)
+            for s, name in zip(test, names, strict=True)
+        }
+        path = rundir.path / "explanations" / f"joint_{seed}.jsonl"
+        by_system: dict[str, list[Any]] = {}
+        for record in files.read_json_lines(path):
+            by_system.setdefault(record["system"], []).append(record)
+        for name, records in by_system.items():
+            records = [r for r in records if (r["user"], r.get("item")) in of_record]
+            texts = [record["text"] for record in records]
+            chosen = [of_record[record["user"], record.get("item")] for record in records]
+            own = found.setdefault(name, {})
+            own.setdefault("text/words", []).append(
+                np.array([len(text.split()) for text in texts], np.float64)
+            )
+            if states.planted is not None:
+                f1 = score_texts(texts, [states.planted[s] for s in chosen]).f1
+                own.setdefault("planted/f1", []).append(f1)
+                other = np.roll(np.arange(len(chosen)), 1)
+                chance = score_texts(texts, [states.planted[chosen[o]] for o in other]).f1
+                own.setdefault("planted/f1_chance", []).append(chance)
+            told = monitors.measure(
+                texts, [states.prompts[s] for s in chosen], states.unshown_target[chosen]
+            )
+            for key in ("title_mention", "target_title", "copied_prompt"):
+                own.setdefault(f"text/{key}", []).append(np.array([told[f"monitor/{key}"]]))
+    for name, own in found.items():
+        for key, arrays in own.items():
+            stacked = np.stack(arrays)
+            one = stacked.shape[1] == 1
+            table[name][key] = (
+                exact(float(stacked.mean()), len(test)) if one
+                else estimate(stacked, resamples=resamples)
+            )  # fmt: skip
+
+
+def _over_rounds(config: Any, rundir: RunDir, resamples: int) -> dict[str, Estimate]:
+    """What changed from the warm start to the best round, over seeds."""
+    first, last, stopped, gains = [], [], 0, []
+    for seed in config.seeds:
+        rounds = files.read_json_lines(rundir.path / STAGE / str(seed) / "rounds.jsonl")
+        # A round that tripped a guard is never the one that is kept.
+        good = [one for one in rounds if not one.get("stopped") and "valid/gain" in one]
+        best = max(good or rounds[:1], key=lambda one: (one["valid/gain"], -one["round"]))
+        gains.append(best["valid/gain"])
+        stopped += int(rounds[-1].get("stopped", 0))
+        if "valid/planted_f1" in rounds[0]:
+            first.append(rounds[0]["valid/planted_f1"])
+            last.append(best["valid/planted_f1"])
+    count = len(config.seeds)
+    table = {
+        "guards/stopped": exact(stopped, count),
+        "valid/best_gain": exact(float(np.mean(gains)), count),
+    }
+    if first:
+        table |= {
+            "planted/f1_first": exact(float(np.mean(first)), count),
+            "planted/f1_best": exact(float(np.mean(last)), count),
+            "planted/f1_difference": exact(float(np.mean(last) - np.mean(first)), count),
+        }
+    del resamples
+    return table
+
+
+def figures_table(table: dict[str, dict[str, Estimate]], k: int) -> str:
+    """Systems, their NDCG, and their gain over the recommender alone, as text."""
+    rows = []
+    for name, figures in table.items():
+        if f"test/ndcg@{k}" not in figures:
+            continue
+        cells = [name, f"{figures[f'test/ndcg@{k}']['value']:.4f}"]
+        against = table.get(f"{name} vs {ALONE}")
+        if against:
+            gain, p = against[f"ndcg@{k}/relative"], against[f"ndcg@{k}/p"]["value"]
+            low, high = gain["low"], gain["high"]
+            bounds = "" if low is None or high is None else f" [{low:+.1%}, {high:+.1%}]"
+            cells += [f"{gain['value']:+.1%}{bounds}", f"{p:.4f}"]
+        else:
+            cells += ["-", "-"]
+        f1 = figures.get("planted/f1")
+        cells.append("-" if f1 is None else f"{f1['value']:.3f}")
+        rows.append(cells)
+    return text_table(["system", f"NDCG@{k}", "gain over alone", "p", "planted F1"], rows)

@@ -1,0 +1,160 @@
+"""What the `joint` stage refuses before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from xrec_jax import recommenders
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.joint import rewards
+from xrec_jax.joint.guards import GuardOptions
+from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.encoder import LAYERS
+from xrec_jax.llm.sampling import Sampling
+from xrec_jax.llm.tokenizer import load_tokenizer
+from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.pipelines import joint_judge, language, train_language
+from xrec_jax.pipelines.datasets import RunData, need_events
+from xrec_jax.pipelines.defaults.joint import SYSTEMS
+from xrec_jax.pipelines.joint_items import GRANULARITIES, check_cases, is_reranked
+from xrec_jax.pipelines.joint_recommender import system_of
+from xrec_jax.pipelines.joint_setup import check_lengths, prompts_of, states_of
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.training import kl
+from xrec_jax.training.advantages import ESTIMATORS, AdvantageOptions
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.policy_losses import PolicyOptions
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked = config.joint
+    need_events(data, "joint")
+    language.check(config, mesh, rundir)
+    language.need_base(config, rundir, "joint")
+    if "recommend" not in config.stages:
+        raise UserError("stage 'joint' needs 'recommend' before it in config.stages")
+    name = system_of(config)
+    kind = recommenders.get(config.recommend[name].model).batches
+    if kind == "none":
+        raise UserError(
+            f"joint.system={name!r} learns nothing, so nothing can be fused with it; choose another"
+        )
+    if asked.granularity not in GRANULARITIES:
+        raise UserError(
+            f"joint.granularity={asked.granularity!r} is not valid"
+            f"{did_you_mean(asked.granularity, GRANULARITIES)}"
+        )
+    if asked.encoder not in LAYERS:
+        raise UserError(
+            f"joint.encoder={asked.encoder!r} is not valid{did_you_mean(asked.encoder, LAYERS)}"
+        )
+    rewards.read_weights(asked.rewards)
+    GuardOptions.of(asked.guards)
+    for entry in asked.systems:
+        for one in entry.split(","):
+            if one and one not in SYSTEMS:
+                raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, SYSTEMS)}")
+    _check_counts(asked, mesh)
+    _check_rules(asked, mesh)
+    if "judge" in rewards.read_weights(asked.rewards):
+        joint_judge.check(config, rundir)
+    states = states_of(config, data)
+    check_cases(config, data)
+    if config.llm.path and not is_reranked(config):  # what `pretrain` makes has no tokenizer yet
+        prompts = prompts_of(config, states, load_tokenizer(config.llm.path))
+        check_lengths(config, prompts, open_model(config.llm.path).config.max_positions)
+
+
+def _check_counts(asked: Any, mesh: Mesh) -> None:
+    least = {
+        "rounds": 0, "readings": 0, "candidates": 2, "valid_users": 0, "samples": 0,
+        "states.history": 1, "states.train_states": 1, "states.min_history": 0,
+        "states.max_users": 0, "soft_prompt.vectors": 0, "soft_prompt.inner": 0,
+        "explain.max_new_tokens": 1, "rollout.per_round": 1, "rollout.group_size": 1,
+        "states.reach": 1,
+        "sft.examples": 1, "ppo.epochs": 1, "ppo.batch_size": 1, "ppo.accumulation": 1,
+        "ppo.critic_warmup": 0, "recommender.warm_steps": 0, "recommender.steps": 0,
+        "recommender.final_steps": 0, "recommender.train.batch_size": 1,
+    }  # fmt: skip
+    for key, low in least.items():
+        value = asked
+        for part in key.split("."):
+            value = value[part]
+        if value < low:
+            raise UserError(f"joint.{key}={value} must be at least {low}")
+    if not 0.0 <= asked.rollout.held_out < 1.0:
+        raise UserError(
+            f"joint.rollout.held_out={asked.rollout.held_out} must be a share, from 0 to below 1"
+        )
+    if not 0.0 <= asked.cache.refresh <= 1.0:
+        raise UserError(f"joint.cache.refresh={asked.cache.refresh} must be a share, from 0 to 1")
+    n, size, group = asked.rollout.per_round, asked.ppo.batch_size, asked.rollout.group_size
+    parts = batch_divisor(mesh) * asked.ppo.accumulation
+    if n % size:
+        raise UserError(
+            f"joint.rollout.per_round={n} must be divisible by joint.ppo.batch_size={size}"
+        )
+    if n % group:
+        raise UserError(
+            f"joint.rollout.per_round={n} must be divisible by joint.rollout.group_size={group}"
+        )
+    if asked.ppo.estimator == "group" and group < 2:
+        raise UserError(
+            "joint.ppo.estimator='group' compares answers to one prompt: set "
+            "joint.rollout.group_size to 2 or more"
+        )
+    for key, value in (("ppo.batch_size", size), ("recommender.train.batch_size",
+                                                   asked.recommender.train.batch_size)):  # fmt: skip
+        needs = parts if key.startswith("ppo") else batch_divisor(mesh)
+        if value % needs:
+            raise UserError(
+                f"joint.{key}={value} must be divisible by {needs}: the devices along the batch"
+                + (" times joint.ppo.accumulation" if key.startswith("ppo") else "")
+            )
+
+
+def _check_rules(asked: Any, mesh: Mesh) -> None:
+    if asked.ppo.estimator not in ESTIMATORS:
+        raise UserError(
+            f"joint.ppo.estimator={asked.ppo.estimator!r} is not valid"
+            f"{did_you_mean(asked.ppo.estimator, ESTIMATORS)}"
+        )
+    if asked.kl.kind not in kl.KINDS:
+        raise UserError(
+            f"joint.kl.kind={asked.kl.kind!r} is not valid{did_you_mean(asked.kl.kind, kl.KINDS)}"
+        )
+    if asked.kl.reference not in ("warm_start", "base"):
+        raise UserError(
+            f"joint.kl.reference={asked.kl.reference!r} is not valid; valid: warm_start, base"
+        )
+    ppo = asked.ppo
+    AdvantageOptions(discount=ppo.discount, lam=ppo.lam)
+    PolicyOptions(
+        temperature=asked.rollout.temperature, clip=ppo.clip, value_clip=ppo.value_clip,
+        value_weight=ppo.value_weight, entropy_weight=ppo.entropy_weight, kl_stop=ppo.kl_stop,
+    )  # fmt: skip
+    kl.adapt(kl.controller(asked.kl.beta), 0.0, target=asked.kl.target, gain=asked.kl.gain)
+    Sampling(temperature=asked.explain.temperature)
+    train_language.lora_config(asked.lora)
+    train_language.lora_config(asked.critic)
+    optimizer(ppo.policy, 1)
+    optimizer(ppo.critic, 1)
+    optimizer(asked.recommender.train, 1)
+    if ppo.missing_eos < 0:
+        raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must not be negative")
+    train = asked.sft.train
+    parts = batch_divisor(mesh) * train.accumulation
+    if train.batch_size % parts:
+        raise UserError(
+            f"joint.sft.train.batch_size={train.batch_size} must be divisible by {parts}: devices "
+            "along the batch times accumulation"
+        )
+    if asked.lora.dropout and not 0 <= asked.lora.dropout < 1:
+        raise UserError(f"joint.lora.dropout={asked.lora.dropout} must be from 0 to below 1")

@@ -1,0 +1,223 @@
+"""The controls of a joint run: the same recommender with other texts, or with none."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from xrec_jax.core import files
+from xrec_jax.core.logging import say
+from xrec_jax.data import keyed
+from xrec_jax.joint.state import JointState
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.pipelines.joint_cases import JointCases
+from xrec_jax.pipelines.joint_recommender import FusedTask, another
+from xrec_jax.pipelines.joint_seed import SeedRun
+from xrec_jax.pipelines.joint_states import PARTS, TEST
+from xrec_jax.text.pairs import join_pair, taste_pair
+
+ALONE, JOINT = "alone", "joint"
+SIDES = {"why": "why", "why_not": "why_not"}
+_CHECKS = 10  # looks at the valid users while a control is trained
+_PLACE = "this place"
+
+Read = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+
+class Systems:
+    """Trains and tests the systems of one seed.
+
+    Every control starts from the same recommender and a fresh fusion, and gets as many updates as
+    joint got at most; the best of its evaluations on the valid users is tested.
+
+    Args:
+      run: the seed.
+      state: after the rounds.
+    """
+
+    def __init__(self, run: SeedRun, state: JointState):
+        self.run, self.setup, self.state = run, run.setup, state
+        states = self.setup.states
+        self.rows = np.concatenate([self.setup.learned, run.valid, states.rows(TEST)])
+        self.folder = run.folder / "systems"
+        asked = self.setup.asked.recommender
+        self.steps = asked.warm_steps + self.setup.asked.rounds * asked.steps + asked.final_steps
+
+    def names(self) -> list[str]:
+        """Systems of this run, joint first: others are made of its texts."""
+        chosen = [name for entry in self.setup.asked.systems for name in entry.split(",") if name]
+        if self.setup.states.planted is None:
+            chosen = [name for name in chosen if name != "planted"]
+        if not any(self.setup.states.titles):
+            chosen = [name for name in chosen if name != "masked_titles"]
+        return [JOINT, ALONE, *chosen]
+
+    def test(self) -> dict[str, Arrays]:
+        """Per-user test metrics of every system; what is done already is read from disk."""
+        found = {}
+        for name in self.names():
+            path = self.folder / f"{name}.npz"
+            if not path.exists():
+                arrays = self._measure(name)
+                _write(path, arrays)
+                if is_first():
+                    value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
+                    say(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
+            with np.load(path) as file:
+                found[name] = {key: file[key] for key in file.files}
+        return found
+
+    def texts(self, name: str) -> list[str]:
+        """Texts of a system for `rows`; made once and kept in a file."""
+        path = self.folder / f"{name}.jsonl"
+        same = not self.setup.sampling.temperature and not self.run.fused.reads_others
+        if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
+            path = self.run.folder.parent / "untuned.jsonl"
+        if not path.exists():
+            made = self._write_texts(name)
+            records = [
+                {"state": int(s), "text": text} for s, text in zip(self.rows, made, strict=True)
+            ]
+            if is_first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(path, files.json_lines(records))
+            meet(f"{name}.jsonl")
+        return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+    def _write_texts(self, name: str) -> list[str]:
+        states, run = self.setup.states, self.run
+        given = {"template": states.template, "summary": states.summary}
+        if name in given:
+            return [given[name][s] for s in self.rows]
+        if name == "planted":
+            assert states.planted is not None
+            if isinstance(states, JointCases):
+                assert states.said is not None
+                return [states.said[s] for s in self.rows]
+            return [said(states.planted[s]) for s in self.rows]
+        if name == "masked_titles":
+            return mask_titles(self.texts(JOINT), states.titles)
+        policy = {
+            JOINT: self.state.best["policy"], "sft": run.warm_policy, "untuned": None
+        }[name]  # fmt: skip
+        number = self.setup.asked.rounds + 1 if name == JOINT else 0
+        made = run.policy.answer(policy, self.rows, run.users, key=(run.seed, 71, number))
+        return self.setup.texts(made.tokens, made.length)
+
+    def _read(self, name: str) -> Read:
+        """What a system reads of every state."""
+        count, width = len(self.setup.states), self.setup.encoder.width
+        if name == "features":
+            return {"features": self.setup.states.features}
+        read = {
+            "encoding": np.zeros((count, 2, width), np.float32),
+            "present": np.zeros((count, 2), bool),
+        }
+        if name in (ALONE, "null"):
+            return read
+        source = JOINT if name in ("why", "why_not", "shuffled") else name
+        read["encoding"][self.rows], read["present"][self.rows] = self.setup.encode(
+            self.texts(source)
+        )
+        if name == "shuffled":
+            part = self.setup.states.part
+            for number in range(len(PARTS)):
+                rows = self.rows[part[self.rows] == number]
+                key = keyed.fold(self.run.seed, 76, number)
+                other = rows[another(self.setup.states.user[rows], key)]
+                for array in read.values():
+                    array[rows] = array[other]
+        return read
+
+    def _measure(self, name: str) -> Arrays:
+        """Trains a system and tests it on every user."""
+        run, read = self.run, self._read(name)
+        constants = gather(self.state.constants)
+        fused = run.fused
+        if name == "features":
+            width = read["features"].shape[1]
+            fused = type(fused)(self.setup, fused.task, width=width, features=True)
+        elif name in SIDES:
+            fused = type(fused)(
+                self.setup, fused.task, width=self.setup.encoder.width, sides=SIDES[name]
+            )
+        if name not in (JOINT, ALONE, "null", "shuffled", "masked_titles", *SIDES):
+            known = np.concatenate([self.setup.learned, run.valid])  # as those of joint
+            constants = fused.constants(read, known)
+        frozen = fused.frozen(run.base_frozen, constants)
+        state = fused.initial(run.seed, run.alone)
+        if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
+            params = self._joint_params
+        elif name == ALONE:
+            params = state.params
+        else:
+            params = self._fit(fused, state, frozen, read, self.steps)
+        per_user = fused.evaluate("test", params, frozen, read)
+        found = {f"test/{key}": value for key, value in per_user.masked.items()}
+        return found | {"users": per_user.users}
+
+    @functools.cached_property
+    def _joint_params(self) -> Any:
+        """The best round's recommender, after its last updates on the best explainer's texts."""
+        run = self.run
+        frozen = run.fused.frozen(run.base_frozen, gather(self.state.constants))
+        best = jax.tree.map(jnp.copy, self.state.best["recommender"])
+        state = run.fused.initial(run.seed, run.alone).replace(params=best)
+        steps = self.setup.asked.recommender.final_steps
+        return self._fit(run.fused, state, frozen, self._read(JOINT), steps)
+
+    def _fit(self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int) -> Any:
+        """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
+        metric = f"ndcg@{self.setup.best_k}"
+        piece, best, params = max(1, steps // _CHECKS), -1.0, state.params
+        done = 0
+        while True:
+            value = float(fused.evaluate("few", state.params, frozen, read).masked[metric].mean())
+            if value > best:
+                best, params = value, jax.tree.map(jnp.copy, state.params)
+            if done >= steps:
+                return params
+            count = min(piece, steps - done)
+            state, _ = fused.train(state, frozen, read, steps=count, seed=self.run.seed)
+            done += count
+
+
+def said(planted: Any) -> str:
+    """Planted tastes as a pair."""
+    sides = []
+    for side in ("for", "against"):
+        values: dict[str, list[str]] = {}
+        for reason in planted[side]:
+            values.setdefault(reason["attribute"], []).append(reason["value"])
+        sides.append(values)
+    return join_pair(taste_pair(*sides))
+
+
+def mask_titles(texts: list[str], titles: Any) -> list[str]:
+    """Texts with every title of the catalogue replaced, longest first, in any case."""
+    known = sorted({t for t in titles if len(t) > 3}, key=lambda t: (-len(t), t))
+    if not known:
+        return texts
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)", re.IGNORECASE)
+    return [pattern.sub(_PLACE, text) for text in texts]
+
+
+def _write(path: epath.Path, arrays: Arrays) -> None:
+    if is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: str) -> None:
+            with epath.Path(temporary).open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+        files.write_atomic(path, write)
+    meet(str(path.name))
