@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/xrec run --config=configs/quickstart.py --workdir=runs/quickstart
+	$(BIN)/xrec run --config=configs/recpie_world.py:short --workdir=runs/quickstart_joint
 
 test: setup
 	$(BIN)/python -m pytest

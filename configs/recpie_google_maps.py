@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(source="file", path=f"{DATA}/explanations.jsonl.gz", template="profiles", history=4)
     )
     joint.encoder = "embedding"
+    joint.rounds = 4
     joint.explain.max_new_tokens = 80
     joint.lora.update(dict(rank=32, alpha=64.0, dropout=0.0))
     joint.critic.update(dict(rank=8, alpha=16.0, dropout=0.0))

@@ -6,8 +6,9 @@ A world of few visits, in which people say in their own words what they like and
 who reads it knows more than the visits tell. Three seeds.
 
 Behind a colon stands an ablation (`configs/recpie_world.py:no_soft_prompt`), what it changes is in
-`ABLATIONS`: one for each control of the method, and some for the training. `:tiny` shrinks all to a
-smoke test. `experiments/recpie_ablations.py` runs them and makes a table.
+`ABLATIONS`: one for each control of the method, and some for the training. `:short` is one seed on
+a smaller world, `:tiny` a smoke test. `experiments/recpie_ablations.py` runs them and makes a
+table.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +45,14 @@ ABLATIONS = {
         explain=dict(max_new_tokens=64),
     ),
 }
+# A few minutes, to see all of it once: what `make quickstart` ends with.
+SHORT = dict(
+    rounds=3,
+    valid_users=200,
+    rollout=dict(per_round=256),
+    recommender=dict(warm_steps=300, final_steps=200),
+    systems=("null", "shuffled", "template", "sft", "planted"),
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -92,10 +101,10 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.sft.examples = 120
     joint.sft.train.update(dict(epochs=3, learning_rate=6e-3))
     joint.ppo.estimator = "group"  # rewards differ more between users than between their texts
-    joint.ppo.policy.learning_rate = 3e-3
-    joint.kl.beta = 0.01
+    joint.ppo.policy.learning_rate = 1e-3
+    joint.kl.beta = 0.02
     joint.rollout.update(dict(per_round=1024, group_size=8))
-    joint.ppo.epochs = 2
+    joint.ppo.epochs = 1
     joint.valid_users = 800
     joint.encoder = "embedding"  # last states of so small a base hide what a text says
     joint.cache.refresh = 0.1
@@ -103,6 +112,12 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(components=32, bottleneck=64, null_dropout=0.3, code_dropout=0.2, warm_steps=500)
     )
     joint.recommender.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.3))
+    if arg == "short":
+        config.seeds = (0,)
+        config.data.world.num_users = 1000
+        joint.readings = 24000
+        joint.update(SHORT)
+        return config
     if arg in ABLATIONS:
         joint.update(ABLATIONS[arg])
         return config

@@ -10,6 +10,8 @@ import jax
 from xrec_jax.training.kl import Controller
 from xrec_jax.training.state import TrainState
 
+Array = Any  # a `jax.Array`; a `np.ndarray` in a copy on the host
+
 
 class Explanations(flax.struct.PyTreeNode):
     """The explanation of every state as it was written last: the cache between two writings.
@@ -22,11 +24,11 @@ class Explanations(flax.struct.PyTreeNode):
       present: `[S, 2]` bool, parts that are there.
     """
 
-    tokens: jax.Array
-    length: jax.Array
-    version: jax.Array
-    encoding: jax.Array
-    present: jax.Array
+    tokens: Array
+    length: Array
+    version: Array
+    encoding: Array
+    present: Array
 
 
 class Rollout(flax.struct.PyTreeNode):
@@ -41,12 +43,12 @@ class Rollout(flax.struct.PyTreeNode):
       round: int32 scalar; -1 before the first.
     """
 
-    state: jax.Array
-    tokens: jax.Array
-    length: jax.Array
-    ended: jax.Array
-    log_probs: jax.Array
-    round: jax.Array
+    state: Array
+    tokens: Array
+    length: Array
+    ended: Array
+    log_probs: Array
+    round: Array
 
 
 class JointState(flax.struct.PyTreeNode):

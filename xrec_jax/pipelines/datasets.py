@@ -35,7 +35,8 @@ class RunData(NamedTuple):
         train, count = self.split.train, self.dataset.num_users
         if self.train_share == 1.0:
             return train
-        kept = keyed.permutation(keyed.fold(0, 54), count)[: max(1, round(self.train_share * count))]
+        order = keyed.permutation(keyed.fold(0, 54), count)
+        kept = order[: max(1, round(self.train_share * count))]
         return train.take(np.isin(train.user, kept))
 
 

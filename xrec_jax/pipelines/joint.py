@@ -1,9 +1,10 @@
 """The `joint` stage: recommender and explainer trained together, and the controls.
 
-Leaves in the run directory `joint/SEED/rounds.jsonl` and `samples.jsonl`, the numbers and some texts
-of every round; `joint/SEED/systems/`, texts and per-user figures of joint and of every control;
-`explanations/joint_SEED.jsonl`, the final texts; `adapter_joint/SEED`, the best explainer in PEFT's
-format (without its soft prompt, which no other program reads); and checkpoints that hold everything.
+Leaves in the run directory `joint/SEED/rounds.jsonl` and `samples.jsonl`, the numbers and some
+texts of every round; `joint/SEED/systems/`, texts and per-user figures of joint and of every
+control; `explanations/joint_SEED.jsonl`, the final texts; `adapter_joint/SEED`, the best explainer
+in PEFT's format (without its soft prompt, which no other program reads); and checkpoints that hold
+everything.
 """
 
 from __future__ import annotations
@@ -174,18 +175,25 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
         a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))
         apart = paired_difference(a, b, resamples=resamples)
         scale = max(float(b.mean()), 1e-12)
-        relative = {
-            key: None if bound is None else bound / scale
-            for key, bound in apart.items() if key != "count"
-        }  # fmt: skip
         p = sign_flip(a.mean(axis=0), b.mean(axis=0))
         table[f"{first} vs {second}"] = {
             f"{metric}/difference": apart,
-            f"{metric}/relative": {**relative, "count": apart["count"]},  # type: ignore[typeddict-item]
+            f"{metric}/relative": _share(apart, scale),
             f"{metric}/p": exact(p, int(kept.sum())),
         }
     table["rounds"] = _over_rounds(config, rundir, resamples)
     return table
+
+
+def _share(apart: Estimate, scale: float) -> Estimate:
+    """A difference and its interval as shares of `scale`."""
+    low, high = apart["low"], apart["high"]
+    return {
+        "value": apart["value"] / scale,
+        "low": None if low is None else low / scale,
+        "high": None if high is None else high / scale,
+        "count": apart["count"],
+    }
 
 
 def _add_texts(

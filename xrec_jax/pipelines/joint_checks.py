@@ -110,8 +110,8 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
             "joint.ppo.estimator='group' compares answers to one prompt: set "
             "joint.rollout.group_size to 2 or more"
         )
-    for key, value in (("ppo.batch_size", size), ("recommender.train.batch_size",
-                                                   asked.recommender.train.batch_size)):  # fmt: skip
+    trained = asked.recommender.train.batch_size
+    for key, value in (("ppo.batch_size", size), ("recommender.train.batch_size", trained)):
         needs = parts if key.startswith("ppo") else batch_divisor(mesh)
         if value % needs:
             raise UserError(

@@ -70,10 +70,10 @@ class PolicyTask:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        return dict(
-            model=self.setup.base.model.config, user_dim=self.user_dim, vectors=self.vectors,
-            inner=self.setup.asked.soft_prompt.inner,
-        )  # fmt: skip
+        return {
+            "model": self.setup.base.model.config, "user_dim": self.user_dim,
+            "vectors": self.vectors, "inner": self.setup.asked.soft_prompt.inner,
+        }  # fmt: skip
 
     def _init_policy(self, key: jax.Array) -> Any:
         return init_policy(key, lora=self.setup.lora, **self._sizes)
@@ -189,7 +189,9 @@ class PolicyTask:
 
         @jax.jit
         def assess(params, reference, base, batch):
-            common = dict(model=model, answer_size=setup.size, placeholder=options.placeholder)
+            common = {
+                "model": model, "answer_size": setup.size, "placeholder": options.placeholder
+            }  # fmt: skip
             log_probs, entropy = policy_log_probs(
                 params["policy"], base, batch, lora=setup.lora, temperature=options.temperature,
                 entropy=True, **common,

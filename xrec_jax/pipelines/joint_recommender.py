@@ -284,7 +284,8 @@ class FusedTask:
           read: what the recommender reads of other states; nothing here depends on it.
 
         Returns:
-          `log_prob` (mean over the targets, see `JointSetup.targets`), `rank` and both with `_null` and `_shuffled`: `[n]` each.
+          `log_prob` (mean over the targets, see `JointSetup.targets`), `rank` and both with `_null`
+          and `_shuffled`: `[n]` each.
         """
         del read
         size = min(256, -(-len(states) // 8) * 8)

@@ -106,6 +106,10 @@ class Round:
         score, parts = self._score(state, buffer, texts, frozen, number)
         found |= {k: float(v) for k, v in rewards.metrics(score, parts).items()}
         guards.check_scores(parts, score, setup.guards)
+        planted = setup.states.planted
+        if planted is not None:
+            true = [planted[s] for s in buffer.state]
+            found["rollout/planted_f1"] = float(score_texts(texts, true).f1.mean())
         prompts = [setup.states.prompts[s] for s in buffer.state]
         found |= self.monitors.measure(texts, prompts, setup.states.unshown_target[buffer.state])
         clock.mark("scoring")
@@ -160,14 +164,14 @@ class Round:
         judged = None
         if "judge" in setup.weights:
             judged = setup.judge(states, texts)
-        fields = Scored(
-            **scored, length=buffer.length, ended=buffer.ended, answer=buffer.tokens,
-            answer_mask=np.arange(setup.size) < buffer.length[:, None],
-            prompt=prompts.ids[states],
-            prompt_mask=np.arange(prompts.ids.shape[1]) < prompts.length[states][:, None],
-            content=None, group=None if group is None else group[states], judge=judged,
-        )  # fmt: skip
-        fields = setup.put(fields).replace(content=setup.content)
+        host: Found = scored | {
+            "length": buffer.length, "ended": buffer.ended, "answer": buffer.tokens,
+            "answer_mask": np.arange(setup.size) < buffer.length[:, None],
+            "prompt": prompts.ids[states],
+            "prompt_mask": np.arange(prompts.ids.shape[1]) < prompts.length[states][:, None],
+            "group": None if group is None else group[states], "judge": judged,
+        }  # fmt: skip
+        fields = Scored(**setup.put(host), content=setup.content)
         score, parts = rewards.total(fields, self.asked.rewards)
         return gather(score), gather(parts)
 
@@ -189,10 +193,10 @@ class Round:
                             kind=asked.kl.kind)  # fmt: skip
         total = float(jnp.sum(jnp.where(mask, apart, 0.0)))
         tokens = max(int(mask.sum()), 1)
-        score = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), asked.ppo.missing_eos)
+        whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), asked.ppo.missing_eos)
         per_token = token_rewards(
-            score, said["log_probs"], said["reference"], jnp.asarray(mask), beta=beta,
-            kind=asked.kl.kind,
+            whole, jnp.asarray(said["log_probs"]), jnp.asarray(said["reference"]),
+            jnp.asarray(mask), beta=beta, kind=asked.kl.kind,
         )  # fmt: skip
         groups = jnp.arange(len(states)) // asked.rollout.group_size
         options = AdvantageOptions(

@@ -111,7 +111,8 @@ class SeedRun:
         setup = self.setup
         self._same_as_before()
         with Checkpoints(setup.rundir.checkpoints(f"{self.stage}/rounds")) as checkpoints:
-            state, guard, history = None, GuardState(), []
+            state: JointState | None = None
+            guard, history = GuardState(), []
             if checkpoints.latest is not None:
                 state, data, _ = checkpoints.restore(self.shape())
                 guard, history = GuardState.from_json(data["guard"]), list(data["rounds"])
@@ -173,7 +174,7 @@ class SeedRun:
 
     def shape(self) -> JointState:
         """A state with the shapes and shardings of a saved one."""
-        setup, mesh = self.setup, self.setup.mesh
+        mesh = self.setup.mesh
         both = self.policy.initial(self.seed, self.policy.fresh(self.seed))
         recommender = self.fused.initial(self.seed, self.alone)
         nothing = self._no_texts()
@@ -209,7 +210,7 @@ class SeedRun:
     def _judge_warm(self, state: JointState, guard: GuardState, writer: MetricWriter) -> Any:
         """Round 0: what the warm start is worth, so that a run that only gets worse keeps it."""
         begin = time.perf_counter()
-        found = {"round": WARM} | self.round.held_out(state, WARM)
+        found: dict[str, Any] = {"round": WARM} | self.round.held_out(state, WARM)
         found["time/evaluation"] = time.perf_counter() - begin
         guard, verdict = guards.check_round(found, guard, self.setup.guards, number=WARM)
         found["verdict"] = verdict.line()
@@ -273,8 +274,8 @@ def _numbers(found: dict[str, Any]) -> dict[str, float]:
 
 def _line(found: dict[str, Any]) -> str:
     shown = {
-        "valid/gain": "gain {:+.1%}", "valid/planted_f1": "F1 {:.3f}", "reward/score": "reward {:.3f}",
-        "ppo/kl": "KL {:.3f}", "rollout/length": "length {:.1f}",
+        "valid/gain": "gain {:+.1%}", "valid/planted_f1": "F1 {:.3f}",
+        "reward/score": "reward {:.3f}", "ppo/kl": "KL {:.3f}", "rollout/length": "length {:.1f}",
     }  # fmt: skip
     parts = [text.format(found[name]) for name, text in shown.items() if name in found]
     return f"round {found['round']}: {', '.join(parts)}"

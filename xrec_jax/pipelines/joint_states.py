@@ -95,8 +95,8 @@ class JointStates:
         out = np.isin(self.user[rows], kept)
         if out.all() or not out.any():
             raise UserError(
-                f"joint.rollout.held_out={share} leaves no user to train on or to roll out; it must "
-                "be from 0 to below 1"
+                f"joint.rollout.held_out={share} leaves no user to train on or to roll out; it "
+                "must be from 0 to below 1"
             )
         return rows[~out], rows[out]
 
@@ -163,20 +163,20 @@ def chosen_states(
                 before = seen + (int(valid[user]) if part == TEST else 0)
                 target = int(whole.items[first + before]) if known[user] == 1 else -1
                 rows.append((user, before, target, part))
-    user, before, target, part_of = (np.array(column) for column in zip(*rows, strict=True))
-    if not (part_of == TRAIN).any():
+    users_, lengths, targets, parts = (np.array(column) for column in zip(*rows, strict=True))
+    if not (parts == TRAIN).any():
         raise UserError(
             f"joint: no user has {min_history} events before a training event; lower "
             "joint.states.min_history"
         )
-    start = np.concatenate([[0], np.cumsum(before)])
+    start = np.concatenate([[0], np.cumsum(lengths)])
     items = np.concatenate(
         [
             whole.items[whole.start[u] : whole.start[u] + b]
-            for u, b in zip(user, before, strict=True)
+            for u, b in zip(users_, lengths, strict=True)
         ]
     )
     return (
-        user.astype(np.int32), before.astype(np.int64), target.astype(np.int32),
-        part_of.astype(np.int8), Histories(items.astype(np.int32), start.astype(np.int64)),
+        users_.astype(np.int32), lengths.astype(np.int64), targets.astype(np.int32),
+        parts.astype(np.int8), Histories(items.astype(np.int32), start.astype(np.int64)),
     )  # fmt: skip

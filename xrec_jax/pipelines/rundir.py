@@ -18,7 +18,8 @@ from xrec_jax.pipelines import defaults
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
     "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files",
-    "judge.path", "joint.states.path", "joint.judge.adapter", "judge.explanations", "attributes.path", "audit.",
+    "judge.path", "joint.states.path", "joint.judge.adapter", "judge.explanations",
+    "attributes.path", "audit.",
 )  # fmt: skip
 
 

@@ -48,8 +48,8 @@ def whitening(
       components: k, at most e.
 
     Returns:
-      `[parts, e]` and `[parts, e, k]` float32: `(encoding - mean) @ basis` has uncorrelated features
-      of variance 1, largest variance first. Directions in which nothing differs are 0.
+      `[parts, e]` and `[parts, e, k]` float32: `(encoding - mean) @ basis` has uncorrelated
+      features of variance 1, largest variance first. Directions in which nothing differs are 0.
     """
     present = np.asarray(present, bool)
     parts, width = encoding.shape[1:]

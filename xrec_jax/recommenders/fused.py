@@ -50,14 +50,14 @@ class Fused(Recommender):
     each candidate has an explanation of its own: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
 
     Frozen arrays beside the base's: `mean` and `std` `[2, e]`, with which encodings are
-    standardised (see `explanations.measure`, `explanations.whitening`); for ranking `encoding` `[users, 2, e]` and `present`
-    `[users, 2]`, one a user.
+    standardised (see `explanations.measure`, `explanations.whitening`); for ranking `encoding`
+    `[users, 2, e]` and `present` `[users, 2]`, one a user.
 
     Attributes:
       base: the recommender; one that is trained and has a `dim`.
       encoding: features of a part's encoding.
-      components: principal components of an encoding that are kept, each brought to variance 1, with
-        `frozen["basis"]` `[2, e, components]` in place of `std`; 0 keeps features as they are.
+      components: principal components of an encoding that are kept, each brought to variance 1,
+        with `frozen["basis"]` `[2, e, components]` in place of `std`; 0 keeps features as they are.
         Hidden states of a language model have a few directions that are the same in every text and
         drown what texts say.
       bottleneck: features of a code.

@@ -14,7 +14,7 @@ Resume precedence of a stage:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 from etils import epath
@@ -22,9 +22,25 @@ from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
-from xrec_jax.training.state import TrainState
 
 KEEP = 2  # newest checkpoints kept; the best parameters are inside each
+
+
+class Saved(Protocol):
+    """A state as checkpoints use it, for example `training.state.TrainState`."""
+
+    @property
+    def step(self) -> Any:
+        """Updates done, an integer scalar."""
+
+    def saved(self) -> dict[str, Any]:
+        """The part that a checkpoint holds: its fields by name."""
+
+    def replace(self, **fields: Any) -> Self:
+        """The same state with other values of some fields."""
+
+
+_State = TypeVar("_State", bound=Saved)
 
 
 class Checkpoints:
@@ -50,7 +66,7 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else int(newest.step)
 
-    def save(self, state: TrainState, data: dict[str, Any], progress: dict[str, Any]) -> None:
+    def save(self, state: Saved, data: dict[str, Any], progress: dict[str, Any]) -> None:
         """Starts writing a checkpoint; waits only for an earlier one to finish.
 
         Args:
@@ -66,7 +82,7 @@ class Checkpoints:
             step, {"state": state.saved(), "data": data, "progress": progress}, force=True
         )
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+    def restore(self, state: _State) -> tuple[_State, dict[str, Any], dict[str, Any]]:
         """Restores the newest checkpoint with the shapes and shardings of `state`.
 
         Returns:

@@ -18,32 +18,33 @@ from xrec_jax.data.world.streams import Purpose
 from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
 from xrec_jax.data.world.utility import Utility
 
-_LIKED = {
+_Phrases = dict[str, tuple[str, ...]]
+_LIKED: _Phrases = {
     "kind": ("always happy in a {value}", "my favourite sort of {value}", "I love a good {value}"),
     "cuisine": ("the {value} dishes were a joy", "could eat {value} food daily", "lovely {value}"),
     "mood": ("so {value}, just right", "loved how {value} it was", "wonderfully {value}"),
 }
-_DISLIKED = {
+_DISLIKED: _Phrases = {
     "kind": ("never again a {value}", "a {value} bores me", "should have skipped the {value}"),
     "cuisine": ("{value} food is not for me", "did not enjoy the {value} dishes", "sadly {value}"),
     "mood": ("far too {value} for me", "so {value}, I left early", "annoyingly {value}"),
 }
-_ASIDE_LIKED = {
+_ASIDE_LIKED: _Phrases = {
     "kind": ("next time a {value}", "almost as good as a {value}"),
     "cuisine": ("next time {value} food", "almost as good as {value} food"),
     "mood": ("next time somewhere {value}", "almost as good as somewhere {value}"),
 }
-_ASIDE_DISLIKED = {
+_ASIDE_DISLIKED: _Phrases = {
     "kind": ("better than any {value}", "glad it was no {value}"),
     "cuisine": ("better than any {value} food", "glad it was not {value} food"),
     "mood": ("better than anywhere {value}", "glad it was not {value}"),
 }
-_ABOUT_LIKED = {
+_ABOUT_LIKED: _Phrases = {
     "kind": ("I love a good {value}", "happiest in a {value}", "often in a {value}"),
     "cuisine": ("fond of {value} food", "{value} cooking is my favourite", "crave {value} dishes"),
     "mood": ("at home where it is {value}", "look for {value} places", "{value} suits me"),
 }
-_ABOUT_DISLIKED = {
+_ABOUT_DISLIKED: _Phrases = {
     "kind": ("a {value} bores me", "no {value} for me", "never set foot in a {value}"),
     "cuisine": ("{value} food is not for me", "cannot stand {value} dishes", "no {value} cooking"),
     "mood": ("cannot bear it {value}", "{value} is not my thing", "{value} puts me off"),

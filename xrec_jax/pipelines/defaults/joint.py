@@ -139,7 +139,9 @@ def shrink(config: ConfigDict) -> None:
     joint.sft.examples = 12
     joint.sft.train.update(dict(batch_size=8, epochs=2))
     joint.ppo.update(dict(epochs=1, batch_size=8, critic_warmup=0))
-    joint.recommender.update(dict(components=8, bottleneck=8, hidden=16, warm_steps=8, steps=4, final_steps=8))
+    joint.recommender.update(
+        dict(components=8, bottleneck=8, hidden=16, warm_steps=8, steps=4, final_steps=8)
+    )
     joint.recommender.train.batch_size = 32
     # A model of this size writes nothing sensible, and nothing that ends.
     joint.guards.update(dict(min_ended=None, min_length_ratio=None, max_length_ratio=None,
