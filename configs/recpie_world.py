@@ -19,6 +19,7 @@ ABLATIONS = {
     # What the recommender reads instead of trained explanations; nothing is trained jointly.
     "no_text": dict(rounds=0, systems=("null",)),
     "features": dict(rounds=0, systems=("features",)),
+    "prompt": dict(rounds=0, systems=("prompt",)),
     "template": dict(rounds=0, systems=("template",)),
     "summary": dict(rounds=0, systems=("summary",)),
     "untuned": dict(rounds=0, systems=("untuned",)),

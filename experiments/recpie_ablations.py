@@ -109,7 +109,7 @@ def override(config: ConfigDict, entry: str) -> None:
         parent[last] = _read(text, node)
     except TypeError as error:
         raise UserError(
-            f"--override={entry}: {key} is {node!r}, so a {type(node).__name__} is needed"
+            f"--override={entry}: {key} is {node!r}, which is of type {type(node).__name__}"
         ) from error
 
 
@@ -158,24 +158,25 @@ def base_of(args: argparse.Namespace, config: ConfigDict) -> RunDir:
     Raises:
       UserError: if the given one is not finished, or not of this config.
     """
-    if not args.base:
+    given = args.base or str(pathlib.Path(args.workdir) / "base")
+    base = RunDir(given)
+    if not args.base and not (base.path / "base").exists():
         mine = config.copy_and_resolve_references()
         mine.name, mine.stages = "recpie_world_base", ("recommend", "pretrain")
-        return run_stages(mine, pathlib.Path(args.workdir) / "base")
-    base = RunDir(args.base)
+        run_stages(mine, base.path)
     theirs = base.config()
     for key in different(theirs, config, among=_MADE_FROM):
         raise UserError(
-            f"--base={args.base} was made with {key}={flat(theirs.to_dict()).get(key)!r}, not "
-            f"{flat(config.to_dict()).get(key)!r}; give another, or none to make one"
+            f"{given} was made with {key}={flat(theirs.to_dict()).get(key)!r}, not "
+            f"{flat(config.to_dict()).get(key)!r}; choose another --base or --workdir"
         )
     if not (base.path / "base").exists():
-        raise UserError(f"--base={args.base}: its language model (stage pretrain) is not finished")
+        raise UserError(f"{given}: its language model (stage pretrain) is not finished")
     for name in config.recommend:
         for seed in seeds_of(config, name):
             if not base.per_user(f"recommend/{name}/{seed}").exists():
                 raise UserError(
-                    f"--base={args.base}: recommend/{name}/{seed} is not finished; finish it, or "
+                    f"{given}: recommend/{name}/{seed} is not finished; finish it, or "
                     "choose other --seeds"
                 )
     return base
@@ -284,6 +285,8 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
         mine = config.copy_and_resolve_references()
         mine.name, mine.stages = f"recpie_world_{name}", ("recommend", "joint")
         mine.joint.update(known[name])
+        if args.tiny:  # an ablation may ask for more users
+            mine.joint.states.max_users = config.joint.states.max_users
         rundir = RunDir(pathlib.Path(args.workdir) / name)
         print(f"{name} ({number} of {len(names)})", flush=True)
         try:

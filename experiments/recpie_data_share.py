@@ -133,7 +133,7 @@ def values_of(
     if kept is None or not kept.any():
         raise UserError("every tested user is taught in some run; lower joint.sft.examples")
     return {
-        name: np.array([[seed[name][kept] for seed in seeds] for seeds in loaded])
+        name: np.array([[seed[name][kept] for seed in seeds] for seeds in loaded], np.float64)
         for name in SYSTEMS
     }
 
@@ -168,6 +168,8 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """All shares; see the head of this file."""
     shares = shares_of(args.shares)
     config = sweep.world_config(args)
+    if args.tiny:  # so small a share has no more users to teach by
+        config.joint.sft.examples = min(config.joint.sft.examples, 4)
     if args.anew and args.base:
         raise UserError("--anew makes a language model for each share; drop it, or --base")
     base = None if args.anew else sweep.base_of(args, config)

@@ -131,11 +131,12 @@ def metrics(workdir: pathlib.Path, stage: str = "") -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` (of one stage) without what depends on the machine."""
     path = workdir / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [
-        {key: value for key, value in record.items() if not key.startswith("time/")}
-        for record in records
-        if record["stage"].startswith(stage)
-    ]
+    return [untimed(record) for record in records if record["stage"].startswith(stage)]
+
+
+def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what depends on the machine."""
+    return {key: value for key, value in record.items() if not key.startswith("time/")}
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:

@@ -60,7 +60,7 @@ CASES = {
     "no recommend stage": (["--config.stages=joint"], "'recommend'"),
     "base with no stage to make it": (["--config.llm.path="], "'joint'", "llm.path"),
     "granularity": ([JOINT + "granularity=usr"], "joint.granularity='usr'", "'user'"),
-    "no round": ([JOINT + "rounds=0"], "joint.rounds=0", "at least 1"),
+    "negative rounds": ([JOINT + "rounds=-1"], "joint.rounds=-1", "at least 0"),
     "control": ([JOINT + "systems=null,shufled"], "'shufled'", "did you mean 'shuffled'"),
     # Of the states
     "source": ([JOINT + "states.source=wrold"], "joint.states.source='wrold'", "world, file"),
@@ -81,6 +81,10 @@ CASES = {
     "placeholder": (
         [JOINT + "soft_prompt.placeholder=xylophone"], "joint.soft_prompt.placeholder",
     ),
+    "no parts of a batch": (
+        [JOINT + "sft.train.accumulation=0"], "joint.sft.train.accumulation=0",
+    ),
+    "no epoch": ([JOINT + "sft.train.epochs=0"], "joint.sft.train.epochs=0"),
     "rank": ([JOINT + "lora.rank=0"], "lora.rank=0"),
     # Of rewards and guards
     "reward": ([JOINT + "rewards.log_prob_gian=1.0"], "log_prob_gian"),
@@ -88,6 +92,10 @@ CASES = {
     "weight": ([JOINT + "rewards.log_prob_gain=nan"], "log_prob_gain", "finite"),
     "guard": ([JOINT + "guards.max_reward=-1.0"], "max_reward=-1.0"),
     "patience": ([JOINT + "guards.patience=0"], "patience=0"),
+    "gain": (
+        [JOINT + "guards.gain_metric=valid/gian"], "joint.guards.gain_metric='valid/gian'",
+        "did you mean 'valid/gain'",
+    ),
     # Of PPO
     "estimator": ([JOINT + "ppo.estimator=gea"], "joint.ppo.estimator='gea'", "'gae'"),
     "a group of one": ([JOINT + "ppo.estimator=group"], "joint.rollout.group_size"),
@@ -102,6 +110,16 @@ CASES = {
     "reference": ([JOINT + "kl.reference=sft"], "joint.kl.reference='sft'", "warm_start"),
     "kind of KL": ([JOINT + "kl.kind=k4"], "joint.kl.kind='k4'"),
     "refresh": ([JOINT + "cache.refresh=1.5"], "joint.cache.refresh=1.5"),
+    "nearly none held out": (
+        [JOINT + "rollout.held_out=0.01"], "joint.rollout.held_out=0.01", "no user",
+    ),
+    "missing EOS": ([JOINT + "ppo.missing_eos=nan"], "joint.ppo.missing_eos=nan"),
+    # Of the fused recommender
+    "side": ([JOINT + "recommender.sides=whynot"], "joint.recommender", "did you mean 'why_not'"),
+    "null dropout": ([JOINT + "recommender.null_dropout=1.5"], "null_dropout=1.5"),
+    "components": (
+        [JOINT + "recommender.components=-1"], "joint.recommender.components=-1", "at least 0",
+    ),
     "all held out": ([JOINT + "rollout.held_out=1.0"], "joint.rollout.held_out=1.0"),
 }  # fmt: skip
 

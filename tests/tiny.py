@@ -140,7 +140,7 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked.systems = (
         "null", "features", "shuffled", "template", "sft", "untuned", "masked_titles", "planted",
     )  # fmt: skip
-    asked.states.update(dict(history=2, max_users=19))
+    asked.states.update(dict(history=2, max_users=19, reach=2))
     asked.explain.max_new_tokens = 9
     asked.lora.update(dict(rank=2, alpha=4.0))
     asked.critic.update(dict(rank=2, alpha=4.0))

@@ -47,6 +47,17 @@ def test_an_encoding_is_the_mean_of_the_last_states():
     assert not found[1].any() and np.abs(found[0] - found[4]).max() > 0.1
 
 
+def test_an_encoding_of_embeddings_is_the_mean_of_table_rows():
+    some, params = texts(LENGTHS), tiny.llama_params(CONFIG)
+    table = np.asarray(params["embed"]["table"], np.float64)
+    found, there = TextEncoder(MODEL, params, batch=4, layer="embedding")(some)
+    assert found.shape == (len(some), 16) and found.dtype == np.float32
+    np.testing.assert_array_equal(there, [length > 0 for length in LENGTHS])
+    for row, text in zip(found, some, strict=True):
+        expected = sum((table[token] for token in text), np.zeros(16)) / max(1, len(text))
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+
+
 def test_company_and_padding_change_nothing():
     some = texts(LENGTHS)
     encoder = TextEncoder(MODEL, tiny.llama_params(CONFIG), batch=8)
@@ -97,6 +108,8 @@ def test_what_cannot_be_read_is_refused():
         encoder([[3, 64]])
     with pytest.raises(UserError, match="batch=0 must be at least 1"):
         TextEncoder(MODEL, tiny.llama_params(CONFIG), batch=0)
+    with pytest.raises(UserError, match="layer='embeding' is not valid; did you mean 'embedding'"):
+        TextEncoder(MODEL, tiny.llama_params(CONFIG), layer="embeding")
 
 
 def test_attention_of_fixed_lengths_is_not_asked_for_any_length():

@@ -41,7 +41,8 @@ EVERY_ROUND = {
 }  # fmt: skip
 LEARNING = {
     "reward/score", "reward/log_prob_gain", "ppo/kl", "ppo/kl_beta", "ppo/entropy",
-    "rollout/length", "rollout/ended", "rollout/log_prob_gap", "cache/staleness",
+    "rollout/length", "rollout/ended", "rollout/planted_f1", "rollout/log_prob_gap",
+    "cache/staleness",
     *(f"time/{n}" for n in ("rollout", "scoring", "ppo", "encoding", "recommender", "evaluation")),
 }  # fmt: skip
 
@@ -96,9 +97,10 @@ def test_every_file_of_the_stage(joint):  # noqa: F811
         "rounds.jsonl", "samples.jsonl", "systems", "identity.json",
     }  # fmt: skip
     assert {p.name for p in (folder / "systems").iterdir()} == {
-        *(f"{name}.npz" for name in SYSTEMS), *(f"{name}.jsonl" for name in TEXTS),
-        "masked_titles.jsonl",
+        *(f"{name}.npz" for name in SYSTEMS), "masked_titles.jsonl",
+        *(f"{name}.jsonl" for name in TEXTS - {"untuned"}),
     }  # fmt: skip
+    assert (workdir / "joint" / "untuned.jsonl").exists()  # one for all seeds
     assert {p.name for p in (workdir / "checkpoints" / "joint" / "0").iterdir()} == {
         "sft", "rounds",
     }  # fmt: skip
@@ -163,33 +165,47 @@ def planted_f1(text, likes_and_dislikes):
     return 2 * right / (len(claims) + len(true))
 
 
+def counted_users(setup):
+    """Users that figures are over: explained, and not known to the warm start."""
+    states = setup.states
+    taught = {int(states.user[s]) for s in states.teacher}
+    return {int(user) for user in states.user[states.rows(TEST)]} - taught
+
+
 def test_figures_are_means_of_what_is_kept(joint, opened):  # noqa: F811
     figures = evaluation(joint / "run")
     kept = arrays(joint / "run" / "per_user" / "joint" / "0.npz")
     assert {name.split("/")[0] for name in kept} == SYSTEMS | {"users"}
+    counted = counted_users(opened.setup)
+    assert len(counted) == 19 - 8 and {*opened.setup.valid_users.tolist()} <= counted
+    counts = np.array([user in counted for user in kept["users"].tolist()])
+    assert counts.sum() == len(counted) and len(counts) == 26
     for name in SYSTEMS:
         own = arrays(joint / "run" / "joint" / "0" / "systems" / f"{name}.npz")
         for metric in ("ndcg@10", "recall@10", "mrr@10"):
             values = kept[f"{name}/{metric}"]
             np.testing.assert_array_equal(values, own[f"test/{metric}"])
-            told = figures[name][f"test/{metric}"]
-            assert told["value"] == pytest.approx(sum(values) / len(values), abs=1e-12)
-            assert told["count"] == len(values) == 26 and told["low"] <= told["value"]
+            for prefix, chosen in (("test", values[counts]), ("test_all", values)):
+                told = figures[name][f"{prefix}/{metric}"]
+                assert told["value"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-12)
+                assert told["count"] == len(chosen) and told["low"] <= told["value"]
     for first, second in [*((n, "alone") for n in SYSTEMS - {"alone"}), ("joint", "sft")]:
-        a, b = kept[f"{first}/ndcg@10"], kept[f"{second}/ndcg@10"]
+        a, b = (kept[f"{name}/ndcg@10"][counts] for name in (first, second))
         told = figures[f"{first} vs {second}"]
         difference = sum(x - y for x, y in zip(a, b, strict=True)) / len(a)
         assert told["ndcg@10/difference"]["value"] == pytest.approx(difference, abs=1e-12)
         relative = difference / (sum(b) / len(b))
         assert told["ndcg@10/relative"]["value"] == pytest.approx(relative, abs=1e-12)
-        assert 0 < told["ndcg@10/p"]["value"] <= 1
+        p = told["ndcg@10/p"]
+        assert 0 < p["value"] <= 1 and p["count"] == told["ndcg@10/relative"]["count"] == len(a)
 
 
 def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
     figures = evaluation(joint / "run")
     records = jsonl(joint / "run" / "explanations" / "joint_0.jsonl")
     states, world = opened.setup.states, opened.setup.data.world
-    rows = states.rows(TEST)
+    counted = counted_users(opened.setup)
+    rows = np.array([s for s in states.rows(TEST) if int(states.user[s]) in counted])
     true = dict(
         zip(
             (str(opened.setup.data.dataset.user_ids[u]) for u in states.user[rows]),
@@ -197,7 +213,8 @@ def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
         )
     )  # fmt: skip
     for name in TEXTS:
-        own = [record for record in records if record["system"] == name]
+        own = [r for r in records if r["system"] == name and r["user"] in true]
+        assert len(own) == len(counted)
         words = [len(record["text"].split()) for record in own]
         assert figures[name]["text/words"]["value"] == pytest.approx(np.mean(words))
         f1 = [planted_f1(record["text"], true[record["user"]]) for record in own]
@@ -251,11 +268,12 @@ def test_every_training_state_is_drawn_before_any_comes_again():
 
 def test_prompts_hold_what_came_before_and_no_name(opened):
     setup, states = opened.setup, opened.setup.states
-    reviews = setup.data.dataset.reviews
-    assert any(reviews.values())
+    reviews, about = setup.data.dataset.reviews, setup.data.world.about
+    assert any(reviews.values()) and any(one.facts for one in about)
     for s, prompt in enumerate(states.prompts):
         assert not [title for title in states.titles if title in prompt]
         user, past = int(states.user[s]), states.history.items
+        assert about[user].text in prompt
         past = past[states.history.start[s] : states.history.start[s + 1]].tolist()
         lines = [x for x in prompt.split("\n") if x[:2] in ("1.", "2.", "3.")]
         assert len(lines) == min(2, len(past)) > 0
@@ -391,12 +409,33 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(joint, opened, tmp_path)
         state, data, _ = newest(seed_run(workdir))
     runs.assert_same_bits(jax.device_get(state.saved()), jax.device_get(opened.state.saved()))
     untimed = [
-        json.loads(json.dumps(one["rounds"]), object_hook=lambda d: {
-            k: v for k, v in d.items() if not k.startswith("time/")})
+        [runs.untimed(json.loads(json.dumps(number))) for number in one["rounds"]]
         for one in (data, opened.data)
-    ]  # fmt: skip
+    ]
     assert untimed[0] == untimed[1] and data["guard"] == opened.data["guard"]
     assert runs.metrics(workdir, "joint") == runs.metrics(joint / "run", "joint")
+
+
+def test_without_a_round_the_warm_start_is_what_is_tested(joint, tmp_path):  # noqa: F811
+    """All that is left beside it are the last updates of its recommender."""
+    workdir = tmp_path / "run"
+    shutil.copytree(joint / "warm", workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["joint"].update(rounds=0, systems=["sft"])
+    (workdir / "config.json").write_text(json.dumps(config))
+    with runs.one_device():
+        run.run(RunDir(workdir).config(), workdir)
+    (only,) = jsonl(workdir / "joint" / "0" / "rounds.jsonl")
+    (first, *_) = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    assert runs.untimed(only) == runs.untimed(first)
+    texts = {"joint": [], "sft": []}
+    for record in jsonl(workdir / "explanations" / "joint_0.jsonl"):
+        texts[record["system"]].append(record["text"])
+    assert texts["joint"] == texts["sft"] and len(texts["sft"]) == 19
+    told = evaluation(workdir)
+    assert told["rounds"]["valid/best_gain"]["value"] == pytest.approx(only["valid/gain"])
+    assert told["rounds"]["planted/f1_difference"]["value"] == 0
+    assert {"joint", "sft", "alone", "joint vs alone", "joint vs sft"} <= told.keys()
 
 
 def test_pairs_of_the_warm_start_are_true(opened):

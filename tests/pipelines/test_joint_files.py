@@ -13,7 +13,14 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.joint_file_texts import Texts, bag, far_places, read_states_file, vocabulary
+from xrec_jax.pipelines.joint_file_texts import (
+    Texts,
+    bag,
+    far_places,
+    plain_texts,
+    read_states_file,
+    vocabulary,
+)
 from xrec_jax.pipelines.joint_files import file_states
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.text.pair_files import content_words
@@ -296,6 +303,44 @@ def test_without_profiles_nothing_is_made_of_them(tmp_path):
     assert first.prompts == other.prompts and first.template == other.template
     np.testing.assert_array_equal(first.features, other.features)
     assert any("places for fans of" in text.split("\n")[0] for text in first.template)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("faulty", [False, True])
+def test_texts_to_pretrain_on_hold_no_explanation_that_is_held_out(tmp_path, faulty, share):
+    made = twin(tmp_path, seed=1, faulty=faulty)
+    data = made.data._replace(train_share=share)
+    found = plain_texts(made.config, data)
+    parts = {name: {tuple(p) for p in pairs.tolist()} for name, pairs in made.parts.items()}
+    held_out, learned = parts["valid"] | parts["test"], set(data.learned.user.tolist())
+    assert parts["train"] & held_out or not faulty
+    assert (len(learned) < USERS) == (share < 1)
+    expected = set()
+    for record in made.records:
+        pair = int(record["uid"][1:]), int(record["iid"][1:])
+        expected |= {record["user_summary"], record["item_summary"]}
+        if pair in parts["train"] - held_out and pair[0] in learned:
+            expected.add(record["explanation"])
+    assert set(found) == expected and len(found) == len(expected)
+    for record in made.records:
+        if (int(record["uid"][1:]), int(record["iid"][1:])) in held_out:
+            assert record["explanation"] not in found
+
+
+def test_a_share_of_the_users_has_training_states(tmp_path):
+    made = twin(tmp_path)
+    made.config.joint.sft.examples = 2
+    data = made.data._replace(train_share=0.5)
+    whole, some = file_states(made.config, made.data), file_states(made.config, data)
+    learned = set(data.learned.user.tolist())
+    for part in (TRAIN, VALID, TEST):
+        rows = [
+            [(int(s.user[r]), int(s.target[r]), past(s, r)) for r in s.rows(part)]
+            for s in (whole, some)
+        ]
+        assert rows[1] == [row for row in rows[0] if part != TRAIN or row[0] in learned]
+        assert (len(rows[1]) < len(rows[0])) == (part == TRAIN)
+    assert {int(some.user[s]) for s in some.teacher} <= learned
 
 
 def test_what_cannot_be_is_one_clear_line(tmp_path):

@@ -3,7 +3,8 @@
 Errors (`UserError`), because every later number would be worthless:
 
 * a reward that is NaN or infinite, or beyond `max_reward` (`check_scores`);
-* log-probabilities of sampler and trainer that differ by more than `gap_max` (`check_gap`).
+* log-probabilities of sampler and trainer that differ by more than `gap_max` (`check_gap`);
+* updates whose loss or gradient is NaN or infinite (`check_updates`).
 
 Stops (a `Verdict`), because the run was sound up to then and its best round is worth keeping:
 
@@ -315,6 +316,21 @@ def check_gap(
             "temperature and soft prompts; or raise the limit"
         )
     return {"rollout/log_prob_gap": mean, "rollout/log_prob_gap_max": most}
+
+
+def check_updates(metrics: Mapping[str, float], lower: str) -> None:
+    """Refuses updates that cannot have left weights to go on with.
+
+    Args:
+      metrics: of the updates.
+      lower: keys of the config that make updates smaller, for the message.
+
+    Raises:
+      UserError: names a metric that is NaN or infinite.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}: the updates broke the weights; lower {lower}")
 
 
 def check_rollouts(

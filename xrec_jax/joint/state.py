@@ -61,8 +61,9 @@ class JointState(flax.struct.PyTreeNode):
       controller: of the KL coefficient.
       cache: explanations of all states.
       buffer: the latest rollout.
-      constants: `mean` and `std` `[2, E]` of encodings, measured at the warm start.
-      best: policy and recommender parameters of the best round so far, and its cache.
+      constants: what standardises encodings, measured at the warm start: `mean` `[2, E]`, and
+        `basis` `[2, E, components]` or `std` `[2, E]`.
+      best: policy and recommender parameters of the best round so far.
     """
 
     step: jax.Array

@@ -90,25 +90,28 @@ def _leave(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
     """Texts, adapter and per-user figures of a finished seed; the last file marks it done."""
     setup, seed = one.setup, one.seed
     policy = gather(state.best["policy"])
+    texts = {name: systems.texts(name) for name in systems.names() if name in _TEXTS}
     if not is_first():
         meet("joint")
         return
+    folder = setup.rundir.path / "adapter_joint" / str(seed)
+    if folder.exists():  # of this seed, before a kill kept it from being done
+        folder.rmtree()
     save_adapter(
-        setup.rundir.path / "adapter_joint" / str(seed), Adapter(policy["lora"], setup.lora),
+        folder, Adapter(policy["lora"], setup.lora),
         base=setup.base.identity(),
     )  # fmt: skip
     records = []
     ids, states = setup.data.dataset.user_ids, setup.states
-    for name in systems.names():
-        if name in _TEXTS:
-            for s, text in zip(systems.rows, systems.texts(name), strict=True):
-                if states.part[s] == TEST:
-                    why, why_not = split_pair(text)
-                    [named] = states.records(np.array([s]), setup.data.dataset.item_ids)
-                    records.append(
-                        {"user": str(ids[states.user[s]]), **named, "system": name, "text": text,
-                         "why": why, "why_not": why_not}
-                    )  # fmt: skip
+    for name, made in texts.items():
+        for s, text in zip(systems.rows, made, strict=True):
+            if states.part[s] == TEST:
+                why, why_not = split_pair(text)
+                [named] = states.records(np.array([s]), setup.data.dataset.item_ids)
+                records.append(
+                    {"user": str(ids[states.user[s]]), **named, "system": name, "text": text,
+                     "why": why, "why_not": why_not}
+                )  # fmt: skip
     path = setup.rundir.path / "explanations" / f"joint_{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, files.json_lines(records))
@@ -181,7 +184,7 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
             f"{metric}/relative": _share(apart, scale),
             f"{metric}/p": exact(p, int(kept.sum())),
         }
-    table["rounds"] = _over_rounds(config, rundir, resamples)
+    table["rounds"] = _over_rounds(config, rundir)
     return table
 
 
@@ -245,14 +248,18 @@ def _add_texts(
             )  # fmt: skip
 
 
-def _over_rounds(config: Any, rundir: RunDir, resamples: int) -> dict[str, Estimate]:
+def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
     """What changed from the warm start to the best round, over seeds."""
     first, last, stopped, gains = [], [], 0, []
     for seed in config.seeds:
         rounds = files.read_json_lines(rundir.path / STAGE / str(seed) / "rounds.jsonl")
-        # A round that tripped a guard is never the one that is kept.
-        good = [one for one in rounds if not one.get("stopped") and "valid/gain" in one]
-        best = max(good or rounds[:1], key=lambda one: (one["valid/gain"], -one["round"]))
+        # The rule of `guards.check_round`; a round that tripped a guard is never the one kept.
+        asked, best = config.joint.guards, rounds[0]
+        for one in rounds[1:]:
+            if one.get("stopped") or asked.gain_metric not in one:
+                continue
+            if one[asked.gain_metric] > best[asked.gain_metric] + asked.min_delta:
+                best = one
         gains.append(best["valid/gain"])
         stopped += int(rounds[-1].get("stopped", 0))
         if "valid/planted_f1" in rounds[0]:
@@ -269,7 +276,6 @@ def _over_rounds(config: Any, rundir: RunDir, resamples: int) -> dict[str, Estim
             "planted/f1_best": exact(float(np.mean(last)), count),
             "planted/f1_difference": exact(float(np.mean(last) - np.mean(first)), count),
         }
-    del resamples
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax import recommenders
@@ -19,9 +20,12 @@ from xrec_jax.pipelines import joint_judge, language, train_language
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.defaults.joint import SYSTEMS
 from xrec_jax.pipelines.joint_items import GRANULARITIES, check_cases, is_reranked
-from xrec_jax.pipelines.joint_recommender import system_of
-from xrec_jax.pipelines.joint_setup import check_lengths, prompts_of, states_of
+from xrec_jax.pipelines.joint_recommender import HPARAMS, system_of
+from xrec_jax.pipelines.joint_setup import check_lengths, cut_off, prompts_of, states_of
+from xrec_jax.pipelines.joint_states import TEST, VALID, JointStates
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import build_model
+from xrec_jax.recommenders.fused import fuse
 from xrec_jax.training import kl
 from xrec_jax.training.advantages import ESTIMATORS, AdvantageOptions
 from xrec_jax.training.optimizers import optimizer
@@ -63,9 +67,11 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
                 raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, SYSTEMS)}")
     _check_counts(asked, mesh)
     _check_rules(asked, mesh)
+    _check_fusion(config, name, data)
     if "judge" in rewards.read_weights(asked.rewards):
         joint_judge.check(config, rundir)
     states = states_of(config, data)
+    _check_states(config, states)
     check_cases(config, data)
     if config.llm.path and not is_reranked(config):  # what `pretrain` makes has no tokenizer yet
         prompts = prompts_of(config, states, load_tokenizer(config.llm.path))
@@ -82,6 +88,7 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
         "sft.examples": 1, "ppo.epochs": 1, "ppo.batch_size": 1, "ppo.accumulation": 1,
         "ppo.critic_warmup": 0, "recommender.warm_steps": 0, "recommender.steps": 0,
         "recommender.final_steps": 0, "recommender.train.batch_size": 1,
+        "recommender.components": 0,
     }  # fmt: skip
     for key, low in least.items():
         value = asked
@@ -147,14 +154,40 @@ def _check_rules(asked: Any, mesh: Mesh) -> None:
     optimizer(ppo.policy, 1)
     optimizer(ppo.critic, 1)
     optimizer(asked.recommender.train, 1)
-    if ppo.missing_eos < 0:
-        raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must not be negative")
-    train = asked.sft.train
-    parts = batch_divisor(mesh) * train.accumulation
-    if train.batch_size % parts:
-        raise UserError(
-            f"joint.sft.train.batch_size={train.batch_size} must be divisible by {parts}: devices "
-            "along the batch times accumulation"
-        )
+    if not 0.0 <= ppo.missing_eos < float("inf"):
+        raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must be a number from 0")
+    train_language.check(asked.sft.train, "joint.sft.train", mesh)
     if asked.lora.dropout and not 0 <= asked.lora.dropout < 1:
         raise UserError(f"joint.lora.dropout={asked.lora.dropout} must be from 0 to below 1")
+
+
+def _check_fusion(config: Any, name: str, data: RunData) -> None:
+    """Refuses values of the fused recommender, which is built only after the recommender alone."""
+    asked = config.joint.recommender
+    model = build_model(config.recommend[name], data)
+    try:
+        fuse(
+            model, encoding=max(1, asked.components), components=asked.components,
+            sides=asked.sides, **{key: asked[key] for key in HPARAMS},
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(f"joint.recommender: {error}") from error
+
+
+def _check_states(config: Any, states: JointStates) -> None:
+    """Refuses states that leave nobody to roll out, to choose a round by, or to test."""
+    states.divided(config.joint.rollout.held_out)
+    taught = states.user[sorted(states.teacher)]
+    for part, what in ((VALID, "valid"), (TEST, "test")):
+        if np.isin(states.user[states.rows(part)], taught).all():
+            raise UserError(
+                f"joint: no user with a {what} state is left beside those that the warm start is "
+                "taught with; lower joint.sft.examples or raise joint.states.max_users"
+            )
+    gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
+    gains += ["valid/planted_f1"] if states.planted is not None else []
+    chosen = config.joint.guards.gain_metric
+    if chosen not in gains:
+        raise UserError(
+            f"joint.guards.gain_metric={chosen!r} is not measured{did_you_mean(chosen, gains)}"
+        )

@@ -194,10 +194,15 @@ def plain_texts(config: Any, data: RunData) -> list[str]:
     texts = dict.fromkeys(row.profile for row in rows if row.profile)
     texts |= dict.fromkeys(row.item_text for row in rows if row.item_text)
     ids = data.dataset
-    train = {
-        (str(ids.user_ids[u]), str(ids.item_ids[i]))
-        for u, i in zip(data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True)
-    }
+    # In faulty data a held-out pair may stand in training too: its explanation is held out.
+    learned, *held_out = (
+        {
+            (str(ids.user_ids[u]), str(ids.item_ids[i]))
+            for u, i in zip(part.user.tolist(), part.item.tolist(), strict=True)
+        }
+        for part in (data.learned, data.split.valid, data.split.test)
+    )
+    train = learned.difference(*held_out)
     texts |= dict.fromkeys(
         row.teacher for row in rows if row.teacher and (row.user, row.item) in train
     )

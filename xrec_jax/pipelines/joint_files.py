@@ -141,7 +141,10 @@ class _Drawn:
         for user, item in texts.taught:
             taught.setdefault(user, []).append(item)
         rows: list[tuple[int, int, int, np.ndarray]] = []
+        learned = set(texts.data.learned.user.tolist())
         for user in users:
+            if user not in learned:
+                continue
             # In faulty data a held-out place may stand in training too: its audit says so.
             seen = _without(of(TRAIN, user), of(VALID, user), of(TEST, user))
             places = np.unique(seen)

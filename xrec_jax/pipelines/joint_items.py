@@ -27,7 +27,7 @@ from xrec_jax.pipelines.train_recommender import RecommenderTask
 GRANULARITIES = ("user", "user_item")
 # Of a setup, what depends on its states.
 _OWN = ("states", "prompts", "content", "valid_users", "learned", "rolled_out", "judge",
-        "taught_users")  # fmt: skip
+        "taught_users", "targets", "lessons")  # fmt: skip
 
 
 def is_reranked(config: Any) -> bool:

@@ -13,6 +13,7 @@ import optax
 
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.data.pipeline import BatchSource, iterate
+from xrec_jax.joint.guards import check_updates
 from xrec_jax.joint.rollout import Answers, generate, rows
 from xrec_jax.llm import heads
 from xrec_jax.llm.lora import Adapter
@@ -138,6 +139,7 @@ class PolicyTask:
             total_steps=epoch * asked.train.epochs, log_every=epoch,
             checkpoint_every=epoch * asked.train.checkpoint_every,
             examples_per_step=asked.train.batch_size, steps_per_epoch=epoch,
+            steps_before=setup.steps_before(seed),
         )  # fmt: skip
         with Checkpoints(setup.rundir.checkpoints(stage)) as checkpoints:
             state, _ = fit(
@@ -234,6 +236,9 @@ class PolicyTask:
 
         Returns:
           The state after it, and mean metrics over the updates (maxima where a name says so).
+
+        Raises:
+          UserError: if a metric is not finite.
         """
         asked, setup = self.setup.asked.ppo, self.setup
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
@@ -260,6 +265,7 @@ class PolicyTask:
             )
             for name in found[0]
         }
+        check_updates(means, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate")
         means["ppo/updates"] = float(len(found) - found[-1]["ppo/stopped"])
         return state.replace(frozen={}), means
 

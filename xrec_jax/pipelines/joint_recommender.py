@@ -11,9 +11,11 @@ import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
+from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator
-from xrec_jax.parallel.mesh import gather, put_replicated
+from xrec_jax.joint.guards import check_updates
+from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
 from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.pipelines.train_recommender import RecommenderTask
@@ -26,7 +28,7 @@ from xrec_jax.training.state import TrainState, initializer
 from xrec_jax.training.steps import recommend_step
 
 _LARGE = 1 << 31
-_HPARAMS = (
+HPARAMS = (
     "bottleneck", "hidden", "null_dropout", "null_rows", "code_dropout", "reconstruction",
     "train_base",
 )  # fmt: skip
@@ -81,7 +83,7 @@ class FusedTask:
     ):  # fmt: skip
         self.setup, self.task = setup, task
         asked = setup.asked.recommender
-        values = {key: asked[key] for key in _HPARAMS}
+        values = {key: asked[key] for key in HPARAMS}
         self.model: Fused
         if features:
             self.model = fuse_features(
@@ -137,6 +139,9 @@ class FusedTask:
 
         Returns:
           The state after them, and mean metrics.
+
+        Raises:
+          UserError: if a metric is not finite.
         """
         rows, size = self.trained_rows(), self.setup.asked.recommender.train.batch_size
         state = state.replace(frozen=frozen)
@@ -156,6 +161,7 @@ class FusedTask:
             )
             for name in (found[0] if found else {})
         }
+        check_updates(means, "joint.recommender.train.learning_rate")
         return state.replace(frozen={}), means
 
     def trained_rows(self) -> np.ndarray:
@@ -180,21 +186,24 @@ class FusedTask:
 
     # Ranking.
 
-    @functools.cached_property
-    def _evaluators(self) -> dict[str, RankingEvaluator]:
-        split, ks = self.setup.data.split, tuple(self.setup.config.ranking.ks)
-        kept = set(self.setup.valid_users.tolist())
-        few = split.valid.take(np.isin(split.valid.user, sorted(kept)))
-        events = {
+    def _groups(self) -> dict[str, tuple[list[Interactions], Interactions]]:
+        """Seen and held-out events of each group that `evaluate` knows."""
+        split = self.setup.data.split
+        few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))
+        return {
             "few": ([split.train], few),
             "valid": ([split.train], split.valid),
             "test": ([split.train, split.valid], split.test),
         }
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, RankingEvaluator]:
+        ks = tuple(self.setup.config.ranking.ks)
         return {
             group: RankingEvaluator(
                 self.model, seen=seen, held_out=held_out, mesh=self.setup.mesh, ks=ks
             )
-            for group, (seen, held_out) in events.items()
+            for group, (seen, held_out) in self._groups().items()
         }
 
     def evaluate(
@@ -237,7 +246,8 @@ class FusedTask:
         return self._user_states_of(base, frozen, np.arange(len(self.setup.states)))
 
     def _user_states_of(self, base: Any, frozen: Any, states: np.ndarray) -> np.ndarray:
-        setup, count, size = self.setup, len(states), 1024
+        setup, count = self.setup, len(states)
+        size = _even(1024, setup)
         found = []
         for first in range(0, count, size):
             rows = states[np.minimum(np.arange(first, first + size), count - 1)]
@@ -288,7 +298,7 @@ class FusedTask:
           and `_shuffled`: `[n]` each.
         """
         del read
-        size = min(256, -(-len(states) // 8) * 8)
+        size = _even(min(256, -(-len(states) // 8) * 8), self.setup)
         others = another(self.setup.states.user[states], key)
         found = []
         for first in range(0, len(states), size):
@@ -313,6 +323,12 @@ class FusedTask:
     @functools.cached_property
     def _seen_width(self) -> int:
         return int(self._seen.lengths[self.setup.states.rows(TRAIN)].max(initial=1))
+
+
+def _even(size: int, setup: JointSetup) -> int:
+    """`size`, rounded up to what the devices along the batch divide."""
+    parts = batch_divisor(setup.mesh)
+    return -(-size // parts) * parts
 
 
 def row_means(values: jax.Array, real: jax.Array) -> jax.Array:

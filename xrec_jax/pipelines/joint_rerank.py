@@ -179,14 +179,8 @@ class RerankTask(FusedTask):
     @functools.cached_property
     def _held_out(self) -> dict[str, tuple[Histories, Histories, np.ndarray]]:
         """Seen items, targets and users of each group."""
-        split, count = self.setup.data.split, self.setup.data.dataset.num_users
-        few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))
-        found = {}
-        for group, (seen, held_out) in {
-            "few": ([split.train], few),
-            "valid": ([split.train], split.valid),
-            "test": ([split.train, split.valid], split.test),
-        }.items():
+        found, count = {}, self.setup.data.dataset.num_users
+        for group, (seen, held_out) in self._groups().items():
             pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
             targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], count)
             users = np.flatnonzero(targets.lengths).astype(np.int32)

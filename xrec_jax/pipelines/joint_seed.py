@@ -22,12 +22,12 @@ from xrec_jax.parallel.mesh import gather, put_replicated
 from xrec_jax.pipelines import joint_items
 from xrec_jax.pipelines.joint_policy import PolicyTask
 from xrec_jax.pipelines.joint_round import Round
-from xrec_jax.pipelines.joint_setup import JointSetup
+from xrec_jax.pipelines.joint_setup import ROUNDS_AT, JointSetup
 from xrec_jax.pipelines.joint_states import VALID
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.kl import controller
-from xrec_jax.training.loop import Interrupted
+from xrec_jax.training.loop import Interrupted, stop_requested
 
 WARM = 0  # the round of the warm start
 
@@ -120,6 +120,7 @@ class SeedRun:
                 self.seed, self.users, f"{self.stage}/sft", writer
             )
             if state is None:
+                writer.rewind(self.stage, -1)  # what a kill left of an earlier beginning
                 state = self.warm(writer)
                 state, guard, history = self._judge_warm(state, guard, writer)
                 _save(checkpoints, state, guard, history)
@@ -138,7 +139,8 @@ class SeedRun:
                         if is_first():
                             say(f"{self.stage}: {_line(found)}; {verdict.line()}")
                     _save(checkpoints, state, guard, history)
-                    if terminated.is_set():
+                    done = setup.steps_before(self.seed) + ROUNDS_AT + int(state.step)
+                    if stop_requested(terminated, done):
                         checkpoints.wait()
                         raise Interrupted(self.stage, number)
             checkpoints.wait()

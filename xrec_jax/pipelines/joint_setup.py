@@ -34,6 +34,7 @@ from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.pairs import split_pair
 
 SOURCES = {"world": world_states, "file": file_states}
+ROUNDS_AT = 1 << 19  # steps after those before a seed, more than its warm start has
 # Texts of one token each that may stand for soft vectors; the first that a tokenizer has is taken.
 _PLACEHOLDERS = (" _", " *", " ~", " #", ".", " -", ",")
 
@@ -98,6 +99,12 @@ def check_lengths(config: Any, prompts: Prompts, most: int) -> None:
             f"{most} that the model takes; lower joint.states.history or "
             "joint.explain.max_new_tokens"
         )
+
+
+def cut_off(config: Any) -> int:
+    """Cut-off of the NDCG that stands for all: 10 where it is measured, else the first."""
+    ks = tuple(config.ranking.ks)
+    return 10 if 10 in ks else int(ks[0])
 
 
 class Lessons(NamedTuple):
@@ -258,8 +265,7 @@ class JointSetup:
     @property
     def best_k(self) -> int:
         """Cut-off of the NDCG that decides on the best round."""
-        ks = tuple(self.config.ranking.ks)
-        return 10 if 10 in ks else ks[0]
+        return cut_off(self.config)
 
     @functools.cached_property
     def content(self) -> jax.Array:
@@ -278,6 +284,10 @@ class JointSetup:
     def judge(self) -> RewardJudge:
         """Of the reward part `judge`; see `joint_judge`."""
         return reward_judge(self.config, self.states, self.base, mesh=self.mesh, rundir=self.rundir)
+
+    def steps_before(self, seed: int) -> int:
+        """Of a seed's warm start; see `training.loop.LoopOptions`. Rounds follow at `ROUNDS_AT`."""
+        return train_language.STEPS_BEFORE["joint"] + (list(self.config.seeds).index(seed) << 20)
 
     def put(self, tree: Any) -> Any:
         """Host rows, the same on every process, split over the devices."""

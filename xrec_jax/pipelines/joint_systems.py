@@ -59,7 +59,7 @@ class Systems:
             chosen = [name for name in chosen if name != "planted"]
         if not any(self.setup.states.titles):
             chosen = [name for name in chosen if name != "masked_titles"]
-        return [JOINT, ALONE, *chosen]
+        return list(dict.fromkeys([JOINT, ALONE, *chosen]))
 
     def test(self) -> dict[str, Arrays]:
         """Per-user test metrics of every system; what is done already is read from disk."""
@@ -77,12 +77,14 @@ class Systems:
         return found
 
     def texts(self, name: str) -> list[str]:
-        """Texts of a system for `rows`; made once and kept in a file."""
+        """Texts of a system for `rows`; made once and kept in a file. All processes call it."""
         path = self.folder / f"{name}.jsonl"
         same = not self.setup.sampling.temperature and not self.run.fused.reads_others
         if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
             path = self.run.folder.parent / "untuned.jsonl"
-        if not path.exists():
+        known = path.exists()
+        meet(f"{name}.jsonl known")  # before anybody writes
+        if not known:
             made = self._write_texts(name)
             records = [
                 {"state": int(s), "text": text} for s, text in zip(self.rows, made, strict=True)
@@ -95,7 +97,10 @@ class Systems:
 
     def _write_texts(self, name: str) -> list[str]:
         states, run = self.setup.states, self.run
-        given = {"template": states.template, "summary": states.summary}
+        given = {
+            "template": states.template, "summary": states.summary,
+            "prompt": states.prompts,  # its words without a model that reads them
+        }  # fmt: skip
         if name in given:
             return [given[name][s] for s in self.rows]
         if name == "planted":

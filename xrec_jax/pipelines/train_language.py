@@ -29,7 +29,10 @@ from xrec_jax.training.state import TrainState, check_divisible, initializer
 
 METRICS = ("valid/loss",)
 # Processes that agree on where to stop need a count that grows over the stages of a run.
-STEPS_BEFORE = {"pretrain": 1 << 28, "instruct": 1 << 29, "judge": 3 << 28, "attributes": 1 << 30}
+STEPS_BEFORE = {
+    "pretrain": 1 << 28, "instruct": 1 << 29, "judge": 3 << 28, "attributes": 1 << 30,
+    "joint": 5 << 28,
+}  # fmt: skip
 
 
 def check(train: Any, where: str, mesh: Mesh) -> None:

@@ -260,7 +260,7 @@ def fit(
                 writer.write(stage, done, logged)
                 bar.advance(done - last_step, _note(logged, options.metric))
                 last_time, last_step = time.perf_counter(), done
-            interrupted = _stop_requested(terminated, options.steps_before + done)
+            interrupted = stop_requested(terminated, options.steps_before + done)
             last = last or bool(progress.stopped)
             if last or interrupted or done % options.checkpoint_every == 0:
                 pending.collect()  # a state that is not finite is never saved
@@ -307,7 +307,7 @@ def _note_score(state, scores, step, progress, options) -> TrainState:
     return state
 
 
-def _stop_requested(event: threading.Event, step: int) -> bool:
+def stop_requested(event: threading.Event, step: int) -> bool:
     """Whether to stop now; processes agree on the step."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)

@@ -242,7 +242,6 @@ def _shrink(config: ConfigDict) -> None:
         _shrink_language(config)
     assessment.shrink(config)
     shrink_joint(config)
-    shrink_joint(config)
 
 
 def _shrink_language(config: ConfigDict) -> None:

@@ -10,13 +10,13 @@ from xrec_jax.joint.guards import GuardOptions
 from xrec_jax.pipelines.defaults.training import language_training, lora, training_defaults
 
 SYSTEMS = (
-    "null", "features", "shuffled", "template", "summary", "untuned", "sft", "why", "why_not",
-    "masked_titles", "planted",
+    "null", "features", "prompt", "shuffled", "template", "summary", "untuned", "sft", "why",
+    "why_not", "masked_titles", "planted",
 )  # fmt: skip
 
 
 def joint() -> ConfigDict:
-    """The `joint` stage (RecPIE, arXiv 2502.16759); DESIGN of rewards and controls: README."""
+    """The `joint` stage (RecPIE, arXiv 2502.16759): training, rewards, guards and controls."""
     return ConfigDict(
         dict(
             system="",  # recommender to fuse, of `recommend`; "": the first

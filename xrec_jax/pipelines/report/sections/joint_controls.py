@@ -63,6 +63,10 @@ CONTROLS = {
         "template", "k4", "A text by rule from the attributes in the history, no model.",
         "If it gained as much, counting attributes would do.",
     ),
+    "prompt": Control(
+        "prompt as it is", "k4", "The words of the prompt itself, encoded without a model reading them.",
+        "If it gained as much, nobody would need to explain.",
+    ),
     "summary": Control(
         "history summary", "k4", "A text that says what was visited, without reasons.",
         "If it gained as much, the reasons would be idle.",
@@ -238,8 +242,8 @@ def _further(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html
 
 
 def _called(name: str) -> str:
-    if name.startswith("test_explained/"):
-        return f"{wording.ranking(name)}, explained users"
+    if name.startswith("test_all/"):
+        return f"{wording.ranking(name)}, everybody"
     return wording.ranking(name) if "@" in name else wording.meaning(name).label
 
 

@@ -1,0 +1,119 @@
+"""The pure functions of the two experiments on joint training."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from experiments import recpie_ablations, recpie_data_share
+from xrec_jax.core.errors import UserError
+
+
+def test_matching_share_lies_on_the_line_between_two_shares():
+    shares, values = [0.1, 0.3, 1.0], [0.10, 0.14, 0.15]
+    found = recpie_data_share.matching_share
+    assert found(shares, values, 0.13) == pytest.approx(0.1 + 0.75 * 0.2)
+    assert found(shares, values, 0.145) == pytest.approx(0.65)
+    assert found(shares, values, 0.14) == pytest.approx(0.3)
+    assert found(shares, values, 0.09) == 0.1  # enough at the first: no more is known
+    assert found(shares, values, 0.16) is None
+    assert found([0.1, 1.0], [0.2, 0.1], 0.15) == 0.1  # the smallest, though more data is worse
+
+
+def test_shares_are_compared_with_alone_on_all_data():
+    rng = np.random.default_rng(0)
+    alone, joint = rng.random((2, 3, 2, 40))  # systems, shares, seeds, users
+    values = {"alone": alone, "joint": joint}
+    found = recpie_data_share.compare([0.2, 0.5, 1.0], values, resamples=50)
+    assert found["users"] == 40
+    for place, share in enumerate(("0.2", "0.5", "1")):
+        one = found["shares"][share]
+        assert one["joint"]["value"] == pytest.approx(joint[place].mean())
+        difference = joint[place].mean() - alone[2].mean()
+        assert one["joint_less_alone_on_all"]["value"] == pytest.approx(difference)
+        assert one["joint_less_alone"]["value"] == pytest.approx(
+            joint[place].mean() - alone[place].mean()
+        )
+    found["matching_share"] = None
+    assert "at no share" in recpie_data_share.show(found | {"metric": "ndcg@10"})
+
+
+@pytest.mark.parametrize("text", ["0,1", "0.1,1.5", "0.2,0.5", "a", ""])
+def test_wrong_shares_are_refused(text):
+    with pytest.raises(UserError, match="--shares"):
+        recpie_data_share.shares_of(text)
+
+
+def test_an_override_keeps_the_kind_of_a_value():
+    config = recpie_ablations.world_config(
+        argparse.Namespace(
+            tiny=True,
+            seeds="3,4",
+            override=[
+                "joint.kl.beta=1",
+                "joint.systems=null,features",
+                "joint.recommender.train_base=true",
+                "joint.encoder=last",
+                "joint.guards.max_leak=0.5",
+            ],
+        )
+    )
+    assert config.seeds == (3, 4)
+    assert type(config.joint.kl.beta) is float and config.joint.kl.beta == 1.0
+    assert config.joint.systems == ("null", "features")
+    assert config.joint.recommender.train_base is True
+    assert config.joint.encoder == "last" and config.joint.guards.max_leak == 0.5
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("joint.kl.bata=1", "did you mean 'beta'"),
+        ("joint.kl=1", "is a group"),
+        ("joint.rounds=few", "joint.rounds is 2"),
+        ("joint.rounds=true", "joint.rounds is 2"),
+        ("joint.rounds", "key=value"),
+        ("joint.rounds.x=1", "no key"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(entry, says):
+    with pytest.raises(UserError, match="--override") as caught:
+        recpie_ablations.world_config(argparse.Namespace(tiny=True, seeds="", override=[entry]))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_are_those_of_the_config():
+    known = recpie_ablations.ablations()
+    assert recpie_ablations.chosen("", list(known)) == list(known)
+    assert recpie_ablations.chosen("ppo,full,ppo", list(known)) == ["ppo", "full"]
+    with pytest.raises(UserError, match="did you mean 'no_kl'"):
+        recpie_ablations.chosen("no_kll", list(known))
+
+
+def _figure(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "count": 9}
+
+
+def test_table_shows_controls_alone_where_nothing_was_trained_jointly():
+    table = {name: {"test/ndcg@10": _figure(0.2)} for name in ("joint", "alone", "null")}
+    table["joint"]["planted/f1"] = _figure(0.6)
+    for name in ("joint", "null"):
+        table[f"{name} vs alone"] = {"ndcg@10/relative": _figure(0.25), "ndcg@10/p": _figure(0.03)}
+    assert list(recpie_ablations.rows_of(table, rounds=0, k=10)) == ["null"]
+    systems = recpie_ablations.rows_of(table, rounds=2, k=10)
+    assert list(systems) == ["joint", "null"] and systems["joint"]["p"] == 0.03
+    changes = recpie_ablations.changes_of({"systems": (), "kl": {"beta": 0.0}})
+    shown = recpie_ablations.show(
+        {
+            "metric": "ndcg@10",
+            "ablations": {
+                "no_kl": {"changes": changes, "alone": _figure(0.16), "systems": systems}
+            },
+            "failed": {"other": "why"},
+        }
+    ).splitlines()
+    assert shown[2].split() == [
+        *("no_kl", "kl.beta=0.0", "joint", "0.2000", "0.1600"),
+        *("+25.0%", "[+15.0%,", "+35.0%]", "0.0300", "0.600"),
+    ]
+    assert shown[3].split()[:3] == ["no_kl", "null", "0.2000"] and shown[-1] == "other: why"
