@@ -3,7 +3,9 @@
     xrec run --config=configs/recpie_world.py --workdir=runs/recpie_world
 
 A world of few visits, in which people say in their own words what they like and what they avoid:
-who reads it knows more than the visits tell. Three seeds.
+who reads it knows more than the visits tell. Three seeds, 31 minutes on two CPU cores that also ran
+other work. NDCG@10 .1284 (recommender alone), .1371 (joint, +6.8 % [+3.1, +10.8]), .1337 (tuned
+explainer without PPO), .1284 (another user's text).
 
 Behind a colon stands an ablation (`configs/recpie_world.py:no_soft_prompt`), what it changes is in
 `ABLATIONS`: one for each control of the method, and some for the training. `:short` is one seed on
@@ -51,8 +53,8 @@ SHORT = dict(
     rounds=3,
     valid_users=200,
     rollout=dict(per_round=256),
-    recommender=dict(warm_steps=300, final_steps=200),
-    systems=("null", "shuffled", "template", "sft", "planted"),
+    recommender=dict(warm_steps=150, steps=30, final_steps=150),
+    systems=("null", "shuffled", "sft", "planted"),
 )
 
 
@@ -115,8 +117,8 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.recommender.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.3))
     if arg == "short":
         config.seeds = (0,)
-        config.data.world.num_users = 1000
-        joint.readings = 24000
+        config.data.world.num_users = 2500
+        joint.readings = 16000
         joint.update(SHORT)
         return config
     if arg in ABLATIONS:

@@ -8,9 +8,13 @@ import sys
 import pytest
 
 from tests import runs, tiny
+from tests.pipelines.test_joint import newest, seed_run
 from tests.runs import joint  # noqa: F401 (a fixture)
 from tests.test_bad_input import refuses
 from xrec_jax import cli
+from xrec_jax.core.errors import UserError
+from xrec_jax.joint.guards import GuardState
+from xrec_jax.parallel.mesh import use_mesh
 
 CONFIG = """import pathlib
 
@@ -26,7 +30,6 @@ def get_config(arg=""):
 # What a user would write, with its faults.
 REWARDS = """import jax.numpy as jnp
 
-from xrec_jax.joint import rewards
 
 
 @rewards.register("broken_part")
@@ -183,21 +186,27 @@ def one_line(capsys, *named):
         assert name in error, error
 
 
-@pytest.mark.parametrize(
-    ("rewards", "named"),
-    [
-        ({"broken_part": 0.5}, ("reward part 'broken_part'", "NaN", "joint.rewards")),
-        ({"wrong_shape": 1.0}, ("'wrong_shape'", "float32[3]", "float32[16]")),
-        ({"log_prob_gain": 1e9}, ("wrong reward scale", "log_prob_gain", "max_reward")),
-    ],
-)
-def test_rewards_that_nothing_can_be_learned_from(joint, folder, capsys, rewards, named):  # noqa: F811
-    workdir = begun(joint, folder / "run", imports=["own_rewards"], joint__rewards=rewards)
+def test_rewards_that_nothing_can_be_learned_from(joint, folder, capsys):  # noqa: F811
+    workdir = begun(
+        joint, folder / "run", imports=["own_rewards"], joint__rewards={"broken_part": 0.5}
+    )
     assert go_on(workdir) == 2
-    one_line(capsys, *named)
+    one_line(capsys, "reward part 'broken_part'", "NaN", "joint.rewards")
     assert "joint" not in json.loads((workdir / "evaluation.json").read_text())
     rounds = (workdir / "joint" / "0" / "rounds.jsonl").read_text().splitlines()
     assert len(rounds) == 1  # the warm start; no round was written
+    with use_mesh(tiny.mesh(1)):
+        one = seed_run(joint / "warm")
+        state = one.round.roll_out(newest(one)[0], 1)
+        for weights, *named in (
+            ({"wrong_shape": 1.0}, "'wrong_shape'", "float32[3]", "float32[16]"),
+            ({"log_prob_gain": 1e9}, "wrong reward scale", "log_prob_gain", "max_reward"),
+        ):
+            one.setup.asked.rewards = weights
+            with pytest.raises(UserError) as error:
+                one.round.learn(state, GuardState(), 1)
+            assert "\n" not in str(error.value)
+            assert not [name for name in named if name not in str(error.value)], error.value
 
 
 def test_another_base_under_a_run(joint, folder, capsys, tmp_path):  # noqa: F811

@@ -180,8 +180,8 @@ def test_the_stage_checks_its_judge(folder, tmp_path, monkeypatch):
     made = config(folder, adapter="run")
     made.stages = ("recommend", "joint")
     made.recommend = {"bpr": tiny.config("bpr").recommend.bpr}
-    for name in ("states_of", "_check_states"):  # these have tests of their own
-        monkeypatch.setattr(joint_checks, name, lambda config, data: None)
+    monkeypatch.setattr(joint_checks, "states_of", lambda config, data: states())
+    monkeypatch.setattr(joint_checks, "_check_states", lambda config, states: None)
     mesh, data = tiny.mesh(), prepare(made.data)
 
     def check():

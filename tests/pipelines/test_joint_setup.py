@@ -51,7 +51,9 @@ def past(states, s):
 def sequences(data):
     """Items of the training events of every user, in order."""
     found = {}
-    for user, item in zip(data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True):
+    for user, item in zip(
+        data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True
+    ):
         found.setdefault(user, []).append(item)
     return found
 
@@ -69,7 +71,8 @@ def naive_lessons(setup):
 
 
 @pytest.mark.parametrize(
-    ("train_states", "reach", "min_history"), [(1, 1, 2), (1, 4, 2), (3, 2, 2), (2, 5, 0), (6, 3, 1)]
+    ("train_states", "reach", "min_history"),
+    [(1, 1, 2), (1, 4, 2), (3, 2, 2), (2, 5, 0), (6, 3, 1)],
 )
 def test_lessons_are_those_of_a_plain_loop(train_states, reach, min_history):
     setup = Setup(

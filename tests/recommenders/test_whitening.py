@@ -69,7 +69,9 @@ def test_a_recommender_reads_components():
     assert arrays["basis"].shape == basis.shape and "std" not in arrays
     arrays |= {"mean": mean, "basis": basis}
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    assert jax.tree.structure(shapes) == jax.tree.structure(jax.eval_shape(plain.init, jax.random.key(0)))
+    assert jax.tree.structure(shapes) == jax.tree.structure(
+        jax.eval_shape(plain.init, jax.random.key(0))
+    )
     made = np.einsum("npe,pek->npk", encoding[:13].astype(np.float64) - mean, basis)
     other = dict(plain.frozen(train.user, train.item).arrays)
     expected = compiled(plain)(params, other, batch | {"encoding": made.astype(np.float32)})

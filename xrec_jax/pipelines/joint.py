@@ -251,6 +251,7 @@ def _add_texts(
 def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
     """What changed from the warm start to the best round, over seeds."""
     first, last, stopped, gains = [], [], 0, []
+    sampled: list[tuple[float, float]] = []  # in the first round and in the last
     for seed in config.seeds:
         rounds = files.read_json_lines(rundir.path / STAGE / str(seed) / "rounds.jsonl")
         # The rule of `guards.check_round`; a round that tripped a guard is never the one kept.
@@ -262,6 +263,9 @@ def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
                 best = one
         gains.append(best["valid/gain"])
         stopped += int(rounds[-1].get("stopped", 0))
+        rolled = [one["rollout/planted_f1"] for one in rounds if "rollout/planted_f1" in one]
+        if rolled:
+            sampled.append((rolled[0], rolled[-1]))
         if "valid/planted_f1" in rounds[0]:
             first.append(rounds[0]["valid/planted_f1"])
             last.append(best["valid/planted_f1"])
@@ -275,6 +279,12 @@ def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
             "planted/f1_first": exact(float(np.mean(first)), count),
             "planted/f1_best": exact(float(np.mean(last)), count),
             "planted/f1_difference": exact(float(np.mean(last) - np.mean(first)), count),
+        }
+    if sampled:
+        begin, end = np.mean(sampled, axis=0)
+        table |= {
+            "rollout/planted_f1_first": exact(float(begin), len(sampled)),
+            "rollout/planted_f1_last": exact(float(end), len(sampled)),
         }
     return table
 

@@ -64,7 +64,7 @@ CONTROLS = {
         "If it gained as much, counting attributes would do.",
     ),
     "prompt": Control(
-        "prompt as it is", "k4", "The words of the prompt itself, encoded without a model reading them.",
+        "prompt as it is", "k4", "The words of the prompt itself, with no model to read them.",
         "If it gained as much, nobody would need to explain.",
     ),
     "summary": Control(
