@@ -148,4 +148,5 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked.sft.examples = 8
     asked.sft.train.epochs = 1
     asked.recommender.update(dict(bottleneck=4, hidden=8, warm_steps=3, steps=2, final_steps=5))
+    asked.recommender.train.learning_rate = 0.1  # so few steps must change a ranking
     return made

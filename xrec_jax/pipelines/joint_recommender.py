@@ -340,7 +340,7 @@ def row_means(values: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def all_but_base(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A rule that leaves `params["base"]` as it is, whatever it does to parameters by themselves."""
+    """A rule that leaves `params["base"]` as it is, also where it acts without a gradient."""
 
     def label(params: Any) -> Any:
         return {name: "frozen" if name == "base" else "trained" for name in params}
