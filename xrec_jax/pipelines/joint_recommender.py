@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
@@ -97,8 +96,6 @@ class FusedTask:
                 sides=sides or asked.sides, **values,
             )  # fmt: skip
         self.rule = optimizer(asked.train, _LARGE)
-        if not self.model.train_base:  # weight decay would move it without any gradient
-            self.rule = all_but_base(self.rule)
         self._compiled_step: Any = None
 
     def initial(self, seed: int, base: Any) -> TrainState:
@@ -337,15 +334,6 @@ def _even(size: int, setup: JointSetup) -> int:
 def row_means(values: jax.Array, real: jax.Array) -> jax.Array:
     """Mean of each row's real values: `[n, m]` -> `[n]`."""
     return jnp.sum(jnp.where(real, values, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
-
-
-def all_but_base(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A rule that leaves `params["base"]` as it is, also where it acts without a gradient."""
-
-    def label(params: Any) -> Any:
-        return {name: "frozen" if name == "base" else "trained" for name in params}
-
-    return optax.multi_transform({"trained": rule, "frozen": optax.set_to_zero()}, label)
 
 
 def another(users: np.ndarray, key: int) -> np.ndarray:
