@@ -30,6 +30,7 @@ def get_config(arg=""):
 # What a user would write, with its faults.
 REWARDS = """import jax.numpy as jnp
 
+from xrec_jax.joint import rewards
 
 
 @rewards.register("broken_part")

@@ -97,8 +97,8 @@ def joint() -> ConfigDict:
                 null_rows=0.0,
                 code_dropout=0.0,
                 reconstruction=0.1,
-                # Whether gradients reach the base. Weight decay, where there is one, shrinks it in any
-                # case, as it does the fusion; the control null tells what that alone does.
+                # Whether gradients reach the base. Weight decay shrinks it in any case, as it does
+                # the fusion; the control null tells what that alone does.
                 train_base=False,
                 sides="both",  # why, why_not: which parts are read
                 warm_steps=300,
