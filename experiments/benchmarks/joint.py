@@ -26,9 +26,10 @@ again costs, 5 to 10 %. In a round PPO takes most of the time: a token is read b
 and critic once and trained on twice by two of them, beside one rollout.
 
 Found on one busy core, by process seconds: rollouts ran at 0.99 of explain without shared
-beginnings and at 0.84 of it with them, so soft vectors are free, and reading the common instruction again cost
-more than expected. Since then prompts share what stands before their first soft vector: 1.00 of
-explain at equal lengths, 0.94 as answers end. PPO is 64 % of a round, new explanations 24 %.
+beginnings and at 0.84 of it with them, so soft vectors are free, and reading the common
+instruction again cost more than expected. Since then prompts share what stands before their first
+soft vector: 1.00 of explain at equal lengths, 0.94 as answers end. PPO is 64 % of a round, new
+explanations 24 %.
 """
 
 from __future__ import annotations
