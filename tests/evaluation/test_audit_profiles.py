@@ -9,7 +9,7 @@ from tests import tiny
 from tests.pipelines.test_joint_files import twin
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.audit import collect
-from xrec_jax.evaluation.audit.overlap import Texts, overlaps
+from xrec_jax.evaluation.audit.nearness import Texts, overlaps
 from xrec_jax.evaluation.audit.profiles import profile_checks, users_in_some_parts
 from xrec_jax.pipelines import defaults
 from xrec_jax.pipelines.audit_profiles import profile_findings

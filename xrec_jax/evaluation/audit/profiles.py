@@ -18,7 +18,7 @@ import numpy as np
 
 from xrec_jax.data.dataset import Dataset, Split
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, percent, plural
-from xrec_jax.evaluation.audit.overlap import TOP, Texts, overlaps
+from xrec_jax.evaluation.audit.nearness import TOP, Texts, overlaps
 from xrec_jax.evaluation.intervals import estimate
 from xrec_jax.text.pair_files import PairText, content_words
 from xrec_jax.text.titles import normal_title
