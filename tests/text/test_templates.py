@@ -232,7 +232,7 @@ def test_a_config_states_only_its_difference():
     [
         ("llmxrec_move", "did you mean 'llmxrec_movie'"),
         ({"base": "places", "entri": "x"}, "unknown key 'entri'.*did you mean 'entry'"),
-        ({"name": "x", "body": "{history}{item}", "entry": "a"}, "needs 'item'"),
+        ({"name": "x", "body": "{history}{item}", "entry": "a"}, "need each other, once"),
         ({"name": "generic", "item_colums": ["a"]}, "did you mean 'item_columns'"),
         ({"name": "generic"}, "needs item_columns"),
         ({"name": "generic", "item_columns": []}, "at least one item column"),
@@ -247,8 +247,8 @@ def test_a_wrong_config_is_refused(spec, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"body": "{history}"}, "exactly once"),
-        ({"body": "{history}{item}{item}"}, "exactly once"),
+        ({"body": "{history}"}, "need each other, once"),
+        ({"body": "{history}{item}{item}"}, "need each other, once"),
         ({"body": "{history}{item}{usr}"}, "unknown field 'usr'.*'user'"),
         ({"user": "{a}"}, "need each other"),
         ({"entry": "{a"}, "wrong layout"),
