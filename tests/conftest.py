@@ -19,3 +19,23 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xrec_jax" / "co
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import gc  # noqa: E402
+
+import jax  # noqa: E402  # reads the environment above
+import pytest  # noqa: E402
+
+_MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Forgets compiled programs before Linux runs out of mappings for them.
+
+    Each CPU program holds several of the 65,530 mappings a process may have; with none left the
+    next compilation ends the process with a segmentation fault.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
