@@ -125,6 +125,8 @@ CASES = {
         [JOINT + "recommender.components=-1"], "joint.recommender.components=-1", "at least 0",
     ),
     "all held out": ([JOINT + "rollout.held_out=1.0"], "joint.rollout.held_out=1.0"),
+    "about": (["--config.data.world.about_share=0.0"], "data.world.about_share=0", "tastes"),
+    "critic": ([JOINT + "critic.dropout=0.1"], "joint.critic.dropout=0.1"),
 }  # fmt: skip
 
 

@@ -151,6 +151,10 @@ def _check_rules(asked: Any, mesh: Mesh) -> None:
     Sampling(temperature=asked.explain.temperature)
     train_language.lora_config(asked.lora)
     train_language.lora_config(asked.critic)
+    if asked.critic.dropout:
+        raise UserError(
+            f"joint.critic.dropout={asked.critic.dropout}: the critic has no dropout; use 0"
+        )
     optimizer(ppo.policy, 1)
     optimizer(ppo.critic, 1)
     optimizer(asked.recommender.train, 1)

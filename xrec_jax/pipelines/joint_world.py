@@ -35,6 +35,11 @@ def world_states(config: Any, data: RunData) -> JointStates:
     assert world is not None
     template = template_from(asked.template)
     check_template(config, template, user="'tastes'", user_item="'candidate'")
+    if "{about}" in template.user and not world.about:
+        raise UserError(
+            f"joint.states.template={asked.template!r} shows what users say of themselves, but "
+            "data.world.about_share=0 lets them say nothing; set it above 0"
+        )
     count = data.dataset.num_users
     users = keyed.permutation(keyed.fold(0, 51), count)[: asked.max_users or count]
     user, before, target, part, history = chosen_states(

@@ -56,7 +56,7 @@ def joint() -> ConfigDict:
             # states of the base that a text is the mean of: last, or embedding for a small base
             encoder="last",
             lora=lora(),  # of the policy
-            critic=lora(),  # of the critic
+            critic=lora() | dict(dropout=0.0),  # of the critic, which has no dropout
             sft=dict(  # the warm start of the explainer
                 examples=240,
                 train=language_training(batch_size=16, epochs=5, learning_rate=1e-3),
