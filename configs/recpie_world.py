@@ -108,13 +108,13 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.kl.beta = 0.02
     joint.rollout.update(dict(per_round=1024, group_size=8))
     joint.ppo.epochs = 1
-    joint.valid_users = 800
+    joint.valid_users = 1600
     joint.encoder = "embedding"  # last states of so small a base hide what a text says
     joint.cache.refresh = 0.1
     joint.recommender.update(
         dict(components=32, bottleneck=64, null_dropout=0.3, code_dropout=0.2, warm_steps=500)
     )
-    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.3))
+    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=1.0))
     if arg == "short":
         config.seeds = (0,)
         config.data.world.num_users = 2500

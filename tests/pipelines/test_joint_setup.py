@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.pipelines.test_joint_items import scrambled
-from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.parallel.mesh import gather, use_mesh
 from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.joint_recommender import FusedTask
 from xrec_jax.pipelines.joint_setup import JointSetup
@@ -172,6 +172,25 @@ def test_training_rows_are_lessons():
         np.testing.assert_array_equal(batch["encoding"][n], read["encoding"][s])
         np.testing.assert_array_equal(batch["present"][n], read["present"][s])
     assert (batch["weight"] == 1).all()
+
+
+@pytest.mark.parametrize("train_base", [False, True])
+def test_a_base_that_is_not_trained_does_not_decay(train_base):
+    setup, _, weights, frozen, read = fused()
+    setup = Setup(setup.config.copy_and_resolve_references(), setup.data, setup.mesh)
+    setup.asked.recommender.train_base = train_base
+    setup.asked.recommender.train.update(
+        dict(optimizer="adamw", weight_decay=0.5, learning_rate=0.01)
+    )
+    with use_mesh(setup.mesh):
+        model = build_model(setup.config.recommend["sasrec"], setup.data)
+        task = FusedTask(setup, SimpleNamespace(model=model), width=WIDTH)
+        first = task.initial(0, weights["base"])
+        before = gather(first.params)
+        last = gather(task.train(first, frozen, read, steps=2, seed=0)[0].params)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, last)
+    assert all(jax.tree.leaves(same["base"])) != train_base
+    assert not any(jax.tree.leaves(same["fusion"]["autoencoder"]))
 
 
 def test_a_text_is_worth_its_mean_over_the_targets():

@@ -35,6 +35,14 @@ USERS, ITEMS, WIDTH = 75, 61, 10
 SMALL = dict(encoding=WIDTH, bottleneck=5, hidden=7)
 
 
+class Cosine(BPRMF):
+    """Scores that are no inner products."""
+
+    def scores(self, user_state, item_table):
+        norm = jnp.linalg.norm(item_table, axis=1)
+        return 3 * super().scores(user_state, item_table) / jnp.maximum(norm, 1e-9)
+
+
 def base_of(name, **changes):
     hparams = tiny.MODELS[name] | ({"layers": 1} if name == "sasrec" else {}) | changes
     return recommenders.create(name, hparams, num_users=USERS, num_items=ITEMS)
@@ -210,6 +218,43 @@ def test_candidates_have_explanations_of_their_own():
     alone = (states @ table.T)[np.arange(11)[:, None], batch["candidates"]]
     alone[batch["candidates"] < 0] = -np.inf
     np.testing.assert_allclose(bare, alone, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bpr", "cosine"])
+def test_temperature(kind):
+    """Residuals grow with it, log-probabilities are of scores divided by it, ranks stay."""
+    base = base_of("bpr") if kind == "bpr" else Cosine(num_users=USERS, num_items=ITEMS, dim=12)
+    model = fuse(base, null_dropout=0.0, reconstruction=0.0, **SMALL)
+    params, batch, heat = params_of(model), batch_of(13), 1.7
+    frozen = frozen_of(model) | {"temperature": np.float32(heat)}
+    states, table = base_states(model, params, frozen, batch)
+    fused = [
+        state + heat * (naive_fused(params["fusion"], frozen, state, *row)[0] - state)
+        for state, *row in zip(states, batch["encoding"], batch["present"], strict=True)
+    ]
+    score = jax.jit(base.scores)
+    expected = np.asarray(score(np.float32(fused), np.float32(table)), np.float64) / heat
+    found, log_probs, loss, _ = compiled(model)(params, frozen, batch)
+    np.testing.assert_allclose(found, expected, rtol=3e-5, atol=3e-5)
+    np.testing.assert_allclose(log_probs, [log_softmax(s) for s in expected], rtol=3e-5, atol=3e-5)
+    weight = np.where(batch["target"] >= 0, batch["weight"], 0.0)
+    main = -sum(w * log_softmax(s)[y] for w, s, y in zip(weight, expected, batch["target"]))  # noqa: B905
+    np.testing.assert_allclose(loss, main / weight.sum(), rtol=2e-5)
+    # States for ranking are not divided; without anything to read they are the base's.
+    ranked = jax.jit(lambda p, b: model.user_state(p, model.tables(p, frozen), b))
+    np.testing.assert_allclose(ranked(params, batch), fused, rtol=3e-5, atol=3e-5)
+    bare = without(batch, "encoding", "present")
+    nothing = batch | {"present": np.zeros((13, 2), bool)}
+    np.testing.assert_array_equal(ranked(params, nothing), ranked(params, bare))
+    np.testing.assert_array_equal(ranked(params, bare), np.float32(states))
+    several = batch_of(11, candidates=4)
+    told = np.asarray(jax.jit(model.candidate_scores)(params, frozen, several))
+    for n in range(4):
+        one = without(several, "candidates")
+        one |= {k: several[k][:, n] for k in ("encoding", "present")}
+        item = several["candidates"][:, n]
+        alike = np.asarray(compiled(model)(params, frozen, one)[0])[np.arange(11), item]
+        np.testing.assert_allclose(told[:, n], np.where(item < 0, -np.inf, alike), rtol=1e-5)
 
 
 @functools.cache
@@ -475,14 +520,6 @@ def test_plain_features_in_place_of_explanations():
     assert np.asarray(grads["items"]["kernel"]).any()
 
 
-class Cosine(BPRMF):
-    """Scores that are no inner products."""
-
-    def scores(self, user_state, item_table):
-        norm = jnp.linalg.norm(item_table, axis=1)
-        return 3 * super().scores(user_state, item_table) / jnp.maximum(norm, 1e-9)
-
-
 def test_a_base_with_scores_of_its_own():
     base = Cosine(num_users=USERS, num_items=ITEMS, dim=12)
     model = fuse(base, null_dropout=0.0, reconstruction=0.0, **SMALL)
@@ -505,17 +542,17 @@ def test_a_base_with_scores_of_its_own():
         np.testing.assert_allclose(found[:, n], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("train_base", [True, False])
-def test_a_base_that_is_trained_has_its_dropout(monkeypatch, train_base):
+@pytest.mark.parametrize("base_dropout", [True, False])
+def test_dropout_of_the_base(monkeypatch, base_dropout):
     on = []
     monkeypatch.setattr(
         sasrec, "dropout", lambda x, rate, key: on.append(rate > 0 and key is not None) or x
     )
-    model = fuse(base_of("sasrec"), train_base=train_base, **SMALL)
+    model = fuse(base_of("sasrec"), train_base=False, base_dropout=base_dropout, **SMALL)
     args = params_of(model), frozen_of(model), batch_of(4)
     on.clear()
     jax.eval_shape(model.loss, *args, jax.random.key(0))
-    assert len(on) == 4 and all(dropped == train_base for dropped in on)
+    assert len(on) == 4 and all(dropped == base_dropout for dropped in on)
     on.clear()
     jax.eval_shape(model.item_scores, *args)
     assert len(on) == 4 and not any(on)

@@ -61,8 +61,8 @@ class JointState(flax.struct.PyTreeNode):
       controller: of the KL coefficient.
       cache: explanations of all states.
       buffer: the latest rollout.
-      constants: what standardises encodings, measured at the warm start: `mean` `[2, E]`, and
-        `basis` `[2, E, components]` or `std` `[2, E]`.
+      constants: measured at the warm start: what standardises encodings (`mean` `[2, E]`, and
+        `basis` `[2, E, components]` or `std` `[2, E]`), and the recommender's `temperature`.
       best: policy and recommender parameters of the best round so far.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,11 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
         )
     if not 0.0 <= asked.cache.refresh <= 1.0:
         raise UserError(f"joint.cache.refresh={asked.cache.refresh} must be a share, from 0 to 1")
+    heat = asked.recommender.temperature
+    if not (math.isfinite(heat) and heat >= 0):
+        raise UserError(
+            f"joint.recommender.temperature={heat} must be a positive number, or 0 to fit it"
+        )
     n, size, group = asked.rollout.per_round, asked.ppo.batch_size, asked.rollout.group_size
     parts = batch_divisor(mesh) * asked.ppo.accumulation
     if n % size:

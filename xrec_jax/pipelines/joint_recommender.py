@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
@@ -19,6 +20,7 @@ from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
 from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.recommenders.calibration import fit_temperature
 from xrec_jax.recommenders.explanations import measure, whitening
 from xrec_jax.recommenders.fused import FeatureFused, Fused, fuse, fuse_features
 from xrec_jax.recommenders.reranking import rank_of
@@ -30,7 +32,7 @@ from xrec_jax.training.steps import recommend_step
 _LARGE = 1 << 31
 HPARAMS = (
     "bottleneck", "hidden", "null_dropout", "null_rows", "code_dropout", "reconstruction",
-    "train_base",
+    "train_base", "base_dropout",
 )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ class FusedTask:
                 task.model, encoding=width, components=min(asked.components, width),
                 sides=sides or asked.sides, **values,
             )  # fmt: skip
-        self.rule = optimizer(asked.train, _LARGE)
+        self.rule = _held(optimizer(asked.train, _LARGE), asked.train_base)
         self._compiled_step: Any = None
 
     def initial(self, seed: int, base: Any) -> TrainState:
@@ -103,6 +105,35 @@ class FusedTask:
         state = initializer(self.model.init, self.rule, mesh=self.setup.mesh)(seed)
         base = jax.tree.map(jnp.copy, base)
         return state.replace(params={**state.params, "base": base}, best_params=None)
+
+    def temperature(self, base: Any, frozen: Any) -> np.float32:
+        """At which the recommender alone is calibrated on the looked-at valid users.
+
+        Args:
+          base: parameters of the recommender alone.
+          frozen: its frozen arrays.
+        """
+        asked = self.setup.asked.recommender.temperature
+        if asked:
+            return np.float32(asked)
+        states = self.setup.states
+        rows = states.rows(VALID)
+        rows = rows[np.isin(states.user[rows], self.setup.valid_users) & (states.target[rows] >= 0)]
+        rows = rows[np.unique(states.user[rows], return_index=True)[1]]  # once, not a candidate
+        table = self._item_table(base, frozen)
+        users = self._user_states_of(base, frozen, rows)
+        return np.float32(gather(self._fit(users, table, states.target[rows])))
+
+    @functools.cached_property
+    def _item_table(self) -> Any:
+        return jax.jit(lambda params, frozen: self.task.model.tables(params, frozen).item)
+
+    @functools.cached_property
+    def _fit(self) -> Any:
+        model = self.task.model
+        return jax.jit(
+            functools.partial(fit_temperature, score=model.scores, items=model.num_items)
+        )
 
     def constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         """What standardises the encodings or features of some states."""
@@ -323,6 +354,20 @@ class FusedTask:
     @functools.cached_property
     def _seen_width(self) -> int:
         return int(self._seen.lengths[self.setup.states.rows(TRAIN)].max(initial=1))
+
+
+def _held(rule: optax.GradientTransformation, train_base: bool) -> optax.GradientTransformation:
+    """A rule that leaves the base as it is, unless it is trained: no decay, no clipping by it."""
+    if train_base:
+        return rule
+
+    def label(params: Any) -> Any:
+        return {
+            name: jax.tree.map(lambda _: "held" if name == "base" else "trained", part)  # noqa: B023
+            for name, part in params.items()
+        }
+
+    return optax.multi_transform({"trained": rule, "held": optax.set_to_zero()}, label)
 
 
 def _even(size: int, setup: JointSetup) -> int:

@@ -73,7 +73,7 @@ class SeedRun:
         cache = self._no_texts()
         for name, array in self.explain(policy, rows, WARM).items():
             cache[name][rows] = array
-        constants = self.fused.constants(cache, rows)
+        constants = self._constants(cache, rows)
         recommender = self.fused.initial(self.seed, self.alone)
         frozen = self.fused.frozen(self.base_frozen, constants)
         recommender, _ = self.fused.train(
@@ -91,6 +91,10 @@ class SeedRun:
             constants=put_replicated(constants, mesh),
             best=_copy({"policy": policy, "recommender": recommender.params}),
         )  # fmt: skip
+
+    def _constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        heat = self.fused.temperature(self.alone, self.base_frozen)
+        return self.fused.constants(read, rows) | {"temperature": np.asarray(heat)}
 
     def others(self, state: JointState) -> dict[str, np.ndarray] | None:
         """Kept explanations, where the worth of one depends on others."""
@@ -180,7 +184,7 @@ class SeedRun:
         both = self.policy.initial(self.seed, self.policy.fresh(self.seed))
         recommender = self.fused.initial(self.seed, self.alone)
         nothing = self._no_texts()
-        constants = self.fused.constants(nothing, np.arange(len(nothing["length"])))
+        constants = self._constants(nothing, np.arange(len(nothing["length"])))
         return JointState(
             step=put_replicated(np.int32(0), mesh), policy=part_of(both),
             recommender=part_of(recommender),

@@ -157,7 +157,7 @@ class Systems:
             )
         if name not in (JOINT, ALONE, "null", "shuffled", "masked_titles", *SIDES):
             known = np.concatenate([self.setup.learned, run.valid])  # as those of joint
-            constants = fused.constants(read, known)
+            constants |= fused.constants(read, known)  # the temperature is the recommender's
         frozen = fused.frozen(run.base_frozen, constants)
         state = fused.initial(run.seed, run.alone)
         if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
@@ -176,17 +176,29 @@ class Systems:
         run = self.run
         frozen = run.fused.frozen(run.base_frozen, gather(self.state.constants))
         best = jax.tree.map(jnp.copy, self.state.best["recommender"])
-        state = run.fused.initial(run.seed, run.alone).replace(params=best)
+        fresh = run.fused.initial(run.seed, run.alone)
         steps = self.setup.asked.recommender.final_steps
-        return self._fit(run.fused, state, frozen, self._read(JOINT), steps)
+        # A fresh fusion, which reads nothing, is among the choices here as it is for controls.
+        return self._fit(
+            run.fused, fresh.replace(params=best), frozen, self._read(JOINT), steps, fresh.params
+        )
 
-    def _fit(self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int) -> Any:
-        """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
+    def _fit(
+        self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int, floor: Any = None
+    ) -> Any:
+        """Parameters with the best NDCG of the looked-at valid users, the first ones included.
+
+        `floor` has parameters that the others have to beat.
+        """
         metric = f"ndcg@{self.setup.best_k}"
-        piece, best, params = max(1, steps // _CHECKS), -1.0, state.params
-        done = 0
+
+        def worth(params: Any) -> float:
+            return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())
+
+        piece, done = max(1, steps // _CHECKS), 0
+        best, params = (worth(floor), floor) if floor is not None else (-1.0, state.params)
         while True:
-            value = float(fused.evaluate("few", state.params, frozen, read).masked[metric].mean())
+            value = worth(state.params)
             if value > best:
                 best, params = value, jax.tree.map(jnp.copy, state.params)
             if done >= steps:

@@ -31,7 +31,7 @@ from xrec_jax.recommenders.base import (
 from xrec_jax.recommenders.explanations import Fusion, drop_parts
 from xrec_jax.recommenders.reranking import among_candidates
 
-CONSTANTS = ("mean", "std", "basis")
+CONSTANTS = ("mean", "std", "basis", "temperature")
 SIDES = {"both": (True, True), "why": (True, False), "why_not": (False, True)}
 
 
@@ -51,7 +51,9 @@ class Fused(Recommender):
 
     Frozen arrays beside the base's: `mean` and `std` `[2, e]`, with which encodings are
     standardised (see `explanations.measure`, `explanations.whitening`); for ranking `encoding`
-    `[users, 2, e]` and `present` `[users, 2]`, one a user.
+    `[users, 2, e]` and `present` `[users, 2]`, one a user. `temperature`, a scalar, may be there:
+    log-probabilities are then those of scores divided by it (see `calibration`), and residuals are
+    multiplied by it, so that what a text adds to a log-probability does not depend on it.
 
     Attributes:
       base: the recommender; one that is trained and has a `dim`.
@@ -67,7 +69,9 @@ class Fused(Recommender):
         without text where `train_base` lets it change.
       code_dropout: rate on codes in training.
       reconstruction: weight of the autoencoder's mean squared error.
-      train_base: whether gradients reach the base. If not, it is also read without its dropout.
+      train_base: whether gradients reach the base.
+      base_dropout: whether the base is read with its dropout in training. A base that has seen the
+        very events is surer of them than of new ones; its dropout takes some of that away.
       sides: "both", "why" or "why_not", the parts that are read; others count as absent.
       item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear map
         that starts at zero adds to the item table; 0 for none.
@@ -83,6 +87,7 @@ class Fused(Recommender):
     code_dropout: float = 0.0
     reconstruction: float = 0.1
     train_base: bool = True
+    base_dropout: bool = True
     sides: str = "both"
     item_features: int = 0
 
@@ -98,7 +103,8 @@ class Fused(Recommender):
         check_range("fused", "reconstruction", self.reconstruction, 0.0)
         check_range("fused", "item_features", self.item_features, 0)
         check_range("fused", "components", self.components, 0, self.encoding)
-        check_choice("fused", "train_base", self.train_base, (True, False))
+        for key in ("train_base", "base_dropout"):
+            check_choice("fused", key, getattr(self, key), (True, False))
         check_choice("fused", "sides", self.sides, tuple(SIDES))
         if self.base.batches not in ("pairs", "sequences") or not hasattr(self.base, "dim"):
             kind = type(self.base).__name__
@@ -175,9 +181,8 @@ class Fused(Recommender):
         rows = take_rows(tables.extra["codes"], batch["user"])
         codes = rows[:, : -self.parts].reshape(len(rows), self.parts, self.bottleneck)
         present = rows[:, -self.parts :] > 0
-        return self._apply(params, "fuse", self._base_state(params, tables, batch), codes, present)[
-            0
-        ]
+        state = self._base_state(params, tables, batch)
+        return self._fuse(params, tables.extra, state, codes, present)[0]
 
     def scores(self, user_state, item_table):
         return self.base.scores(user_state, item_table)
@@ -241,9 +246,21 @@ class Fused(Recommender):
         if read is None:
             return state
         encoding, present = read
-        return self._apply(params, "fuse", state, self._apply(params, "encode", encoding), present)[
-            0
-        ]
+        codes = self._apply(params, "encode", encoding)
+        return self._fuse(params, tables.extra, state, codes, present)[0]
+
+    def _fuse(self, params, constants, state, codes, present):
+        """Fused states, their difference from `state`, and the gate; see `Fusion.fuse`."""
+        fused, change, gate = self._apply(params, "fuse", state, codes, present)
+        if "temperature" in constants:
+            change = constants["temperature"] * change
+            fused = state + change  # rows without any part have a change of 0
+        return fused, change, gate
+
+    @staticmethod
+    def _tempered(x: jax.Array, constants) -> jax.Array:
+        """Scores, or what they are linear in, of which the softmax is taken."""
+        return x / constants["temperature"] if "temperature" in constants else x
 
     # Training.
 
@@ -253,7 +270,7 @@ class Fused(Recommender):
             params = {**params, "base": jax.lax.stop_gradient(params["base"])}
         base_key, *keys = jax.random.split(key, 3)
         tables = self.tables(params, frozen)
-        state = self._base_state(params, tables, batch, base_key if self.train_base else None)
+        state = self._base_state(params, tables, batch, base_key if self.base_dropout else None)
         candidates = batch.get("candidates")
         if candidates is not None:
             state = jnp.broadcast_to(state[:, None], (*candidates.shape, state.shape[-1]))
@@ -264,9 +281,9 @@ class Fused(Recommender):
         weight = jnp.where(counts, batch["weight"].astype(jnp.float32), 0.0)
         fused, error, metrics = self._fuse_in_training(params, tables, batch, state, weight, keys)
         if candidates is None:
-            main = self._catalogue_loss(fused, tables.item, target, weight)
+            main = self._catalogue_loss(fused, tables, target, weight)
         else:
-            scores = self._score_each(fused, tables.item, candidates)
+            scores = self._score_each(fused, tables, candidates)
             main = among_candidates(scores, candidates, target, weight)
         metrics = {"cross_entropy": main, "reconstruction": error, **metrics}
         return main + self.reconstruction * error, metrics
@@ -293,7 +310,7 @@ class Fused(Recommender):
 
         present = drop_parts(null_key, present, self.null_dropout, self.null_rows)
         codes = dropout(codes, self.code_dropout, code_key)
-        fused, change, gate = self._apply(params, "fuse", state, codes, present)
+        fused, change, gate = self._fuse(params, tables.extra, state, codes, present)
         read_share = losses.weighted_mean(present.mean(axis=-1, dtype=jnp.float32), rows)
         rows = rows * present.any(axis=-1)
         ratio = _norm(change) / jnp.maximum(_norm(state), 1e-12)
@@ -304,38 +321,41 @@ class Fused(Recommender):
         }
         return fused, error, metrics
 
-    def _catalogue_loss(self, states, table, target, weight) -> jax.Array:
+    def _catalogue_loss(self, states, tables, target, weight) -> jax.Array:
         """Mean cross entropy over the catalogue of states `[b, d]`."""
         target = jnp.where(weight > 0, target, 0)
         if type(self.base).scores is not Recommender.scores:  # its scores are no inner products
-            log_probs = jax.nn.log_softmax(self._catalogue_scores(states, table))
+            log_probs = jax.nn.log_softmax(self._catalogue_scores(states, tables))
             found = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
             return losses.weighted_mean(-found, weight)
         # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
         sizes = (size for size in (8, 4, 2) if len(target) % (size * ROW_MULTIPLE) == 0)
         group = next(sizes, 1)
+        states = self._tempered(states, tables.extra)
         states, target, share = (
             x.reshape(-1, group, *x.shape[1:])
             for x in (states, target, weight / losses.total_weight(weight))
         )
-        return losses.full_softmax(states, table, target, share, self.num_items)
+        return losses.full_softmax(states, tables.item, target, share, self.num_items)
 
     # Scoring.
 
-    def _catalogue_scores(self, states, table) -> jax.Array:
-        return self.scores(states, table)[:, : self.num_items]
+    def _catalogue_scores(self, states, tables) -> jax.Array:
+        return self._tempered(self.scores(states, tables.item)[:, : self.num_items], tables.extra)
 
-    def _score_each(self, states, table, candidates) -> jax.Array:
+    def _score_each(self, states, tables, candidates) -> jax.Array:
         """Score of every candidate by the state that belongs to it: `[b, n]`."""
-        rows = take_rows(table, jnp.maximum(candidates, 0))
+        rows = take_rows(tables.item, jnp.maximum(candidates, 0))
         flat = states.reshape(-1, states.shape[-1]), rows.reshape(-1, rows.shape[-1])
         one = lambda state, row: self.scores(state[None], row[None])[0, 0]  # noqa: E731
-        return jax.vmap(one)(*flat).reshape(candidates.shape)
+        return self._tempered(jax.vmap(one)(*flat).reshape(candidates.shape), tables.extra)
 
     def item_scores(
         self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
     ) -> jax.Array:
         """Scores of the whole catalogue by what the batch itself has to read.
+
+        They are divided by `frozen["temperature"]`, if there is one.
 
         Args:
           params: of this recommender.
@@ -348,7 +368,7 @@ class Fused(Recommender):
           `[b, items]` float32.
         """
         tables = self.tables(params, frozen) if tables is None else tables
-        return self._catalogue_scores(self._states(params, tables, batch), tables.item)
+        return self._catalogue_scores(self._states(params, tables, batch), tables)
 
     def score_log_probs(
         self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
@@ -362,7 +382,7 @@ class Fused(Recommender):
     def candidate_scores(
         self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
     ) -> jax.Array:
-        """Score of every candidate with its own explanation.
+        """Score of every candidate with its own explanation, divided as in `item_scores`.
 
         All candidates are treated alike: nothing here knows which one is the target.
 
@@ -378,7 +398,7 @@ class Fused(Recommender):
         """
         tables = self.tables(params, frozen) if tables is None else tables
         states, candidates = self._states(params, tables, batch), batch["candidates"]
-        scores = self._score_each(states, tables.item, candidates)
+        scores = self._score_each(states, tables, candidates)
         return jnp.where(candidates >= 0, scores, -jnp.inf)
 
 

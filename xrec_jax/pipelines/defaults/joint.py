@@ -97,9 +97,9 @@ def joint() -> ConfigDict:
                 null_rows=0.0,
                 code_dropout=0.0,
                 reconstruction=0.1,
-                # Whether gradients reach the base. Weight decay shrinks it in any case, as it does
-                # the fusion; the control null tells what that alone does.
-                train_base=False,
+                train_base=False,  # else the base stays as it is, decay included
+                base_dropout=True,  # read the base with its dropout in training
+                temperature=0.0,  # of its scores; 0: fitted on the looked-at valid users
                 sides="both",  # why, why_not: which parts are read
                 warm_steps=300,
                 steps=50,  # a round
