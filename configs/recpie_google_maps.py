@@ -59,5 +59,5 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.rollout.update(dict(per_round=256, group_size=4))
     joint.cache.refresh = 0.1
     joint.recommender.update(dict(components=32, bottleneck=32))
-    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=0.1))
+    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=1.0))
     return defaults.variant(config, arg)

@@ -51,5 +51,5 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.kl.update(dict(reference="base", beta=0.05, target=10.0))
     joint.guards.kl_ceiling = 2.0  # an explainer tuned to a form of its own is far from its base
     joint.recommender.update(dict(components=64, bottleneck=64))
-    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=0.1))
+    joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=1.0))
     return defaults.variant(config, arg)

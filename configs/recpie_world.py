@@ -3,9 +3,9 @@
     xrec run --config=configs/recpie_world.py --workdir=runs/recpie_world
 
 A world of few visits, in which people say in their own words what they like and what they avoid:
-who reads it knows more than the visits tell. Three seeds, 31 minutes on two CPU cores that also ran
-other work. NDCG@10 .1284 (recommender alone), .1371 (joint, +6.8 % [+3.1, +10.8]), .1337 (tuned
-explainer without PPO), .1284 (another user's text).
+who reads it knows more than the visits tell. Three seeds, 31 minutes on two CPU cores that at times
+also ran tests. NDCG@10 .1284 (recommender alone), .1419 (joint, +10.5 % [+7.7, +13.6]), .1436
+(tuned explainer without PPO), .1288 (another user's text).
 
 Behind a colon stands an ablation (`configs/recpie_world.py:no_soft_prompt`), what it changes is in
 `ABLATIONS`: one for each control of the method, and some for the training. `:short` is one seed on
@@ -39,6 +39,7 @@ ABLATIONS = {
     "shuffled_reward": dict(systems=(), rewards=dict(log_prob_gain=0.0, shuffled_gain=1.0)),
     "ndcg_reward": dict(systems=(), rewards=dict(log_prob_gain=0.0, ndcg_gain=1.0)),
     "trained_base": dict(systems=("null",), recommender=dict(train_base=True, null_rows=0.2)),
+    "stated_teacher": dict(systems=("sft",), sft=dict(teacher="stated")),
     "last_states": dict(systems=(), encoder="last"),
     "user_item": dict(
         granularity="user_item",

@@ -126,6 +126,10 @@ CASES = {
     ),
     "all held out": ([JOINT + "rollout.held_out=1.0"], "joint.rollout.held_out=1.0"),
     "about": (["--config.data.world.about_share=0.0"], "data.world.about_share=0", "tastes"),
+    "teacher": ([JOINT + "sft.teacher=treu"], "joint.sft.teacher='treu'", "did you mean 'true'"),
+    "temperature of scores": (
+        [JOINT + "recommender.temperature=-1.0"], "joint.recommender.temperature=-1.0",
+    ),
     "critic": ([JOINT + "critic.dropout=0.1"], "joint.critic.dropout=0.1"),
 }  # fmt: skip
 

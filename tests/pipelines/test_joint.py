@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from tests import runs, tiny
 from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax import cli
 from xrec_jax.core.logging import MetricWriter
+from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
+from xrec_jax.evaluation.planted import world_vocabulary
 from xrec_jax.llm.peft_io import base_of, load_adapter
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import language, run
@@ -25,6 +28,7 @@ from xrec_jax.pipelines.joint_seed import SeedRun
 from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.pipelines.joint_systems import Systems
+from xrec_jax.pipelines.joint_world import world_states
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.text.claims import read_claims
@@ -151,8 +155,6 @@ def test_samples_and_final_texts(joint, opened):  # noqa: F811
 
 def planted_f1(text, likes_and_dislikes):
     """F1 of the claims of a text, by hand."""
-    from xrec_jax.evaluation.planted import world_vocabulary
-
     claims = {
         (c.attribute, c.direction, str(c.value)) for c in read_claims(text, world_vocabulary())
     }
@@ -445,3 +447,26 @@ def test_pairs_of_the_warm_start_are_true(opened):
         assert states.part[s] == TRAIN and text == join_pair(split_pair(text))
         (true,) = world.tastes_at(states.user[[s]], states.before[[s]])
         assert planted_f1(text, true) == 1.0
+
+
+def test_a_teacher_who_tells_what_prompts_state(opened):
+    config = opened.setup.config.copy_and_resolve_references()
+    config.joint.sft.teacher = "stated"
+    states, true = world_states(config, opened.setup.data), opened.setup.states
+    assert states.teacher.keys() == true.teacher.keys()
+    fewer = 0
+    for s, text in states.teacher.items():
+        written = " ".join(  # what stands behind places, and the line about the user
+            line.partition(": ")[2] for line in states.prompts[s].splitlines()
+        )
+        told = {str(claim.value) for claim in read_claims(text, world_vocabulary())}
+        for value in told:
+            words = {**KIND_WORDS, **MOOD_WORDS}.get(value, (value,))
+            assert any(word in written for word in words), (value, written)
+        (tastes,) = states.planted[s : s + 1]
+        known = {one["value"] for side in tastes.values() for one in side}
+        for value in known - told:
+            words = {**KIND_WORDS, **MOOD_WORDS}.get(value, (value,))
+            assert not any(re.search(rf"\b{word}\b", written) for word in words), (value, written)
+            fewer += 1
+    assert fewer > 5

@@ -12,15 +12,17 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.world.vocabulary import CUISINES, KINDS, MOODS
+from xrec_jax.data.world.world import World
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.joint_states import TRAIN, JointStates, check_template, chosen_states
 from xrec_jax.pipelines.prompting import Prompting
 from xrec_jax.text.draws import keyed_random
 from xrec_jax.text.grammar import listing, with_article
-from xrec_jax.text.pairs import Pair, Visit, join_pair, review_exercises, taste_pair
+from xrec_jax.text.pairs import Pair, Visit, join_pair, review_exercises, taste_pair, values_of
 from xrec_jax.text.templates import template_from
 
 _ATTRIBUTES = {"kind": 2, "cuisine": 2, "mood": 2}  # values that a text names at most
+TEACHERS = ("stated", "true")
 _PLAIN = ("kind", "cuisine", "mood", "price", "district", "popularity")
 
 
@@ -33,6 +35,12 @@ def world_states(config: Any, data: RunData) -> JointStates:
     need_world(data, "joint.states.source")
     world, asked = data.world, config.joint.states
     assert world is not None
+    teacher = config.joint.sft.teacher
+    if teacher not in TEACHERS:
+        raise UserError(
+            f"joint.sft.teacher={teacher!r} is not valid{did_you_mean(teacher, TEACHERS)}; "
+            f"valid: {', '.join(TEACHERS)}"
+        )
     template = template_from(asked.template)
     check_template(config, template, user="'tastes'", user_item="'candidate'")
     if "{about}" in template.user and not world.about:
@@ -57,7 +65,8 @@ def world_states(config: Any, data: RunData) -> JointStates:
         ],
         # Where candidates are explained, these are the states whose cases teach.
         teacher=_teacher(
-            config.joint.sft.examples, user, part, tastes,
+            config.joint.sft.examples, user, part,
+            tastes if teacher == "true" else _stated(world, prompting, user, pasts),
             each=config.joint.candidates if template.item else 1,
         ),
         planted=[_planted(one) for one in tastes],
@@ -115,10 +124,31 @@ def _prompt(prompting: Prompting, user: int, past: np.ndarray) -> str:
     return template.assemble(user=profile, item="", entries=entries)
 
 
+def _stated(
+    world: World, prompting: Prompting, user: np.ndarray, pasts: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """The tastes that prompts state, in the form of `World.tastes_at`.
+
+    A teacher who tells what no prompt shows would teach to guess.
+    """
+    found = []
+    for u, past in zip(user.tolist(), pasts, strict=True):
+        own = [world.about[u]] if world.about and "{about}" in prompting.template.user else []
+        shown = [world.reviews.get((u, i)) for i in past[-prompting.latest :].tolist()]
+        facts = [fact for one in (*own, *shown) if one for fact in one.facts]
+        found.append(
+            {
+                key: values_of(fact for fact in facts if fact[2] is liked)
+                for key, liked in (("likes", True), ("dislikes", False))
+            }
+        )
+    return found
+
+
 def _teacher(
     count: int, user: np.ndarray, part: np.ndarray, tastes: Sequence[Any], *, each: int = 1
 ) -> dict[int, str]:
-    """True tastes in words, for training states of users drawn by key, one each.
+    """Tastes in words, for training states of users drawn by key, one each.
 
     As many states as `count` texts need where every state has `each` of them.
     """

@@ -79,6 +79,16 @@ def taste_pair(likes: Values, dislikes: Values) -> Pair:
     )
 
 
+def values_of(facts: Iterable[tuple[str, str, bool]]) -> dict[str, list[str]]:
+    """Values of each attribute, once each, in the order in which facts first tell them."""
+    found: dict[str, list[str]] = {}
+    for attribute, value, _ in facts:
+        values = found.setdefault(attribute, [])
+        if value not in values:
+            values.append(value)
+    return found
+
+
 class Visit(NamedTuple):
     """A visit to read about.
 
@@ -141,7 +151,7 @@ def review_exercises(
             item = template.render_item(rng.choice(visits).row) if template.item else ""
             prompt = template.assemble(user=user, item=item, entries=entries)
         praised, blamed = (
-            _found([fact for one in drawn for fact in one.facts if fact[2] is liked])
+            values_of(fact for one in drawn for fact in one.facts if fact[2] is liked)
             for liked in (True, False)
         )
         yield (
@@ -151,13 +161,3 @@ def review_exercises(
                 f"Complained of: {phrases(blamed) or 'nothing'}."
             ),
         )
-
-
-def _found(facts: Sequence[tuple[str, str, bool]]) -> dict[str, list[str]]:
-    """Values of each attribute in the order in which they are first told."""
-    found: dict[str, list[str]] = {}
-    for attribute, value, _ in facts:
-        values = found.setdefault(attribute, [])
-        if value not in values:
-            values.append(value)
-    return found
