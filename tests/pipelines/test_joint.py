@@ -37,7 +37,7 @@ from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import Interrupted
 
 ROUNDS = 2
-TEXTS = {"joint", "sft", "untuned", "template", "planted"}
+TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
 SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
 EVERY_ROUND = {
     "round", "verdict", "stopped", "valid/ndcg@10", "valid/alone_ndcg@10", "valid/gain",
@@ -456,6 +456,7 @@ def test_a_teacher_who_tells_what_prompts_state(opened):
     assert states.teacher.keys() == true.teacher.keys()
     fewer = 0
     for s, text in states.teacher.items():
+        assert text == states.stated[s]
         written = " ".join(  # what stands behind places, and the line about the user
             line.partition(": ")[2] for line in states.prompts[s].splitlines()
         )

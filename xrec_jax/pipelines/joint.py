@@ -37,7 +37,8 @@ from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.text.pairs import split_pair
 
 STAGE = "joint"
-_TEXTS = ("joint", "sft", "untuned", "template", "summary", "planted")
+_TEXTS = ("joint", "sft", "untuned", "template", "summary", "stated", "planted")
+_AGAINST = ("sft", "shuffled", "template", "features", "untuned", "stated")
 
 check = joint_checks.check
 
@@ -172,8 +173,7 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
     _add_texts(config, setup, rundir, table, resamples)
     metric = f"ndcg@{setup.best_k}"
     pairs = [(name, ALONE) for name in names if name != ALONE]
-    pairs += [(JOINT, name) for name in ("sft", "shuffled", "template", "features", "untuned")
-              if name in names]  # fmt: skip
+    pairs += [(JOINT, name) for name in _AGAINST if name in names]
     for first, second in pairs:
         a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))
         apart = paired_difference(a, b, resamples=resamples)

@@ -57,6 +57,8 @@ class Systems:
         chosen = [name for entry in self.setup.asked.systems for name in entry.split(",") if name]
         if self.setup.states.planted is None:
             chosen = [name for name in chosen if name != "planted"]
+        if self.setup.states.stated is None:
+            chosen = [name for name in chosen if name != "stated"]
         if not any(self.setup.states.titles):
             chosen = [name for name in chosen if name != "masked_titles"]
         return list(dict.fromkeys([JOINT, ALONE, *chosen]))
@@ -99,6 +101,7 @@ class Systems:
         states, run = self.setup.states, self.run
         given = {
             "template": states.template, "summary": states.summary,
+            "stated": states.stated or (),
             "prompt": states.prompts,  # its words without a model that reads them
         }  # fmt: skip
         if name in given:

@@ -58,6 +58,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
     tastes = world.tastes_at(user, before)
     pasts = [history.items[history.start[s] : history.start[s + 1]] for s in range(len(user))]
     groups, group = _groups(asked.group, data, user)
+    stated = _stated(world, prompting, user, pasts)
     return JointStates(
         user=user, before=before, target=target, part=part, history=history,
         prompts=[
@@ -66,10 +67,11 @@ def world_states(config: Any, data: RunData) -> JointStates:
         # Where candidates are explained, these are the states whose cases teach.
         teacher=_teacher(
             config.joint.sft.examples, user, part,
-            tastes if teacher == "true" else _stated(world, prompting, user, pasts),
+            tastes if teacher == "true" else stated,
             each=config.joint.candidates if template.item else 1,
         ),
         planted=[_planted(one) for one in tastes],
+        stated=[join_pair(taste_pair(one["likes"], one["dislikes"])) for one in stated],
         template=[_by_rule(prompting, past) for past in pasts],
         summary=[_summary(prompting, past[-asked.history :]) for past in pasts],
         features=_user_features(prompting, user, history),

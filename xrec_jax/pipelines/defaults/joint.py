@@ -11,7 +11,7 @@ from xrec_jax.pipelines.defaults.training import language_training, lora, traini
 
 SYSTEMS = (
     "null", "features", "prompt", "shuffled", "template", "summary", "untuned", "sft", "why",
-    "why_not", "masked_titles", "planted",
+    "why_not", "masked_titles", "stated", "planted",
 )  # fmt: skip
 
 

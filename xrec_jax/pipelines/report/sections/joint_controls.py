@@ -99,6 +99,9 @@ CONTROLS = {
         "If it gained, the further training would explain the gain, not the explanations.",
         silent=True,
     ),
+    "stated": Control(
+        "perfect reader", "k7", "All that the prompts state: the most an explainer can find there."
+    ),
     "planted": Control(
         "true reasons", "k7", "The world's own reasons as a text: what perfect texts would give."
     ),
