@@ -127,6 +127,10 @@ CASES = {
     "all held out": ([JOINT + "rollout.held_out=1.0"], "joint.rollout.held_out=1.0"),
     "about": (["--config.data.world.about_share=0.0"], "data.world.about_share=0", "tastes"),
     "teacher": ([JOINT + "sft.teacher=treu"], "joint.sft.teacher='treu'", "did you mean 'true'"),
+    "teacher of cases": (
+        [JOINT + "sft.teacher=stated", JOINT + "granularity=user_item",
+         JOINT + "states.template=candidate"], "joint.sft.teacher='stated'", "joint.granularity",
+    ),
     "temperature of scores": (
         [JOINT + "recommender.temperature=-1.0"], "joint.recommender.temperature=-1.0",
     ),

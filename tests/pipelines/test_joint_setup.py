@@ -1,5 +1,6 @@
 """What the recommender of a joint run learns from and is measured on, against plain loops."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.pipelines.test_joint_items import scrambled
+from xrec_jax.data.dataset import Interactions
 from xrec_jax.parallel.mesh import gather, use_mesh
 from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.joint_recommender import FusedTask
@@ -172,6 +174,50 @@ def test_training_rows_are_lessons():
         np.testing.assert_array_equal(batch["encoding"][n], read["encoding"][s])
         np.testing.assert_array_equal(batch["present"][n], read["present"][s])
     assert (batch["weight"] == 1).all()
+
+
+def test_the_temperature_is_fitted_on_every_held_out_event():
+    setup, task, weights, _, _ = fused()
+    data, base = setup.data, task.task.model
+    arrays = base.frozen(data.learned.user, data.learned.item).arrays
+    state = {int(setup.states.user[s]): s for s in setup.states.rows(VALID)}
+    rng, found = np.random.default_rng(3), []
+    with use_mesh(setup.mesh):
+        users = task.user_states(weights["base"], arrays)
+        table = np.asarray(base.tables(weights["base"], arrays).item)[: data.dataset.num_items]
+
+        def drawn(names):  # as if scores were right once divided by 1.6
+            likely = np.array([users[state[u]] @ table.T for u in names.tolist()]) / 1.6
+            picked = (likely + rng.gumbel(size=likely.shape)).argmax(axis=1)
+            return Interactions(names, picked.astype(np.int32))
+
+        names = np.array(sorted(state), np.int32)
+        valid, more = drawn(names), drawn(np.repeat(names, rng.integers(1, 4, len(names))))
+        nobody = valid.take(np.isin(names, setup.valid_users, invert=True))
+        for events in (valid, more, nobody):
+            config = setup.config.copy_and_resolve_references()
+            other = Setup(config, data, setup.mesh)
+            assert other.valid_users.tolist() == setup.valid_users.tolist()
+            split = dataclasses.replace(data.split, valid=events)
+            other.data = data._replace(split=split)
+            own = FusedTask(other, task.task, width=WIDTH)
+            found.append(float(own.temperature(weights["base"], arrays)))
+    for events, heat in zip((valid, more), found, strict=False):
+        pairs = [
+            (state[int(u)], int(i)) for u, i in zip(events.user, events.item, strict=True)
+            if u in setup.valid_users
+        ]  # fmt: skip
+        scores = np.float64([users[s] @ table.T for s, _ in pairs])
+        own = scores[np.arange(len(pairs)), [i for _, i in pairs]]
+        losses = [
+            np.mean(np.log(np.exp(scores / t).sum(axis=1)) - own / t)
+            for t in (heat / 1.03, heat, heat * 1.03)
+        ]
+        assert min(losses) == losses[1] and 0.25 < heat < 4
+    assert found[0] != found[1] and found[2] == 1.0
+    setup.asked.recommender.temperature = 1.25
+    assert task.temperature(None, None) == np.float32(1.25)
+    setup.asked.recommender.temperature = 0.0
 
 
 @pytest.mark.parametrize("train_base", [False, True])

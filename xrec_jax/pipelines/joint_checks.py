@@ -32,6 +32,8 @@ from xrec_jax.training.advantages import ESTIMATORS, AdvantageOptions
 from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.policy_losses import PolicyOptions
 
+TEACHERS = ("true", "stated")
+
 
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
@@ -60,6 +62,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         raise UserError(
             f"joint.encoder={asked.encoder!r} is not valid{did_you_mean(asked.encoder, LAYERS)}"
         )
+    _check_teacher(config)
     rewards.read_weights(asked.rewards)
     GuardOptions.of(asked.guards)
     for entry in asked.systems:
@@ -77,6 +80,20 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     if config.llm.path and not is_reranked(config):  # what `pretrain` makes has no tokenizer yet
         prompts = prompts_of(config, states, load_tokenizer(config.llm.path))
         check_lengths(config, prompts, open_model(config.llm.path).config.max_positions)
+
+
+def _check_teacher(config: Any) -> None:
+    teacher = config.joint.sft.teacher
+    if teacher not in TEACHERS:
+        raise UserError(
+            f"joint.sft.teacher={teacher!r} is not valid{did_you_mean(teacher, TEACHERS)}; "
+            f"valid: {', '.join(TEACHERS)}"
+        )
+    if teacher != TEACHERS[0] and (config.joint.states.source != "world" or is_reranked(config)):
+        raise UserError(
+            f"joint.sft.teacher={teacher!r} is for users of a world "
+            "(joint.states.source='world', joint.granularity='user'); elsewhere leave 'true'"
+        )
 
 
 def _check_counts(asked: Any, mesh: Mesh) -> None:

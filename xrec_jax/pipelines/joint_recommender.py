@@ -107,7 +107,7 @@ class FusedTask:
         return state.replace(params={**state.params, "base": base}, best_params=None)
 
     def temperature(self, base: Any, frozen: Any) -> np.float32:
-        """At which the recommender alone is calibrated on the looked-at valid users.
+        """At which the recommender alone is calibrated on the looked-at valid users' events.
 
         Args:
           base: parameters of the recommender alone.
@@ -116,13 +116,17 @@ class FusedTask:
         asked = self.setup.asked.recommender.temperature
         if asked:
             return np.float32(asked)
-        states = self.setup.states
+        states, held_out = self.setup.states, self.setup.data.split.valid
         rows = states.rows(VALID)
-        rows = rows[np.isin(states.user[rows], self.setup.valid_users) & (states.target[rows] >= 0)]
-        rows = rows[np.unique(states.user[rows], return_index=True)[1]]  # once, not a candidate
+        rows = rows[np.isin(states.user[rows], self.setup.valid_users)]
+        users, first = np.unique(states.user[rows], return_index=True)  # once, not a candidate
+        kept = np.isin(held_out.user, users)
+        if not kept.any():
+            return np.float32(1.0)
+        found = self._user_states_of(base, frozen, rows[first])
+        found = found[np.searchsorted(users, held_out.user[kept])]
         table = self._item_table(base, frozen)
-        users = self._user_states_of(base, frozen, rows)
-        return np.float32(gather(self._fit(users, table, states.target[rows])))
+        return np.float32(gather(self._fit(found, table, held_out.item[kept])))
 
     @functools.cached_property
     def _item_table(self) -> Any:

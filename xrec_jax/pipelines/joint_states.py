@@ -39,7 +39,7 @@ class JointStates:
       features: `[S, F]` float32, the same facts of user and history as plain numbers.
       item_features: `[items, F2]` float32, attributes of items as plain numbers.
       titles: of all items.
-      stated: what a perfect reader of each prompt would write; None where unknown.
+      stated: the tastes that each prompt states, read without a mistake; None where unknown.
       groups: names of user groups.
       group: `[S]` int32 into `groups`, -1 for none.
       notes: what was left out or cut, in words.

@@ -22,7 +22,6 @@ from xrec_jax.text.pairs import Pair, Visit, join_pair, review_exercises, taste_
 from xrec_jax.text.templates import template_from
 
 _ATTRIBUTES = {"kind": 2, "cuisine": 2, "mood": 2}  # values that a text names at most
-TEACHERS = ("stated", "true")
 _PLAIN = ("kind", "cuisine", "mood", "price", "district", "popularity")
 
 
@@ -35,12 +34,6 @@ def world_states(config: Any, data: RunData) -> JointStates:
     need_world(data, "joint.states.source")
     world, asked = data.world, config.joint.states
     assert world is not None
-    teacher = config.joint.sft.teacher
-    if teacher not in TEACHERS:
-        raise UserError(
-            f"joint.sft.teacher={teacher!r} is not valid{did_you_mean(teacher, TEACHERS)}; "
-            f"valid: {', '.join(TEACHERS)}"
-        )
     template = template_from(asked.template)
     check_template(config, template, user="'tastes'", user_item="'candidate'")
     if "{about}" in template.user and not world.about:
@@ -67,7 +60,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
         # Where candidates are explained, these are the states whose cases teach.
         teacher=_teacher(
             config.joint.sft.examples, user, part,
-            tastes if teacher == "true" else stated,
+            stated if config.joint.sft.teacher == "stated" else tastes,
             each=config.joint.candidates if template.item else 1,
         ),
         planted=[_planted(one) for one in tastes],
@@ -133,10 +126,11 @@ def _stated(
 
     A teacher who tells what no prompt shows would teach to guess.
     """
-    found = []
+    found, template = [], prompting.template
     for u, past in zip(user.tolist(), pasts, strict=True):
-        own = [world.about[u]] if world.about and "{about}" in prompting.template.user else []
-        shown = [world.reviews.get((u, i)) for i in past[-prompting.latest :].tolist()]
+        own = [world.about[u]] if world.about and "{about}" in template.user else []
+        latest = past[-prompting.latest :].tolist() if "{review}" in template.entry else []
+        shown = [world.reviews.get((u, i)) for i in latest]
         facts = [fact for one in (*own, *shown) if one for fact in one.facts]
         found.append(
             {

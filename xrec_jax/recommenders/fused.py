@@ -74,7 +74,7 @@ class Fused(Recommender):
         very events is surer of them than of new ones; its dropout takes some of that away.
       sides: "both", "why" or "why_not", the parts that are read; others count as absent.
       item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear map
-        that starts at zero adds to the item table; 0 for none.
+        that starts at zero adds to the item table; 0 for none. A temperature does not scale it.
     """
 
     base: Recommender

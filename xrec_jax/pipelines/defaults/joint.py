@@ -59,7 +59,7 @@ def joint() -> ConfigDict:
             critic=lora() | dict(dropout=0.0),  # of the critic, which has no dropout
             sft=dict(  # the warm start of the explainer
                 examples=240,
-                teacher="true",  # in a world, what pairs tell: all true tastes, or stated ones
+                teacher="true",  # of a world's users: all true tastes, or stated in the prompt
                 train=language_training(batch_size=16, epochs=5, learning_rate=1e-3),
             ),
             ppo=dict(

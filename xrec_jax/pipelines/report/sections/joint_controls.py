@@ -100,7 +100,7 @@ CONTROLS = {
         silent=True,
     ),
     "stated": Control(
-        "perfect reader", "k7", "All that the prompts state: the most an explainer can find there."
+        "perfect reader", "k7", "What users say in the prompts of their tastes, read without error."
     ),
     "planted": Control(
         "true reasons", "k7", "The world's own reasons as a text: what perfect texts would give."
