@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from tests import tiny
+from tests.recommenders.test_reranking import naive_rank
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.ranking import RankingEvaluator
@@ -26,7 +27,7 @@ from xrec_jax.recommenders import sasrec
 from xrec_jax.recommenders.explanations import drop_parts, measure
 from xrec_jax.recommenders.fused import fuse, fuse_features
 from xrec_jax.recommenders.mf import BPRMF
-from xrec_jax.recommenders.reranking import rank_of, rerank
+from xrec_jax.recommenders.reranking import rank_of
 from xrec_jax.training.state import TrainState
 from xrec_jax.training.steps import recommend_step
 
@@ -367,14 +368,6 @@ def test_a_side_that_is_not_read_is_absent(sides, other):
     )  # fmt: skip
 
 
-def naive_rank(scores, target, seen):
-    ahead = 0
-    for item, score in enumerate(scores):
-        if item != target and item not in seen and not score < scores[target]:
-            ahead += 1
-    return 1 + ahead if target >= 0 else 0
-
-
 @pytest.mark.parametrize(("name", "devices"), [("bpr", 1), ("sasrec", 8)])
 def test_ranking_through_the_evaluator(name, devices):
     """Explanations of all users in the frozen arrays, users ranked one by one in NumPy."""
@@ -417,46 +410,6 @@ def test_ranking_through_the_evaluator(name, devices):
     target = np.array([split.valid.item[split.valid.user == u][0] for u in users], np.int32)
     scores = jax.jit(model.item_scores)(params, frozen, batch)
     np.testing.assert_array_equal(jax.jit(rank_of)(scores, target, seen), ranks)
-
-
-def rank_case(rows=40, items=17):
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 6, (rows, items)) / 4.0  # many ties
-    scores[::7, 3] = np.nan
-    target = rng.integers(-1, items, rows)
-    seen = rng.integers(-1, items, (rows, 8))  # repeated, and sometimes the target itself
-    return scores.astype(np.float32), target.astype(np.int32), seen.astype(np.int32)
-
-
-def test_rank_of():
-    scores, target, seen = rank_case()
-    expected = [naive_rank(s, y, set(m.tolist())) for s, y, m in zip(scores, target, seen,
-                strict=True)]  # fmt: skip
-    np.testing.assert_array_equal(jax.jit(rank_of)(scores, target, seen), expected)
-
-
-def test_rerank_is_a_sort():
-    scores, target, seen = rank_case()
-    scores = np.nan_to_num(scores, nan=1.25)
-    rng = np.random.default_rng(1)
-    candidates = rng.permuted(np.tile(np.arange(17), (40, 1)), axis=1)[:, :6].astype(np.int32)
-    candidates[rng.random((40, 6)) < 0.2] = -1
-    new = (rng.integers(0, 4, (40, 6)) / 2.0).astype(np.float32)
-    new[candidates < 0] = 9.0
-    found = jax.jit(rerank)(scores, candidates, new, target, seen)
-    inside = 0
-    for row in range(40):
-        y, masked = int(target[row]), set(seen[row].tolist()) - {int(target[row])}
-        # Sorted by head or tail, then score; the target stands behind all that tie with it.
-        order = []
-        for item in set(range(17)) - masked:
-            place = np.flatnonzero(candidates[row] == item)
-            score = new[row, place[0]] if len(place) else scores[row, item]
-            order.append((not len(place), -score, item == y, item))
-        order = [item for *_, item in sorted(order)]
-        inside += y in candidates[row].tolist()
-        assert found[row] == (order.index(y) + 1 if y >= 0 else 0)
-    assert 3 < inside < 37
 
 
 def test_one_device_and_eight_do_the_same_step():
