@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, and compiled programs kept between runs."""
+"""Eight fake CPU devices for every test, compiled programs kept between runs, and two workers."""
 
 import os
 import pathlib
@@ -25,6 +25,8 @@ import gc  # noqa: E402
 import jax  # noqa: E402  # reads the environment above
 import pytest  # noqa: E402
 
+from tests import runs  # noqa: E402
+
 _MAPS = pathlib.Path("/proc/self/maps")
 
 
@@ -39,3 +41,14 @@ def few_compiled_programs():
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file's tests run in one worker; so do all files that share a finished run."""
+    for item in items:
+        shared = [
+            name
+            for name in ("joint", "finished")
+            if getattr(item.module, name, None) is getattr(runs, name)
+        ]
+        item.add_marker(pytest.mark.xdist_group(*(shared or [item.nodeid.split("::")[0]])))

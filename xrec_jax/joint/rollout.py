@@ -116,6 +116,7 @@ def rows(
     length: np.ndarray,
     *,
     multiple: int = 32,
+    group: int = 1,
 ) -> dict[str, np.ndarray]:
     """Prompts and answers side by side, as `training.roles` reads them.
 
@@ -126,21 +127,32 @@ def rows(
       length: `[n]`.
       multiple: the width is a multiple of this, of the longest prompt of all states, so that
         every round has one shape.
+      group: consecutive answers that share a row; they are of one state.
+
+    Raises:
+      ValueError: if answers that share a row are of several states.
     """
-    size = tokens.shape[1]
-    width = -(-(prompts.ids.shape[1] + size) // multiple) * multiple
-    start = prompts.length[states]
-    ids = np.zeros((len(states), width), np.int32)
-    ids[:, : prompts.ids.shape[1]] = prompts.ids[states]
+    size, most = tokens.shape[1], prompts.ids.shape[1]
+    width = -(-(most + group * size) // multiple) * multiple
+    own = states[::group]
+    if (np.repeat(own, group) != states).any():
+        raise ValueError("answers that share a row must be of one state")
+    prompt = prompts.length[own]
+    ids = np.zeros((len(own), width), np.int32)
+    ids[:, :most] = prompts.ids[own]
+    segments = (np.arange(width) < prompt[:, None]).astype(np.int32)
+    # A lone answer follows its prompt; of several, each has its own columns.
+    start = prompt if group == 1 else np.tile(most + size * np.arange(group), len(own))
     columns = start[:, None] + np.arange(size)
     real = np.arange(size) < length[:, None]
-    row = np.broadcast_to(np.arange(len(states))[:, None], columns.shape)
-    ids[row[real], columns[real]] = tokens[real]
-    segments = (np.arange(width) < (start + length)[:, None]).astype(np.int32)
+    row, nth = (np.broadcast_to(x[:, None], columns.shape)[real]
+                for x in np.divmod(np.arange(len(states)), group))  # fmt: skip
+    ids[row, columns[real]] = tokens[real]
+    segments[row, columns[real]] = 1 if group == 1 else 2 + nth
     found = {
         "ids": ids, "segments": segments, "start": start.astype(np.int32),
         "length": length.astype(np.int32),
     }  # fmt: skip
     if prompts.soft.shape[1]:
-        found["soft_positions"] = prompts.soft[states]
+        found["soft_positions"] = prompts.soft[own]
     return found

@@ -1,6 +1,7 @@
 """Causal attention over packed sequences: one interface, whatever implementation suits the device.
 
-A token sees the tokens before it in its row that have the same segment number; 0 is padding.
+A token sees the tokens before it in its row that have the same segment number; 0 is padding. Where
+segment 1 is shared, all later segments see it too: a prompt, and several answers to it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _MASKED = -1e30  # finite: a row that is all padding must not become NaN
 
 
 def choose(
-    implementation: str, *, length: int, head_dim: int, kv_heads: int, dtype: jnp.dtype
+    implementation: str,
+    *,
+    length: int,
+    head_dim: int,
+    kv_heads: int,
+    dtype: jnp.dtype,
+    shared: bool = False,
 ) -> str:
     """The implementation that `auto` stands for on this device, mesh and shape.
 
@@ -35,6 +42,11 @@ def choose(
     backend = jax.default_backend()
     if implementation == "cudnn" and backend != "gpu":
         raise UserError(f"attention='cudnn' needs a GPU, but this is a {backend}; use 'auto'")
+    if implementation in ("splash", "splash_interpret") and shared:
+        raise UserError(
+            f"attention={implementation!r} cannot share a prompt between answers; use 'auto', or "
+            "joint.ppo.share_prompts=False"
+        )
     if implementation != "auto":
         return implementation
     if backend == "cpu":
@@ -43,13 +55,26 @@ def choose(
     if backend == "gpu" and half and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     whole = kv_heads % current_parts("heads") == 0
-    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and whole:
+    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and whole and not shared:
         return "splash"
     return "xla"
 
 
+def _visible(queries: jax.Array, keys: jax.Array, shared: bool) -> jax.Array:
+    """Which tokens may see which by their segments: `[b, q]`, `[b, k]` -> `[b, q, k]` bool."""
+    queries, keys = queries[:, :, None], keys[:, None, :]
+    same = queries == keys
+    return same | ((keys == 1) & (queries > 1)) if shared else same
+
+
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, implementation: str = "auto"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    *,
+    implementation: str = "auto",
+    shared: bool = False,
 ) -> jax.Array:
     """Attention of a sequence to itself.
 
@@ -60,20 +85,22 @@ def attend(
       segments: `[batch, length]` int32; 0 is padding, whose output means nothing but is finite.
       implementation: one of `IMPLEMENTATIONS`. "blocked" computes only the causal half of the
         scores, "cudnn" needs a GPU and 16-bit inputs, "splash" is the Pallas kernel of TPUs.
+      shared: whether later segments see segment 1.
 
     Returns:
       `[batch, length, heads, head_dim]`.
     """
     chosen = choose(
-        implementation, length=q.shape[1], head_dim=q.shape[-1], kv_heads=k.shape[2], dtype=q.dtype
-    )
+        implementation, length=q.shape[1], head_dim=q.shape[-1], kv_heads=k.shape[2],
+        dtype=q.dtype, shared=shared,
+    )  # fmt: skip
     if chosen == "blocked":
-        return _blocked(q, k, v, segments)
+        return _blocked(q, k, v, segments, shared)
     if chosen in ("splash", "splash_interpret"):
         return _splash(q, k, v, segments, interpret=chosen == "splash_interpret")
     length = q.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & (segments[:, :, None] == segments[:, None, :])
+    mask = causal & _visible(segments, segments, shared)
     kernel: Any = chosen
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kernel)
 
@@ -115,7 +142,9 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     return out.reshape(batch, length, heads, dim)
 
 
-def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+def _blocked(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, shared: bool
+) -> jax.Array:
     """Blocks of queries, each against the keys up to its end: half of the square is skipped."""
     length = q.shape[1]
     block = _BLOCK if length <= LONG else _BLOCK_LONG
@@ -126,9 +155,9 @@ def _blocked(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> j
     for start in range(0, length, block):
         stop = min(start + block, length)
         causal = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        same = segments[:, start:stop, None] == segments[:, None, :stop]
+        seen = causal & _visible(segments[:, start:stop], segments[:, :stop], shared)
         keys, values = k[..., :stop], v[:, :, :stop]
-        out.append(attend_block(q[:, start:stop], keys, values, causal & same))
+        out.append(attend_block(q[:, start:stop], keys, values, seen))
     return jnp.concatenate(out, axis=1)
 
 

@@ -40,9 +40,15 @@ def join(first: Cache, second: Cache) -> Cache:
 
 
 class Sequence(NamedTuple):
-    """Tokens attend to each other: `segments` `[batch, length]`, 0 is padding."""
+    """Tokens attend to each other: `segments` `[batch, length]`, 0 is padding.
+
+    Attributes:
+      segments: numbers of what belongs together.
+      shared: whether later segments see segment 1.
+    """
 
     segments: jax.Array
+    shared: bool = False
 
 
 class Extend(NamedTuple):
@@ -153,8 +159,10 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = Cache(attention.keys_for_cache(k), attention.head_major(v))
         if isinstance(context, Sequence):
-            segments = context.segments
-            out = attention.attend(q, k, v, segments, implementation=self.implementation)
+            out = attention.attend(
+                q, k, v, context.segments, implementation=self.implementation,
+                shared=context.shared,
+            )  # fmt: skip
         elif isinstance(context, Extend):
             whole = join(context.cache, cache)
             out = attention.attend_cached(q, *whole, context.mask)

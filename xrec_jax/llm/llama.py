@@ -132,6 +132,7 @@ class Llama:
         adapter: Adapter | None = None,
         soft: SoftPrompt | None = None,
         key: jax.Array | None = None,
+        shared: bool = False,
     ) -> jax.Array:
         """Normalised states before the output layer.
 
@@ -144,6 +145,7 @@ class Llama:
           adapter: None is the base itself.
           soft: embeddings to replace.
           key: switches on the adapter's dropout.
+          shared: whether later segments see segment 1; give positions then.
 
         Returns:
           `[batch, length, hidden]` in `dtype`.
@@ -151,7 +153,7 @@ class Llama:
         segments = jnp.ones_like(ids) if segments is None else segments
         positions = positions_of(segments) if positions is None else positions
         rotation = Rotation(*rotations(self.config, positions))
-        context = Sequence(segments)
+        context = Sequence(segments, shared)
         block = self._block(adapter.config.dropout if adapter is not None else 0.0)
         lora = {} if adapter is None else adapter.scaled()["layers"]
         layers = self.config.num_layers

@@ -126,7 +126,8 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
             f"joint.recommender.temperature={heat} must be a positive number, or 0 to fit it"
         )
     n, size, group = asked.rollout.per_round, asked.ppo.batch_size, asked.rollout.group_size
-    parts = batch_divisor(mesh) * asked.ppo.accumulation
+    together = group if asked.ppo.share_prompts else 1
+    parts = batch_divisor(mesh) * asked.ppo.accumulation * together
     if n % size:
         raise UserError(
             f"joint.rollout.per_round={n} must be divisible by joint.ppo.batch_size={size}"
@@ -147,6 +148,7 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
             raise UserError(
                 f"joint.{key}={value} must be divisible by {needs}: the devices along the batch"
                 + (" times joint.ppo.accumulation" if key.startswith("ppo") else "")
+                + (" times joint.rollout.group_size" if key[:3] == "ppo" and together > 1 else "")
             )
 
 

@@ -58,6 +58,8 @@ class PolicyTask:
         asked = setup.asked
         self.vectors = asked.soft_prompt.vectors
         self.has_critic = asked.ppo.estimator == "gae"
+        # Answers that share a row, and so the reading of their prompt.
+        self.group = asked.rollout.group_size if asked.ppo.share_prompts else 1
         self.options = PolicyOptions(
             temperature=asked.rollout.temperature, clip=asked.ppo.clip,
             value_clip=asked.ppo.value_clip, value_weight=asked.ppo.value_weight,
@@ -216,10 +218,10 @@ class PolicyTask:
 
     def assess(self, params: Any, reference: Any, batch: Mapping[str, np.ndarray]) -> dict:
         """Log-probabilities, entropy, the reference's and values of answers, `[n, A]` each."""
-        setup, size = self.setup, self.setup.asked.ppo.batch_size
+        setup, size = self.setup, self.setup.asked.ppo.batch_size // self.group
         found = []
         for first in range(0, len(batch["ids"]), size):
-            part = {name: array[first : first + size] for name, array in batch.items()}
+            part = self._part(batch, np.arange(first, min(first + size, len(batch["ids"]))))
             made = self._assess(params, reference, setup.base.params, setup.put(part))
             found.append(gather(made))
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
@@ -242,7 +244,8 @@ class PolicyTask:
         """
         asked, setup = self.setup.asked.ppo, self.setup
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
-        orders = minibatches(len(batch["ids"]), asked.batch_size, epochs=asked.epochs, key=key)
+        size = asked.batch_size // self.group
+        orders = minibatches(len(batch["ids"]), size, epochs=asked.epochs, key=key)
         trains = np.float32(number > asked.critic_warmup or not self.has_critic)
         state = state.replace(frozen={"base": setup.base.params})
         compiled = self._compiled(state)
@@ -250,7 +253,7 @@ class PolicyTask:
         for order in orders:
             stopped = False
             for chosen in order:
-                part = {name: array[chosen] for name, array in batch.items()}
+                part = self._part(batch, chosen)
                 part["train_policy"] = np.full(len(chosen), trains, np.float32)
                 state, metrics = compiled(state, setup.put(part))
                 found.append({name: float(gather(v)) for name, v in metrics.items()})
@@ -268,6 +271,14 @@ class PolicyTask:
         check_updates(means, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate")
         means["ppo/updates"] = float(len(found) - found[-1]["ppo/stopped"])
         return state.replace(frozen={}), means
+
+    def _part(self, batch: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows, with all answers that share them."""
+        count = len(batch["ids"])
+        return {
+            name: array.reshape(count, -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
+            for name, array in batch.items()
+        }
 
     def _compiled(self, state: TrainState) -> Any:
         if self._compiled_step is None:

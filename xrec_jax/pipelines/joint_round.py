@@ -181,9 +181,10 @@ class Round:
         """Rows for PPO, what the trainer says of the rollout, and the mean KL of an answer."""
         run, setup, asked = self.run, self.setup, self.asked
         states = buffer.state.astype(np.int64)
-        batch = rows(setup.prompts, states, buffer.tokens, buffer.length)
+        group = run.policy.group
+        batch = rows(setup.prompts, states, buffer.tokens, buffer.length, group=group)
         if run.policy.vectors:
-            batch["user"] = run.users[states]
+            batch["user"] = run.users[states[::group]]
         reference = run.warm_policy if asked.kl.reference == "warm_start" else {}
         said = run.policy.assess(state.policy["params"], reference, batch)
         mask = np.asarray(answer_mask(buffer.length, setup.size))

@@ -109,8 +109,9 @@ def _in_parts(
     if n % parts:
         raise UserError(f"accumulation={parts} must divide the {n} rows of a minibatch")
 
-    def split(x):  # each device's rows stay on it
-        x = x.reshape(n // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    def split(x):  # each device's rows stay on it, and the answers of a row beside it
+        x = x.reshape(n // parts, parts, len(x) // n, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(parts, -1, *x.shape[3:])
         return constrain(x, None, "batch", *[None] * (x.ndim - 2))
 
     def join(path, a, b):
@@ -121,7 +122,7 @@ def _in_parts(
         found = gradient(part, jax.random.fold_in(key, number))
         return (number + 1, jax.tree_util.tree_map_with_path(join, total, found)), None
 
-    one = jax.eval_shape(gradient, jax.tree.map(lambda x: x[: n // parts], rows), key)
+    one = jax.eval_shape(gradient, jax.tree.map(lambda x: x[: len(x) // parts], rows), key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), one)
     (_, total), _ = jax.lax.scan(add, (jnp.int32(0), zeros), jax.tree.map(split, rows))
     return total

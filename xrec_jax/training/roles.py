@@ -11,6 +11,11 @@ adapter of an earlier stage. Answers are read as padded rows:
     user `[n, D]` float32: what the soft vectors are made of; absent where there are none
 
 Arrays of answers are `[n, A]`: column t belongs to the token at `start + t`.
+
+Answers to one prompt may share a row, so that the prompt is read once (GRPO reads a group of them):
+n / G rows of G consecutive answers each. The prompt is segment 1 then, the answers are segments 2
+to G + 1, each seen by itself only; `start` and `length` have one entry an answer, the others one a
+row. A prompt of p tokens gives its answers the positions p, p + 1, ...
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import jax.numpy as jnp
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm import heads
 from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama, SoftPrompt
+from xrec_jax.llm.llama import Llama, SoftPrompt, positions_of
 from xrec_jax.llm.lora import Adapter, LoraConfig, init_params
 from xrec_jax.llm.losses import chunk_columns
 from xrec_jax.parallel.mesh import constrain
@@ -129,16 +134,36 @@ def answer_states(
         if lora is None:
             raise UserError("an adapter needs its LoraConfig")
         adapter = Adapter(tree["lora"], lora)
+    ids, segments, start = batch["ids"], batch["segments"], batch["start"]
+    rows, width = ids.shape
+    each = len(start) // rows  # answers of a row
+    shared = each > 1
     hidden = model.hidden(
-        base, batch["ids"], segments=batch["segments"], adapter=adapter,
-        soft=_soft_prompt(tree, base, batch, placeholder), key=key,
+        base, ids, segments=segments, adapter=adapter, key=key, shared=shared,
+        positions=_shared_positions(segments) if shared else None,
+        soft=_soft_prompt(tree, base, batch, placeholder),
     )  # fmt: skip
-    columns = batch["start"][:, None] + jnp.arange(answer_size)
+    columns = start[:, None] + jnp.arange(answer_size)
+    before = columns - 1
+    if shared:  # the first token follows the prompt
+        prompt = jnp.repeat(jnp.sum(segments == 1, axis=1), each)
+        before = before.at[:, 0].set(prompt - 1)
+
+    def taken(source, columns):  # [n, A, ...]
+        places = jnp.clip(columns, 0, width - 1).reshape(rows, -1)
+        places = places.reshape(*places.shape, *[1] * (source.ndim - 2))
+        found = jnp.take_along_axis(source, places, axis=1)
+        return found.reshape(len(start), answer_size, *source.shape[2:])
+
     mask = answer_mask(batch["length"], answer_size)
-    last = batch["ids"].shape[1] - 1
-    tokens = jnp.take_along_axis(batch["ids"], jnp.clip(columns, 0, last), axis=1)
-    states = jnp.take_along_axis(hidden, jnp.clip(columns - 1, 0, last)[..., None], axis=1)
+    states, tokens = taken(hidden, before), taken(ids, columns)
     return constrain(states, "batch", None, None), jnp.where(mask, tokens, 0), mask
+
+
+def _shared_positions(segments: jax.Array) -> jax.Array:
+    """Positions `[n, L]` where answers share a prompt: each goes on from the prompt's end."""
+    prompt = jnp.sum(segments == 1, axis=1, keepdims=True)
+    return positions_of(segments) + jnp.where(segments > 1, prompt, 0)
 
 
 def _read_out(

@@ -75,6 +75,7 @@ def joint() -> ConfigDict:
                 kl_stop=0.1,  # nats a token since the rollout; 0: off
                 epochs=2,
                 batch_size=64,
+                share_prompts=True,  # one reading of a prompt for all answers of its group
                 accumulation=1,
                 critic_warmup=1,  # first rounds in which only the critic learns
                 missing_eos=1.0,  # taken from the score of an answer that does not end
