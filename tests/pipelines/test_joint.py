@@ -22,7 +22,7 @@ from xrec_jax.llm.peft_io import base_of, load_adapter
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import language, run
 from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.joint_recommender import another, system_of
+from xrec_jax.pipelines.joint_recommender import another, system_of, user_batch
 from xrec_jax.pipelines.joint_round import Round
 from xrec_jax.pipelines.joint_seed import SeedRun
 from xrec_jax.pipelines.joint_setup import JointSetup
@@ -41,7 +41,7 @@ TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
 SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
 EVERY_ROUND = {
     "round", "verdict", "stopped", "valid/ndcg@10", "valid/alone_ndcg@10", "valid/gain",
-    "valid/planted_f1",
+    "valid/log_prob_gain", "valid/planted_f1",
 }  # fmt: skip
 LEARNING = {
     "reward/score", "reward/log_prob_gain", "ppo/kl", "ppo/kl_beta", "ppo/entropy",
@@ -339,6 +339,23 @@ def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811
     assert (kept.version[opened.one.valid] == ROUNDS).all()
     others = np.setdiff1d(np.arange(len(kept.version)), [*opened.setup.cached, *opened.one.valid])
     assert {*opened.setup.states.rows(TEST)} <= {*others} and (kept.version[others] == -1).all()
+
+
+def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa: F811
+    one, state = opened.one, jax.device_get(opened.state)
+    items, model = opened.setup.data.dataset.num_items, one.fused.model
+    frozen = one.fused.frozen(one.base_frozen, state.constants)
+    params, gains = opened.state.recommender["params"], []
+    for s in one.valid.tolist():
+        alone = user_batch(opened.setup, model, np.array([s]))
+        texts = {name: getattr(state.cache, name)[[s]] for name in ("encoding", "present")}
+        log_p = []
+        for batch in (alone | texts, alone):
+            scores = np.asarray(model.item_scores(params, frozen, batch), np.float64)[0, :items]
+            log_p.append(scores[opened.setup.states.target[s]] - np.log(np.exp(scores).sum()))
+        gains.append(log_p[0] - log_p[1])
+    told = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")[-1]["valid/log_prob_gain"]
+    assert told == pytest.approx(np.mean(gains), abs=1e-5) and abs(told) > 1e-4
 
 
 def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811

@@ -215,6 +215,7 @@ def _check_states(config: Any, states: JointStates) -> None:
             )
     gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
     gains += ["valid/planted_f1"] if states.planted is not None else []
+    gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
     chosen = config.joint.guards.gain_metric
     if chosen not in gains:
         raise UserError(

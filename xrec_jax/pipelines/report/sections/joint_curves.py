@@ -37,6 +37,7 @@ class Curve(NamedTuple):
 MAIN = (
     Curve("reward/score", "Reward of a text, nats"),
     Curve("valid/gain", "Gain over alone, validation, %", True, digits=2),
+    Curve("valid/log_prob_gain", "Log-probability gain, validation, nats"),
     Curve("valid/planted_f1", "True reasons, F1, validation, %", True, digits=1),
     Curve("ppo/kl", "KL to the reference, nats a token"),
     Curve("ppo/kl_beta", "Weight of the KL (beta)", digits=5),
@@ -63,7 +64,7 @@ def build(joint: Joint) -> Html | None:
               beside=(name.replace("/", "/alone_"), "alone"))
         for name in joint.names("valid/ndcg@")
     ]  # fmt: skip
-    charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:3], *scores, *MAIN[3:]))
+    charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:4], *scores, *MAIN[4:]))
     shown = {curve.name for curve in MAIN}
     more = []
     for start, title in _GROUPS:
