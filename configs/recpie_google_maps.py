@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     config.pretrain.update(dict(source="joint", length=256))
-    config.pretrain.train.update(dict(batch_size=16, epochs=8, learning_rate=3e-3))
+    config.pretrain.train.update(dict(batch_size=16, epochs=5, learning_rate=3e-3))
     joint = config.joint
     joint.states.update(
         dict(source="file", path=f"{DATA}/explanations.jsonl.gz", template="profiles", history=4)
@@ -58,6 +58,8 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.ppo.policy.learning_rate = 1e-3
     joint.rollout.update(dict(per_round=256, group_size=4))
     joint.cache.refresh = 0.1
+    joint.valid_users = 0
+    joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG of so few users is mostly chance
     joint.recommender.update(dict(components=32, bottleneck=32))
     joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=1.0))
     return defaults.variant(config, arg)

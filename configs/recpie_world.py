@@ -44,6 +44,9 @@ ABLATIONS = {
     "user_item": dict(
         granularity="user_item",
         systems=("sft", "shuffled"),
+        guards=dict(gain_metric="valid/gain"),
+        rollout=dict(per_round=1024),
+        ppo=dict(batch_size=64),
         states=dict(template="candidate", max_users=400),
         valid_users=60,
         explain=dict(max_new_tokens=64),
@@ -98,18 +101,21 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.update(dict(copies=0, described=0, talk=0, length=320))
     config.pretrain.train.update(dict(batch_size=4, epochs=1, learning_rate=3e-3, log_every=400))
     joint = config.joint
-    joint.readings = 64000
+    joint.readings = 128000
     joint.states.update(dict(train_states=1, reach=8, history=4))
     joint.lora.update(dict(rank=32, alpha=64.0, dropout=0.0))
     joint.critic.update(dict(rank=8, alpha=16.0, dropout=0.0))
     joint.sft.examples = 120
     joint.sft.train.update(dict(epochs=3, learning_rate=6e-3))
+    joint.rounds = 7
     joint.ppo.estimator = "group"  # rewards differ more between users than between their texts
-    joint.ppo.policy.learning_rate = 1e-3
+    joint.ppo.policy.learning_rate = 6e-4
+    joint.ppo.batch_size = 256
     joint.kl.beta = 0.02
-    joint.rollout.update(dict(per_round=1024, group_size=8))
+    joint.rollout.update(dict(per_round=4096, group_size=8, temperature=0.8))
     joint.ppo.epochs = 1
     joint.valid_users = 1600
+    joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG of so few users is mostly chance
     joint.encoder = "embedding"  # last states of so small a base hide what a text says
     joint.cache.refresh = 0.1
     joint.recommender.update(
@@ -120,6 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.seeds = (0,)
         config.data.world.num_users = 2500
         joint.readings = 16000
+        joint.ppo.batch_size = 64
         joint.update(SHORT)
         return config
     if arg in ABLATIONS:

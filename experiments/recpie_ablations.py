@@ -202,13 +202,15 @@ def share(base: RunDir, target: RunDir, *, language: bool = True) -> None:
 
 
 def is_finished(rundir: RunDir, config: ConfigDict) -> bool:
-    """Whether a run holds the joint stage of this config, maybe with more controls."""
+    """Whether a run holds the joint stage of this config, maybe with more controls and seeds."""
     if not rundir.config_path.exists() or JOINT not in rundir.evaluation():
         return False
     theirs = rundir.config()
     if not set(config.joint.systems) <= set(theirs.joint.systems):
         return False
-    return all(key == "joint.systems" for key in different(theirs, config))
+    if not set(config.seeds) <= set(theirs.seeds):
+        return False
+    return set(different(theirs, config)) <= {"joint.systems", "seeds"}
 
 
 def run_joint(config: ConfigDict, rundir: RunDir) -> RunDir:

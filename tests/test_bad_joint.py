@@ -13,6 +13,7 @@ from tests.runs import joint  # noqa: F401 (a fixture)
 from tests.test_bad_input import refuses
 from xrec_jax import cli
 from xrec_jax.core.errors import UserError
+from xrec_jax.joint import rewards
 from xrec_jax.joint.guards import GuardState
 from xrec_jax.parallel.mesh import use_mesh
 
@@ -50,6 +51,7 @@ def folder(joint, tmp_path, monkeypatch) -> pathlib.Path:  # noqa: F811
     for name in ("config_config", "own_rewards"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(rewards, "_REGISTRY", dict(rewards._REGISTRY))
     shutil.copytree(joint / "model", tmp_path / "folder" / "model")
     (tmp_path / "folder" / "config.py").write_text(CONFIG)
     (tmp_path / "folder" / "own_rewards.py").write_text(REWARDS)

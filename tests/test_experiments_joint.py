@@ -1,6 +1,7 @@
 """The pure functions of the two experiments on joint training."""
 
 import argparse
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,26 @@ def test_names_are_those_of_the_config():
     assert recpie_ablations.chosen("ppo,full,ppo", list(known)) == ["ppo", "full"]
     with pytest.raises(UserError, match="did you mean 'no_kl'"):
         recpie_ablations.chosen("no_kll", list(known))
+
+
+def test_a_run_with_more_seeds_and_controls_is_read_and_not_run_again(tmp_path):
+    def config(seeds="", **changes):
+        override = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+        return recpie_ablations.world_config(
+            argparse.Namespace(tiny=True, seeds=seeds, override=override)
+        )
+
+    theirs = config("0,1,2", joint__systems="null,sft")
+    (tmp_path / "config.json").write_text("{}")
+    rundir = SimpleNamespace(
+        config_path=tmp_path / "config.json", evaluation=lambda: {"joint": {}},
+        config=lambda: theirs,
+    )  # fmt: skip
+    done = recpie_ablations.is_finished
+    assert done(rundir, config("2,0", joint__systems="sft"))
+    assert not done(rundir, config("0,3", joint__systems="sft"))
+    assert not done(rundir, config("0", joint__systems="sft,features"))
+    assert not done(rundir, config("0", joint__systems="sft", joint__kl__beta=1))
 
 
 def _figure(value):

@@ -3,6 +3,7 @@
     python experiments/benchmarks/joint.py --workdir=runs/recpie_world --cores=1
     python experiments/benchmarks/joint.py                       # a run of the config's :tiny first
     python experiments/benchmarks/joint.py --workdir=DIR --gpu   # on the accelerator
+    python experiments/benchmarks/joint.py --workdir=DIR --parts=prompts    # PPO alone
 
 Reads a run of `configs/recpie_world.py` (its recommender, base and, if there are any, its rounds);
 everything is written to a copy, the run stays as it is. Rounds go on from the run's last one. The
@@ -18,6 +19,12 @@ Rollouts answer the very same prompts with the same adapter, sampling and seeds 
 
 All end with texts. "equal lengths" lets nothing end an answer, so all sides write as many tokens;
 "as they end" lets an EOS end them, and rates of tokens are compared.
+
+"prompts" times what PPO does with one round's rollouts (log-probabilities of policy, reference and
+critic, and all updates), in turns with a group's answers sharing the row of their prompt and with a
+row each. Expected: with P tokens of a prompt, A of an answer and G answers in a group, the ratio of
+the columns read, G (P + A) / (P + G A), less what answers in one row spend on masked scores of each
+other.
 
 Expected before the first measurement: soft vectors cost nothing by themselves (a choice between two
 embeddings while prompts are read, half a megabyte sent a round), so rollouts are as fast as explain
@@ -180,6 +187,46 @@ class Bench:
             "rounds": [{name: value[0] for name, value in one.items()} for one in rounds],
         }
 
+    def prompts(self, repeats: int) -> dict[str, Any]:
+        """Seconds of PPO on one round's rollouts, prompts shared and not, in turns."""
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from xrec_jax.joint.state import training_state
+        from xrec_jax.parallel.mesh import gather
+
+        run, policy, group = self.run, self.run.policy, self.setup.asked.rollout.group_size
+        if group == 1:
+            raise SystemExit("--parts=prompts needs a run with joint.rollout.group_size above 1")
+        number = self.number + 1
+        state = run.round.roll_out(self.state, number)
+        buffer = gather(state.buffer)
+        score = np.random.default_rng(0).normal(size=len(buffer.state)).astype(np.float32)
+        passes: dict[str, list[float]] = {"shared": [], "apart": []}
+        compiled: dict[str, Any] = dict.fromkeys(passes)
+        columns = {}
+        for turn in range(repeats + 1):
+            for way, seconds in passes.items():
+                policy.group = group if way == "shared" else 1
+                policy._compiled_step = compiled[way]
+                copy = jax.tree.map(jnp.copy, state.policy)
+                timer = Timer()
+                batch, _, _ = run.round._advantages(state, buffer, score)
+                _, told = policy.update(training_state(copy, {}), batch, number=number)
+                if turn:
+                    seconds.append(timer.read()[0])
+                compiled[way] = policy._compiled_step
+                columns[way] = int(batch["ids"].size)
+                print(f"  {way}: {timer.read()[0]:.2f} s, {told['ppo/updates']:.0f} updates",
+                      flush=True)  # fmt: skip
+        ratios = [b / a for a, b in zip(passes["shared"], passes["apart"], strict=True)]
+        return {
+            "group_size": group, "rollouts": len(buffer.state), "columns": columns,
+            "seconds": {way: statistics.median(found) for way, found in passes.items()},
+            "passes": passes, "apart_to_shared": statistics.median(ratios),
+        }  # fmt: skip
+
     # Rollouts beside explain.
 
     def sides(self, count: int, *, ending: bool) -> dict[str, Callable[[], int]]:
@@ -340,6 +387,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             found: dict[str, Any] = {}
             if "round" in parts:
                 found["round"] = bench.breakdown(args.repeats, profile=args.profile)
+            if "prompts" in parts:
+                found["prompts"] = bench.prompts(args.repeats)
+                print(f"  apart to shared: {found['prompts']['apart_to_shared']:.2f}", flush=True)
             if "rollouts" in parts:
                 bench.number = max(bench.number, 1)
                 found["rollouts"] = bench.rollouts(args.rollout_repeats, args.answers)
@@ -357,7 +407,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds after the first")
     parser.add_argument("--rollout-repeats", type=int, default=5)
     parser.add_argument("--answers", type=int, default=256, help="of a pass of rollouts, at most")
-    parser.add_argument("--parts", default="round,rollouts")
+    parser.add_argument("--parts", default="round,prompts,rollouts")
     parser.add_argument("--cores", type=int, default=0, help="pin to so many; 0: as it is")
     parser.add_argument("--first-core", type=int, default=0)
     parser.add_argument("--profile", action="store_true", help="print where the host's time goes")

@@ -24,7 +24,7 @@ from xrec_jax.pipelines.joint_file_texts import (
 from xrec_jax.pipelines.joint_files import file_states
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.text.pair_files import content_words
-from xrec_jax.text.pairs import has_both, split_pair
+from xrec_jax.text.pairs import split_pair
 
 WORDS = [f"{a}{b}" for a in ("kor", "lum", "pav", "rin", "sel", "tob") for b in ("ac", "em", "ix")]
 USERS, ITEMS = 14, 32
@@ -199,7 +199,7 @@ def test_teachers_are_explanations_of_training_events(tmp_path, faulty):
     for s, text in states.teacher.items():
         pair = int(states.user[s]), int(states.target[s])
         assert states.part[s] == TRAIN and pair in trained and pair not in held_out
-        assert has_both(text)
+        assert all(split_pair(text))
         why, why_not = split_pair(text)
         assert why == f"you would like it for train {pair[0]} {pair[1]}."
         assert why_not.startswith(

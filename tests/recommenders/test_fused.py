@@ -76,7 +76,7 @@ def compiled(model):
     return jax.jit(
         lambda params, frozen, batch, key=None: (
             model.item_scores(params, frozen, batch),
-            model.score_log_probs(params, frozen, batch),
+            jax.nn.log_softmax(model.item_scores(params, frozen, batch), axis=1),
             *model.loss(params, frozen, batch, jax.random.key(0) if key is None else key),
         )
     )
@@ -208,7 +208,7 @@ def test_candidates_have_explanations_of_their_own():
             main -= batch["weight"][b] * log_softmax(expected[b])[place[0]]
             total += batch["weight"][b]
     assert 0 < total < batch["weight"].sum()
-    loss, _ = jax.jit(model.candidate_loss)(params, frozen, batch, jax.random.key(0))
+    loss, _ = jax.jit(model.loss)(params, frozen, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, main / total + 0.2 * error / parts, rtol=1e-5)
     # Nothing but its own explanation sets a candidate's score: another order, the same scores.
     turned = batch | {k: batch[k][:, ::-1] for k in ("candidates", "encoding", "present")}
@@ -559,5 +559,3 @@ def test_bad_input():
         model.item_scores(params, frozen, without(batch, "present"))
     with pytest.raises(UserError, match=r"shape \[3, 2, 9\], .* must be 2 and 10"):
         model.item_scores(params, frozen, batch | {"encoding": batch["encoding"][..., :9]})
-    with pytest.raises(UserError, match="needs `candidates`"):
-        model.candidate_loss(params, frozen, batch, jax.random.key(0))

@@ -12,7 +12,6 @@ from xrec_jax.text.pairs import (
     TASTES,
     Pair,
     Visit,
-    has_both,
     join_pair,
     phrases,
     review_exercises,
@@ -33,7 +32,6 @@ def test_splitting_is_the_inverse_of_joining():
     for pair in itertools.starmap(Pair, itertools.product(PARTS, PARTS)):
         text = join_pair(pair)
         assert split_pair(text) == pair
-        assert has_both(text) == bool(pair.why and pair.why_not)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +54,6 @@ def test_splitting_is_the_inverse_of_joining():
 )
 def test_texts_of_a_model_that_keeps_no_form(text, expected):
     assert split_pair(text) == Pair(*expected)
-    assert has_both(text) == all(expected)
 
 
 def test_a_list_of_tastes():

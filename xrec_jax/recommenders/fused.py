@@ -288,12 +288,6 @@ class Fused(Recommender):
         metrics = {"cross_entropy": main, "reconstruction": error, **metrics}
         return main + self.reconstruction * error, metrics
 
-    def candidate_loss(self, params, frozen, batch, key):
-        """`loss` of a batch with candidates; rows without their target among them count nothing."""
-        if "candidates" not in batch:
-            raise UserError("fused: the loss among candidates needs `candidates` in the batch")
-        return self.loss(params, frozen, batch, key)
-
     def _fuse_in_training(self, params, tables, batch, state, weight, keys):
         """Fused states, reconstruction error, and metrics over the rows that read something."""
         null_key, code_key = keys
@@ -369,15 +363,6 @@ class Fused(Recommender):
         """
         tables = self.tables(params, frozen) if tables is None else tables
         return self._catalogue_scores(self._states(params, tables, batch), tables)
-
-    def score_log_probs(
-        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
-    ) -> jax.Array:
-        """Log-probabilities over all items, seen ones included: `[b, items]` float32.
-
-        Arguments are those of `item_scores`.
-        """
-        return jax.nn.log_softmax(self.item_scores(params, frozen, batch, tables=tables), axis=1)
 
     def candidate_scores(
         self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None

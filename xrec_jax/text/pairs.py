@@ -50,11 +50,6 @@ def split_pair(text: str) -> Pair:
     return Pair(why, why_not.strip() if marker else "")
 
 
-def has_both(text: str) -> bool:
-    """Whether a text holds both parts, neither empty."""
-    return all(split_pair(text))
-
-
 Values = Mapping[str, Sequence[str]]  # kind, cuisine or mood to its values, strongest first
 
 

@@ -139,10 +139,11 @@ def shrink(config: ConfigDict) -> None:
     joint.update(dict(rounds=2, readings=min(joint.readings, 200), valid_users=20, samples=2))
     joint.states.update(dict(source="world", path="", history=3, max_users=40, train_states=1))
     joint.explain.max_new_tokens = 16
-    joint.rollout.per_round = 16
+    group = min(joint.rollout.group_size, 2)
+    joint.rollout.update(dict(per_round=16 * group, group_size=group))
     joint.sft.examples = 12
     joint.sft.train.update(dict(batch_size=8, epochs=2))
-    joint.ppo.update(dict(epochs=1, batch_size=8, critic_warmup=0))
+    joint.ppo.update(dict(epochs=1, batch_size=8 * group, critic_warmup=0))
     joint.recommender.update(
         dict(components=8, bottleneck=8, hidden=16, warm_steps=8, steps=4, final_steps=8)
     )
