@@ -116,6 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.ppo.epochs = 1
     joint.valid_users = 1600
     joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG of so few users is mostly chance
+    joint.explain.max_new_tokens = 40
     joint.encoder = "embedding"  # last states of so small a base hide what a text says
     joint.cache.refresh = 0.1
     joint.recommender.update(

@@ -48,13 +48,14 @@ def test_a_prompt_without_its_run_of_placeholders():
 
 @pytest.mark.parametrize("multiple", [1, 5, 32])
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_rows_against_a_loop(prompts, size, multiple):
+@pytest.mark.parametrize(("states", "longest"), [([2, 0, 0, 3, 1], 0), ([0, 3, 3, 1, 0], 6)])
+def test_rows_against_a_loop(prompts, size, multiple, states, longest):
     rng = np.random.default_rng(size)
-    states = np.array([2, 0, 0, 3, 1])
+    states = np.array(states)
     length = rng.integers(0, size + 1, 5).astype(np.int32)
     tokens = rng.integers(10, 99, (5, size)).astype(np.int32)  # what lies behind the end is noise
-    made = rows(prompts, states, tokens, length, multiple=multiple)
-    width = 7 + size
+    made = rows(prompts, states, tokens, length, multiple=multiple, longest=longest)
+    width = (longest or 7) + size
     while width % multiple:
         width += 1
     for row, state in enumerate(states):
@@ -78,6 +79,36 @@ def test_the_width_does_not_depend_on_which_states_are_drawn(prompts):
         for states in ([1, 1], [2, 0])
     }
     assert shapes == {(2, 32)}
+
+
+@pytest.mark.parametrize(("group", "longest"), [(2, 0), (2, 6), (3, 7)])
+def test_rows_of_groups_against_a_loop(prompts, group, longest):
+    rng = np.random.default_rng(group)
+    size, owners = 4, [0, 3, 1] if longest == 6 else [2, 3]
+    states = np.repeat(owners, group)
+    length = rng.integers(0, size + 1, len(states))
+    tokens = rng.integers(10, 99, (len(states), size))
+    made = rows(prompts, states, tokens, length, multiple=5, group=group, longest=longest)
+    most = longest or 7
+    assert made["ids"].shape == (len(owners), -(-(most + group * size) // 5) * 5)
+    for row, state in enumerate(owners):
+        own = len(PROMPTS[state])
+        ids, segments = [0] * made["ids"].shape[1], [0] * made["ids"].shape[1]
+        ids[:own], segments[:own] = PROMPTS[state], [1] * own
+        for nth in range(group):
+            place = row * group + nth
+            start = most + nth * size
+            assert made["start"][place] == start and made["length"][place] == length[place]
+            for t in range(length[place]):
+                ids[start + t], segments[start + t] = tokens[place, t], 2 + nth
+        assert made["ids"][row].tolist() == ids and made["segments"][row].tolist() == segments
+        assert [ids[c] for c in made["soft_positions"][row]] == [HOLE, HOLE]
+    assert {array.dtype for array in made.values()} == {np.dtype(np.int32)}
+
+
+def test_a_prompt_that_no_row_holds(prompts):
+    with pytest.raises(ValueError, match="7 tokens is longer than 6"):
+        rows(prompts, np.array([2]), np.array([[4]]), np.array([1]), longest=6)
 
 
 def test_rows_without_soft_vectors_have_no_positions():

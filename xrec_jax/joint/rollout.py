@@ -117,6 +117,7 @@ def rows(
     *,
     multiple: int = 32,
     group: int = 1,
+    longest: int = 0,
 ) -> dict[str, np.ndarray]:
     """Prompts and answers side by side, as `training.roles` reads them.
 
@@ -125,21 +126,24 @@ def rows(
       states: `[n]`.
       tokens: `[n, A]` answers.
       length: `[n]`.
-      multiple: the width is a multiple of this, of the longest prompt of all states, so that
-        every round has one shape.
+      multiple: the width is a multiple of this.
       group: consecutive answers that share a row; they are of one state.
+      longest: tokens of the longest prompt that may come, so that every round has one shape; 0:
+        the longest of all states.
 
     Raises:
-      ValueError: if answers that share a row are of several states.
+      ValueError: if answers that share a row are of several states, or a prompt is longer.
     """
-    size, most = tokens.shape[1], prompts.ids.shape[1]
+    size, most = tokens.shape[1], longest or prompts.ids.shape[1]
     width = -(-(most + group * size) // multiple) * multiple
     own = states[::group]
     if (np.repeat(own, group) != states).any():
         raise ValueError("answers that share a row must be of one state")
     prompt = prompts.length[own]
+    if prompt.max(initial=0) > most:
+        raise ValueError(f"a prompt of {prompt.max()} tokens is longer than {most}")
     ids = np.zeros((len(own), width), np.int32)
-    ids[:, :most] = prompts.ids[own]
+    ids[:, :most] = prompts.ids[own, :most]
     segments = (np.arange(width) < prompt[:, None]).astype(np.int32)
     # A lone answer follows its prompt; of several, each has its own columns.
     start = prompt if group == 1 else np.tile(most + size * np.arange(group), len(own))

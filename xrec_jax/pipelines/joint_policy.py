@@ -124,7 +124,9 @@ class PolicyTask:
         for row, answer in enumerate(answers):
             tokens[row, : len(answer)] = answer
         length = np.array([len(answer) for answer in answers], np.int32)
-        arrays = rows(setup.prompts, chosen, tokens, length) | {"user": users[chosen]}
+        longest = int(setup.prompts.length[chosen].max())
+        arrays = rows(setup.prompts, chosen, tokens, length, longest=longest)
+        arrays |= {"user": users[chosen]}
         source = BatchSource(
             AnswerRows(arrays), batch_size=asked.train.batch_size, seed=seed,
             process=jax.process_index(), processes=jax.process_count(),

@@ -182,7 +182,10 @@ class Round:
         run, setup, asked = self.run, self.setup, self.asked
         states = buffer.state.astype(np.int64)
         group = run.policy.group
-        batch = rows(setup.prompts, states, buffer.tokens, buffer.length, group=group)
+        batch = rows(
+            setup.prompts, states, buffer.tokens, buffer.length, group=group,
+            longest=int(setup.prompts.length[setup.rolled_out].max()),
+        )  # fmt: skip
         if run.policy.vectors:
             batch["user"] = run.users[states[::group]]
         reference = run.warm_policy if asked.kl.reference == "warm_start" else {}
