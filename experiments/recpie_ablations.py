@@ -201,8 +201,8 @@ def share(base: RunDir, target: RunDir, *, language: bool = True) -> None:
             target.write_evaluation(stage, base.evaluation()[stage])
 
 
-def is_finished(rundir: RunDir, config: ConfigDict) -> bool:
-    """Whether a run holds the joint stage of this config, maybe with more controls and seeds."""
+def is_finished(rundir: RunDir, config: ConfigDict, *, more_seeds: bool = False) -> bool:
+    """Whether a run holds the joint stage of this config, maybe with more controls, or seeds."""
     if not rundir.config_path.exists() or JOINT not in rundir.evaluation():
         return False
     theirs = rundir.config()
@@ -210,7 +210,7 @@ def is_finished(rundir: RunDir, config: ConfigDict) -> bool:
         return False
     if not set(config.seeds) <= set(theirs.seeds):
         return False
-    return set(different(theirs, config)) <= {"joint.systems", "seeds"}
+    return set(different(theirs, config)) <= {"joint.systems", *(["seeds"] * more_seeds)}
 
 
 def run_joint(config: ConfigDict, rundir: RunDir) -> RunDir:
@@ -287,8 +287,12 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
         mine = config.copy_and_resolve_references()
         mine.name, mine.stages = f"recpie_world_{name}", ("recommend", "joint")
         mine.joint.update(known[name])
-        if args.tiny:  # an ablation may ask for more users
+        if args.tiny:  # an ablation may ask for more
             mine.joint.states.max_users = config.joint.states.max_users
+            mine.joint.rollout.per_round = config.joint.rollout.per_round
+            mine.joint.ppo.batch_size = config.joint.ppo.batch_size
+            mine.joint.valid_users = config.joint.valid_users
+            mine.joint.explain.max_new_tokens = config.joint.explain.max_new_tokens
         rundir = RunDir(pathlib.Path(args.workdir) / name)
         print(f"{name} ({number} of {len(names)})", flush=True)
         try:

@@ -99,7 +99,7 @@ def config_of(config: ConfigDict, share: float, base: RunDir | None) -> ConfigDi
 def run_share(config: ConfigDict, rundir: RunDir, base: RunDir | None) -> RunDir:
     """Runs a share; the base's recommender has learned from all data, and serves for share 1."""
     if base is not None and config.data.train_share == 1.0:
-        if sweep.is_finished(base, config):
+        if sweep.is_finished(base, config, more_seeds=True):
             return base
         sweep.share(base, rundir, language=False)
     return sweep.run_joint(config, rundir)

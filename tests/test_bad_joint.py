@@ -104,6 +104,20 @@ CASES = {
     ),
     # Of PPO
     "estimator": ([JOINT + "ppo.estimator=gea"], "joint.ppo.estimator='gea'", "'gae'"),
+    "groups that a batch cannot hold": (
+        [JOINT + "rollout.group_size=8", JOINT + "ppo.batch_size=4",
+         JOINT + "rollout.per_round=16"],
+        "joint.ppo.batch_size=4", "joint.ppo.share_prompts=False",
+    ),
+    "a kernel that shares nothing": (
+        [JOINT + "rollout.group_size=2", "--config.llm.attention=splash"],
+        "llm.attention='splash'", "joint.ppo.share_prompts=False",
+    ),
+    "a gain that is not measured there": (
+        [JOINT + "guards.gain_metric=valid/log_prob_gain", JOINT + "granularity=user_item",
+         JOINT + "states.template=candidate"],
+        "joint.guards.gain_metric='valid/log_prob_gain'", "joint.granularity='user_item'",
+    ),
     "a group of one": ([JOINT + "ppo.estimator=group"], "joint.rollout.group_size"),
     "rollouts that fill no batch": (
         [JOINT + "rollout.per_round=20"], "joint.rollout.per_round=20", "batch_size=8",

@@ -1,6 +1,7 @@
 """The pure functions of the two experiments on joint training."""
 
 import argparse
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,9 +105,11 @@ def test_a_run_with_more_seeds_and_controls_is_read_and_not_run_again(tmp_path):
         config_path=tmp_path / "config.json", evaluation=lambda: {"joint": {}},
         config=lambda: theirs,
     )  # fmt: skip
-    done = recpie_ablations.is_finished
+    done = functools.partial(recpie_ablations.is_finished, more_seeds=True)
     assert done(rundir, config("2,0", joint__systems="sft"))
     assert not done(rundir, config("0,3", joint__systems="sft"))
+    assert not recpie_ablations.is_finished(rundir, config("0", joint__systems="sft"))
+    assert recpie_ablations.is_finished(rundir, config("0,1,2", joint__systems="sft"))
     assert not done(rundir, config("0", joint__systems="sft,features"))
     assert not done(rundir, config("0", joint__systems="sft", joint__kl__beta=1))
 

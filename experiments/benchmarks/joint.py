@@ -198,14 +198,16 @@ class Bench:
 
         run, policy, group = self.run, self.run.policy, self.setup.asked.rollout.group_size
         if group == 1:
-            raise SystemExit("--parts=prompts needs a run with joint.rollout.group_size above 1")
+            print("  no answers to share a prompt: joint.rollout.group_size is 1", flush=True)
+            return {"group_size": 1}
+        policy.options = dataclasses.replace(policy.options, kl_stop=0.0)  # all updates, both ways
         number = self.number + 1
         state = run.round.roll_out(self.state, number)
         buffer = gather(state.buffer)
         score = np.random.default_rng(0).normal(size=len(buffer.state)).astype(np.float32)
         passes: dict[str, list[float]] = {"shared": [], "apart": []}
         compiled: dict[str, Any] = dict.fromkeys(passes)
-        columns = {}
+        columns, updates = {}, set()
         for turn in range(repeats + 1):
             for way, seconds in passes.items():
                 policy.group = group if way == "shared" else 1
@@ -217,9 +219,13 @@ class Bench:
                 if turn:
                     seconds.append(timer.read()[0])
                 compiled[way] = policy._compiled_step
+                updates.add(told["ppo/updates"])
                 columns[way] = int(batch["ids"].size)
                 print(f"  {way}: {timer.read()[0]:.2f} s, {told['ppo/updates']:.0f} updates",
                       flush=True)  # fmt: skip
+        assert len(updates) == 1, updates
+        policy.group, policy._compiled_step = group, None
+        policy.options = dataclasses.replace(policy.options, kl_stop=self.setup.asked.ppo.kl_stop)
         ratios = [b / a for a, b in zip(passes["shared"], passes["apart"], strict=True)]
         return {
             "group_size": group, "rollouts": len(buffer.state), "columns": columns,
@@ -389,7 +395,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 found["round"] = bench.breakdown(args.repeats, profile=args.profile)
             if "prompts" in parts:
                 found["prompts"] = bench.prompts(args.repeats)
-                print(f"  apart to shared: {found['prompts']['apart_to_shared']:.2f}", flush=True)
+                ratio = found["prompts"].get("apart_to_shared", 1.0)
+                print(f"  apart to shared: {ratio:.2f}", flush=True)
             if "rollouts" in parts:
                 bench.number = max(bench.number, 1)
                 found["rollouts"] = bench.rollouts(args.rollout_repeats, args.answers)

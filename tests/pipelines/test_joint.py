@@ -16,13 +16,15 @@ from tests import runs, tiny
 from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax import cli
 from xrec_jax.core.logging import MetricWriter
+from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
 from xrec_jax.evaluation.planted import world_vocabulary
+from xrec_jax.joint.rollout import rows
 from xrec_jax.llm.peft_io import base_of, load_adapter
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import language, run
 from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.joint_recommender import another, system_of, user_batch
+from xrec_jax.pipelines.joint_recommender import FusedTask, another, system_of, user_batch
 from xrec_jax.pipelines.joint_round import Round
 from xrec_jax.pipelines.joint_seed import SeedRun
 from xrec_jax.pipelines.joint_setup import JointSetup
@@ -356,6 +358,51 @@ def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa:
         gains.append(log_p[0] - log_p[1])
     told = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")[-1]["valid/log_prob_gain"]
     assert told == pytest.approx(np.mean(gains), abs=1e-5) and abs(told) > 1e-4
+
+
+def test_several_held_out_items_count_alike(opened):
+    one, setup = opened.one, opened.setup
+    users = setup.states.user[one.valid[:2]]
+    events = Interactions(np.repeat(users, [3, 1]).astype(np.int32), np.array([4, 9, 2, 7]))
+    data = SimpleNamespace(split=SimpleNamespace(valid=events), dataset=setup.data.dataset)
+    fake = SimpleNamespace(setup=SimpleNamespace(data=data, states=setup.states))
+    targets = FusedTask.held_out(fake, one.valid[[1, 0]])
+    assert targets.tolist() == [[7, -1, -1], [4, 9, 2]]
+    state = jax.device_get(opened.state)
+    frozen = one.fused.frozen(one.base_frozen, state.constants)
+    params, rows = opened.state.recommender["params"], one.valid[[1, 0]]
+    texts = {name: getattr(state.cache, name)[rows] for name in ("encoding", "present")}
+    found = one.fused.score(params, frozen, rows, **texts, key=1, targets=targets)
+    batch = user_batch(setup, one.fused.model, rows)
+    for name, read in (("log_prob", texts), ("log_prob_null", {})):
+        scores = np.asarray(one.fused.model.item_scores(params, frozen, batch | read), np.float64)
+        scores = scores[:, : setup.data.dataset.num_items]
+        log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        expected = [log_p[0, 7], log_p[1, [4, 9, 2]].mean()]
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_a_group_that_shares_its_prompt_is_read_as_apart(opened):
+    """Soft prompts, ragged answers, and batches that split the rollout unevenly."""
+    policy, setup, users = opened.one.policy, opened.setup, opened.one.users
+    states = np.repeat(setup.rolled_out[:5], 2)
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, 200, (10, setup.size)).astype(np.int32)
+    length = rng.integers(0, setup.size + 1, 10).astype(np.int32)
+    said = []
+    for group in (1, 2):
+        batch = rows(setup.prompts, states, tokens, length, group=group)
+        batch["user"] = users[states[::group]]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(policy, "group", group)
+            said.append(policy.assess(opened.state.policy["params"], {}, batch))
+            part = policy._part(batch, np.array([3, 1]))
+        chosen = (group * np.array([3, 1])[:, None] + np.arange(group)).ravel()
+        np.testing.assert_array_equal(part["length"], length[chosen])
+        np.testing.assert_array_equal(part["user"], batch["user"][[3, 1]])
+    assert said[0].keys() == said[1].keys() >= {"log_probs", "reference", "entropy", "values"}
+    for name, apart in said[0].items():
+        np.testing.assert_allclose(said[1][name], apart, atol=2e-5, err_msg=name)
 
 
 def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811

@@ -2,23 +2,27 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
-from tests import runs
+from tests import runs, tiny
 from tests.training.test_policy import (
+    MODEL,
     PLACEHOLDER,
     SIZE,
     USERS,
     base_params,
     log_probs_of,
     one_step,
+    state_of,
     trained,
     values_of,
 )
 from xrec_jax.core.errors import UserError
 from xrec_jax.joint.rollout import Prompts, rows
 from xrec_jax.llm import attention
+from xrec_jax.parallel.mesh import put_batch, sharding, use_mesh
 
 
 @functools.cache
@@ -68,7 +72,33 @@ def test_a_step_on_shared_prompts_is_that_on_separate_rows(accumulation):
     for (path, left), (_, right) in leaves:
         np.testing.assert_allclose(right, left, atol=1e-6, err_msg=path)
     assert found == pytest.approx(told, abs=1e-5)
-    assert 0.9 < found["ppo/ratio_mean"] < 1.1
+    # Nothing was updated since the rollout.
+    assert found["ppo/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert found["ppo/ratio_max"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_fewer_rows_than_answers_on_two_devices():
+    apart, together = apart_and_together()
+    one, told = one_step(apart)
+    mesh = tiny.mesh(2)
+    with use_mesh(mesh):
+        state = jax.device_put(state_of(), sharding(mesh))
+        many, found = one_step(put_batch(together, mesh), state=state, accumulation=2)
+    assert found == pytest.approx(told, abs=1e-5)
+    for (path, left), (_, right) in zip(runs.flat(one.params), runs.flat(many.params), strict=True):
+        np.testing.assert_allclose(right, left, atol=1e-6, err_msg=path)
+
+
+def test_rows_that_are_not_full():
+    with pytest.raises(ValueError, match="3 answers do not fill rows of 2"):
+        prompts = Prompts(np.ones((2, 3), np.int32), np.array([3, 2]), np.zeros((2, 0), np.int32))
+        rows(prompts, np.zeros(3, int), np.zeros((3, 4), np.int32), np.ones(3, np.int32), group=2)
+    apart, together = apart_and_together()
+    with pytest.raises(ValueError, match="12 answers do not fill 5 rows"):
+        bad = together | {"ids": np.concatenate([together["ids"], together["ids"][:1]])}
+        log_probs_of()(trained()["policy"], base_params(), bad)
+    with pytest.raises(ValueError, match="need positions"):
+        MODEL.hidden(base_params(), apart["ids"], segments=apart["segments"], shared=True)
 
 
 def test_answers_of_several_states_share_no_row():

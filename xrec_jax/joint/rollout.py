@@ -132,9 +132,12 @@ def rows(
         the longest of all states.
 
     Raises:
-      ValueError: if answers that share a row are of several states, or a prompt is longer.
+      ValueError: if answers that share a row are of several states or leave a row half filled, or
+        a prompt is longer.
     """
     size, most = tokens.shape[1], longest or prompts.ids.shape[1]
+    if len(states) % group:
+        raise ValueError(f"{len(states)} answers do not fill rows of {group}")
     width = -(-(most + group * size) // multiple) * multiple
     own = states[::group]
     if (np.repeat(own, group) != states).any():

@@ -145,11 +145,13 @@ class Llama:
           adapter: None is the base itself.
           soft: embeddings to replace.
           key: switches on the adapter's dropout.
-          shared: whether later segments see segment 1; give positions then.
+          shared: whether later segments see segment 1; needs positions.
 
         Returns:
           `[batch, length, hidden]` in `dtype`.
         """
+        if shared and positions is None:
+            raise ValueError("segments that share the first need positions that go on from it")
         segments = jnp.ones_like(ids) if segments is None else segments
         positions = positions_of(segments) if positions is None else positions
         rotation = Rotation(*rotations(self.config, positions))

@@ -70,6 +70,12 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             if one and one not in SYSTEMS:
                 raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, SYSTEMS)}")
     _check_counts(asked, mesh)
+    shared = asked.ppo.share_prompts and asked.rollout.group_size > 1
+    if shared and config.llm.attention.startswith("splash"):
+        raise UserError(
+            f"llm.attention={config.llm.attention!r} cannot share a prompt between the answers of "
+            "a group; use 'auto', or joint.ppo.share_prompts=False"
+        )
     _check_rules(asked, mesh)
     _check_fusion(config, name, data)
     if "judge" in rewards.read_weights(asked.rewards):
@@ -148,7 +154,11 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
             raise UserError(
                 f"joint.{key}={value} must be divisible by {needs}: the devices along the batch"
                 + (" times joint.ppo.accumulation" if key.startswith("ppo") else "")
-                + (" times joint.rollout.group_size" if key[:3] == "ppo" and together > 1 else "")
+                + (
+                    " times joint.rollout.group_size; or set joint.ppo.share_prompts=False"
+                    if key.startswith("ppo") and together > 1
+                    else ""
+                )
             )
 
 
@@ -218,6 +228,10 @@ def _check_states(config: Any, states: JointStates) -> None:
     gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
     chosen = config.joint.guards.gain_metric
     if chosen not in gains:
+        where = ""
+        if chosen == "valid/log_prob_gain":
+            where = f" with joint.granularity={config.joint.granularity!r}"
         raise UserError(
-            f"joint.guards.gain_metric={chosen!r} is not measured{did_you_mean(chosen, gains)}"
+            f"joint.guards.gain_metric={chosen!r} is not measured{where}"
+            f"{did_you_mean(chosen, gains)}"
         )

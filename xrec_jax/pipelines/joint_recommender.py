@@ -316,6 +316,7 @@ class FusedTask:
     def score(
         self, params: Any, frozen: Any, states: np.ndarray, encoding: np.ndarray,
         present: np.ndarray, *, key: int, read: dict[str, np.ndarray] | None = None,
+        targets: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         """What explanations of states do to the true next item, on frozen weights.
 
@@ -327,21 +328,23 @@ class FusedTask:
           present: `[n, 2]`.
           key: of the draw of other users' explanations.
           read: what the recommender reads of other states; nothing here depends on it.
+          targets: `[n, T]` items of `log_prob`, -1 for none; None takes `JointSetup.targets`.
 
         Returns:
-          `log_prob` (mean over the targets, see `JointSetup.targets`), `rank` and both with `_null`
+          `log_prob` (mean over the targets), `rank` of the next item, and both with `_null`
           and `_shuffled`: `[n]` each.
         """
         del read
         size = _even(min(256, -(-len(states) // 8) * 8), self.setup)
         others = another(self.setup.states.user[states], key)
+        targets = self.setup.targets[states] if targets is None else targets
         found = []
         for first in range(0, len(states), size):
             places = np.minimum(np.arange(first, first + size), len(states) - 1)
             chosen, other = states[places], others[places]
             batch = user_batch(self.setup, self.model, chosen) | {
                 "target": self.setup.states.target[chosen],
-                "targets": self.setup.targets[chosen],
+                "targets": targets[places],
                 "seen": self._seen.padded(chosen, self._seen_width, fill=-1),
                 "encoding": encoding[places], "present": present[places],
                 "other_encoding": encoding[other], "other_present": present[other],
@@ -350,6 +353,13 @@ class FusedTask:
         return {
             name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
         }
+
+    def held_out(self, states: np.ndarray) -> np.ndarray:
+        """All held-out items of the users of valid states: `[n, T]` int32, -1 behind the last."""
+        setup = self.setup
+        found = Histories.of([setup.data.split.valid], setup.data.dataset.num_users)
+        users = setup.states.user[states]
+        return found.padded(users, int(found.lengths[users].max(initial=1)), fill=-1)
 
     @property
     def _seen(self) -> Histories:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -241,12 +242,16 @@ class Round:
 
     # What it is worth.
 
+    @functools.cached_property
+    def _held_out_items(self) -> np.ndarray:
+        return self.run.fused.held_out(self.run.valid)
+
     def held_out(self, state: JointState, number: int) -> Found:
         """NDCG of the looked-at valid users with and without text, and F1 of planted reasons.
 
-        Where the recommender ranks the whole catalogue also `valid/log_prob_gain`, what the texts
-        add to the log-probability of the held-out item: it varies far less between users than NDCG,
-        so that it tells rounds apart which few users' NDCG cannot.
+        Where the recommender ranks the whole catalogue also `valid/log_prob_gain`: by how much the
+        log-probability of the held-out items is above that of the recommender alone, in nats. It
+        varies far less between users than NDCG, and tells rounds apart that NDCG cannot.
         """
         run, setup = self.run, self.setup
         cache = gather(state.cache)
@@ -264,11 +269,14 @@ class Round:
             "valid/gain": float(values.mean() / max(self._alone, 1e-9) - 1.0),
         }  # fmt: skip
         if not run.fused.reads_others:
-            scored = run.fused.score(
-                params, frozen, run.valid, cache.encoding[run.valid], cache.present[run.valid],
-                key=keyed.fold(run.seed, 77),
-            )  # fmt: skip
-            gain = scored["log_prob"] - scored["log_prob_null"]
+            texts_of = cache.encoding[run.valid], cache.present[run.valid]
+            common: Any = {"key": keyed.fold(run.seed, 77), "targets": self._held_out_items}
+            scored = run.fused.score(params, frozen, run.valid, *texts_of, **common)
+            if not hasattr(self, "_alone_log_prob"):
+                base = {**params, "base": run.alone}
+                bare = run.fused.score(base, frozen, run.valid, *texts_of, **common)
+                self._alone_log_prob = bare["log_prob_null"]
+            gain = scored["log_prob"] - self._alone_log_prob
             found["valid/log_prob_gain"] = float(gain.mean())
         texts = setup.texts(cache.tokens[run.valid], cache.length[run.valid])
         planted = setup.states.planted

@@ -280,7 +280,8 @@ def _numbers(found: dict[str, Any]) -> dict[str, float]:
 
 def _line(found: dict[str, Any]) -> str:
     shown = {
-        "valid/gain": "gain {:+.1%}", "valid/planted_f1": "F1 {:.3f}",
+        "valid/gain": "gain {:+.1%}", "valid/log_prob_gain": "log-probability {:+.4f}",
+        "valid/planted_f1": "F1 {:.3f}",
         "reward/score": "reward {:.3f}", "ppo/kl": "KL {:.3f}", "rollout/length": "length {:.1f}",
     }  # fmt: skip
     parts = [text.format(found[name]) for name, text in shown.items() if name in found]

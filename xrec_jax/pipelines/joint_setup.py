@@ -264,7 +264,7 @@ class JointSetup:
 
     @property
     def best_k(self) -> int:
-        """Cut-off of the NDCG that decides on the best round."""
+        """Cut-off of the NDCG that is looked at, and that final parameters are chosen by."""
         return cut_off(self.config)
 
     @functools.cached_property

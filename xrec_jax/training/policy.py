@@ -76,7 +76,7 @@ def minibatches(n: int, size: int, *, epochs: int, key: jax.Array) -> np.ndarray
     """Which rows each update reads: a new order every epoch, the same on every host.
 
     Args:
-      n: rows of the rollout.
+      n: rows of the rollout; one of answers that share a prompt is one.
       size: rows of an update.
       epochs: how often every row is read.
       key: of the orders.

@@ -136,7 +136,9 @@ def answer_states(
         adapter = Adapter(tree["lora"], lora)
     ids, segments, start = batch["ids"], batch["segments"], batch["start"]
     rows, width = ids.shape
-    each = len(start) // rows  # answers of a row
+    each, short = divmod(len(start), rows)  # answers of a row
+    if short:
+        raise ValueError(f"{len(start)} answers do not fill {rows} rows")
     shared = each > 1
     hidden = model.hidden(
         base, ids, segments=segments, adapter=adapter, key=key, shared=shared,

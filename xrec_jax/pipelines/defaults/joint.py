@@ -75,7 +75,8 @@ def joint() -> ConfigDict:
                 kl_stop=0.1,  # nats a token since the rollout; 0: off
                 epochs=2,
                 batch_size=64,
-                share_prompts=True,  # one reading of a prompt for all answers of its group
+                # A prompt is read once for all answers of its group; updates take whole groups.
+                share_prompts=True,
                 accumulation=1,
                 critic_warmup=1,  # first rounds in which only the critic learns
                 missing_eos=1.0,  # taken from the score of an answer that does not end
@@ -143,7 +144,7 @@ def shrink(config: ConfigDict) -> None:
     joint.rollout.update(dict(per_round=16 * group, group_size=group))
     joint.sft.examples = 12
     joint.sft.train.update(dict(batch_size=8, epochs=2))
-    joint.ppo.update(dict(epochs=1, batch_size=8 * group, critic_warmup=0))
+    joint.ppo.update(dict(epochs=1, batch_size=8 * group, accumulation=1, critic_warmup=0))
     joint.recommender.update(
         dict(components=8, bottleneck=8, hidden=16, warm_steps=8, steps=4, final_steps=8)
     )
