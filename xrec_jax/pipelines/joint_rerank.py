@@ -236,6 +236,7 @@ class RerankTask(FusedTask):
     def score(
         self, params: Any, frozen: Any, states: np.ndarray, encoding: np.ndarray,
         present: np.ndarray, *, key: int, read: dict[str, np.ndarray] | None = None,
+        targets: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         """Leave-one-out worth of texts of cases, on frozen weights.
 
@@ -247,12 +248,14 @@ class RerankTask(FusedTask):
           present: `[n, 2]`.
           key: of the draw of other users' texts.
           read: `[cases, ...]` encodings that all other candidates keep.
+          targets: not read; a case has its own.
 
         Returns:
           `log_prob` among the candidates, `rank` in the reranked list, and both with `_null` and
           `_shuffled` in place of the text: `[n]` each.
         """
         assert read is not None
+        del targets
         cases, setup = self.cases, self.setup
         parts = batch_divisor(setup.mesh)
         size = -(-min(256, len(states)) // parts) * parts
