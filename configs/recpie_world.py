@@ -3,9 +3,9 @@
     xrec run --config=configs/recpie_world.py --workdir=runs/recpie_world
 
 A world of few visits, in which people say in their own words what they like and what they avoid:
-who reads it knows more than the visits tell. Three seeds, 31 minutes on two CPU cores that at times
-also ran tests. NDCG@10 .1284 (recommender alone), .1419 (joint, +10.5 % [+7.7, +13.6]), .1436
-(tuned explainer without PPO), .1288 (another user's text).
+who reads it knows more than the visits tell. Three seeds, 45 minutes on two CPU cores that at times
+also ran tests. NDCG@10 .1284 (recommender alone), .1543 (joint, +20.2 % [+16.9, +23.9]), .1521
+(tuned explainer without PPO), .1281 (another user's text).
 
 Behind a colon stands an ablation (`configs/recpie_world.py:no_soft_prompt`), what it changes is in
 `ABLATIONS`: one for each control of the method, and some for the training. `:short` is one seed on

@@ -25,7 +25,7 @@ from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import language, run
 from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.joint_recommender import FusedTask, another, system_of, user_batch
-from xrec_jax.pipelines.joint_round import Round
+from xrec_jax.pipelines.joint_round import Round, within
 from xrec_jax.pipelines.joint_seed import SeedRun
 from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
@@ -358,6 +358,20 @@ def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa:
         gains.append(log_p[0] - log_p[1])
     told = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")[-1]["valid/log_prob_gain"]
     assert told == pytest.approx(np.mean(gains), abs=1e-5) and abs(told) > 1e-4
+
+
+def test_correlation_within_groups_against_a_loop():
+    rng = np.random.default_rng(6)
+    prompt = np.repeat(rng.normal(size=5), 3)  # differs between groups only: must not count
+    shared = rng.normal(size=15)
+    first, second = 9.0 * prompt + shared, 0.7 * rng.normal(size=15) + shared - 4.0 * prompt
+    left, right = [], []
+    for start in range(0, 15, 3):
+        left += [x - sum(first[start : start + 3]) / 3 for x in first[start : start + 3]]
+        right += [x - sum(second[start : start + 3]) / 3 for x in second[start : start + 3]]
+    expected = np.corrcoef(left, right)[0, 1]
+    assert 0.3 < expected == pytest.approx(within(first, second, 3))
+    assert within(prompt, second, 3) == 0.0
 
 
 def test_several_held_out_items_count_alike(opened):

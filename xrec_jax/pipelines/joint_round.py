@@ -110,7 +110,12 @@ class Round:
         planted = setup.states.planted
         if planted is not None:
             true = [planted[s] for s in buffer.state]
-            found["rollout/planted_f1"] = float(score_texts(texts, true).f1.mean())
+            f1 = score_texts(texts, true).f1
+            found["rollout/planted_f1"] = float(f1.mean())
+            if self.asked.rollout.group_size > 1:
+                found["rollout/truth_correlation"] = within(
+                    score, f1, self.asked.rollout.group_size
+                )
         prompts = [setup.states.prompts[s] for s in buffer.state]
         found |= self.monitors.measure(texts, prompts, setup.states.unshown_target[buffer.state])
         clock.mark("scoring")
@@ -294,6 +299,25 @@ class Round:
             for place, s in enumerate(run.valid[: self.asked.samples].tolist())
         ]  # fmt: skip
         return found
+
+
+def within(first: np.ndarray, second: np.ndarray, group: int) -> float:
+    """Correlation of two figures among answers to one prompt, over all prompts.
+
+    Of the reward and the F1 of planted reasons it says whether truth is what the reward pays for.
+
+    Args:
+      first: `[n]`, answers of a group beside each other.
+      second: `[n]`.
+      group: answers to a prompt.
+
+    Returns:
+      From -1 to 1; 0 where one of them does not differ within any group.
+    """
+    a, b = (np.asarray(x, np.float64).reshape(-1, group) for x in (first, second))
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    spread = np.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float((a * b).sum() / spread) if spread > 0 else 0.0
 
 
 class _Clock:
