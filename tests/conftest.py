@@ -43,14 +43,14 @@ def few_compiled_programs():
         gc.collect()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file's tests run in one worker; so do all files that share a finished run."""
-    for item in items:
-        shared = [
-            name
-            for name in ("joint", "finished")
-            if getattr(item.module, name, None) is getattr(runs, name)
-        ]
-        assert len(shared) < 2, f"{item.nodeid} needs two finished runs, but is in one group"
-        group = shared[0] if shared else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Each file's tests run in one worker; so do all files that share a finished run.
+
+    xdist reads the marks before a hook of this file could change the list of all items.
+    """
+    module = getattr(item, "module", None)
+    known = ("joint", "finished")
+    shared = [name for name in known if getattr(module, name, None) is getattr(runs, name)]
+    assert len(shared) < 2, f"{item.nodeid} needs two finished runs, but is in one group"
+    group = shared[0] if shared else item.nodeid.split("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))

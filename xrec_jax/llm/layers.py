@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from xrec_jax.core.dropout import dropout
 from xrec_jax.llm import attention, quantize
@@ -39,7 +40,7 @@ def join(first: Cache, second: Cache) -> Cache:
     return Cache(both(first.k, second.k, 3), both(first.v, second.v, 2))
 
 
-class Sequence(NamedTuple):
+class Sequence(struct.PyTreeNode):
     """Tokens attend to each other: `segments` `[batch, length]`, 0 is padding.
 
     Attributes:
@@ -48,7 +49,7 @@ class Sequence(NamedTuple):
     """
 
     segments: jax.Array
-    shared: bool = False
+    shared: bool = struct.field(pytree_node=False, default=False)
 
 
 class Extend(NamedTuple):
