@@ -24,7 +24,7 @@ quickstart: setup
 	$(BIN)/xrec run --config=configs/recpie_world.py:short --workdir=runs/quickstart_joint
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, compiled programs kept, and a group for each worker."""
+"""Eight fake CPU devices for every test, compiled programs kept between runs."""
 
 import os
 import pathlib
@@ -25,8 +25,6 @@ import gc  # noqa: E402
 import jax  # noqa: E402  # reads the environment above
 import pytest  # noqa: E402
 
-from tests import runs  # noqa: E402
-
 _MAPS = pathlib.Path("/proc/self/maps")
 
 
@@ -41,16 +39,3 @@ def few_compiled_programs():
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Each file's tests run in one worker; so do all files that share a finished run.
-
-    xdist reads the marks before a hook of this file could change the list of all items.
-    """
-    module = getattr(item, "module", None)
-    known = ("joint", "finished")
-    shared = [name for name in known if getattr(module, name, None) is getattr(runs, name)]
-    assert len(shared) < 2, f"{item.nodeid} needs two finished runs, but is in one group"
-    group = shared[0] if shared else item.nodeid.split("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
