@@ -1,4 +1,4 @@
-"""Eight fake CPU devices for every test, compiled programs kept between runs."""
+"""Eight fake CPU devices for every test, and compiled programs kept between runs."""
 
 import os
 import pathlib
