@@ -267,14 +267,16 @@ def main() -> None:
     )
     parser.add_argument("--output", default="")
     parser.add_argument("--config", default="configs/recpie_world.py:tiny")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3, help="so small a model soon ends nothing")
     parser.add_argument(
-        "--kills", type=int, default=4, help="of different rounds; two more hit elsewhere"
+        "--kills", type=int, default=2, help="of different rounds; two more hit elsewhere"
     )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--program", default=f"{sys.executable} -m xrec_jax")
     parser.add_argument("--keep", default="", help="folder to work in; default: one that goes")
     args = parser.parse_args()
+    if not 0 <= args.kills <= args.rounds:
+        parser.error(f"--kills={args.kills} hit different rounds, of which there are {args.rounds}")
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(args.keep or folder)
         work.mkdir(parents=True, exist_ok=True)
