@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.rollout.update(dict(per_round=256, group_size=4))
     joint.cache.refresh = 0.1
     joint.valid_users = 0
-    joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG differs more between users than rounds
+    joint.guards.gain_metric = "valid/log_prob_gain"  # every user counts in it
     joint.recommender.update(dict(components=32, bottleneck=32))
     joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=1.0))
     return defaults.variant(config, arg)

@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.ppo.critic.learning_rate = 5e-5
     joint.kl.update(dict(reference="base", beta=0.05, target=10.0))
     joint.valid_users = 0
-    joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG differs more between users than rounds
+    joint.guards.gain_metric = "valid/log_prob_gain"  # every user counts in it
     joint.guards.kl_ceiling = 2.0  # an explainer tuned to a form of its own is far from its base
     joint.recommender.update(dict(components=64, bottleneck=64))
     joint.recommender.train.update(dict(optimizer="adamw", learning_rate=5e-4, weight_decay=1.0))

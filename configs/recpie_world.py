@@ -115,7 +115,7 @@ def get_config(arg: str = "") -> ConfigDict:
     joint.rollout.update(dict(per_round=4096, group_size=8, temperature=0.8))
     joint.ppo.epochs = 1
     joint.valid_users = 1600
-    joint.guards.gain_metric = "valid/log_prob_gain"  # NDCG differs more between users than rounds
+    joint.guards.gain_metric = "valid/log_prob_gain"  # every user counts in it
     joint.explain.max_new_tokens = 40
     joint.encoder = "embedding"  # last states of so small a base hide what a text says
     joint.cache.refresh = 0.1

@@ -255,8 +255,8 @@ class Round:
         """NDCG of the looked-at valid users with and without text, and F1 of planted reasons.
 
         Where the recommender ranks the whole catalogue also `valid/log_prob_gain`: by how much the
-        log-probability of the held-out items is above that of the recommender alone, in nats. It
-        varies far less between users than NDCG, and tells rounds apart that NDCG cannot.
+        log-probability of the held-out items is above that of the recommender alone, in nats; every
+        user counts in it, where NDCG hears only of items near the top.
         """
         run, setup = self.run, self.setup
         cache = gather(state.cache)
