@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,17 +33,33 @@ from xrec_jax.training.checkpoint import Checkpoints
 CONFIG = str(tiny.CHECKOUT / "tests" / "tiny_config.py")
 
 
-@functools.cache
-def _finished(base: pathlib.Path) -> pathlib.Path:
-    workdir = base / "finished"
-    run.run(tiny.config(), workdir)
-    return workdir
+def once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+    """A folder that the first test process to ask for it fills, and the others wait for.
+
+    Args:
+      factory: of the test session.
+      name: of the folder, below the one that all processes of the session share.
+      make: fills it; where it fails nobody takes what it left.
+    """
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A finished run of all models, made once for all test files; copy it to change it."""
-    return _finished(tmp_path_factory.getbasetemp())
+    return once(tmp_path_factory, "finished", lambda folder: run.run(tiny.config(), folder))
 
 
 class Cut(Exception):  # noqa: N818 (not an error)
@@ -77,10 +93,7 @@ def cut_after(step: int) -> Iterator[None]:
             raise AssertionError(f"step {step} never came")
 
 
-@functools.cache
-def _joint(base: pathlib.Path) -> pathlib.Path:
-    folder = base / "joint"
-    folder.mkdir()
+def _joint(folder: pathlib.Path) -> None:
     texts = [join_pair(taste_pair({"kind": ["bar"], "mood": [m]}, {"kind": [k]}))
              for k in KINDS for m in MOODS]  # fmt: skip
     tiny.llama_directory(folder / "model", texts, ends=6.0, num_layers=1, max_positions=512)
@@ -90,14 +103,13 @@ def _joint(base: pathlib.Path) -> pathlib.Path:
             run.run(config, folder / "run")
         shutil.copytree(folder / "run", folder / "warm")
         run.run(config, folder / "run")
-    return folder
 
 
 @pytest.fixture(scope="session")
 def joint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with the base `model`, a finished joint `run` on it, and `warm`, the same before its
     first round; made once for all test files; copy what is changed."""
-    return _joint(tmp_path_factory.getbasetemp())
+    return once(tmp_path_factory, "joint", _joint)
 
 
 def start(

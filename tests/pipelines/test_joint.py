@@ -1,5 +1,6 @@
 """A whole joint run: what it leaves, that its figures are true, skipping, and going on."""
 
+import copy
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from xrec_jax.llm.peft_io import base_of, load_adapter
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import language, run
 from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.joint_policy import PolicyTask
 from xrec_jax.pipelines.joint_recommender import FusedTask, another, system_of, user_batch
 from xrec_jax.pipelines.joint_round import Round, within
 from xrec_jax.pipelines.joint_seed import SeedRun
@@ -434,14 +437,37 @@ def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811
     assert np.abs(plain - tuned).max() > 1e-4
 
 
+def test_schedules_end_with_the_last_update(opened):
+    """Of two rounds of 2 epochs of 16 / 8 batches, and of 3 + 2 x 2 + 5 steps of a recommender."""
+    setup = copy.copy(opened.setup)
+    setup.asked = setup.asked.copy_and_resolve_references()
+    slow = dict(
+        schedule="linear", final_rate=0.0, optimizer="sgd", b1=0.0, clip_norm=0.0, weight_decay=0.0
+    )
+    setup.asked.ppo.update(epochs=2)
+    setup.asked.ppo.policy.update(slow | dict(learning_rate=0.8, warmup=0.5))
+    setup.asked.recommender.train.update(slow | dict(learning_rate=0.6))
+    policy = PolicyTask(setup, user_dim=3).rule
+    fused = FusedTask(setup, opened.one.fused.task, width=opened.one.fused.model.encoding).rule
+    rising, falling = [0.0, 0.2, 0.4, 0.6], [0.8, 0.6, 0.4, 0.2]
+    for rule, expected in ((policy, rising + falling), (fused, 0.6 * (1 - np.arange(12) / 12))):
+        tree = {"policy": jnp.ones(2), "critic": jnp.ones(1), "base": jnp.ones(1)}
+        state, rates = rule.init(tree), []
+        for _ in range(len(expected) + 1):
+            updates, state = rule.update(tree, state, tree)
+            rates.append(-float(updates["policy"][0]))
+        np.testing.assert_allclose(rates, [*expected, 0.0], atol=1e-6)
+
+
 # Running again
 
 
-def test_a_second_run_changes_nothing(joint, capsys):  # noqa: F811
-    before = runs.contents(joint / "run")
+def test_a_second_run_changes_nothing(joint, capsys, tmp_path):  # noqa: F811
+    shutil.copytree(joint / "run", tmp_path / "run")
+    before = runs.contents(tmp_path / "run")
     with runs.one_device():
-        run.run(tiny.joint(joint / "model"), joint / "run")
-    assert runs.contents(joint / "run") == before
+        run.run(tiny.joint(joint / "model"), tmp_path / "run")
+    assert runs.contents(tmp_path / "run") == before
     assert "joint/0" not in capsys.readouterr().out
 
 

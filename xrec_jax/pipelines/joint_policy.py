@@ -27,8 +27,6 @@ from xrec_jax.training.policy_losses import PolicyOptions
 from xrec_jax.training.roles import critic_values, init_critic, init_policy, policy_log_probs
 from xrec_jax.training.state import TrainState, initializer
 
-_LARGE = 1 << 31  # steps of a rule whose rate does not depend on them
-
 
 class AnswerRows(NamedTuple):
     """Given answers as rows of a training set; see `data.pipeline.Rows`."""
@@ -67,9 +65,9 @@ class PolicyTask:
             placeholder=setup.placeholder,
         )  # fmt: skip
         self._compiled_step: Any = None
-        self.rule = policy_optimizer(
-            optimizer(asked.ppo.policy, _LARGE), optimizer(asked.ppo.critic, _LARGE)
-        )
+        ppo = asked.ppo
+        steps = asked.rounds * ppo.epochs * (asked.rollout.per_round // ppo.batch_size)
+        self.rule = policy_optimizer(optimizer(ppo.policy, steps), optimizer(ppo.critic, steps))
 
     @property
     def _sizes(self) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.state import TrainState, initializer
 from xrec_jax.training.steps import recommend_step
 
-_LARGE = 1 << 31
 HPARAMS = (
     "bottleneck", "hidden", "null_dropout", "null_rows", "code_dropout", "reconstruction",
     "train_base", "base_dropout",
@@ -97,7 +96,8 @@ class FusedTask:
                 task.model, encoding=width, components=min(asked.components, width),
                 sides=sides or asked.sides, **values,
             )  # fmt: skip
-        self.rule = _held(optimizer(asked.train, _LARGE), asked.train_base)
+        self.steps = asked.warm_steps + setup.asked.rounds * asked.steps + asked.final_steps
+        self.rule = _held(optimizer(asked.train, self.steps), asked.train_base)
         self._compiled_step: Any = None
 
     def initial(self, seed: int, base: Any) -> TrainState:

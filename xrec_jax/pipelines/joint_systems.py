@@ -49,8 +49,6 @@ class Systems:
         states = self.setup.states
         self.rows = np.concatenate([self.setup.learned, run.valid, states.rows(TEST)])
         self.folder = run.folder / "systems"
-        asked = self.setup.asked.recommender
-        self.steps = asked.warm_steps + self.setup.asked.rounds * asked.steps + asked.final_steps
 
     def names(self) -> list[str]:
         """Systems of this run, joint first: others are made of its texts."""
@@ -168,7 +166,7 @@ class Systems:
         elif name == ALONE:
             params = state.params
         else:
-            params = self._fit(fused, state, frozen, read, self.steps)
+            params = self._fit(fused, state, frozen, read, fused.steps)
         per_user = fused.evaluate("test", params, frozen, read)
         found = {f"test/{key}": value for key, value in per_user.masked.items()}
         return found | {"users": per_user.users}
