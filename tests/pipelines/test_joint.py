@@ -46,7 +46,7 @@ TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
 SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
 EVERY_ROUND = {
     "round", "verdict", "stopped", "valid/ndcg@10", "valid/alone_ndcg@10", "valid/gain",
-    "valid/log_prob_gain", "valid/planted_f1",
+    "valid/log_prob_gain", "valid/text_gain", "valid/planted_f1",
 }  # fmt: skip
 LEARNING = {
     "reward/score", "reward/log_prob_gain", "ppo/kl", "ppo/kl_beta", "ppo/entropy",
@@ -347,20 +347,32 @@ def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811
 
 
 def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa: F811
+    """Over nothing to read, and over other texts where those of the warm start are kept."""
     one, state = opened.one, jax.device_get(opened.state)
     items, model = opened.setup.data.dataset.num_items, one.fused.model
     frozen = one.fused.frozen(one.base_frozen, state.constants)
     params, gains = opened.state.recommender["params"], []
-    for s in one.valid.tolist():
+    kept = {name: getattr(state.cache, name) for name in ("encoding", "present")}
+    others = {name: array[one.valid][::-1] for name, array in kept.items()}
+    for place, s in enumerate(one.valid.tolist()):
         alone = user_batch(opened.setup, model, np.array([s]))
-        texts = {name: getattr(state.cache, name)[[s]] for name in ("encoding", "present")}
+        texts = {name: array[[s]] for name, array in kept.items()}
+        first = {name: array[[place]] for name, array in others.items()}
         log_p = []
-        for batch in (alone | texts, alone):
+        for batch in (alone | texts, alone, alone | first):
             scores = np.asarray(model.item_scores(params, frozen, batch), np.float64)[0, :items]
             log_p.append(scores[opened.setup.states.target[s]] - np.log(np.exp(scores).sum()))
-        gains.append(log_p[0] - log_p[1])
-    told = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")[-1]["valid/log_prob_gain"]
-    assert told == pytest.approx(np.mean(gains), abs=1e-5) and abs(told) > 1e-4
+        gains.append(log_p[0] - np.array(log_p[1:]))
+    told = one.round.held_out(opened.state.replace(first=others), ROUNDS)
+    for name, expected in zip(("log_prob", "text"), np.mean(gains, axis=0), strict=True):
+        found = told[f"valid/{name}_gain"]
+        assert found == pytest.approx(expected, abs=1e-5) and abs(found) > 1e-4
+    rounds = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    assert rounds[-1]["valid/log_prob_gain"] == told["valid/log_prob_gain"]
+    assert rounds[0]["valid/text_gain"] == 0.0  # its own texts
+    warm = jax.device_get(newest(seed_run(joint / "warm"))[0].cache)
+    for name, array in state.first.items():
+        np.testing.assert_array_equal(array, getattr(warm, name)[one.valid])
 
 
 def test_correlation_within_groups_against_a_loop():

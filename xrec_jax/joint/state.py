@@ -60,6 +60,8 @@ class JointState(flax.struct.PyTreeNode):
       recommender: the same of the fused recommender.
       controller: of the KL coefficient.
       cache: explanations of all states.
+      first: `encoding` `[v, 2, E]` and `present` `[v, 2]` of the warm start's explanations of the
+        valid states that are looked at every round.
       buffer: the latest rollout.
       constants: measured at the warm start: what standardises encodings (`mean` `[2, E]`, and
         `basis` `[2, E, components]` or `std` `[2, E]`), and the recommender's `temperature`.
@@ -71,6 +73,7 @@ class JointState(flax.struct.PyTreeNode):
     recommender: dict[str, Any]
     controller: Controller
     cache: Explanations
+    first: dict[str, jax.Array]
     buffer: Rollout
     constants: dict[str, jax.Array]
     best: dict[str, Any]

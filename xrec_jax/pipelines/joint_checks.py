@@ -225,11 +225,12 @@ def _check_states(config: Any, states: JointStates) -> None:
             )
     gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
     gains += ["valid/planted_f1"] if states.planted is not None else []
-    gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
+    of_catalogue = ["valid/log_prob_gain", "valid/text_gain"]  # ranked whole
+    gains += of_catalogue if config.joint.granularity == "user" else []
     chosen = config.joint.guards.gain_metric
     if chosen not in gains:
         where = ""
-        if chosen == "valid/log_prob_gain":
+        if chosen in of_catalogue:
             where = f" with joint.granularity={config.joint.granularity!r}"
         raise UserError(
             f"joint.guards.gain_metric={chosen!r} is not measured{where}"

@@ -254,9 +254,11 @@ class Round:
     def held_out(self, state: JointState, number: int) -> Found:
         """NDCG of the looked-at valid users with and without text, and F1 of planted reasons.
 
-        Where the recommender ranks the whole catalogue also `valid/log_prob_gain`: by how much the
-        log-probability of the held-out items is above that of the recommender alone, in nats; every
-        user counts in it, where NDCG hears only of items near the top.
+        Where the recommender ranks the whole catalogue also, in nats of the log-probability of the
+        held-out items, in which every user counts, where NDCG hears only of items near the top:
+        `valid/log_prob_gain`, by how much it is above that of the recommender alone, and
+        `valid/text_gain`, by how much it is above that of the same recommender when it reads the
+        texts of the warm start, so that it compares explainers and not what has learned to read.
         """
         run, setup = self.run, self.setup
         cache = gather(state.cache)
@@ -274,15 +276,17 @@ class Round:
             "valid/gain": float(values.mean() / max(self._alone, 1e-9) - 1.0),
         }  # fmt: skip
         if not run.fused.reads_others:
-            texts_of = cache.encoding[run.valid], cache.present[run.valid]
+            now = {name: array[run.valid] for name, array in read.items()}
             common: Any = {"key": keyed.fold(run.seed, 77), "targets": self._held_out_items}
-            scored = run.fused.score(params, frozen, run.valid, *texts_of, **common)
+            scored = run.fused.score(params, frozen, run.valid, **now, **common)
+            first = run.fused.score(params, frozen, run.valid, **gather(state.first), **common)
             if not hasattr(self, "_alone_log_prob"):
                 base = {**params, "base": run.alone}
-                bare = run.fused.score(base, frozen, run.valid, *texts_of, **common)
+                bare = run.fused.score(base, frozen, run.valid, **now, **common)
                 self._alone_log_prob = bare["log_prob_null"]
             gain = scored["log_prob"] - self._alone_log_prob
             found["valid/log_prob_gain"] = float(gain.mean())
+            found["valid/text_gain"] = float((scored["log_prob"] - first["log_prob"]).mean())
         texts = setup.texts(cache.tokens[run.valid], cache.length[run.valid])
         planted = setup.states.planted
         f1 = None

@@ -87,6 +87,7 @@ class SeedRun:
             step=put_replicated(np.int32(0), mesh),
             policy=part_of(both), recommender=part_of(recommender),
             controller=put_replicated(controller(setup.asked.kl.beta), mesh), cache=found,
+            first=put_replicated(self._looked_at(cache), mesh),
             buffer=put_replicated(self._no_rollout(), mesh),
             constants=put_replicated(constants, mesh),
             best=_copy({"policy": policy, "recommender": recommender.params}),
@@ -95,6 +96,9 @@ class SeedRun:
     def _constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         heat = self.fused.temperature(self.alone, self.base_frozen)
         return self.fused.constants(read, rows) | {"temperature": np.asarray(heat)}
+
+    def _looked_at(self, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array[self.valid] for name, array in _read(cache).items()}
 
     def others(self, state: JointState) -> dict[str, np.ndarray] | None:
         """Kept explanations, where the worth of one depends on others."""
@@ -189,7 +193,8 @@ class SeedRun:
             step=put_replicated(np.int32(0), mesh), policy=part_of(both),
             recommender=part_of(recommender),
             controller=put_replicated(controller(0.0), mesh),
-            cache=Explanations(**put_replicated(self._no_texts(), mesh)),
+            cache=Explanations(**put_replicated(nothing, mesh)),
+            first=put_replicated(self._looked_at(nothing), mesh),
             buffer=put_replicated(self._no_rollout(), mesh),
             constants=put_replicated(constants, mesh),
             best={"policy": both.params["policy"], "recommender": recommender.params},
