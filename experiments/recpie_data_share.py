@@ -5,10 +5,11 @@
 
 For each share `data.train_share` keeps the training events of that part of the users, to learn
 from; of all others the history is known, and all are tested. The recommender is trained on them
-alone, and then jointly with its explainer (`configs/recpie_world.py`, without controls). Figures
-are over the users that no run was taught explanations of, the same for every share. Answered is:
-from which share on joint is as good as the recommender alone on all the data, on a straight line
-between the shares that were run (null: at none of them).
+alone, and then jointly with its explainer (`configs/recpie_world.py`). Of the controls only
+`planted` is trained, which reads everybody's true tastes: the bound of what any explainer could
+reach. Figures are over the users that no run was taught explanations of, the same for every share.
+Answered is: from which share on joint, and the bound, are as good as the recommender alone on all
+the data, on a straight line between the shares that were run (null: at none of them).
 
 All share one small language model: that of `--base`, a finished run of the same config (its stages
 `recommend` and `pretrain` are enough), or else of `WORKDIR/base`, made first. It has read exercises
@@ -45,7 +46,8 @@ from xrec_jax.pipelines.joint_states import TEST  # noqa: E402
 from xrec_jax.pipelines.report.tables import cell, text_table  # noqa: E402
 from xrec_jax.pipelines.rundir import RunDir  # noqa: E402
 
-SYSTEMS = (sweep.ALONE, sweep.JOINT)
+BOUND = "planted"
+SYSTEMS = (sweep.ALONE, sweep.JOINT, BOUND)
 
 
 def matching_share(shares: Sequence[float], values: Sequence[float], target: float) -> float | None:
@@ -87,7 +89,7 @@ def config_of(config: ConfigDict, share: float, base: RunDir | None) -> ConfigDi
     """What is run for a share."""
     mine = config.copy_and_resolve_references()
     mine.name, mine.data.train_share = f"recpie_world_share_{share:g}", share
-    mine.joint.systems = ()
+    mine.joint.systems = (BOUND,)
     mine.stages = ("recommend", "joint")
     if base is None:
         mine.stages = ("recommend", "pretrain", "joint")
@@ -145,23 +147,29 @@ def compare(
 
     Args:
       shares: ascending, 1 the last.
-      values: of `alone` and `joint`, each `[shares, seeds, users]`.
+      values: of `alone`, `joint` and `planted`, each `[shares, seeds, users]`.
       resamples: of the intervals.
     """
     alone, joint = values[sweep.ALONE], values[sweep.JOINT]
     whole = alone[-1]
     found = {}
-    for share, one, other in zip(shares, alone, joint, strict=True):
+    for share, one, other, most in zip(shares, alone, joint, values[BOUND], strict=True):
         found[f"{share:g}"] = {
             "alone": estimate(one, resamples=resamples),
             "joint": estimate(other, resamples=resamples),
+            "planted": estimate(most, resamples=resamples),
             "joint_less_alone": paired_difference(other, one, resamples=resamples),
             "joint_less_alone_on_all": paired_difference(other, whole, resamples=resamples),
             "p_on_all": sign_flip(other.mean(axis=0), whole.mean(axis=0)),
         }
-    means = joint.mean(axis=(1, 2)).tolist()
-    reached = matching_share(shares, means, float(whole.mean()))
-    return {"users": alone.shape[-1], "shares": found, "matching_share": reached}
+    reached, bound = (
+        matching_share(shares, one.mean(axis=(1, 2)).tolist(), float(whole.mean()))
+        for one in (joint, values[BOUND])
+    )
+    return {
+        "users": alone.shape[-1], "shares": found, "matching_share": reached,
+        "planted_matching_share": bound,
+    }  # fmt: skip
 
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
@@ -195,24 +203,27 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
 
 def answer(result: dict[str, Any]) -> str:
     """The share in words."""
-    reached, least = result["matching_share"], min(map(float, result["shares"]))
-    if reached is None:
-        return "joint reaches the recommender alone on all data at no share that was run"
-    less = " or less" if reached == least else ""
-    return f"joint reaches the recommender alone on all data with {reached:.1%}{less} of it"
+    least, said = min(map(float, result["shares"])), []
+    for reached in (result["matching_share"], result["planted_matching_share"]):
+        less = " or less" if reached == least else ""
+        said.append("at no share that was run" if reached is None else f"with {reached:.1%}{less}")
+    return f"joint reaches the recommender alone on all data {said[0]}, true tastes {said[1]}"
 
 
 def show(result: dict[str, Any]) -> str:
     """A row for each share, as text."""
     rows = [
         [
-            share, cell(one["alone"]), cell(one["joint"]), signed(one["joint_less_alone"]),
+            share, *(cell(one[name]) for name in SYSTEMS), signed(one["joint_less_alone"]),
             signed(one["joint_less_alone_on_all"]), f"{one['p_on_all']:.4f}",
         ]
         for share, one in result["shares"].items()
     ]  # fmt: skip
     metric = result["metric"].upper()
-    header = ["share", f"alone, {metric}", "joint", "joint - alone", "joint - alone on all", "p"]
+    header = [
+        "share", f"alone, {metric}", "joint", "true tastes", "joint - alone",
+        "joint - alone on all", "p",
+    ]  # fmt: skip
     return f"{text_table(header, rows)}\n{result['users']:,} users; {answer(result)}"
 
 
@@ -224,9 +235,9 @@ def signed(difference: Any) -> str:
 
 
 def draw(result: dict[str, Any], panel: Any) -> None:
-    """Both curves over the share, and what the recommender alone reaches on all data."""
+    """Curves over the share, and what the recommender alone reaches on all data."""
     shares = [float(share) for share in result["shares"]]
-    for name, colour in zip(SYSTEMS, ("#D55E00", "#0072B2"), strict=True):
+    for name, colour in zip(SYSTEMS, ("#D55E00", "#0072B2", "#009E73"), strict=True):
         found = [one[name] for one in result["shares"].values()]
         panel.plot(shares, [one["value"] for one in found], "o-", color=colour, label=name)
         if all(one["low"] is not None for one in found):

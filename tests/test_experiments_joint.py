@@ -24,20 +24,25 @@ def test_matching_share_lies_on_the_line_between_two_shares():
 
 def test_shares_are_compared_with_alone_on_all_data():
     rng = np.random.default_rng(0)
-    alone, joint = rng.random((2, 3, 2, 40))  # systems, shares, seeds, users
-    values = {"alone": alone, "joint": joint}
+    alone, joint, planted = rng.random((3, 3, 2, 40))  # systems, shares, seeds, users
+    joint[0] -= 0.5  # less than alone on all data at the first share
+    planted[0] += 0.5
+    values = {"alone": alone, "joint": joint, "planted": planted}
     found = recpie_data_share.compare([0.2, 0.5, 1.0], values, resamples=50)
     assert found["users"] == 40
     for place, share in enumerate(("0.2", "0.5", "1")):
         one = found["shares"][share]
         assert one["joint"]["value"] == pytest.approx(joint[place].mean())
+        assert one["planted"]["value"] == pytest.approx(planted[place].mean())
         difference = joint[place].mean() - alone[2].mean()
         assert one["joint_less_alone_on_all"]["value"] == pytest.approx(difference)
         assert one["joint_less_alone"]["value"] == pytest.approx(
             joint[place].mean() - alone[place].mean()
         )
+    assert found["planted_matching_share"] == 0.2 != found["matching_share"]
     found["matching_share"] = None
-    assert "at no share" in recpie_data_share.show(found | {"metric": "ndcg@10"})
+    shown = recpie_data_share.show(found | {"metric": "ndcg@10"})
+    assert "all data at no share that was run, true tastes with 20.0% or less" in shown
 
 
 @pytest.mark.parametrize("text", ["0,1", "0.1,1.5", "0.2,0.5", "a", ""])
