@@ -81,7 +81,21 @@ class PolicyTask:
 
     def fresh(self, seed: int) -> Any:
         """An untrained policy, on its devices."""
-        return initializer(self._init_policy, optax.identity(), mesh=self.setup.mesh)(seed).params
+        return self._fresh(seed).params
+
+    @functools.cached_property
+    def _fresh(self) -> Any:
+        return initializer(self._init_policy, optax.identity(), mesh=self.setup.mesh)
+
+    @functools.cached_property
+    def _both(self) -> Any:
+        def init(key):
+            critic = {}
+            if self.has_critic:
+                critic = init_critic(key, lora=self.setup.critic_lora, **self._sizes)
+            return {"policy": self._init_policy(key), "critic": critic}
+
+        return initializer(init, self.rule, mesh=self.setup.mesh)
 
     def initial(self, seed: int, policy: Any) -> TrainState:
         """State of policy and critic at the beginning of the rounds.
@@ -90,14 +104,7 @@ class PolicyTask:
           seed: of the critic.
           policy: parameters of the warm start.
         """
-
-        def init(key):
-            critic = {}
-            if self.has_critic:
-                critic = init_critic(key, lora=self.setup.critic_lora, **self._sizes)
-            return {"policy": self._init_policy(key), "critic": critic}
-
-        state = initializer(init, self.rule, mesh=self.setup.mesh)(seed)
+        state = self._both(seed)
         policy = jax.tree.map(jnp.copy, policy)
         return state.replace(params=state.params | {"policy": policy}, best_params=None)
 

@@ -100,9 +100,13 @@ class FusedTask:
         self.rule = _held(optimizer(asked.train, self.steps), asked.train_base)
         self._compiled_step: Any = None
 
+    @functools.cached_property
+    def _initializer(self) -> Any:
+        return initializer(self.model.init, self.rule, mesh=self.setup.mesh)
+
     def initial(self, seed: int, base: Any) -> TrainState:
         """A fresh fusion around trained parameters of the base; without frozen arrays."""
-        state = initializer(self.model.init, self.rule, mesh=self.setup.mesh)(seed)
+        state = self._initializer(seed)
         base = jax.tree.map(jnp.copy, base)
         return state.replace(params={**state.params, "base": base}, best_params=None)
 
