@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests import runs, tiny
-from tests.pipelines.test_joint import newest, seed_run
+from tests.joints import newest, seed_run
 from tests.runs import joint  # noqa: F401 (a fixture)
 from tests.test_bad_input import refuses
 from xrec_jax import cli

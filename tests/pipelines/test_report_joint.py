@@ -70,7 +70,7 @@ def rounds(seed, count, *, last=None):
             "round": n, "valid/ndcg@10": 0.1 + 0.002 * n + 0.001 * seed,
             "valid/alone_ndcg@10": 0.1 + 0.0003 * seed, "valid/gain": 0.0125 * n - 0.004 * seed,
             "valid/planted_f1": 0.41 + 0.03125 * n, "valid/log_prob_gain": 0.0475 + 0.003 * n,
-            "cache/staleness": 0.37,
+            "valid/text_gain": 0.0021 * n, "cache/staleness": 0.37,
             "time/rollout": 11.25 + n, "time/scoring": 2.5, "time/ppo": 7.125,
             "time/encoding": 1.75, "time/recommender": 4.0, "time/evaluation": 0.875,
             "verdict": said,

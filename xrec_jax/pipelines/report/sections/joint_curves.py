@@ -65,7 +65,7 @@ def build(joint: Joint) -> Html | None:
               beside=(name.replace("/", "/alone_"), "alone"))
         for name in joint.names("valid/ndcg@")
     ]  # fmt: skip
-    charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:4], *scores, *MAIN[4:]))
+    charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:5], *scores, *MAIN[5:]))
     shown = {curve.name for curve in MAIN}
     more = []
     for start, title in _GROUPS:

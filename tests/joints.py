@@ -1,0 +1,87 @@
+"""A finished joint run opened again, and what tests of it read."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.runs import joint  # noqa: F401 (a fixture)
+from xrec_jax.evaluation.planted import world_vocabulary
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import language
+from xrec_jax.pipelines.datasets import prepare
+from xrec_jax.pipelines.joint_recommender import system_of
+from xrec_jax.pipelines.joint_seed import SeedRun
+from xrec_jax.pipelines.joint_setup import JointSetup
+from xrec_jax.pipelines.joint_states import TEST
+from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.train_recommender import RecommenderTask
+from xrec_jax.text.claims import read_claims
+from xrec_jax.training.checkpoint import Checkpoints
+
+ROUNDS = 2
+TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
+SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def evaluation(workdir):
+    return json.loads((workdir / "evaluation.json").read_text())["joint"]
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def seed_run(workdir, changes=None):
+    """The seed of a run, maybe with other values of `joint`; inside a mesh."""
+    config, rundir = RunDir(workdir).config(), RunDir(workdir)
+    config.joint.update(changes or {})
+    data, mesh = prepare(config.data), tiny.mesh(1)
+    base = language.load_base(config, rundir, mesh)
+    setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+    task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
+    return SeedRun(setup, task, 0)
+
+
+def newest(one):
+    """Everything in the newest checkpoint of the rounds."""
+    folder = one.setup.rundir.checkpoints("joint/0/rounds")
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return checkpoints.restore(one.shape())
+
+
+@pytest.fixture(scope="module")
+def opened(joint):  # noqa: F811
+    """The finished seed and its last state."""
+    with use_mesh(tiny.mesh(1)):
+        one = seed_run(joint / "run")
+        state, data, _ = newest(one)
+        yield SimpleNamespace(one=one, setup=one.setup, state=state, data=data)
+
+
+def planted_f1(text, likes_and_dislikes):
+    """F1 of the claims of a text, by hand."""
+    claims = {
+        (c.attribute, c.direction, str(c.value)) for c in read_claims(text, world_vocabulary())
+    }
+    true = {
+        (name, side, value)
+        for side, key in (("for", "likes"), ("against", "dislikes"))
+        for name, values in likes_and_dislikes[key].items() for value in values
+    }  # fmt: skip
+    right = len(claims & true)
+    return 2 * right / (len(claims) + len(true))
+
+
+def counted_users(setup):
+    """Users that figures are over: explained, and not known to the warm start."""
+    states = setup.states
+    taught = {int(states.user[s]) for s in states.teacher}
+    return {int(user) for user in states.user[states.rows(TEST)]} - taught
