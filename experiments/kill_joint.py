@@ -6,8 +6,9 @@
 its joint stage is then run again: SIGKILL hits it in the warm start, at random moments of random
 rounds and while the controls are tested, and each time the same command is run again, at last to
 its end. Everything that the two leave is compared bit by bit, but for times and paths: the arrays
-of the last checkpoints (policy, critic, optimisers, recommender, controller, cache, rollouts,
-constants, best round), the rounds, all texts, per-user figures, the log and the evaluation.
+of the last checkpoints (policy, critic, optimisers, recommender, controller, cache, first texts,
+rollouts, constants, best round), the rounds, all texts, per-user figures, the log and the
+evaluation.
 """
 
 from __future__ import annotations

@@ -6,16 +6,17 @@
 For each share `data.train_share` keeps the training events of that part of the users, to learn
 from; of all others the history is known, and all are tested. The recommender is trained on them
 alone, and then jointly with its explainer (`configs/recpie_world.py`). Of the controls only
-`planted` is trained, which reads everybody's true tastes: the bound of what any explainer could
-reach. Figures are over the users that no run was taught explanations of, the same for every share.
-Answered is: from which share on joint, and the bound, are as good as the recommender alone on all
-the data, on a straight line between the shares that were run (null: at none of them).
+`planted` is trained, which reads everybody's true tastes: what an explainer without a mistake would
+reach with the same fusion. Figures are over the users that no run was taught explanations of, the
+same for every share. Answered is: from which share on joint, and the true tastes, are as good as
+the recommender alone on all the data, on a straight line between the shares that were run (null: at
+none of them).
 
 All share one small language model: that of `--base`, a finished run of the same config (its stages
 `recommend` and `pretrain` are enough), or else of `WORKDIR/base`, made first. It has read exercises
 made of ALL training visits, whatever the share. With `--anew` each share makes its own from its own
-visits, which takes longer. Where `--base` holds the joint stage, too, and it is that of share 1, it
-is read and not run again.
+visits, which takes longer. Where `--base` holds the joint stage, too, with `planted`, and it is
+that of share 1, it is read and not run again.
 
 Prints a table, writes JSON, and a plot with `--plot` (extra `report`). What is cut off goes on
 where it stopped when it is called again. `--override=joint.rounds=4` changes a value of the config.
@@ -46,8 +47,8 @@ from xrec_jax.pipelines.joint_states import TEST  # noqa: E402
 from xrec_jax.pipelines.report.tables import cell, text_table  # noqa: E402
 from xrec_jax.pipelines.rundir import RunDir  # noqa: E402
 
-BOUND = "planted"
-SYSTEMS = (sweep.ALONE, sweep.JOINT, BOUND)
+TRUE = "planted"
+SYSTEMS = (sweep.ALONE, sweep.JOINT, TRUE)
 
 
 def matching_share(shares: Sequence[float], values: Sequence[float], target: float) -> float | None:
@@ -89,7 +90,7 @@ def config_of(config: ConfigDict, share: float, base: RunDir | None) -> ConfigDi
     """What is run for a share."""
     mine = config.copy_and_resolve_references()
     mine.name, mine.data.train_share = f"recpie_world_share_{share:g}", share
-    mine.joint.systems = (BOUND,)
+    mine.joint.systems = (TRUE,)
     mine.stages = ("recommend", "joint")
     if base is None:
         mine.stages = ("recommend", "pretrain", "joint")
@@ -153,7 +154,7 @@ def compare(
     alone, joint = values[sweep.ALONE], values[sweep.JOINT]
     whole = alone[-1]
     found = {}
-    for share, one, other, most in zip(shares, alone, joint, values[BOUND], strict=True):
+    for share, one, other, most in zip(shares, alone, joint, values[TRUE], strict=True):
         found[f"{share:g}"] = {
             "alone": estimate(one, resamples=resamples),
             "joint": estimate(other, resamples=resamples),
@@ -164,7 +165,7 @@ def compare(
         }
     reached, bound = (
         matching_share(shares, one.mean(axis=(1, 2)).tolist(), float(whole.mean()))
-        for one in (joint, values[BOUND])
+        for one in (joint, values[TRUE])
     )
     return {
         "users": alone.shape[-1], "shares": found, "matching_share": reached,

@@ -151,6 +151,13 @@ CASES = {
         [JOINT + "recommender.temperature=-1.0"], "joint.recommender.temperature=-1.0",
     ),
     "critic": ([JOINT + "critic.dropout=0.1"], "joint.critic.dropout=0.1"),
+    "schedule of the recommender": (
+        [JOINT + "recommender.train.schedule=cosine"], "joint.recommender.train.schedule='cosine'",
+        "'constant'",
+    ),
+    "warm-up of the recommender": (
+        [JOINT + "recommender.train.warmup=0.1"], "joint.recommender.train.warmup=0.1",
+    ),
 }  # fmt: skip
 
 

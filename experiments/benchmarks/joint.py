@@ -35,8 +35,8 @@ and critic once and trained on twice by two of them, beside one rollout.
 Found on one busy core, by process seconds: rollouts ran at 0.99 of explain without shared
 beginnings and at 0.84 of it with them, so soft vectors are free, and reading the common
 instruction again cost more than expected. Since then prompts share what stands before their first
-soft vector. On a base that reads better, two idle cores: 1.04 of explain's tokens a second, at equal
-lengths and as answers end (1.07 and 1.06 by process seconds).
+soft vector. On a base that reads better, two idle cores: 1.04 of explain's tokens a second, at
+equal lengths and as answers end (1.07 and 1.06 by process seconds).
 
 With shared prompts PPO takes 21.5 s for 4,096 rollouts of `recpie_world` in groups of 8, and 62.2 s
 without (2.9 times as long; 3.7 times the columns), one warm turn each on two cores. Of a whole

@@ -241,22 +241,25 @@ def test_a_critic_and_policy_learn_from_groups_as_from_answers_apart(joint):  # 
 
 
 def test_schedules_end_with_the_last_update(opened):  # noqa: F811
-    """Of two rounds of 2 epochs of 16 / 8 batches, and of 3 + 2 x 2 + 5 steps of a recommender."""
+    """Of three rounds of 2 epochs of 16 / 8 batches; in the first round only the critic learns."""
     setup = copy.copy(opened.setup)
     setup.asked = setup.asked.copy_and_resolve_references()
     slow = dict(
         schedule="linear", final_rate=0.0, optimizer="sgd", b1=0.0, clip_norm=0.0, weight_decay=0.0
     )
-    setup.asked.ppo.update(epochs=2)
+    setup.asked.update(rounds=3)
+    setup.asked.ppo.update(epochs=2, critic_warmup=1)
     setup.asked.ppo.policy.update(slow | dict(learning_rate=0.8, warmup=0.5))
-    setup.asked.recommender.train.update(slow | dict(learning_rate=0.6))
-    policy = PolicyTask(setup, user_dim=3).rule
-    fused = FusedTask(setup, opened.one.fused.task, width=opened.one.fused.model.encoding).rule
-    rising, falling = [0.0, 0.2, 0.4, 0.6], [0.8, 0.6, 0.4, 0.2]
-    for rule, expected in ((policy, rising + falling), (fused, 0.6 * (1 - np.arange(12) / 12))):
-        tree = {"policy": jnp.ones(2), "critic": jnp.ones(1), "base": jnp.ones(1)}
-        state, rates = rule.init(tree), []
-        for _ in range(len(expected) + 1):
+    setup.asked.ppo.critic.update(slow | dict(learning_rate=0.6))
+    rule = PolicyTask(setup, user_dim=3).rule
+    expected = {
+        "policy": [0.0, 0.2, 0.4, 0.6, 0.8, 0.6, 0.4, 0.2],
+        "critic": 0.6 * (1 - np.arange(12) / 12),
+    }
+    tree = {"policy": jnp.ones(2), "critic": jnp.ones(1)}
+    for part, rates in expected.items():
+        state, found = rule.init(tree), []
+        for _ in range(len(rates) + 1):
             updates, state = rule.update(tree, state, tree)
-            rates.append(-float(updates["policy"][0]))
-        np.testing.assert_allclose(rates, [*expected, 0.0], atol=1e-6)
+            found.append(-float(updates[part][0]))
+        np.testing.assert_allclose(found, [*rates, 0.0], atol=1e-6, err_msg=part)

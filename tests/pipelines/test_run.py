@@ -115,11 +115,13 @@ def test_the_best_epoch_is_what_is_evaluated(finished):  # noqa: F811
 # Running again
 
 
-def test_a_second_run_changes_nothing(finished, capsys):  # noqa: F811
-    before, files = runs.contents(finished), stamps(finished)
-    run.run(tiny.config(), finished)
-    assert runs.contents(finished) == before
-    assert stamps(finished) == files
+def test_a_second_run_changes_nothing(finished, capsys, tmp_path):  # noqa: F811
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before, files = runs.contents(workdir), stamps(workdir)
+    run.run(tiny.config(), workdir)
+    assert runs.contents(workdir) == before
+    assert stamps(workdir) == files
     assert "done in" not in capsys.readouterr().out
 
 

@@ -61,7 +61,7 @@ class JointState(flax.struct.PyTreeNode):
       controller: of the KL coefficient.
       cache: explanations of all states.
       first: `encoding` `[v, 2, E]` and `present` `[v, 2]` of the warm start's explanations of the
-        valid states that are looked at every round.
+        valid states that are looked at every round; empty where candidates are explained.
       buffer: the latest rollout.
       constants: measured at the warm start: what standardises encodings (`mean` `[2, E]`, and
         `basis` `[2, E, components]` or `std` `[2, E]`), and the recommender's `temperature`.

@@ -193,6 +193,12 @@ def _check_rules(asked: Any, mesh: Mesh) -> None:
     optimizer(ppo.policy, 1)
     optimizer(ppo.critic, 1)
     optimizer(asked.recommender.train, 1)
+    for key, value in (("schedule", "constant"), ("warmup", 0.0)):
+        if (given := asked.recommender.train[key]) != value:
+            raise UserError(
+                f"joint.recommender.train.{key}={given!r} must be {value!r}: the recommender is "
+                "updated in pieces, whose last begins anew at the best round"
+            )
     if not 0.0 <= ppo.missing_eos < float("inf"):
         raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must be a number from 0")
     train_language.check(asked.sft.train, "joint.sft.train", mesh)
@@ -225,12 +231,11 @@ def _check_states(config: Any, states: JointStates) -> None:
             )
     gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
     gains += ["valid/planted_f1"] if states.planted is not None else []
-    of_catalogue = ["valid/log_prob_gain", "valid/text_gain"]  # ranked whole
-    gains += of_catalogue if config.joint.granularity == "user" else []
+    gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
     chosen = config.joint.guards.gain_metric
     if chosen not in gains:
         where = ""
-        if chosen in of_catalogue:
+        if chosen == "valid/log_prob_gain":
             where = f" with joint.granularity={config.joint.granularity!r}"
         raise UserError(
             f"joint.guards.gain_metric={chosen!r} is not measured{where}"

@@ -66,8 +66,12 @@ class PolicyTask:
         )  # fmt: skip
         self._compiled_step: Any = None
         ppo = asked.ppo
-        steps = asked.rounds * ppo.epochs * (asked.rollout.per_round // ppo.batch_size)
-        self.rule = policy_optimizer(optimizer(ppo.policy, steps), optimizer(ppo.critic, steps))
+        steps = ppo.epochs * (asked.rollout.per_round // ppo.batch_size)  # of a round
+        moving = asked.rounds - (ppo.critic_warmup if self.has_critic else 0)
+        self.rule = policy_optimizer(
+            optimizer(ppo.policy, max(0, moving) * steps),
+            optimizer(ppo.critic, asked.rounds * steps),
+        )
 
     @property
     def _sizes(self) -> dict[str, Any]:

@@ -258,7 +258,8 @@ class Round:
         held-out items, in which every user counts, where NDCG hears only of items near the top:
         `valid/log_prob_gain`, by how much it is above that of the recommender alone, and
         `valid/text_gain`, by how much it is above that of the same recommender when it reads the
-        texts of the warm start, so that it compares explainers and not what has learned to read.
+        texts of the warm start. That is the part of the explainer, as seen by a recommender that
+        knows its texts: rounds are not chosen by it, since it says nothing of the recommender.
         """
         run, setup = self.run, self.setup
         cache = gather(state.cache)

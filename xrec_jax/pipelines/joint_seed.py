@@ -98,6 +98,8 @@ class SeedRun:
         return self.fused.constants(read, rows) | {"temperature": np.asarray(heat)}
 
     def _looked_at(self, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.fused.reads_others:  # there no round compares texts one by one
+            return {}
         return {name: array[self.valid] for name, array in _read(cache).items()}
 
     def others(self, state: JointState) -> dict[str, np.ndarray] | None:
