@@ -37,7 +37,10 @@ class Systems:
     """Trains and tests the systems of one seed.
 
     Every control starts from the same recommender and a fresh fusion, and gets as many updates as
-    joint got at most; the best of its evaluations on the valid users is tested.
+    joint got at most; the best of its evaluations on the valid users is tested. Joint goes on from
+    its best round, and is trained anew on that round's texts as a control is; the better of the two
+    on the valid users is tested, so that what spoils a recommender in the rounds, such as too few
+    users to learn from, does not stand for the texts.
 
     Args:
       run: the seed.
@@ -147,7 +150,6 @@ class Systems:
     def _measure(self, name: str) -> Arrays:
         """Trains a system and tests it on every user."""
         run, read = self.run, self._read(name)
-        constants = gather(self.state.constants)
         fused = run.fused
         if name == "features":
             width = read["features"].shape[1]
@@ -156,54 +158,67 @@ class Systems:
             fused = type(fused)(
                 self.setup, fused.task, width=self.setup.encoder.width, sides=SIDES[name]
             )
-        if name not in (JOINT, ALONE, "null", "shuffled", "masked_titles", *SIDES):
-            known = np.concatenate([self.setup.learned, run.valid])  # as those of joint
-            constants |= fused.constants(read, known)  # the temperature is the recommender's
-        frozen = fused.frozen(run.base_frozen, constants)
-        state = fused.initial(run.seed, run.alone)
         if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
-            params = self._joint_params
-        elif name == ALONE:
-            params = state.params
+            params, frozen = self._joint
         else:
-            params = self._fit(fused, state, frozen, read, fused.steps)
+            own = name not in (
+                ALONE,
+                "null",
+                "shuffled",
+                *SIDES,
+            )  # these have joint's texts, or none
+            frozen = self._frozen(fused, read if own else None)
+            state = fused.initial(run.seed, run.alone)
+            if name == ALONE:
+                params = state.params
+            else:
+                params, _ = self._fit(fused, state, frozen, read, fused.steps)
         per_user = fused.evaluate("test", params, frozen, read)
         found = {f"test/{key}": value for key, value in per_user.masked.items()}
         return found | {"users": per_user.users}
 
+    def _frozen(self, fused: FusedTask, read: Read | None) -> Any:
+        """Frozen arrays that standardise what is read, or, if None, those of joint."""
+        constants = gather(self.state.constants)
+        if read is not None:
+            known = np.concatenate([self.setup.learned, self.run.valid])  # as those of joint
+            constants |= fused.constants(read, known)  # the temperature is the recommender's
+        return fused.frozen(self.run.base_frozen, constants)
+
     @functools.cached_property
-    def _joint_params(self) -> Any:
-        """The best round's recommender, after its last updates on the best explainer's texts."""
-        run = self.run
-        frozen = run.fused.frozen(run.base_frozen, gather(self.state.constants))
-        best = jax.tree.map(jnp.copy, self.state.best["recommender"])
-        fresh = run.fused.initial(run.seed, run.alone)
-        steps = self.setup.asked.recommender.final_steps
-        # A fresh fusion, which reads nothing, is among the choices here as it is for controls.
-        return self._fit(
-            run.fused, fresh.replace(params=best), frozen, self._read(JOINT), steps, fresh.params
-        )
+    def _joint(self) -> tuple[Any, Any]:
+        """Parameters and frozen arrays of the recommender that reads the best explainer's texts."""
+        run, read = self.run, self._read(JOINT)
+        found = []
+        for params, own, steps in (
+            (None, read, run.fused.steps),  # with a fresh fusion among the choices, as a control
+            (self.state.best["recommender"], None, self.setup.asked.recommender.final_steps),
+        ):
+            state, frozen = run.fused.initial(run.seed, run.alone), self._frozen(run.fused, own)
+            if params is not None:
+                state = state.replace(params=jax.tree.map(jnp.copy, params))
+            best, value = self._fit(run.fused, state, frozen, read, steps)
+            found.append((value, best, frozen))
+        _, best, frozen = max(found, key=lambda one: one[0])
+        return best, frozen
 
     def _fit(
-        self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int, floor: Any = None
-    ) -> Any:
-        """Parameters with the best NDCG of the looked-at valid users, the first ones included.
-
-        `floor` has parameters that the others have to beat.
-        """
+        self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int
+    ) -> tuple[Any, float]:
+        """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
         metric = f"ndcg@{self.setup.best_k}"
 
         def worth(params: Any) -> float:
             return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())
 
         piece, done = max(1, steps // _CHECKS), 0
-        best, params = (worth(floor), floor) if floor is not None else (-1.0, state.params)
+        best, params = -1.0, state.params
         while True:
             value = worth(state.params)
             if value > best:
                 best, params = value, jax.tree.map(jnp.copy, state.params)
             if done >= steps:
-                return params
+                return params, best
             count = min(piece, steps - done)
             state, _ = fused.train(state, frozen, read, steps=count, seed=self.run.seed)
             done += count
