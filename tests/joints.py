@@ -23,7 +23,7 @@ from xrec_jax.training.checkpoint import Checkpoints
 
 ROUNDS = 2
 TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
-SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles"}
+SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles", "refit"}
 
 
 def jsonl(path):

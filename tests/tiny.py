@@ -138,8 +138,8 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked = made.joint
     asked.update(dict(rounds=2, valid_users=11, samples=2))
     asked.systems = (
-        "null", "features", "shuffled", "template", "sft", "untuned", "masked_titles", "stated",
-        "planted",
+        "null", "features", "shuffled", "template", "sft", "refit", "untuned", "masked_titles",
+        "stated", "planted",
     )  # fmt: skip
     asked.states.update(dict(history=2, max_users=19, reach=2))
     asked.explain.max_new_tokens = 9

@@ -120,7 +120,11 @@ def test_figures_are_means_of_what_is_kept(joint, opened):  # noqa: F811
                 told = figures[name][f"{prefix}/{metric}"]
                 assert told["value"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-12)
                 assert told["count"] == len(chosen) and told["low"] <= told["value"]
-    for first, second in [*((n, "alone") for n in SYSTEMS - {"alone"}), ("joint", "sft")]:
+    for first, second in [
+        *((n, "alone") for n in SYSTEMS - {"alone"}),
+        ("joint", "sft"),
+        ("refit", "sft"),
+    ]:
         a, b = (kept[f"{name}/ndcg@10"][counts] for name in (first, second))
         told = figures[f"{first} vs {second}"]
         difference = sum(x - y for x, y in zip(a, b, strict=True)) / len(a)

@@ -100,7 +100,7 @@ def test_other_users_texts_are_other_users(opened):  # noqa: F811
             assert any(states.user[o] != states.user[s] for o in sources)
 
 
-@pytest.mark.parametrize("values", [(0.3, 0.2), (0.2, 0.3)])
+@pytest.mark.parametrize("values", [(0.3, 0.2), (0.2, 0.3), (0.2, 0.2)])
 def test_joint_reads_with_the_better_of_two_recommenders(opened, monkeypatch, values):  # noqa: F811
     """One trained anew as those of controls are, and one that goes on from the best round."""
     one, tried = opened.one, []
@@ -112,19 +112,20 @@ def test_joint_reads_with_the_better_of_two_recommenders(opened, monkeypatch, va
     monkeypatch.setattr(Systems, "_fit", fit)
     constants = {name: array + 1.0 for name, array in opened.state.constants.items()}
     systems = Systems(one, opened.state.replace(constants=constants))
-    params, frozen = systems._joint
-    better = int(values[1] > values[0])
-    assert params == better + 1 and frozen is tried[better][0]
-    assert [steps for _, steps, _ in tried] == [3 + 2 * 2 + 5, 5]
+    chosen = systems._joint
+    again, gone_on = 1, 0  # places in the order in which they were trained
+    better = again if values[again] >= values[gone_on] else gone_on
+    assert chosen.params == better + 1 and chosen.frozen is tried[better][0]
+    assert [steps for _, steps, _ in tried] == [5, 3 + 2 * 2 + 5]
     fresh = one.fused.initial(one.seed, one.alone).params
-    for (_, _, begun), start in zip(tried, (fresh, opened.state.best["recommender"]), strict=True):
+    for (_, _, begun), start in zip(tried, (opened.state.best["recommender"], fresh), strict=True):
         runs.assert_same_bits(begun, jax.device_get(start))
     read, known = systems._read("joint"), np.concatenate([opened.setup.learned, one.valid])
     own = one.fused.constants(read, known)
     assert own.keys() == {"mean", "basis"}
     for name, array in own.items():
-        np.testing.assert_array_equal(tried[0][0][name], array)
-        np.testing.assert_array_equal(tried[1][0][name], constants[name])
+        np.testing.assert_array_equal(tried[again][0][name], array)
+        np.testing.assert_array_equal(tried[gone_on][0][name], constants[name])
 
 
 def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811

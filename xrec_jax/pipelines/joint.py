@@ -174,6 +174,7 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
     metric = f"ndcg@{setup.best_k}"
     pairs = [(name, ALONE) for name in names if name != ALONE]
     pairs += [(JOINT, name) for name in _AGAINST if name in names]
+    pairs += [("refit", "sft")] if {"refit", "sft"} <= {*names} else []  # only texts differ
     for first, second in pairs:
         a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))
         apart = paired_difference(a, b, resamples=resamples)

@@ -10,8 +10,8 @@ from xrec_jax.joint.guards import GuardOptions
 from xrec_jax.pipelines.defaults.training import language_training, lora, training_defaults
 
 SYSTEMS = (
-    "null", "features", "prompt", "shuffled", "template", "summary", "untuned", "sft", "why",
-    "why_not", "masked_titles", "stated", "planted",
+    "null", "features", "prompt", "shuffled", "template", "summary", "untuned", "sft",
+    "refit", "why", "why_not", "masked_titles", "stated", "planted",
 )  # fmt: skip
 
 

@@ -55,6 +55,11 @@ CONTROLS = {
         "warm start (SFT)", "k1", "The explainer before the first round, tuned on examples alone.",
         "If it gained as much, training by reward would add nothing.",
     ),
+    "refit": Control(
+        "joint texts, read anew", "k0",
+        "The joint texts with a recommender that was trained as those of all controls are. "
+        "From the warm start only its texts differ.",
+    ),
     "untuned": Control(
         "untuned model", "k1", "The language model as it was, without any adapter.",
         "If it gained as much, no training of the explainer would be needed.",

@@ -38,7 +38,7 @@ MAIN = (
     Curve("reward/score", "Reward of a text, nats"),
     Curve("valid/gain", "Gain over alone, validation, %", True, digits=2),
     Curve("valid/log_prob_gain", "Log-probability gain, validation, nats"),
-    Curve("valid/text_gain", "Gain over the warm start's texts, validation, nats"),
+    Curve("valid/text_gain", "Gain over texts of the warm start, validation, nats"),
     Curve("valid/planted_f1", "True reasons, F1, validation, %", True, digits=1),
     Curve("ppo/kl", "KL to the reference, nats a token"),
     Curve("ppo/kl_beta", "Weight of the KL (beta)", digits=5),
