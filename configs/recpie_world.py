@@ -55,7 +55,7 @@ ABLATIONS = {
 # A few minutes, to see all of it once: what `make quickstart` ends with.
 SHORT = dict(
     rounds=3,
-    valid_users=200,
+    valid_users=600,
     rollout=dict(per_round=256),
     recommender=dict(warm_steps=150, steps=30, final_steps=150),
     systems=("null", "shuffled", "sft", "planted"),

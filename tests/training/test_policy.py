@@ -210,7 +210,7 @@ def test_every_metric_is_documented_and_as_numpy_says():
         "ratio_mean": ratio.mean(),
         "ratio_max": ratio.max(),
         "clip_fraction": (ratio * advantages > cut + 1e-7).mean(),
-        "value_clip_fraction": (near > free).mean(),
+        "value_clip_fraction": (near > free + 1e-6).mean(),  # more than rounding
         "explained_variance": 1 - (target - old).var() / target.var(),
         "tokens": TOKENS,
         "stopped": 0.0,
