@@ -4,7 +4,7 @@
 
 A world of few visits, in which people say in their own words what they like and what they avoid:
 who reads it knows more than the visits tell. Three seeds, 45 minutes on two CPU cores that at times
-also ran tests. NDCG@10 .1284 (recommender alone), .1543 (joint, +20.2 % [+16.9, +23.9]), .1521
+also ran tests. NDCG@10 .1284 (recommender alone), .1547 (joint, +20.5 % [+17.1, +24.2]), .1521
 (tuned explainer without PPO), .1281 (another user's text).
 
 Behind a colon stands an ablation (`configs/recpie_world.py:no_soft_prompt`), what it changes is in
