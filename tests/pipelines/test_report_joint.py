@@ -168,6 +168,20 @@ def test_the_result_in_one_sentence(full):
     assert "[0.0047, 0.0071]" in said and "chance: the interval" not in said.split("Controls")[0]
 
 
+def test_texts_alone_are_held_against_the_warm_start(tmp_path):
+    """By recommenders that were trained alike: what joint adds may be its recommender's."""
+    systems = evaluation(**{"refit vs sft": {
+        "ndcg@10/relative": e(0.0142, -0.0023, 0.0304), "ndcg@10/p": e(0.092),
+    }})  # fmt: skip
+    systems["refit"] = {"test/ndcg@10": e(0.1062, 0.1, 0.112)}
+    text, _ = page_of(write_run(tmp_path / "run", count=2, systems=systems))
+    said = told(text.split("<h3>Controls")[0])
+    assert (
+        "chance: the interval holds 0. NDCG@10 of joint texts, read anew, 0.1062 against 0.1031 of "
+        "the warm start's: 1.4 % [-0.2, 3.0] , p = 0.092." in said.replace("\u2212", "-")
+    ), said
+
+
 def verdict_of(tmp_path, **changes):
     text, _ = page_of(write_run(tmp_path / "run", count=2, systems=evaluation(**changes)))
     return re.search(r'class="verdict (\w+)"', text)[1], told(text.split("<h3>Controls")[0])

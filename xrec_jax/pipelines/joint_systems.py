@@ -172,13 +172,8 @@ class Systems:
         elif name == "refit":
             frozen, params, _ = self._refit
         else:
-            own = name not in (
-                ALONE,
-                "null",
-                "shuffled",
-                *SIDES,
-            )  # these have joint's texts, or none
-            frozen = self._frozen(fused, read if own else None)
+            parts = name in (ALONE, "null", "shuffled", *SIDES)  # of joint's texts, or nothing
+            frozen = self._frozen(fused, None if parts else read)
             state = fused.initial(run.seed, run.alone)
             if name == ALONE:
                 params = state.params
@@ -189,7 +184,7 @@ class Systems:
         return found | {"users": per_user.users}
 
     def _frozen(self, fused: FusedTask, read: Read | None) -> Any:
-        """Frozen arrays that standardise what is read, or, if None, those of joint."""
+        """Frozen arrays that standardise what is read; None: as at the warm start."""
         constants = gather(self.state.constants)
         if read is not None:
             known = np.concatenate([self.setup.learned, self.run.valid])  # as those of joint

@@ -59,6 +59,9 @@ def _verdict(joint: Joint, recommend: Mapping[str, Any]) -> Html:
     said = [
         _compared(systems, ALONE, "the same recommender alone", tested),
         _compared(systems, SFT, "its warm start (SFT)", 0),
+        _compared(
+            systems, SFT, "the warm start's", 0, first="refit", named="joint texts, read anew,"
+        ),
     ]
     told = [sentence for sentence in said if sentence is not None]
     if not told:
@@ -75,18 +78,19 @@ def _verdict(joint: Joint, recommend: Mapping[str, Any]) -> Html:
 
 
 def _compared(
-    systems: Mapping[str, Mapping[str, Any]], other: str, called: str, tested: int
-) -> Html | None:
-    """One sentence of joint against another system, or None where they were not compared."""
-    found = read.comparison(systems, JOINT, other)
+    systems: Mapping[str, Mapping[str, Any]], other: str, called: str, tested: int, *,
+    first: str = JOINT, named: str = "joint training",
+) -> Html | None:  # fmt: skip
+    """One sentence of a system against another, or None where they were not compared."""
+    found = read.comparison(systems, first, other)
     if found is None:
         return None
     main = main_metric(systems)
-    values = [systems.get(name, {}).get(main) for name in (JOINT, other)]
-    parts: list[object] = [f"{wording.ranking(main)} of joint training "]
+    values = [systems.get(name, {}).get(main) for name in (first, other)]
+    parts: list[object] = [f"{wording.ranking(main)} of {named} "]
     if all(known(value) for value in values):
-        first, second = (figure(value, digits=4, interval=False) for value in values)
-        parts += [first, " against ", second, f" of {called}: "]
+        ours, theirs = (figure(value, digits=4, interval=False) for value in values)
+        parts += [ours, " against ", theirs, f" of {called}: "]
     else:
         parts.append(f"against {called}: ")
     measured = []

@@ -48,7 +48,9 @@ class Control(NamedTuple):
 
 CONTROLS = {
     JOINT: Control(
-        "joint", "k0", "Explanations and recommender trained in turns, as of the best round."
+        "joint", "k0",
+        "Explanations and recommender trained in turns, as of the best round. Its recommender went "
+        "on from there or was trained anew on the texts, whichever was better on valid users.",
     ),
     ALONE: Control("alone", "k5", "The same recommender without any text: what is to be beaten."),
     "sft": Control(
@@ -56,7 +58,7 @@ CONTROLS = {
         "If it gained as much, training by reward would add nothing.",
     ),
     "refit": Control(
-        "joint texts, read anew", "k0",
+        "joint texts, read anew", "k2",
         "The joint texts with a recommender that was trained as those of all controls are. "
         "From the warm start only its texts differ.",
     ),
