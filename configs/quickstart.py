@@ -3,7 +3,7 @@
     make quickstart
     xrec run --config=configs/quickstart.py --workdir=runs/quickstart
 
-The world is generated, no file is needed; 8 min 48 s on two CPU cores, once installed, and a
+The world is generated, no file is needed; 8 min 24 s on two CPU cores, once installed, and a
 `report.html` at the end. NDCG@10 .0854 (SASRec), .0940 (BPR), .1016 (LightGCN) of an attainable
 .3135; held-out perplexity of the explanations 2.3 (base 9,443); F1 of true reasons .460 tuned, .359
 by chance, 0 base, .538 template. `:tiny` shrinks it to a smoke test.
