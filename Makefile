@@ -8,7 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xrec_jax/compiled
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
 
-.PHONY: setup quickstart test lint types check bench parity clean
+.PHONY: setup quickstart test fuzz lint types check bench parity clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
+# Damaged files and kills at every operation, with fixed seeds.
+fuzz: setup
+	$(BIN)/python -m pytest -m slow tests/fuzz --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: setup
 	$(BIN)/ruff check .
