@@ -11,7 +11,8 @@ INTER = (
     "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     'ann\ta\t3.5\t1700000000000000001\nben\tb"\t4\t5\nann\tb\t1\t8\n'
 )
-ITEM = 'item_id:token\ttitle:token_seq\tyear:float\tv:float_seq\na\tThe A\t2001\t1 2\nb"\tB\t\t\nb\tB\t1\t3\n'
+ITEM_COLUMNS = "item_id:token\ttitle:token_seq\tyear:float\tv:float_seq\n"
+ITEM = ITEM_COLUMNS + 'a\tThe A\t2001\t1 2\nb"\tB\t\t\nb\tB\t1\t3\n'
 
 
 def whole(dataset):
