@@ -129,6 +129,13 @@ def masked_metrics(trainer: Any, batches: Iterable, hidden: torch.Tensor) -> dic
     return {"ndcg@10": gain.mean().item(), "hit@10": (rank < 10).double().mean().item()}
 
 
+def forget_tables(model: Any) -> None:
+    """Drops the propagated embeddings that LightGCN keeps, so that ranking makes them anew."""
+    for name in ("restore_user_e", "restore_item_e"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+
+
 @torch.no_grad()
 def rank_prepared(trainer: Any, batches: list) -> None:
     """Scores and takes the top 20 of batches that are already collated: RecBole's inner part."""
@@ -196,13 +203,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     peak = peak_rss()
 
     model.load_state_dict(best_weights)
-    for name in ("restore_user_e", "restore_item_e"):  # LightGCN's propagated embeddings.
-        if hasattr(model, name):
-            setattr(model, name, None)
+    forget_tables(model)
     tested = dict(trainer.evaluate(test, load_best_model=False))
     ready, repeats = list(test), range(args.ranking_passes)
-    passes = [seconds(trainer.evaluate, test, load_best_model=False)[0] for _ in repeats]
-    inner = [seconds(rank_prepared, trainer, ready)[0] for _ in repeats]
+
+    def evaluated() -> None:
+        forget_tables(model)  # As in the first evaluation of a model's weights.
+        trainer.evaluate(test, load_best_model=False)
+
+    def prepared() -> None:
+        forget_tables(model)
+        rank_prepared(trainer, ready)
+
+    passes = [seconds(evaluated)[0] for _ in repeats]
+    inner = [seconds(prepared)[0] for _ in repeats]
+    tables_ready = [seconds(rank_prepared, trainer, ready)[0] for _ in repeats]
     middle = statistics.median(row["train_seconds"] for row in epochs)
     packages = ("recbole", "torch", "numpy", "scipy", "pandas")
     record = {
@@ -222,6 +237,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "seconds_to_best": best["clock_seconds"],
         "ranking_users_per_s": test.sample_size / statistics.median(passes),
         "ranking_users_per_s_prepared": test.sample_size / statistics.median(inner),
+        "ranking_users_per_s_tables_ready": test.sample_size / statistics.median(tables_ready),
         "peak_rss_mib": peak,
         "peak_rss_mib_after_imports": imported,
         "test_ndcg@10": tested["ndcg@10"],
