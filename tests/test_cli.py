@@ -13,23 +13,25 @@ from xrec_jax.training.loop import Interrupted
 
 FLAGS = {
     "run": {"config", "workdir"},
-    "evaluate": {"workdir"},
-    "recommend": {"workdir", "users", "top_k", "output", "system"},
+    "evaluate": {"workdir", "allow_imports"},
+    "recommend": {"workdir", "users", "top_k", "output", "system", "allow_imports"},
     "explain": {
         "workdir", "users", "top_k", "output", "system", "pairs", "explainer", "adapter", "base",
-        "prompt", "history", "max_new_tokens", "temperature", "batch", "shard",
+        "prompt", "history", "max_new_tokens", "temperature", "batch", "shard", "allow_imports",
     },
-    "compare": {"workdir", "output", "judge"},
+    "compare": {"workdir", "output", "judge", "allow_imports"},
     "rate make": {
         "workdir", "explanations", "system", "output", "pairs", "raters", "gold", "preferences",
-        "seed",
+        "seed", "allow_imports",
     },
-    "rate collect": {"workdir", "answers", "key", "ratings", "output", "partial", "exclude"},
-    "audit": {"config", "workdir", "output"},
-    "report": {"workdir"},
+    "rate collect": {
+        "workdir", "answers", "key", "ratings", "output", "partial", "exclude", "allow_imports",
+    },
+    "audit": {"config", "workdir", "output", "allow_imports"},
+    "report": {"workdir", "allow_imports"},
     "import-hf": {"path", "output", "dtype"},
-    "export-hf": {"workdir", "base", "adapter", "output", "dtype"},
-    "export-peft": {"workdir", "adapter", "base", "output"},
+    "export-hf": {"workdir", "base", "adapter", "output", "dtype", "allow_imports"},
+    "export-peft": {"workdir", "adapter", "base", "output", "allow_imports"},
 }  # fmt: skip
 
 

@@ -31,6 +31,21 @@ def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", "", "the run directory, local or gs://", flag_values=values)
 
 
+def _opened_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Flags of verbs that open a run directory."""
+    _workdir_flag(values, arguments)
+    _allow_imports_flag(values)
+
+
+def _allow_imports_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "allow_imports",
+        False,
+        "import the modules that the run's config.json names: code of whoever made the run",
+        flag_values=values,
+    )
+
+
 def _required(values: flags.FlagValues, *names: str) -> None:
     for name in names:
         if not values[name].value:
@@ -54,12 +69,12 @@ def _evaluate(values: flags.FlagValues) -> int:
     _required(values, "workdir")
     from xrec_jax.pipelines import run
 
-    run.evaluate(values.workdir)
+    run.evaluate(values.workdir, allow_imports=values.allow_imports)
     return 0
 
 
 def _define_recommend(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _workdir_flag(values, arguments)
+    _opened_flags(values, arguments)
     flags.DEFINE_string(
         "users", "all", "all, a file with one id a line, or a,b", flag_values=values
     )
@@ -73,9 +88,13 @@ def _recommend(values: flags.FlagValues) -> int:
     from xrec_jax.pipelines import export
 
     export.recommend(
-        values.workdir, users=values.users, top_k=values.top_k, output=values.output,
+        values.workdir,
+        users=values.users,
+        top_k=values.top_k,
+        output=values.output,
         system=values.system,
-    )  # fmt: skip
+        allow_imports=values.allow_imports,
+    )
     return 0
 
 
@@ -86,6 +105,7 @@ def _define_audit(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string("output", "", "also write the findings as JSON", flag_values=values)
+    _allow_imports_flag(values)
 
 
 def _audit(values: flags.FlagValues) -> int:
@@ -94,7 +114,9 @@ def _audit(values: flags.FlagValues) -> int:
     if values.workdir:
         if values["config"].value is not None:
             raise UserError("--config and --workdir: give one of them, what to look at")
-        return audit.audit_workdir(values.workdir, output=values.output)
+        return audit.audit_workdir(
+            values.workdir, output=values.output, allow_imports=values.allow_imports
+        )
     _required(values, "config")
     return audit.audit(values.config, output=values.output)
 
@@ -140,13 +162,14 @@ def _define_export_hf(values: flags.FlagValues, arguments: Sequence[str]) -> Non
         output="new directory for the merged model",
         dtype="bfloat16 or float32; default: the base's",
     )  # fmt: skip
+    _allow_imports_flag(values)
 
 
 def _export_hf(values: flags.FlagValues) -> int:
     from xrec_jax.pipelines import convert
 
     if values.workdir:
-        base, adapter = convert.of_run(values.workdir)
+        base, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
         values["base"].value = values.base or base
         values["adapter"].value = values.adapter or adapter
     _required(values, "base", "output")
@@ -162,13 +185,15 @@ def _define_export_peft(values: flags.FlagValues, arguments: Sequence[str]) -> N
         base="model that it was trained on; default: as the adapter says",
         output="new directory, which PEFT and vLLM load",
     )  # fmt: skip
+    _allow_imports_flag(values)
 
 
 def _export_peft(values: flags.FlagValues) -> int:
     from xrec_jax.pipelines import convert
 
     if values.workdir:  # the adapter says itself what its base is
-        values["adapter"].value = values.adapter or convert.of_run(values.workdir)[1]
+        _, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
+        values["adapter"].value = values.adapter or adapter
     _required(values, "adapter", "output")
     convert.export_peft_directory(values.adapter, values.output, base=values.base)
     return 0
@@ -198,7 +223,7 @@ def _explain(values: flags.FlagValues) -> int:
 
     names = (
         "users", "top_k", "output", "system", "pairs", "explainer", "adapter", "base", "prompt",
-        "history", "max_new_tokens", "temperature", "batch", "shard",
+        "history", "max_new_tokens", "temperature", "batch", "shard", "allow_imports",
     )  # fmt: skip
     asked: dict[str, Any] = {name: values[name].value for name in names}
     explain.explain(values.workdir, **asked)
@@ -212,18 +237,24 @@ def _define_compare(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         values, output="also write the result as JSON",
         judge="module:function(prompts, first, second) that judges; default: the first run's judge",
     )  # fmt: skip
+    _allow_imports_flag(values)
 
 
 def _compare(values: flags.FlagValues) -> int:
     _required(values, "workdir")
     from xrec_jax.pipelines import compare
 
-    compare.compare(values.workdir, output=values.output, judge=values.judge or None)
+    compare.compare(
+        values.workdir,
+        output=values.output,
+        judge=values.judge or None,
+        allow_imports=values.allow_imports,
+    )
     return 0
 
 
 def _define_rate_make(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _workdir_flag(values, arguments)
+    _opened_flags(values, arguments)
     _lists(
         values, explanations="file of explanations, instead of a run; may be given again",
         system="explainer to rate; may be given again; default: all",
@@ -244,13 +275,13 @@ def _rate_make(values: flags.FlagValues) -> int:
     rate.make(
         values.workdir, output=values.output, explanations=values.explanations,
         systems=values.system, pairs=values.pairs, raters=values.raters, gold=values.gold,
-        preferences=values.preferences, seed=values.seed,
+        preferences=values.preferences, seed=values.seed, allow_imports=values.allow_imports,
     )  # fmt: skip
     return 0
 
 
 def _define_rate_collect(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    _workdir_flag(values, arguments)
+    _opened_flags(values, arguments)
     _lists(
         values, answers="file that a sheet saved; files may also stand without a flag",
         exclude="rater to leave out; may be given again",
@@ -268,6 +299,7 @@ def _rate_collect(values: flags.FlagValues) -> int:
     rate.collect(
         values.answers, key=values.key, ratings=values.ratings, workdir=values.workdir,
         output=values.output, partial=values.partial, exclude=values.exclude,
+        allow_imports=values.allow_imports,
     )  # fmt: skip
     return 0
 
@@ -276,14 +308,14 @@ def _report(values: flags.FlagValues) -> int:
     _required(values, "workdir")
     from xrec_jax.pipelines.report import stage
 
-    stage.report(values.workdir)
+    stage.report(values.workdir, allow_imports=values.allow_imports)
     return 0
 
 
 VERBS = {
     "run": Verb("run every stage of a config; a rerun resumes", _define_run, _run),
     "evaluate": Verb(
-        "evaluate a finished run again, from its checkpoints", _workdir_flag, _evaluate
+        "evaluate a finished run again, from its checkpoints", _opened_flags, _evaluate
     ),
     "recommend": Verb("write recommendations of a run to a file", _define_recommend, _recommend),
     "explain": Verb(
@@ -295,7 +327,7 @@ VERBS = {
     "rate make": Verb("write blind rating sheets that work offline", _define_rate_make, _rate_make),
     "rate collect": Verb("merge what raters answered", _define_rate_collect, _rate_collect),
     "audit": Verb("look for faults in data, split, prompts and judgements", _define_audit, _audit),
-    "report": Verb("write a run's report.html", _workdir_flag, _report),
+    "report": Verb("write a run's report.html", _opened_flags, _report),
     "import-hf": Verb(
         "import a Hugging Face LLaMA as a sharded checkpoint", _define_import_hf, _import_hf
     ),

@@ -64,7 +64,7 @@ def audit(config: Any, *, output: str = "") -> int:
     return int(found.count("error") > 0)
 
 
-def audit_workdir(workdir: epath.PathLike, *, output: str = "") -> int:
+def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: bool = False) -> int:
     """Prints what is wrong with a run: its data, split, instruction set and explanations.
 
     Writes the findings to the run's `audit.json`, where its report finds them.
@@ -72,6 +72,7 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "") -> int:
     Args:
       workdir: the run directory.
       output: also write them as JSON to this file.
+      allow_imports: import the modules that its config names.
 
     Returns:
       1 if a finding is an error, else 0.
@@ -80,7 +81,7 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "") -> int:
       UserError: this is not a run, its data cannot be read, or the output does not end in .json.
     """
     _check_output(output)
-    rundir = RunDir(workdir)
+    rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config()
     data = prepare(config.data)
     found = audit_run(rundir, config, data)

@@ -49,6 +49,7 @@ def compare(
     *,
     output: epath.PathLike = "",
     judge: judging.Judge | str | None = None,
+    allow_imports: bool = False,
 ) -> dict[str, Any]:
     """Compares runs; every difference is of a run minus the first.
 
@@ -60,6 +61,7 @@ def compare(
       workdirs: two run directories or more.
       output: a JSON file for the result; "" for none.
       judge: any judge, or "module:function" naming one; default: that of the first run.
+      allow_imports: import the modules that the runs' configs name.
 
     Returns:
       `runs` (name to path), `figures` ([stage][system][metric] = {"runs": {name: Estimate},
@@ -71,7 +73,7 @@ def compare(
     """
     if output:
         files.check_file(output, "--output")
-    runs = _open(workdirs)
+    runs = _open(workdirs, allow_imports)
     chosen = _judge_named(judge) if isinstance(judge, str) and judge else judge
     result: dict[str, Any] = {
         "runs": {run.name: os.fspath(run.rundir.path) for run in runs},
@@ -85,10 +87,10 @@ def compare(
     return result
 
 
-def _open(workdirs: Sequence[epath.PathLike]) -> list[_Run]:
+def _open(workdirs: Sequence[epath.PathLike], allow_imports: bool) -> list[_Run]:
     if len(workdirs) < 2:
         raise UserError("a comparison needs two runs: --workdir=A --workdir=B")
-    rundirs = [RunDir(path) for path in workdirs]
+    rundirs = [RunDir(path, allow_imports=allow_imports) for path in workdirs]
     paths = [os.fspath(rundir.path) for rundir in rundirs]
     for path in paths:
         if paths.count(path) > 1:

@@ -134,14 +134,18 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
     export_peft(loaded, output, known)
 
 
-def of_run(workdir: str) -> tuple[str, str]:
+def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
     """Base and adapter directories of a run whose `instruct` stage is finished.
+
+    Args:
+      workdir: the run directory.
+      allow_imports: import the modules that its config names; an export does not need them.
 
     Raises:
       UserError: if this is no run, or it has no adapter yet.
     """
-    rundir = RunDir(workdir)
-    config = rundir.config()
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    config = rundir.config(need_extensions=False)
     adapter = language.adapter_path(rundir)
     if not adapter.exists():
         raise UserError(f"{workdir}: no adapter yet; its stage 'instruct' is not finished")

@@ -167,6 +167,7 @@ def explain(
     temperature: float = -1.0,
     batch: int = 0,
     shard: int = 0,
+    allow_imports: bool = False,
 ) -> None:
     """`xrec explain`: recommendations of a run with explanations, written to a file.
 
@@ -189,6 +190,7 @@ def explain(
       temperature: of sampling; negative: as the run.
       batch: rows that generate at once; 0: as the run.
       shard: pairs written at once; 0: as the run.
+      allow_imports: import the modules that the run's config names.
 
     Raises:
       UserError: on anything that is unknown, missing, or does not fit together.
@@ -206,7 +208,7 @@ def explain(
         raise UserError(f"--temperature={temperature} must be a finite number")
     if pairs and (system or users != "all"):
         raise UserError("--pairs says what is explained: leave --system and --users out")
-    run = Run(workdir)
+    run = Run(workdir, allow_imports=allow_imports)
     need_events(run.data, STAGE)
     config = run.config
     if base:

@@ -68,7 +68,15 @@ def check_output(output: str) -> None:
     check_file(output, "--output")
 
 
-def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str = "") -> None:
+def recommend(
+    workdir: str,
+    *,
+    users: str,
+    top_k: int,
+    output: str,
+    system: str = "",
+    allow_imports: bool = False,
+) -> None:
     """Writes recommendations, one record an item; the file appears whole or not at all.
 
     Args:
@@ -77,10 +85,11 @@ def recommend(workdir: str, *, users: str, top_k: int, output: str, system: str 
       top_k: items a user.
       output: `.jsonl` or `.parquet`.
       system: which recommender; default the best on validation.
+      allow_imports: import the modules that the run's config names.
     """
     check_output(output)
     wanted = parse_users(users)
-    run = Run(workdir)
+    run = Run(workdir, allow_imports=allow_imports)
     wanted_rows(run, users)  # a wrong id is found before the output's folder is made
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_first())

@@ -30,6 +30,7 @@ def make(
     gold: int = 2,
     preferences: int = -1,
     seed: int = 0,
+    allow_imports: bool = False,
 ) -> None:
     """Writes a blind sheet for every rater, and the key to them.
 
@@ -48,6 +49,8 @@ def make(
       preferences: comparisons of two texts for each recommendation; -1 for every two systems, 0 for
         none.
       seed: of all draws.
+      allow_imports: import the modules that the run's config names; the templates that they
+        register read its prompts, which stand whole in the sheets otherwise.
 
     Raises:
       UserError: for a number that is too small or too large, an unknown system, or an output that
@@ -66,8 +69,9 @@ def make(
         raise UserError(f"--output={output} exists and is not an empty directory")
     cases = (
         rating_cases.of_files(explanations, systems)
-        if explanations else rating_cases.of_run(workdir, systems)
-    )  # fmt: skip
+        if explanations
+        else rating_cases.of_run(workdir, systems, allow_imports=allow_imports)
+    )
     shown = rating_sheets.choose(cases, pairs=pairs, gold=gold, seed=seed)
     made = [
         rating_sheets.sheet(shown, preferences=preferences, seed=seed, number=number + 1)
@@ -124,6 +128,7 @@ def collect(
     exclude: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
+    allow_imports: bool = False,
 ) -> dict[str, Any]:
     """Merges what raters exported, and says what it shows.
 
@@ -140,6 +145,7 @@ def collect(
       exclude: raters to leave out.
       resamples: bootstrap samples.
       seed: of them.
+      allow_imports: import the modules that the run's config names; nothing here needs them.
 
     Returns:
       What was written: `["rate"]` (or `["rate/GROUP"]` for each of several data sets) holds
@@ -161,8 +167,8 @@ def collect(
             raise UserError(f"--output={output}: the name must end in .json")
         files.check_file(output, "--output")
     if target is None and workdir:
-        rundir = RunDir(workdir)
-        rundir.config()  # to say early that this is no run
+        rundir = RunDir(workdir, allow_imports=allow_imports)
+        rundir.config(need_extensions=False)  # to say early that this is no run
         target = rundir.path / "ratings.json"
     gold: list[GoldCheck] = []
     seconds: dict[str, list[float]] = {}

@@ -53,17 +53,23 @@ class RatedCase:
         return context(self.prompt) or _of_pair(self.pair) or {"prompt": self.prompt.strip()}
 
 
-def of_run(workdir: epath.PathLike, systems: Sequence[str] = ()) -> list[RatedCase]:
+def of_run(
+    workdir: epath.PathLike, systems: Sequence[str] = (), *, allow_imports: bool = False
+) -> list[RatedCase]:
     """Cases of a run's `explanations` folder.
 
     Args:
       workdir: of a run with a finished stage `explain`.
       systems: explainers; none for all of them.
+      allow_imports: import the modules that its config names; templates may be among them.
 
     Raises:
       UserError: if there are no explanations, or an explainer is unknown.
     """
-    folder = RunDir(workdir).path / "explanations"
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    if allow_imports:
+        rundir.config()
+    folder = rundir.path / "explanations"
     if not (folder / "pairs.jsonl").exists():
         raise UserError(
             f"--workdir={workdir}: it has no explanations/pairs.jsonl; add the stage 'explain' to "

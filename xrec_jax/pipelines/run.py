@@ -113,9 +113,14 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     return rundir
 
 
-def evaluate(workdir: epath.PathLike) -> RunDir:
-    """Evaluates a finished run again, from its checkpoints."""
-    rundir = RunDir(workdir)
+def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
+    """Evaluates a finished run again, from its checkpoints.
+
+    Args:
+      workdir: the run directory.
+      allow_imports: import the modules that its config names.
+    """
+    rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config()
     stages = _stages(config)
     with use_mesh(saved_mesh(config)) as mesh:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 from typing import Any
 
 from etils import epath
@@ -36,19 +37,41 @@ def _as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(files.plain(config.to_dict())))
 
 
+def _extensions(config: Any) -> list[str]:
+    """Names of the modules that a config wants imported.
+
+    Raises:
+      UserError: if they are not a list of names.
+    """
+    names = config.get("imports", ()) or ()
+    if isinstance(names, str):
+        names = (names,)
+    if not isinstance(names, (list, tuple)) or not all(
+        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        for name in names
+    ):
+        raise UserError(
+            f"config.imports={names!r} must be names of modules, such as ('my_module',)"
+        )
+    return list(names)
+
+
 def import_extensions(config: Any) -> None:
     """Imports the modules that a config names, so that what they register is known.
 
     Raises:
       UserError: if one cannot be imported.
     """
-    for name in config.get("imports", ()):
+    for name in _extensions(config):
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(
                 f"config.imports: cannot import {name!r} ({error}); is its folder in PYTHONPATH?"
             ) from error
+        except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"config.imports: {name!r} fails when imported ({reason})") from error
 
 
 class RunDir:
@@ -56,9 +79,12 @@ class RunDir:
 
     Args:
       path: local or `gs://`.
+      allow_imports: whether `config` may import the modules that the directory's own `config.json`
+        names. It may come from somebody else, so only who asks for it runs its code.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, *, allow_imports: bool = False):
+        self._allow_imports = allow_imports
         try:
             self.path = files.absolute(path)
             self.path.exists()
@@ -111,16 +137,27 @@ class RunDir:
                 raise UserError(f"cannot create --workdir={self.path}: {error.strerror}") from error
             files.write_json(self.config_path, mine)
 
-    def config(self) -> ConfigDict:
+    def config(self, *, need_extensions: bool = True) -> ConfigDict:
         """The configuration of an existing run.
 
+        Args:
+          need_extensions: false for what works without that which extensions register.
+
         Raises:
-          UserError: if this is not a run directory.
+          UserError: if this is not a run directory, or it names modules that are not imported yet
+            and nobody allowed it to.
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
         config = ConfigDict(_tuples(_with_defaults(_object(self.config_path))))
-        import_extensions(config)
+        new = [name for name in _extensions(config) if name not in sys.modules]
+        if self._allow_imports:
+            import_extensions(config)
+        elif new and need_extensions:
+            raise UserError(
+                f"{self.config_path}: imports names code to run: {', '.join(new)}; if you trust "
+                "whoever made the run, add --allow_imports (in Python allow_imports=True)"
+            )
         return config
 
     def evaluation(self) -> dict[str, Any]:

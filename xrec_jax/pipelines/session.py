@@ -133,13 +133,14 @@ class Run:
 
     Args:
       workdir: its run directory.
+      allow_imports: import the modules that its config names, if they are not imported yet.
 
     Raises:
-      UserError: if this is not a run directory.
+      UserError: if this is not a run directory, or it names such modules and may not import them.
     """
 
-    def __init__(self, workdir: epath.PathLike):
-        self.rundir = RunDir(workdir)
+    def __init__(self, workdir: epath.PathLike, *, allow_imports: bool = False):
+        self.rundir = RunDir(workdir, allow_imports=allow_imports)
         self.config = self.rundir.config()
         self.data = prepare(self.config.data)
         self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
@@ -255,6 +256,15 @@ class Run:
         return self._explainers[key]
 
 
-def restore(workdir: epath.PathLike) -> Run:
-    """Opens any run directory, finished or not."""
-    return Run(workdir)
+def restore(workdir: epath.PathLike, *, allow_imports: bool = False) -> Run:
+    """Opens any run directory, finished or not.
+
+    Args:
+      workdir: local or `gs://`.
+      allow_imports: import the modules that the run's config names: code of whoever made the run.
+
+    Raises:
+      UserError: if this is not a run directory, or it names modules that are not imported yet and
+        `allow_imports` is false.
+    """
+    return Run(workdir, allow_imports=allow_imports)

@@ -111,7 +111,7 @@ def load(rundir: RunDir, *, data: RunData | None = None) -> Material:
     Raises:
       UserError: if this is not a run directory, or a file in it is damaged.
     """
-    config = files.plain(rundir.config().to_dict())
+    config = files.plain(rundir.config(need_extensions=False).to_dict())
     path = rundir.path
     audit = _optional(path / "audit.json")
     sizes = (audit or {}).get("data")

@@ -41,16 +41,20 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     _write(rundir, data)
 
 
-def report(workdir: epath.PathLike) -> None:
+def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
     """Writes `report.html` of a run, finished or not.
 
     Where the run's data cannot be read any more, the page leaves out how large it was.
 
+    Args:
+      workdir: the run directory.
+      allow_imports: import the modules that its config names; the page does not need them.
+
     Raises:
       UserError: if this is not a run directory, or a file in it is damaged.
     """
-    rundir = RunDir(workdir)
-    config = rundir.config()
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    config = rundir.config(need_extensions=False)
     data = None
     try:
         data = prepare(config.data)
