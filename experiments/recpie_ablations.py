@@ -12,7 +12,7 @@ exercises do; it shares the language model all the same.
 
 A run has the jointly trained explanations (`joint`) and the controls that its ablation names. With
 no rounds nothing is trained jointly: then only the controls are shown. Gains are over the same
-recommender alone, with a 95 % interval over users and seeds and a paired p-value; those of
+recommender alone, with a 95 % interval and a paired p-value that draw users, not seeds; those of
 `user_item` are of reranking, over fewer users. An ablation that is refused is named at the end and
 holds up no other. Prints a table, writes JSON, and a plot with `--plot` (extra `report`). What is
 cut off goes on where it stopped when it is called again.

@@ -368,6 +368,27 @@ def test_one_seed_says_little(tmp_path):
     assert "p = 0.004, 1 seed." in told(text) and "One seed says little" in told(text)
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"ppo": {"estimator": "group"}}, "within their prompt's group (GRPO)"),
+        ({"ppo": {"estimator": "gae"}}, "PPO with a critic"),
+        ({"encoder": "embedding"}, "a bag of tokens, without order"),
+        ({"encoder": "last"}, "last hidden states"),
+        ({"readings": 128000}, "128,000 reading exercises"),
+    ],
+)
+def test_what_the_figures_rest_on(settings, words):
+    says = told(str(section._conditions({"joint": settings})))
+    assert "draw users; the seeds are averaged first" in says
+    assert words in says
+    assert words not in told(str(section._conditions({})))
+
+
+def test_what_the_figures_rest_on_is_on_the_page(full):
+    assert "draw users; the seeds are averaged first" in told(full[1])
+
+
 def test_figures_without_rounds_and_rounds_without_their_numbers(tmp_path):
     folder = write_run(tmp_path / "run", seeds=())
     text, _ = page_of(folder)

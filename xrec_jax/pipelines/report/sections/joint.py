@@ -29,6 +29,7 @@ def build(material: Material) -> Section | None:
     recommend = material.stage("recommend")
     blocks = [
         _verdict(joint, recommend),
+        _block("What the figures rest on", _conditions(material.config)),
         _block("Controls", joint_controls.build(joint.systems, recommend)),
         _block(
             "Over the rounds", joint_curves.build(joint),
@@ -126,6 +127,36 @@ def _of_attainable(systems: Mapping[str, Any], recommend: Mapping[str, Any]) -> 
     return (
         f"Of what is attainable here ({decimal(top['value'], 4)}) alone has {alone}, joint {joint}."
     )
+
+
+def _conditions(config: Mapping[str, Any]) -> Html:
+    """What a reader must know of the configuration before believing a figure."""
+    settings = config.get("joint", {})
+    lines = [
+        "Intervals and p-values of differences draw users; the seeds are averaged first, so they "
+        "do not say how far the runs of further seeds would differ."
+    ]
+    estimator = settings.get("ppo", {}).get("estimator")
+    if estimator == "group":
+        lines.append(
+            "The policy learns from answers compared within their prompt's group (GRPO), without "
+            "a critic."
+        )
+    elif estimator == "gae":
+        lines.append("The policy learns by PPO with a critic (generalised advantage estimation).")
+    if settings.get("encoder") == "embedding":
+        lines.append(
+            "A text is read as the mean of its token embeddings: a bag of tokens, without order."
+        )
+    elif settings.get("encoder") == "last":
+        lines.append("A text is read as the mean of the base model's last hidden states.")
+    if settings.get("readings"):
+        lines.append(
+            f"The language model was pre-trained on {settings['readings']:,} reading exercises "
+            "made of this world's sentences with their gold answers. They include the sentence "
+            "that a tested user says about themselves; held-out visits are not among them."
+        )
+    return tag("ul", *(tag("li", line) for line in lines))
 
 
 def headline(material: Material) -> tuple[str, Html, str] | None:

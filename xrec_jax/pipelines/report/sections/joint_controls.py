@@ -183,7 +183,8 @@ def _gains(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html |
         rows, title=f"Gain over the recommender alone, {what}", share=share,
         digits=1 if share else 4, bars=False, reference=0.0,
         reference_label="the recommender alone",
-        note="Paired over users and seeds: an interval that reaches the line may be chance.",
+        note="Paired over users, seeds averaged: an interval that reaches the line may be chance, "
+        "and how further seeds would differ is not in it.",
     )  # fmt: skip
 
 

@@ -113,7 +113,8 @@ def _against_best(material: Material, order: list[str], main: str) -> Html | Non
         return None
     return interval_chart(
         rows, title=f"Difference to {wording.label(best)}", digits=4, bars=False, reference=0.0,
-        note="Paired over users: an interval that does not reach zero is more than chance.",
+        note="Paired over users, seeds averaged: an interval that does not reach zero is more than "
+        "chance among users.",
         reference_label=wording.label(best),
     )  # fmt: skip
 
