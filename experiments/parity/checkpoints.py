@@ -58,7 +58,27 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         ),
         length=45, shard="5GB",
     ),
+    # Of sequences up to max_position_embeddings; beyond them "dynamic" depends on their length.
+    "linear": dict(
+        config=dict(
+            vocab_size=83, hidden_size=32, intermediate_size=38, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        ),
+        length=70, shard="5GB",
+    ),
+    "dynamic": dict(
+        config=dict(
+            vocab_size=79, hidden_size=32, intermediate_size=34, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=96,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 20000.0},
+        ),
+        length=96, shard="5GB",
+    ),
 }  # fmt: skip
+AS_TRANSFORMERS_4 = ("llama31", "linear")  # with the older of two spellings of the scaling
 
 
 def build(name: str, seed: int) -> transformers.LlamaForCausalLM:
@@ -120,7 +140,7 @@ def write_checkpoint(name: str, out: pathlib.Path, seed: int) -> dict[str, Any]:
         seed += 1000
     model.save_pretrained(out, max_shard_size=CHECKPOINTS[name]["shard"])
     (out / "generation_config.json").unlink()
-    if name == "llama31":
+    if name in AS_TRANSFORMERS_4:
         _as_transformers_4(out / "config.json")
     model = transformers.LlamaForCausalLM.from_pretrained(out, **EAGER)
     ids = rng.integers(3, vocab, (2, length))

@@ -20,7 +20,7 @@ from xrec_jax.llm.llama import Llama
 from xrec_jax.llm.lora import Adapter, LoraConfig
 from xrec_jax.llm.losses import cross_entropy
 
-CHECKPOINTS = ("llama2", "llama3", "llama31", "llama32")
+CHECKPOINTS = ("llama2", "llama3", "llama31", "llama32", "linear", "dynamic")
 LORA = ("qv", "all")
 LIMIT = 1e-4
 IGNORED = -100  # label of a token that is not learnt

@@ -68,6 +68,10 @@ def test_goldens_show_what_they_should():
     assert len(list((GOLDEN / "llama3").glob("*.safetensors"))) > 1
     for name in ("llama31", "llama32"):
         assert lengths[name] > models[name].rope_scaling.original_max_positions
+    for name in ("linear", "dynamic"):
+        assert models[name].rope_scaling.kind == name
+    assert "rope_scaling" in json.loads((GOLDEN / "linear" / "config.json").read_text())
+    assert lengths["dynamic"] == models["dynamic"].max_positions
     tied = models["llama32"]
     assert tied.tie_embeddings and tied.head_dim * tied.num_heads != tied.hidden_size
     manifest = json.loads((GOLDEN / "manifest.json").read_text())

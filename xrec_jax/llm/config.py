@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from xrec_jax.core.errors import UserError
 
 ARCHITECTURE = "LlamaForCausalLM"
-# Keys whose other values would change the computation in a way this model does not do.
-_ONLY = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "pretraining_tp": 1,
-}
+_ARCHITECTURES = (ARCHITECTURE, "LlamaModel")  # the second is stored without a head
+_ACTIVATIONS = ("silu", "swish")  # two names of one function
+_BIASES = ("attention_bias", "mlp_bias")  # this model has none
+_TYPE = ("rope_type", "type")  # the second is the older name
+# What each kind of scaling reads; a value under any other key would be dropped without a word.
+_SCALINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
+_UNREAD = ("original_max_position_embeddings", "partial_rotary_factor")  # by other kinds
+_BORDERS = ("low_freq_factor", "high_freq_factor")
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The frequency scaling of Llama 3.1 and 3.2.
+    """How rotary frequencies are stretched for sequences longer than those of the training.
 
     Attributes:
-      factor: low frequencies are divided by it.
+      factor: low frequencies are divided by it; in "linear" all are.
       low_freq_factor: wavelengths above `original_max_positions / low_freq_factor` are scaled.
       high_freq_factor: wavelengths below `original_max_positions / high_freq_factor` are kept.
       original_max_positions: context length before the extension.
+      kind: "llama3" (Llama 3.1 and 3.2), "linear", or "dynamic", which changes nothing up to
+        `LlamaConfig.max_positions`, the longest sequence that is taken. The three fields before
+        belong to "llama3" only.
     """
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+    kind: str = "llama3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,63 +118,138 @@ class LlamaConfig:
 def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaConfig:
     """Reads the content of a Hugging Face `config.json`, of transformers 4 or 5.
 
+    Where two keys say the same, the one that transformers 5 reads counts. A null stands for the
+    default only under the keys where transformers takes it so.
+
     Raises:
       UserError: names the key if the architecture or a value is not one of LLaMA 2 to 3.2.
     """
-    names = config.get("architectures") or [config.get("model_type")]
-    if config.get("model_type", "llama") != "llama" or names[0] not in (ARCHITECTURE, "llama"):
+    _check_architecture(config, where)
+    if config.get("hidden_act", "silu") not in _ACTIVATIONS:
         raise UserError(
-            f"{where}: architecture {names[0]!r} (model_type {config.get('model_type')!r}) is not "
-            f"supported; only {ARCHITECTURE} is"
+            f"{where}: hidden_act={config['hidden_act']!r} is not supported; only 'silu' is"
         )
-    for key, valid in _ONLY.items():
-        if config.get(key, valid) != valid:
-            raise UserError(f"{where}: {key}={config[key]!r} is not supported; only {valid!r} is")
+    for key in _BIASES:
+        if _flag(config, key, where):
+            raise UserError(f"{where}: {key}=True is not supported; only False is")
+    hidden = _whole(config, "hidden_size", where)
+    heads = _whole(config, "num_attention_heads", where)
+    kv, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
+    if head_dim is None and hidden % heads:
+        raise UserError(
+            f"{where}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}, and "
+            "head_dim is not there"
+        )
+    theta, scaling = _rope(config, where)
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         return LlamaConfig(
-            vocab_size=int(config["vocab_size"]),
+            vocab_size=_whole(config, "vocab_size", where),
             hidden_size=hidden,
-            intermediate_size=int(config["intermediate_size"]),
-            num_layers=int(config["num_hidden_layers"]),
+            intermediate_size=_whole(config, "intermediate_size", where),
+            num_layers=_whole(config, "num_hidden_layers", where),
             num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // max(heads, 1)),
-            max_positions=int(config.get("max_position_embeddings", 2048)),
-            rope_theta=_theta(config),
-            rope_scaling=_scaling(config, where),
-            rms_eps=float(config.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            initializer_range=float(config.get("initializer_range", 0.02)),
+            num_kv_heads=heads if kv is None else _whole(config, "num_key_value_heads", where),
+            head_dim=hidden // heads if head_dim is None else _whole(config, "head_dim", where),
+            max_positions=_whole(config, "max_position_embeddings", where, default=2048),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rms_eps=_number(config, "rms_norm_eps", where, default=1e-6),
+            tie_embeddings=_flag(config, "tie_word_embeddings", where),
+            initializer_range=_number(config, "initializer_range", where, default=0.02),
         )
-    except KeyError as error:
-        raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
-    except (TypeError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _theta(config: Mapping[str, Any]) -> float:
-    rope = config.get("rope_parameters") or {}  # transformers 5; before, a key of its own
-    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-
-
-def _scaling(config: Mapping[str, Any], where: str) -> RopeScaling | None:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
+def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+    named, kind = config.get("architectures"), config.get("model_type", "llama")
+    if named is None or named == []:
+        named = [ARCHITECTURE] if config.get("model_type") else [None]
+    if kind != "llama" or not isinstance(named, list) or named[0] not in _ARCHITECTURES:
+        name = named[0] if isinstance(named, list) else named
         raise UserError(
-            f"{where}: rope scaling {kind!r} is not supported; only 'default' and 'llama3' are"
+            f"{where}: architecture {name!r} (model_type {config.get('model_type')!r}) is not "
+            f"supported; only {ARCHITECTURE} is"
         )
-    if float(rope["low_freq_factor"]) >= float(rope["high_freq_factor"]):
+
+
+def _whole(values: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
+    """A whole number above 0; `default` stands for a key that is not there."""
+    if key not in values and default is None:
+        raise UserError(f"{where}: key {key!r} is missing")
+    value = values.get(key, default)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: {key}={value!r} must be a positive whole number")
+    return value
+
+
+def _number(
+    values: Mapping[str, Any], key: str, where: str, *, default: float | None = None
+) -> float:
+    """A finite number above 0; `default` stands for a key that is not there."""
+    if key not in values and default is None:
+        raise UserError(f"{where}: key {key!r} is missing")
+    value = values.get(key, default)
+    # Beyond float64 an integer of JSON has no finite value either.
+    fine = type(value) in (int, float) and 0 < value <= sys.float_info.max
+    if not fine:
+        raise UserError(f"{where}: {key}={str(value)[:40]} must be a positive number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key}={value!r} must be true or false")
+    return value
+
+
+def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary frequencies, wherever the file keeps them."""
+    # As transformers 5 does: what people add to a file under the older name replaces the newer.
+    at = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(at) or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{where}: {at}={rope!r} must be an object")
+    inside = f"{where}: {at}"
+    kind = next((rope[key] for key in _TYPE if key in rope), "default")
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        raise UserError(
+            f"{where}: rope scaling {kind!r} is not supported; only "
+            f"{', '.join(repr(known) for known in _SCALINGS)} are"
+        )
+    for key, value in rope.items():
+        neutral = key in _TYPE or key == "rope_theta" or value is None
+        if not neutral and key not in _SCALINGS[kind] and key not in _UNREAD:
+            raise UserError(
+                f"{inside}: {key}={value!r} is not read by rope scaling {kind!r}; name the scaling "
+                "it belongs to as rope_type, or remove it"
+            )
+    if kind != "default":  # there transformers does not read it
+        for part in (rope, config):
+            if part.get("partial_rotary_factor") not in (None, 1):
+                raise UserError(f"{where}: partial_rotary_factor is not supported; only 1 is")
+    source = (rope, inside) if "rope_theta" in rope else (config, where)
+    theta = _number(source[0], "rope_theta", source[1], default=10000.0)
+    if kind == "default":
+        return theta, None
+    factor = _number(rope, "factor", inside)
+    if kind != "llama3":
+        return theta, RopeScaling(factor, kind=kind)
+    low, high = (_number(rope, key, inside) for key in _BORDERS)
+    if low >= high:
         raise UserError(f"{where}: rope scaling needs low_freq_factor below high_freq_factor")
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=int(rope["original_max_position_embeddings"]),
-    )
+    return theta, RopeScaling(factor, low, high, _original(config, rope, where, inside))
+
+
+def _original(config: Mapping[str, Any], rope: Mapping[str, Any], where: str, inside: str) -> int:
+    """The context length before the extension, at any of the places that transformers looks."""
+    key = "original_max_position_embeddings"
+    if key in config:
+        return _whole(config, key, where)
+    if key in rope:
+        return _whole(rope, key, inside)
+    return _whole(config, "max_position_embeddings", where, default=2048)
 
 
 def to_hf(config: LlamaConfig, *, dtype: str = "float32", **more: Any) -> dict[str, Any]:
@@ -175,9 +263,9 @@ def to_hf(config: LlamaConfig, *, dtype: str = "float32", **more: Any) -> dict[s
     rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
     scaling = config.rope_scaling
     if scaling is not None:
+        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling is not None and scaling.kind == "llama3":
         rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), with the scaling of Llama 3.1 and 3.2."""
+"""Rotary position embedding (arXiv 2104.09864), with the scalings that LLaMAs come with."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from xrec_jax.llm.config import LlamaConfig
 def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     """Angle a position adds to each pair of features: `[head_dim / 2]` float32.
 
-    With scaling, wavelengths longer than `original_max_positions / low_freq_factor` are stretched
+    "linear" scaling divides every angle by `factor` (arXiv 2306.15595). "dynamic" scaling raises
+    the base only in sequences beyond `max_positions` (by their length, so that cached keys would
+    have to be turned anew); those are refused, and below it changes nothing. In Llama 3's scaling
+    wavelengths longer than `original_max_positions / low_freq_factor` are stretched
     by `factor`, those shorter than `original_max_positions / high_freq_factor` are kept, and those
     between are interpolated (Llama 3.1, arXiv 2407.21783, and its published code).
     """
     pairs = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     plain = (1.0 / np.float32(config.rope_theta) ** pairs).astype(np.float32)
     scaling = config.rope_scaling
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return plain
+    if scaling.kind == "linear":
+        return (plain / np.float32(scaling.factor)).astype(np.float32)
     wavelength = 2 * np.pi / plain
     original = scaling.original_max_positions
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
