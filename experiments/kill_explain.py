@@ -28,6 +28,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # works without an installation, too
 
+from xrec_jax.core import files  # noqa: E402
+
 SIZES = dict(
     vocab_size=1024, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
     num_kv_heads=1, head_dim=8, max_positions=512, initializer_range=0.2,
@@ -98,10 +100,7 @@ class Job:
 
 def check(output: pathlib.Path, recommended: pathlib.Path, shard: int) -> dict[str, object]:
     """Counts the pairs of a file against the recommendations it must hold."""
-    with output.open() as file:
-        found = [json.loads(line) for line in file]
-    with recommended.open() as file:
-        expected = [json.loads(line) for line in file]
+    found, expected = files.read_records(output), files.read_records(recommended)
     keys = [(record["user"], record["item"]) for record in found]
     counts = collections.Counter(keys)
     return {
@@ -176,7 +175,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     with job.output.open("rb") as file:
         lines = file.readlines()
     # A shard is a function of its pairs alone; users are in the order of their rows.
-    names = list(dict.fromkeys(json.loads(line)["user"] for line in lines))
+    names = list(dict.fromkeys(record["user"] for record in files.read_records(job.output)))
     each = args.shard // args.top_k
     sampled = sorted(around)
     (folder / "users.txt").write_text(

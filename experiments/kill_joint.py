@@ -32,6 +32,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # works without an installation, too
 
+from xrec_jax.core import files  # noqa: E402
+
 
 class Run:
     """A run directory and the command that makes it.
@@ -109,9 +111,9 @@ def without_joint(source: pathlib.Path, target: pathlib.Path) -> None:
     evaluation = json.loads((source / "evaluation.json").read_text())
     evaluation.pop("joint")
     (target / "evaluation.json").write_text(json.dumps(evaluation))
-    lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not json.loads(line)["stage"].startswith("joint")]
-    (target / "metrics.jsonl").write_text("".join(kept))
+    records = files.read_json_lines(source / "metrics.jsonl")
+    kept = [record for record in records if not record["stage"].startswith("joint")]
+    files.write_text(target / "metrics.jsonl", files.json_lines(kept))
 
 
 # What the two runs are compared by: name of a thing and its bits.
@@ -162,7 +164,7 @@ def leavings(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     import numpy as np
 
     yield "evaluation.json", (folder / "evaluation.json").read_text()
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = files.read_json_lines(folder / "metrics.jsonl")
     own = [untimed(one) for one in log if one["stage"].startswith("joint")]
     for stage in sorted({one["stage"] for one in own}):
         yield f"metrics.jsonl of {stage}", json.dumps([o for o in own if o["stage"] == stage])
@@ -175,8 +177,7 @@ def leavings(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
                 for key in file.files:
                     yield f"{name}: {key}", bits(file[key])
         elif path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            yield name, json.dumps(untimed(lines))  # in the order of its keys
+            yield name, json.dumps(untimed(files.read_json_lines(path)))  # in the order of its keys
         elif path.suffix == ".safetensors":
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -218,8 +219,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     draw = random.Random(args.seed)
     whole, killed = Run(folder / "whole", args), Run(folder / "killed", args)
     seconds = whole.finish()
-    records = (whole.folder / "joint" / "0" / "rounds.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in records]
+    told = files.read_json_lines(whole.folder / "joint" / "0" / "rounds.jsonl")
     if len(told) != args.rounds + 1:
         raise SystemExit(f"a guard ended the run: {told[-1]['verdict']}")
     # The fastest round: the first ones compile, and a kill must come before the round is over.

@@ -241,7 +241,7 @@ def test_report_of_a_damaged_run(name, case, folder, capsys):
 
 ANSWERS = {
     "mark that is a list": ("reasonability", [1], "reasonability is [1]"),
-    "mark that is no number": ("reasonability", float("nan"), "nan"),
+    "mark that is no number": ("reasonability", float("nan"), "NaN"),
     "mark beyond the scale": ("reasonability", 11, "11"),
     "two preferences": ("preference", ["first"], "preference is ['first']"),
     "sheet that is a list": ("sheet", [1], "sheet [1]"),

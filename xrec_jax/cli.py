@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
+from xrec_jax.core.terminal import printable
 from xrec_jax.verbs import VERBS
 
 
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"xrec: {stop}", file=sys.stderr)
             return 143
     except UserError as error:
-        print(f"xrec: error: {error}", file=sys.stderr)
+        print(printable(f"xrec: error: {error}"), file=sys.stderr)
         return 2
 
 

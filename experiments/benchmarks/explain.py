@@ -30,6 +30,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # works without an installation, too
 
+from xrec_jax.core import files  # noqa: E402
+
 HERE = pathlib.Path(__file__).resolve().parent
 TOP_K = 10
 NEW_TOKENS = 64
@@ -81,7 +83,7 @@ class Ours:
             place=bulk.workplace(self._run.mesh), explainer=lambda: self._explainer,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        texts = [json.loads(line)["text"] for line in output.open()]
+        texts = [record["text"] for record in files.read_records(output)]
         return {"seconds": seconds, "pairs": count, "texts": texts}
 
 

@@ -6,7 +6,6 @@ python experiments/benchmarks/llm_work.py --folder=FOLDER
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import pathlib
@@ -30,14 +29,14 @@ HISTORY = 12  # films in a prompt that shares its beginning: about 350 tokens in
 
 def user_prompts(data: str, tokenizer_folder: pathlib.Path, users: int) -> tuple[list, str]:
     """LLMXRec's movie prompts, ten recommended items a user: token ids, and where they are from."""
+    from xrec_jax.core import files
     from xrec_jax.llm.bpe import train_bpe
     from xrec_jax.text.prompts import render_prompt
     from xrec_jax.text.published import MOVIE
 
     rng, begin, end = random.Random(0), "title and class:\n", "\n\nUse ONLY"
     if pathlib.Path(data).is_file():
-        with gzip.open(data, "rt") as file:
-            lines = [json.loads(line) for line in file]
+        lines = files.read_records(data)
         texts, source = [x["prompt"] for x in lines if x["dataset"] == "ml-100k"], "LLMXRec"
     else:
         source, kinds = "generated", ("Comedy", "Drama War", "Action Thriller", "Musical Romance")

@@ -67,7 +67,7 @@ def test_what_is_written_is_read(tmp_path, name):
     ("line", "message"),
     [
         ("{", "line 3: not valid JSON"),
-        ("[1]", "line 3: expected a JSON object, found list"),
+        ("[1]", "line 3: not a JSON object"),
         ('{"promt": "a", "completion": "b"}', "no key 'prompt'.*did you mean 'promt'"),
         ('{"prompt": "a"}', "no key 'completion'"),
         ('{"prompt": "a", "completion": " \\n"}', "empty completion"),

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import math
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 from etils import epath
 
+from xrec_jax.core import jsonl
 from xrec_jax.core.errors import UserError
 
 
@@ -56,8 +56,9 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes `text` to `path` atomically."""
-    write_atomic(path, lambda temporary: epath.Path(temporary).write_text(text))
+    """Writes `text` to `path` atomically, as UTF-8 whatever the locale."""
+    data = text.encode()
+    write_atomic(path, lambda temporary: epath.Path(temporary).write_bytes(data))
 
 
 def plain(value: Any) -> Any:
@@ -75,7 +76,7 @@ def plain(value: Any) -> Any:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; array scalars become numbers."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, jsonl.dump(plain(value), indent=2) + "\n")
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -85,17 +86,24 @@ def read_json(path: epath.PathLike) -> Any:
       UserError: if the file is missing or is not JSON; names the file and the line.
     """
     try:
-        return json.loads(epath.Path(path).read_text())
+        data = epath.Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable UTF-8 file ({error})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except OSError as error:
+        raise UserError(f"{path}: not a readable file ({error.strerror or error})") from error
+    return jsonl.parse(jsonl.decode(data, path), path)
+
+
+def iter_json_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+    """Records of a JSON-lines file of a run, one at a time; see `read_json_lines`."""
+    file = epath.Path(path)
+    if file.exists():
+        with _opened(file) as lines:
+            yield from jsonl.log_records(lines, path)
 
 
 def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads a JSON-lines file; a torn last line, left by a kill in mid-write, is dropped.
+    """Reads a JSON-lines file of a run; a torn last line, left by a kill in mid-write, is dropped.
 
     Returns:
       Its records; none where there is no file.
@@ -103,24 +111,7 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: names the line that is no JSON object.
     """
-    file = epath.Path(path)
-    if not file.exists():
-        return []
-    lines = file.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # not JSON, or cut inside a character
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not valid JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
-        records.append(record)
-    return records
+    return list(iter_json_lines(path))
 
 
 def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
@@ -129,41 +120,44 @@ def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
     Raises:
       UserError: if the file is missing or cannot be read.
     """
-    try:
-        data = epath.Path(path).read_bytes()
-        if str(path).endswith(".gz"):
-            data = gzip.decompress(data)
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    # Not splitlines: JSON may hold other line separators inside a text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
+    with _opened(path) as file:
+        yield from jsonl.numbered_lines(file, path)
+
+
+def numbered_records(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line (from 1) and record of a JSON-lines file that somebody else wrote, perhaps gzipped.
+
+    Raises:
+      UserError: names the file and the line of what is wrong; every line must be whole.
+    """
+    for number, line in text_lines(path):
+        yield number, jsonl.parse_record(line, path, number)
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads a JSON-lines file that somebody else wrote, perhaps gzipped; every line must be whole.
+    """All of `numbered_records`, of which there must be one.
 
     Raises:
       UserError: names the file and the line of what is wrong.
     """
-    records = []
-    for number, line in text_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
-        records.append(record)
+    records = [record for _, record in numbered_records(path)]
     if not records:
         raise UserError(f"{path}: no record in it")
     return records
+
+
+@contextlib.contextmanager
+def _opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unzipped where its name ends in ".gz"; every fault is one line."""
+    try:
+        with epath.Path(path).open("rb") as file:
+            zipped = str(path).endswith(".gz")
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if zipped else file
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
 def check_file(path: epath.PathLike, flag: str) -> None:
@@ -190,4 +184,4 @@ def check_file(path: epath.PathLike, flag: str) -> None:
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     """Returns `records` as JSON-lines text."""
-    return "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records)
+    return jsonl.dump_lines(plain(record) for record in records)

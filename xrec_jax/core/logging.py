@@ -12,11 +12,15 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from xrec_jax.core import files
+from xrec_jax.core.terminal import printable
 
 
 def say(text: str) -> None:
-    """Prints a line at once, so that a log file shows it while the run goes on."""
-    print(text, flush=True)
+    """Prints a line at once, so that a log file shows it while the run goes on.
+
+    What texts of files hold cannot steer the terminal.
+    """
+    print(printable(text), flush=True)
 
 
 class MetricWriter:
@@ -56,11 +60,11 @@ class MetricWriter:
         values = {name: files.plain(value) for name, value in sorted(metrics.items())}
         line = files.json_lines([{"stage": stage, "step": step, **values}])
         if self._local:
-            with self._path.open("a") as file:
-                file.write(line)
+            with self._path.open("ab") as file:
+                file.write(line.encode())
         else:  # object stores cannot append
-            before = self._path.read_text() if self._path.exists() else ""
-            self._path.write_text(before + line)
+            before = self._path.read_bytes() if self._path.exists() else b""
+            self._path.write_bytes(before + line.encode())
         board = self._board(stage)
         for name, value in values.items():
             if isinstance(value, (int, float)):

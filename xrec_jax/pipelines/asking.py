@@ -107,9 +107,9 @@ def write_pairs(
             yield files.json_lines([maker.pair(case)])
 
     def write(temporary: str) -> None:
-        with epath.Path(temporary).open("w") as file:
+        with epath.Path(temporary).open("wb") as file:
             for line in lines():
-                file.write(line)
+                file.write(line.encode())
         if not written:
             raise UserError(
                 "explain: no pair is left to explain; every prompt is one that was tuned on, or "
@@ -162,20 +162,8 @@ def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         for first in range(0, total, 1 << 16):
             yield from frame.select(wanted).slice(first, 1 << 16).collect().to_dicts()
         return
-    with epath.Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
-            except UnicodeDecodeError as error:
-                what = f"not UTF-8 text ({error.reason})"
-                raise UserError(f"{path}, line {number}: {what}") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object")
-            yield record
+    for _, record in files.numbered_records(path):
+        yield record
 
 
 def digest(path: epath.Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import numpy as np
@@ -10,7 +9,7 @@ import polars as pl
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import check_file, write_atomic
+from xrec_jax.core.files import check_file, json_lines, write_atomic
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines.session import Run
@@ -107,9 +106,9 @@ def recommend(
         if output.endswith(".parquet"):
             pl.DataFrame(records()).write_parquet(path)
             return
-        with epath.Path(path).open("w") as file:
+        with epath.Path(path).open("wb") as file:
             for record in records():
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json_lines([record]).encode())
 
     if is_first():
         write_atomic(output, write)

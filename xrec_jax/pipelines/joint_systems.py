@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from typing import Any, NamedTuple
 
@@ -105,7 +104,7 @@ class Systems:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_text(path, files.json_lines(records))
             meet(f"{name}.jsonl")
-        return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+        return [record["text"] for record in files.read_json_lines(path)]
 
     def _write_texts(self, name: str) -> list[str]:
         states, run = self.setup.states, self.run

@@ -9,6 +9,7 @@ checked against the pairs, joined, renamed onto OUTPUT, and the folder goes.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 import polars as pl
 from etils import epath
 
-from xrec_jax.core import files
+from xrec_jax.core import files, jsonl
 from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines.cases import Asked
 from xrec_jax.text.records import EXPLANATION_COLUMNS
@@ -224,13 +225,12 @@ class Parts:
 
 
 def _check(data: bytes, expected: list[tuple[str, str]], path: epath.Path) -> None:
-    lines = data.split(b"\n")
     try:
-        found = [json.loads(line) for line in lines[:-1]]
+        found = jsonl.log_records(io.BytesIO(data), path)
         names = [(record["user"], record["item"]) for record in found]
-    except (KeyError, TypeError, ValueError):  # somebody else wrote into it
+    except (KeyError, TypeError, UserError):  # somebody else wrote into it
         names = []
-    if lines[-1] or names != expected:
+    if not data.endswith(b"\n") or names != expected:
         raise UserError(
             f"{path} does not hold its {len(expected)} pairs, one record each; delete it and run "
             "the same command again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -140,11 +139,9 @@ def read_instructions(path: epath.PathLike) -> list[Instruction]:
       UserError: names the file and the line of what is wrong.
     """
     instructions = []
-    for number, line in files.text_lines(path):
+    for number, record in files.numbered_records(path):
         try:
-            instructions.append(from_record(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+            instructions.append(from_record(record))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
     if not instructions:

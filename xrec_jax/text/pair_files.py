@@ -6,7 +6,6 @@ user's profile and an item's description are repeated in each of their records.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import text_lines
+from xrec_jax.core.files import numbered_records
 from xrec_jax.text.templates import Template, register
 
 # Asks about the user alone, as `text.pairs.TASTES`, where reviews are known only as summaries.
@@ -126,14 +125,8 @@ def read_pair_texts(
     ids = {role: None if names is None else set(map(str, names)) for role, names in known.items()}
     first: dict[tuple[str, str], PairText] = {}
     rows = []
-    for number, line in text_lines(path):
+    for number, record in numbered_records(path):
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON ({error.msg})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: not a JSON object")
         row = PairText(number, **{role: _value(record, role, key, where)
                                   for role, key in keys._asdict().items()})  # fmt: skip
         for role, there in ids.items():

@@ -46,7 +46,7 @@ def read_attributes(records: Sequence[Mapping[str, Any]]) -> list[AttributeRow]:
         text = completion if isinstance(completion, str) else json.dumps(completion)
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # numbers too long and nesting too deep, too
             value = None
         valid = isinstance(value, dict)
         found = value if valid else {key: text for key, _, text in _LOOSE.findall(text)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -178,18 +178,5 @@ def _explained(
 
 def _first_lines(path: epath.Path) -> tuple[list[dict[str, Any]], bool]:
     """The first records of a JSON-lines file, and whether more follow; a torn end is dropped."""
-    if not path.exists():
-        return [], False
-    records: list[dict[str, Any]] = []
-    with path.open("r") as file:
-        for line in file:
-            if len(records) == MOST_PAIRS:
-                return records, True
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {len(records) + 1}: not a JSON object")
-            records.append(record)
-    return records, False
+    records = list(itertools.islice(files.iter_json_lines(path), MOST_PAIRS + 1))
+    return records[:MOST_PAIRS], len(records) > MOST_PAIRS

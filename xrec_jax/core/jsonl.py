@@ -1,0 +1,216 @@
+"""One reader and one writer of JSON, for whole files and for lines of files.
+
+A line ends at a line feed and nowhere else: JSON texts may hold U+2028, U+2029 and U+0085 as they
+are, which `str.splitlines` takes for line ends. What Python's parser lets pass or fails at without
+a word about the place is refused here: NaN and infinities, numbers that no float holds, half a
+surrogate pair, NUL, a key that stands twice, and nesting that later steps could not follow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from xrec_jax.core.errors import UserError
+
+MOST_LEVELS = 100  # of nesting; far below what Python can follow
+MOST_DIGITS = 308  # of a whole number; a float holds no more
+MOST_BYTES = 1 << 26  # of a line; a longer one is no record
+
+# An escape with what it stands for: a surrogate pair, half of one, NUL, or anything else.
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(?P<nul>\\u0000)|\\."
+)
+_ESCAPED_ENDS = {end: f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+
+
+class _FaultError(ValueError):
+    """What is wrong, and the part of the text that shows where."""
+
+    def __init__(self, what: str, token: str):
+        super().__init__(what)
+        self.token = token
+
+
+def parse(text: str, path: object, line: int | None = None) -> Any:
+    """Parses a JSON text.
+
+    Args:
+      text: one value; of a line, or of a whole file.
+      path: where it stands, for messages.
+      line: its number, from 1; None for a whole file.
+
+    Raises:
+      UserError: names file, line and what is wrong.
+    """
+    decoder = _LINE if line is not None else _FILE
+    try:
+        value = decoder.decode(text)
+        _check_escapes(text)
+        if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
+            raise RecursionError
+    except RecursionError as error:
+        where = path if line is None else f"{path}, line {line}"
+        what = f"nested more than {MOST_LEVELS} levels deep"
+        raise UserError(f"{where}: not valid JSON ({what})") from error
+    except json.JSONDecodeError as error:
+        where = _where(text, error.pos, path, line)
+        raise UserError(f"{where}: not valid JSON ({error.msg})") from error
+    except _FaultError as error:
+        where = _where(text, max(text.find(error.token), 0), path, line)
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+    return value
+
+
+def parse_record(text: str, path: object, line: int) -> dict[str, Any]:
+    """Parses a line that has to be an object.
+
+    Raises:
+      UserError: see `parse`; or if it is another value.
+    """
+    record = parse(text, path, line)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}, line {line}: not a JSON object")
+    return record
+
+
+def decode(data: bytes, path: object, line: int | None = None) -> str:
+    """Bytes as text; a mark of the byte order at their start is dropped.
+
+    Raises:
+      UserError: names file and line of what is no UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig" if line in (None, 1) else "utf-8")
+    except UnicodeDecodeError as error:
+        number = (line or 1) + data.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from error
+
+
+def numbered_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text, without its line feed, of every line that is not blank.
+
+    Memory is that of the longest line, which is bounded.
+
+    Raises:
+      UserError: names file and line of what is no UTF-8 or is longer than any record.
+    """
+    number = 0
+    while data := file.readline(MOST_BYTES + 1):
+        number += 1
+        if len(data) > MOST_BYTES:
+            raise UserError(
+                f"{path}, line {number}: longer than {MOST_BYTES >> 20} MiB; is this a file of "
+                "JSON lines, one record a line?"
+            )
+        text = decode(data, path, number).removesuffix("\n")
+        if text.strip():
+            yield number, text
+
+
+def log_records(file: IO[bytes], path: object) -> Iterator[dict[str, Any]]:
+    """Records of a file that a run appends to; a torn last line is dropped.
+
+    A line is torn where a kill in mid-write left no line feed at its end.
+
+    Raises:
+      UserError: names the line that is no JSON object.
+    """
+    for number, data in enumerate(file, start=1):
+        if data == b"\n":
+            continue
+        whole = data.removesuffix(b"\n")
+        try:
+            record = parse_record(decode(whole, path, number), path, number)
+        except UserError:
+            if whole == data:
+                return
+            raise
+        yield record
+
+
+def dump(value: Any, *, indent: int | None = None) -> str:
+    """A JSON text without any character that some reader takes for a line end.
+
+    Raises:
+      UserError: if a text holds half a surrogate pair, which no file of text can hold.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    for end, escaped in _ESCAPED_ENDS.items():
+        text = text.replace(end, escaped)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(error.start - 30, 0) : error.start + 1])
+        raise UserError(f"half a surrogate pair cannot be written: ...{around}") from error
+    return text
+
+
+def dump_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """JSON lines, each with its line feed."""
+    return "".join(dump(record) + "\n" for record in records)
+
+
+def _where(text: str, position: int, path: object, line: int | None) -> str:
+    number = (line or 1) + text.count("\n", 0, position)
+    return f"{path}, line {number}"
+
+
+def _check_escapes(text: str) -> None:
+    if "\\ud" not in text and "\\uD" not in text and "\\u0000" not in text:
+        return
+    for match in _ESCAPE.finditer(text):
+        if match["half"]:
+            what = f"{match[0]} is half a surrogate pair, a cut character"
+            raise json.JSONDecodeError(what, text, match.start())
+        if match["nul"]:
+            raise json.JSONDecodeError("\\u0000 is no character of a text", text, match.start())
+
+
+def _levels(value: Any) -> int:
+    """Levels of nesting, counted no further than needed, without recursion."""
+    levels, nodes = 0, [value]
+    while nodes and levels <= MOST_LEVELS:
+        inner = [node for node in nodes if isinstance(node, (dict, list))]
+        levels += bool(inner)
+        nodes = [
+            child for node in inner
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]  # fmt: skip
+    return levels
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise _FaultError(f"a number of {len(digits):,} digits", digits)
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _FaultError(f"{digits[:20]} is larger than any number", digits)
+    return number
+
+
+def _constant(name: str) -> Any:
+    raise _FaultError(f"{name} is no number; null stands for a missing one", name)
+
+
+def _pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(members)
+    if len(record) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _FaultError(f"key {twice!r} stands twice", json.dumps(twice))
+    return record
+
+
+_FILE = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_constant)
+_LINE = json.JSONDecoder(
+    parse_int=_whole, parse_float=_real, parse_constant=_constant, object_pairs_hook=_pairs
+)
