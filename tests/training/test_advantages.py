@@ -49,8 +49,9 @@ def test_token_rewards_are_those_of_a_loop(kind):
         for t in range(length):
             d = float(LOG_PROBS[row, t]) - float(REFERENCE[row, t])
             expected[row, t] = -0.05 * estimate(d) + (SCORES[row] if t == length - 1 else 0)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert found.score.dtype == found.penalty.dtype == jnp.float32
+    for sums in (found, found.total, jnp.asarray(found)):
+        np.testing.assert_allclose(sums, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_they_sum_to_the_score_less_the_kl():
@@ -67,18 +68,19 @@ def test_a_fraction_stays_a_fraction():
         score = np.asarray([0.7, 0.2], dtype)
         whole = jnp.zeros((2, 3), jnp.int32)
         rewards = token_rewards(score, whole, whole, jnp.ones((2, 3), bool), beta=0)
-        assert rewards.dtype == jnp.float32
+        assert rewards.total.dtype == jnp.float32
         exact = np.asarray(score, np.float32)
         assert np.asarray(rewards)[:, 2].tolist() == exact.tolist() and exact[0] > 0.69
         advantages, returns = gae(
-            rewards, jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool), discount=1, lam=1
+            rewards.total, jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3), bool), discount=1, lam=1
         )
         assert advantages.dtype == returns.dtype == jnp.float32
         np.testing.assert_allclose(returns, np.repeat(exact[:, None], 3, axis=1), rtol=1e-6)
     rewards = token_rewards(
         jnp.array([3, -1]), jnp.zeros((2, 2)), jnp.zeros((2, 2)), jnp.ones((2, 2)), beta=0.5
     )
-    assert rewards.dtype == jnp.float32 and np.asarray(rewards).tolist() == [[0, 3], [0, -1]]
+    assert rewards.total.dtype == jnp.float32
+    assert np.asarray(rewards).tolist() == [[0, 3], [0, -1]]
 
 
 def test_without_a_difference_to_the_reference_only_the_score_is_left():
@@ -175,6 +177,9 @@ def test_rows_without_a_group_count_nowhere():
     np.testing.assert_allclose(
         found[kept], group_advantages(SCORES[kept], groups[kept], 6, MASK[kept]), atol=1e-6
     )
+    rewards = token_rewards(SCORES, LOG_PROBS, REFERENCE, MASK, beta=0.3)
+    found = advantages_of("group", rewards, None, MASK, groups, options=AdvantageOptions())[0]
+    assert np.all(np.asarray(found)[~kept] == 0) and np.abs(found).max() > 0.3
 
 
 # Whitening
@@ -224,12 +229,91 @@ def test_estimators_share_an_interface(name):
     white, same = advantages_of(
         name, REWARDS, VALUES, MASK, GROUPS, options=AdvantageOptions(lam=0.9)
     )
-    np.testing.assert_allclose(white, whiten(direct, MASK), atol=1e-5)
+    # Only those of a critic: a group's have their baseline already.
+    expected = whiten(direct, MASK) if name == "gae" else direct
+    np.testing.assert_allclose(white, expected, atol=1e-5)
     np.testing.assert_allclose(same, returns, atol=1e-6)
 
 
+# Groups and the KL
+
+
+def rewards_by_a_loop(groups, scores, *, scale, beta):
+    """Advantages and returns of answers whose KL is that of `LOG_PROBS` to `REFERENCE`."""
+    advantages, returns = np.zeros((2, 8, SIZE))
+    for row, length in enumerate(LENGTHS):
+        # An answer without a token earns nothing, and its group is compared with that.
+        own = [
+            float(scores[o]) if LENGTHS[o] else 0.0 for o in range(8) if groups[o] == groups[row]
+        ]
+        spread = np.std(own)
+        compared = (float(scores[row]) - np.mean(own)) / (spread if scale and spread else 1.0)
+        for t in range(length):
+            to_come = sum(
+                float(LOG_PROBS[row, s]) - float(REFERENCE[row, s]) for s in range(t, length)
+            )
+            advantages[row, t] = compared - beta * to_come
+            returns[row, t] = scores[row] - beta * to_come
+    return advantages, returns
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("groups", [GROUPS, np.array([1, 1, 1, 4, 4, 4, 4, 4]), np.zeros(8, int)])
+def test_groups_compare_scores_and_the_kl_stays_apart(groups, scale):
+    """Fractions, groups of 1, 3, 4, 5 and 8, ragged answers, one of them empty."""
+    rewards = token_rewards(SCORES, LOG_PROBS, REFERENCE, MASK, beta=0.3)
+    for whitened in (True, False):
+        options = AdvantageOptions(scale=scale, whiten=whitened)
+        found = jax.jit(lambda r, options=options: advantages_of(
+            "group", r, None, MASK, groups, options=options
+        ))(rewards)  # fmt: skip
+        expected = rewards_by_a_loop(groups, SCORES, scale=scale, beta=0.3)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=3e-6)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.1, 1.0, -37.3])
+@pytest.mark.parametrize("beta", [0.05, 1e-4])
+@pytest.mark.parametrize("noise", [1e-7, 1e-3])
+def test_equal_scores_stay_equal_beside_a_kl(score, beta, noise):
+    """Nothing but the KL itself is left, in one group as in many; it is not brought to a unit."""
+    off = LOG_PROBS + noise * np.random.default_rng(1).normal(size=MASK.shape).astype(np.float32)
+    mask = np.arange(SIZE) < np.maximum(LENGTHS, 1)[:, None]
+    rewards = token_rewards(np.full(8, score), off, LOG_PROBS, mask, beta=beta)
+    for groups in (np.zeros(8, int), np.arange(8) // 2, np.arange(8) // 3):
+        found, _ = advantages_of("group", rewards, None, mask, groups, options=AdvantageOptions())
+        to_come = np.cumsum(np.asarray(rewards.penalty)[:, ::-1], axis=1)[:, ::-1]
+        np.testing.assert_allclose(found, np.where(mask, -to_come, 0), rtol=1e-6, atol=1e-12)
+        assert 0 < np.abs(found).max() <= SIZE * beta * 4 * noise
+
+
+def test_groups_of_equal_scores_say_nothing_where_long_answers_earn_more():
+    """The mean over tokens is above 0 there; taken off, it would punish the groups that tie."""
+    lengths = np.array([2, 7, 1, 6, 3, 3, 5])
+    mask, groups = np.arange(SIZE) < lengths[:, None], np.array([0, 0, 1, 1, 2, 2, 2])
+    scores = np.array([0.2, 0.9, -1.4, 0.3, 0.6, 0.6, 0.6], np.float32)
+    zero = np.zeros(mask.shape, np.float32)
+    rewards = token_rewards(scores, zero, zero, mask, beta=0.05)
+    for options in (AdvantageOptions(), AdvantageOptions(scale=False)):
+        found = np.asarray(advantages_of("group", rewards, None, mask, groups, options=options)[0])
+        assert found[mask].mean() > 0.1
+        assert np.all(found[groups == 2] == 0)
+        assert (found[[1, 3]][mask[[1, 3]]] > 0).all() and (found[[0, 2]][mask[[0, 2]]] < 0).all()
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 300.0])
+def test_the_weight_of_the_kl_does_not_depend_on_the_spread_of_a_group(unit):
+    def advantages(reference):
+        rewards = token_rewards(SCORES * unit, LOG_PROBS, reference, MASK, beta=0.3)
+        return advantages_of("group", rewards, None, MASK, GROUPS, options=AdvantageOptions())[0]
+
+    found = np.asarray(advantages(LOG_PROBS)) - np.asarray(advantages(REFERENCE))
+    to_come = np.cumsum(((LOG_PROBS - REFERENCE) * MASK)[:, ::-1], axis=1)[:, ::-1]
+    np.testing.assert_allclose(found, 0.3 * to_come * MASK, atol=3e-6)
+
+
 def test_groups_give_the_sums_to_go_as_returns():
-    _, found = ESTIMATORS["group"](REWARDS, None, MASK, GROUPS, options=AdvantageOptions())
+    _, found = advantages_of("group", REWARDS, None, MASK, GROUPS, options=AdvantageOptions())
     expected = gae(REWARDS, 0 * VALUES, MASK, discount=1, lam=1)[1]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

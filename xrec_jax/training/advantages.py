@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.training import kl as kls
@@ -28,7 +31,10 @@ class AdvantageOptions:
       lam: lambda of GAE: 0 trusts the critic, 1 the rewards ("gae").
       scale: divide by the standard deviation of the group ("group").
       num_groups: group numbers are below this; 0 for as many as rows ("group").
-      whiten: bring all advantages of the batch to mean 0 and standard deviation 1.
+      whiten: bring all advantages of the batch to mean 0 and standard deviation 1 ("gae"). Not
+        done to those of "group", which have their baseline and, by `scale`, their unit already: the
+        mean over tokens is above 0 where long answers earn more, and taking it off would give
+        answers of equal scores an advantage below 0.
     """
 
     discount: float = 1.0
@@ -69,6 +75,31 @@ def missing_eos(score: jax.Array, ended: jax.Array, penalty: float) -> jax.Array
     return jnp.where(ended, score, score - jnp.float32(penalty))
 
 
+class TokenRewards(flax.struct.PyTreeNode):
+    """Rewards of tokens in the two parts that an estimator may treat apart.
+
+    NumPy and JAX read it as `total`.
+
+    Attributes:
+      score: `[n, A]` float32, an answer's score at its last token, 0 elsewhere.
+      penalty: `[n, A]` float32, the weighted KL of each token, 0 outside the mask.
+    """
+
+    score: jax.Array
+    penalty: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        """`[n, A]`, what each token earns."""
+        return self.score - self.penalty
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.total, dtype)
+
+    def __jax_array__(self) -> jax.Array:
+        return self.total
+
+
 def token_rewards(
     score: jax.Array,
     log_probs: jax.Array,
@@ -77,7 +108,7 @@ def token_rewards(
     *,
     beta: jax.Array | float,
     kind: str = "k1",
-) -> jax.Array:
+) -> TokenRewards:
     """Rewards of tokens: the KL to the reference at each, and the score at the last.
 
     They sum to `score - beta * sum KL` (Ziegler et al., arXiv 1909.08593, equation 2). An answer
@@ -92,15 +123,17 @@ def token_rewards(
       kind: of the KL's estimate, see `kl.KINDS`.
 
     Returns:
-      `[n, A]` float32, 0 outside the mask.
+      Both parts, 0 outside the mask.
     """
     score, log_probs, reference = _float32(score, log_probs, reference)
     mask = mask.astype(bool)
     divergence = kls.estimate(log_probs, reference, kind=kind)
     column = jnp.arange(mask.shape[1])
     last = jnp.max(jnp.where(mask, column, -1), axis=1, keepdims=True)
-    rewards = jnp.where(column == last, score[:, None], 0.0)
-    return rewards - jnp.where(mask, jnp.float32(beta) * divergence, 0.0)
+    return TokenRewards(
+        score=jnp.where(column == last, score[:, None], 0.0),
+        penalty=jnp.where(mask, jnp.float32(beta) * divergence, 0.0),
+    )
 
 
 def gae(
@@ -147,10 +180,13 @@ def group_advantages(
     """Scores compared within groups of answers to one prompt, the same at every token of an answer.
 
     GRPO (Shao et al., arXiv 2402.03300, section 4.1.2). A group of one, or of equal scores, has
-    advantage 0. The result does not depend on the unit of the scores where `scale` is on.
+    advantage 0. The result does not depend on the unit of the scores where `scale` is on; where it
+    is off, groups whose answers hardly differ are not weighted up (Liu et al., "Dr. GRPO",
+    arXiv 2503.20783, section 3.1, which is also why no answer is divided by its length).
 
     Args:
-      scores: `[n]` of whole answers, or `[n, A]` rewards of tokens, which are summed.
+      scores: `[n]` of whole answers, or `[n, A]` rewards of tokens, which are summed. The KL is not
+        part of them: in a group of equal scores its rounding would be all that differs.
       groups: `[n]` int32 from 0 to below `num_groups`; others (rows that only fill a batch) belong
         to no group and have advantage 0.
       num_groups: how many there may be.
@@ -206,42 +242,71 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
 def _gae(rewards, values, mask, groups, *, options):
     if values is None:
         raise UserError("estimator='gae' needs a critic's values; estimator='group' needs none")
-    return gae(rewards, values, mask, discount=options.discount, lam=options.lam)
+    advantages, returns = gae(
+        rewards.total, values, mask, discount=options.discount, lam=options.lam
+    )
+    return (whiten(advantages, mask) if options.whiten else advantages), returns
 
 
 def _group(rewards, values, mask, groups, *, options):
+    """The group's comparison of scores, less the KL that is still to come from each token on.
+
+    The sum over an answer of `grad log p` times the KL to come is the gradient of the KL of whole
+    answers, as the score's is of the expected score. GRPO keeps the KL out of the comparison as
+    well (arXiv 2402.03300, section 4.1.1), in a loss; there it would need another estimate, since
+    the gradient of "k1" is 0 in expectation. Either way its weight is beside advantages in units
+    of the group's spread where `scale` is on, and of the score where it is off.
+    """
     if groups is None:
         raise UserError("estimator='group' needs the group number of every row")
-    rewards = jnp.where(mask.astype(bool), rewards, 0.0).astype(jnp.float32)
-    number = options.num_groups or rewards.shape[0]
-    advantages = group_advantages(rewards, groups, number, mask, scale=options.scale)
-    # No critic is trained; these are the sums that one would have to predict.
-    to_go = jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
-    return advantages, jnp.where(mask, to_go, 0.0)
+    number = options.num_groups or mask.shape[0]
+    mask = mask.astype(bool) & ((groups >= 0) & (groups < number))[:, None]
+    score, penalty = (_to_go(part, mask) for part in (rewards.score, rewards.penalty))
+    advantages = group_advantages(score[:, 0], groups, number, mask, scale=options.scale)
+    # No critic is trained; the returns are the sums that one would have to predict.
+    return advantages - penalty, score - penalty
+
+
+def _to_go(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`[n, A]` sums from each token to the answer's end; 0 outside the mask."""
+    (x,) = _float32(jnp.where(mask, x, 0.0))
+    return jnp.where(mask, jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1], 0.0)
 
 
 Estimator = Callable[..., tuple[jax.Array, jax.Array]]
 
-# `(rewards [n, A], values [n, A] or None, mask [n, A], groups [n] or None, *, options)`
-# -> advantages, returns `[n, A]`, not whitened.
+# `(TokenRewards, values [n, A] or None, mask [n, A], groups [n] or None, *, options)`
+# -> advantages, returns `[n, A]`.
 ESTIMATORS: dict[str, Estimator] = {"gae": _gae, "group": _group}
 
 
 def advantages_of(
     name: str,
-    rewards: jax.Array,
+    rewards: TokenRewards | jax.Array,
     values: jax.Array | None,
     mask: jax.Array,
     groups: jax.Array | None,
     *,
     options: AdvantageOptions,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advantages by an estimator of `ESTIMATORS`, whitened if the options say so, and returns.
+    """Advantages and returns by an estimator of `ESTIMATORS`.
+
+    Args:
+      name: of the estimator.
+      rewards: of tokens; a plain `[n, A]` array is all score, without a KL.
+      values: `[n, A]` of the critic, or None.
+      mask: `[n, A]` bool.
+      groups: `[n]` int32, or None.
+      options: of the estimators.
+
+    Returns:
+      Advantages and returns, `[n, A]` float32, 0 outside the mask.
 
     Raises:
       UserError: on an unknown name, or one whose input is missing.
     """
     if name not in ESTIMATORS:
         raise UserError(f"estimator={name!r} is not valid{did_you_mean(name, ESTIMATORS)}")
-    advantages, returns = ESTIMATORS[name](rewards, values, mask, groups, options=options)
-    return (whiten(advantages, mask) if options.whiten else advantages), returns
+    if not isinstance(rewards, TokenRewards):
+        rewards = TokenRewards(rewards, jnp.zeros_like(rewards))
+    return ESTIMATORS[name](rewards, values, mask, groups, options=options)

@@ -66,8 +66,8 @@ def joint() -> ConfigDict:
                 estimator="gae",  # gae: PPO with a critic; group: GRPO, needs rollout.group_size
                 discount=1.0,
                 lam=0.95,
-                whiten=True,
-                scale=True,  # group: divide by the spread of the group
+                whiten=True,  # gae: advantages of a batch to mean 0 and standard deviation 1
+                scale=True,  # group: divide scores by the spread of the group
                 clip=0.2,
                 value_clip=0.2,
                 value_weight=0.1,
@@ -86,7 +86,7 @@ def joint() -> ConfigDict:
             kl=dict(
                 reference="warm_start",  # warm_start: the tuned explainer; base: adapter off
                 kind="k1",  # estimator in the reward: k1, k2 or k3
-                beta=0.05,
+                beta=0.05,  # in units of the score; of the group's spread where ppo.scale is used
                 target=0.0,  # nats an answer that beta is steered to; 0: beta stays
                 gain=0.1,
             ),
