@@ -68,6 +68,7 @@ def world_config(args: argparse.Namespace, *, tiny: bool | None = None) -> Confi
     sys.path.append(str(ROOT))
     module = importlib.import_module("configs.recpie_world")
     config = module.get_config("tiny" if small else "")
+    config.data.split.kind = "leave_one_out"  # as a run of it keeps it
     if args.seeds:
         config.seeds = numbers(args.seeds, "--seeds", int)
     for entry in args.override:

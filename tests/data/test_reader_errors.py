@@ -195,6 +195,22 @@ def test_paths_and_keys(tmp_path):
     fails(csv | {"users": tmp_path / "v.csv"}, "v.csv: no such file", "did you mean 'u.csv'")
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "part"),
+    [
+        ("val.csv", "csv", "valid"), ("Test.CSV", "csv", "test"), ("dev.tsv", "csv", "valid"),
+        ("test.parquet", "csv", "test"), ("d.validation.inter", "atomic", "valid"),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_name_is_not_left_out(tmp_path, name, format, part):
+    if format == "csv":
+        write(tmp_path / "d" / "train.csv", "user,item\na,x\n")
+    else:
+        write(tmp_path / "d" / "d.train.inter", "user_id:token\titem_id:token\na\tx\n")
+    write(tmp_path / "d" / name, "user,item\nb,x\n")
+    fails({"format": format, "path": tmp_path / "d"}, name, f"must be called {part}")
+
+
 def test_parts_must_agree(tmp_path):
     write(tmp_path / "train.csv", "user,item,timestamp\n1,2,3\n")
     write(tmp_path / "valid.csv", "user,item\n1,2\n")

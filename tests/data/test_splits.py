@@ -1,5 +1,6 @@
 """Splits against loops over users."""
 
+import dataclasses
 import itertools
 import math
 
@@ -171,6 +172,37 @@ def test_given_is_sorted_by_user_and_time():
         assert result.tied_users == 0
 
 
+def test_an_unset_kind_is_what_the_files_are():
+    parts = {"train": [0, 1, 2], "valid": [3], "test": [4]}
+    for config in ({}, {"kind": ""}, {"kind": "", "validation": "part"}):
+        assert split(dataset_of([0] * 5), config).kind == "leave_one_out"
+        result = split(dataset_of([0] * 5, parts=parts), config)
+        assert result.kind == "given" and rows_of(result.train) == [0, 1, 2]
+    # Only who asks for it has published parts split anew.
+    result = split(dataset_of([0] * 5, [1, 2, 5, 4, 3], parts), {"kind": "leave_one_out"})
+    assert result.kind == "leave_one_out" and rows_of(result.test) == [2]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_given_without_validation_holds_out_the_last_training_event(timed):
+    for seed in range(3):
+        whole = random_dataset(seed, timed)
+        every = np.arange(len(whole.interactions))
+        parts = {"train": every[every % 4 > 0], "test": every[every % 4 == 0]}
+        dataset = dataclasses.replace(
+            whole, parts={name: whole.interactions.take(rows) for name, rows in parts.items()}
+        )
+        expected = {"train": [], "valid": []}
+        for user in range(whole.num_users):
+            rows = [row for row in history(whole, user) if row % 4]
+            cut = len(rows) - 1 if len(rows) > 1 else len(rows)
+            expected["train"] += rows[:cut]
+            expected["valid"] += rows[cut:]
+        result = split(dataset, {"validation": "last"})
+        assert {name: rows_of(getattr(result, name)) for name in expected} == expected
+        assert sorted(rows_of(result.test)) == parts["test"].tolist()
+
+
 def test_errors():
     plain = dataset_of([0, 0, 0, 1])
     full = {"train": [0, 1], "valid": [2], "test": [3]}
@@ -180,8 +212,19 @@ def test_errors():
         (
             dataset_of([0] * 4, parts={"train": [0], "test": [1]}),
             {},
-            "no 'valid' part.*train, test",
+            "no 'valid' part.*train, test.*split.validation='last' holds out",
         ),
+        (
+            dataset_of([0] * 4, parts={"train": [0], "valid": [1]}),
+            {},
+            "no 'test' part.*train, valid .split.kind='leave_one_out'",
+        ),
+        (
+            dataset_of([0] * 4, parts=full),
+            {"validation": "last"},
+            "'last' is for files without a 'valid' part",
+        ),
+        (plain, {"validation": "lats"}, "validation='lats' is unknown; did you mean 'last'"),
         (dataset_of([0] * 4, parts=full | {"test": []}), {}, "'test' empty"),
         (dataset_of([0, 0, 1, 1]), {}, "'valid' empty .no user has 3 events"),
         (plain, {"kind": "ratio", "ratios": (0.8, 0, 0.2)}, "'valid' empty"),

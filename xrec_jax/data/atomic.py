@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,10 @@ from xrec_jax.data.delimited import DelimitedFile
 
 TYPES = ("token", "float", "token_seq", "float_seq")
 PARTS = ("train", "valid", "test")
+# What other tools call the parts of a split.
+OTHER_NAMES = {
+    "training": "train", "val": "valid", "validation": "valid", "dev": "valid", "testing": "test",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +77,38 @@ def find_files(directory: pathlib.Path, name: str) -> AtomicPaths:
     if name in stems and parts:
         both = f"{name}.inter and {next(iter(parts.values()))}.inter"
         raise UserError(f"{directory}: both {both}; keep one form of the events")
+    if parts:
+        others = {stem.removeprefix(f"{name}."): f"{stem}.inter" for stem in stems}
+        refuse_other_names(directory, parts, others, ".inter")
     events = {part: directory / f"{stem}.inter" for part, stem in (parts or {"": name}).items()}
     users, items = directory / f"{name}.user", directory / f"{name}.item"
     return AtomicPaths(
         name, events, users if users.exists() else None, items if items.exists() else None
     )
+
+
+def refuse_other_names(
+    directory: pathlib.Path, parts: Iterable[str], stems: Mapping[str, str], suffix: str
+) -> None:
+    """Refuses a file that looks like a part of the split but would not be read.
+
+    Args:
+      directory: where the files are.
+      parts: those that are read.
+      stems: what files of the directory are called without suffix -> their names.
+      suffix: of the files that are read.
+
+    Raises:
+      UserError: names the file, and what it must be called.
+    """
+    for stem, name in stems.items():
+        plain = stem.lower()
+        part = OTHER_NAMES.get(plain, plain)
+        if part in PARTS and part not in parts:
+            raise UserError(
+                f"{directory}: {name} is not read beside {', '.join(parts)}; if it is the {part!r} "
+                f"part, it must be called {part} and end in {suffix}"
+            )
 
 
 def open_atomic(path: pathlib.Path) -> AtomicFile:

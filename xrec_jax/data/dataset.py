@@ -83,9 +83,11 @@ class Split:
       test: held-out events of the reported figure.
       tied_users: users whose first test event shares its timestamp with the event before it, so
         that file order decides which is tested; 0 where no time was used.
+      kind: how it was made, of `splits.KINDS`; "" where that is unknown.
     """
 
     train: Interactions
     valid: Interactions
     test: Interactions
     tied_users: int = 0
+    kind: str = ""

@@ -41,9 +41,9 @@ def load(config: Any) -> Dataset:
         filters: see `filters.select`.
 
     Returns:
-      The data set. Its notes hold the counts of `filters.select` and `tables.align` and, with a
-      given split, `pairs_in_several_parts`: distinct user-item pairs that stand in more than one
-      part.
+      The data set. Its notes hold the counts of `filters.select` and `tables.align`; where the
+      filters left no event of some, `users_dropped` and `items_dropped`; and, with a given split,
+      `pairs_in_several_parts`: distinct user-item pairs that stand in more than one part.
 
     Raises:
       UserError: a file, a column, a value or a key of the config is wrong.
@@ -63,6 +63,9 @@ def load(config: Any) -> Dataset:
         events, part = events.take(rows), part[rows]
     user, kept_users = _compact(events.user, user_ids)
     item, kept_items = _compact(events.item, item_ids)
+    for kind, before, after in (("user", user_ids, kept_users), ("item", item_ids, kept_items)):
+        if len(after) < len(before):
+            notes[f"{kind}s_dropped"] = len(before) - len(after)
     events = dataclasses.replace(events, user=user, item=item)
 
     aligned: dict[str, pl.DataFrame | None] = {"user": None, "item": None}

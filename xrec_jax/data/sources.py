@@ -99,6 +99,14 @@ def _event_paths(path: pathlib.Path, format: str) -> dict[str, pathlib.Path]:
         wanted = f"train{_SUFFIXES[format][0]}"
         near = did_you_mean(wanted, sorted(file.name for file in path.iterdir()))
         raise UserError(f"{path}: the directory has no {wanted}, valid or test file{near}")
+    ends = tuple(end for suffixes in _SUFFIXES.values() for end in suffixes)
+    others = {
+        file.name[: -len(end)]: file.name
+        for file in sorted(path.iterdir())
+        for end in ends
+        if file.name.lower().endswith(end)
+    }
+    atomic.refuse_other_names(path, paths, others, " or ".join(_SUFFIXES[format]))
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from xrec_jax.data import options
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 
 KINDS = ("leave_one_out", "ratio", "given")
+VALIDATIONS = ("part", "last")
 ORDERS = ("time", "random")
 PARTS = ("train", "valid", "test")
 _TRAIN, _VALID, _TEST = range(3)
@@ -21,8 +23,9 @@ def split(dataset: Dataset, config: Any) -> Split:
 
     Args:
       dataset: what `load` returns.
-      config: `kind` in `KINDS` (where absent: "given" if the data set has parts, else
-        "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`.
+      config: `kind` in `KINDS` (where absent or "": "given" if the data set has parts, else
+        "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`; for "given"
+        `validation`, see `given`.
 
     Returns:
       Three parts, each sorted by user, then time, ties in file order; without timestamps file order
@@ -32,9 +35,11 @@ def split(dataset: Dataset, config: Any) -> Split:
       UserError: a value of the config is invalid, a given part is missing, or a part is empty.
     """
     default = "leave_one_out" if dataset.parts is None else "given"
-    kind = options.choice(config, "kind", default, KINDS)
+    kind = options.option(config, "kind", "") or default
+    kind = options.choice({"kind": kind}, "kind", default, KINDS)
+    validation = options.choice(config, "validation", "part", VALIDATIONS)
     if kind == "given":
-        result = given(dataset)
+        result = given(dataset, validation=validation)
     elif kind == "leave_one_out":
         result = leave_one_out(dataset.interactions)
     else:
@@ -52,7 +57,7 @@ def split(dataset: Dataset, config: Any) -> Split:
                 "given": "its file has no events, or the filters removed them",
             }[kind]
             raise UserError(f"{dataset.name}: split {kind!r} leaves {part!r} empty ({reason})")
-    return result
+    return dataclasses.replace(result, kind=kind)
 
 
 def leave_one_out(events: Interactions) -> Split:
@@ -111,25 +116,45 @@ def ratio(
     return result
 
 
-def given(dataset: Dataset) -> Split:
+def given(dataset: Dataset, *, validation: str = "part") -> Split:
     """Takes the parts the files came in.
 
+    Args:
+      dataset: with parts.
+      validation: where the validation events come from, in `VALIDATIONS`: "part", their own file;
+        or "last", each user's last training event, for published splits without such a file. Users
+        with one training event keep it.
+
     Raises:
-      UserError: the data set has no parts, or not all three.
+      UserError: the data set has no parts, or not those that are needed.
     """
     if dataset.parts is None:
         raise UserError(
             f"{dataset.name}: kind='given' needs files for {', '.join(PARTS)}; the data set has "
             "one file, use 'leave_one_out' or 'ratio'"
         )
-    for part in PARTS:
-        if part not in dataset.parts:
+    found, needed = ", ".join(dataset.parts), set(PARTS)
+    if validation == "last":
+        needed.discard("valid")
+        if "valid" in dataset.parts:
             raise UserError(
-                f"{dataset.name}: no {part!r} part for kind='given'; found "
-                f"{', '.join(dataset.parts)}"
+                f"{dataset.name}: split.validation='last' is for files without a 'valid' part; "
+                f"found {found}"
             )
-    train, valid, test = (_by_user(dataset.parts[part])[0] for part in PARTS)
-    return Split(train=train, valid=valid, test=test)
+    for part in PARTS:
+        if part in needed and part not in dataset.parts:
+            last = "split.validation='last' holds out each user's last training event, "
+            raise UserError(
+                f"{dataset.name}: no {part!r} part for kind='given'; found {found} "
+                f"({last if part == 'valid' and 'test' in dataset.parts else ''}"
+                "split.kind='leave_one_out' splits all events anew)"
+            )
+    train, test = (_by_user(dataset.parts[part]) for part in ("train", "test"))
+    if validation == "last":
+        events, from_start, count = train
+        held_out = (count >= 2) & (from_start == count - 1)
+        return Split(train=events.take(~held_out), valid=events.take(held_out), test=test[0])
+    return Split(train=train[0], valid=_by_user(dataset.parts["valid"])[0], test=test[0])
 
 
 def _by_user(events: Interactions) -> tuple[Interactions, np.ndarray, np.ndarray]:

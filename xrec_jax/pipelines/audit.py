@@ -55,7 +55,7 @@ def audit(config: Any, *, output: str = "") -> int:
     ]
     found = checks.collect(outcomes)
     if is_first():
-        protocol = _protocol(config)
+        protocol = _protocol(config, data)
         about = {"data": summary(data, protocol)} if data.dataset.num_items else {}
         say(report(_heading(about.get("data"), named), found))
         if output:
@@ -86,7 +86,7 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: b
     data = prepare(config.data)
     found = audit_run(rundir, config, data)
     if is_first():
-        about = summary(data, _protocol(config)) if data.dataset.num_items else None
+        about = summary(data, _protocol(config, data)) if data.dataset.num_items else None
         say(report(_heading(about, {}), found))
         if output:
             write_json(output, found.record())
@@ -127,7 +127,7 @@ def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
     """Checks events and split; nothing where a config has no recommender's data."""
     if not data.dataset.num_items:
         return []
-    protocol = _protocol(config)
+    protocol = _protocol(config, data)
     return [
         *checks.check_split(data.dataset, data.split, protocol),
         *checks.check_times(data.dataset, data.split, protocol),
@@ -135,8 +135,8 @@ def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
     ]
 
 
-def _protocol(config: Any) -> checks.Protocol:
-    return checks.Protocol(config.data.split.kind, config.data.split.order)
+def _protocol(config: Any, data: RunData) -> checks.Protocol:
+    return checks.Protocol(data.split.kind, config.data.split.order)
 
 
 def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +51,8 @@ def prepare(config: Any) -> RunData:
     if config.format == "none":
         nothing = Interactions(np.zeros(0, np.int32), np.zeros(0, np.int32))
         ids = np.zeros(0, np.str_)
-        return RunData(Dataset("none", nothing, ids, ids), Split(nothing, nothing, nothing), None)
+        none = Split(nothing, nothing, nothing, kind="leave_one_out")  # as configs say by default
+        return RunData(Dataset("none", nothing, ids, ids), none, None)
     if config.format == "world":
         world = generate(WorldConfig.from_mapping(config.world))
         dataset = world.dataset
@@ -71,3 +73,77 @@ def need_world(data: RunData, key: str) -> None:
     """Raises a `UserError` if what a config asks of a planted world cannot be had."""
     if data.world is None:
         raise UserError(f"{key}='world' needs config.data.format='world'; give files instead")
+
+
+def describe(data: RunData, config: Any) -> str:
+    """Sizes of a run's data, and lines on whatever was left out or cannot be tested.
+
+    Args:
+      data: of the run.
+      config: `config.data` of the run.
+    """
+    if not data.dataset.num_items:
+        return "data: none, only texts"
+    dataset, split = data.dataset, data.split
+    ties = f"{split.tied_users} users end on tied timestamps"
+    if dataset.interactions.timestamp is None:
+        ties = "no timestamps: file order stands for time"
+    elif split.kind == "given":
+        ties = "split as in the files"
+    first = (
+        f"data {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items; "
+        f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} "
+        f"test events; {ties}"
+    )
+    return "\n".join([first, *_left_out(data, config), *_untested(data, config)])
+
+
+def _left_out(data: RunData, config: Any) -> list[str]:
+    """Lines on events, users, items and descriptions that were not taken."""
+    notes, filters = data.dataset.notes, config.filters
+    cores = f"user_core={filters.user_core}, item_core={filters.item_core}"
+    dropped = _counted(
+        notes,
+        duplicates_dropped=f"repeated events (duplicates={filters.duplicates!r})",
+        min_rating_dropped=f"events rated too low (min_rating={filters.min_rating})",
+        core_dropped=f"events of users and items with too few ({cores})",
+        users_dropped="users with all their events",
+        items_dropped="items with all their events",
+    )
+    kept = _counted(
+        notes,
+        duplicates_kept="events repeat a user and an item and are kept (duplicates='keep')",
+        pairs_in_several_parts="pairs of a user and an item stand in several parts of the split",
+        users_without_interactions="described users have no event and are left out",
+        items_without_interactions="described items have no event and are left out",
+        users_without_description="users are not described in the user table",
+        items_without_description="items are not described in the item table",
+    )
+    return [f"dropped: {', '.join(dropped)}"] * bool(dropped) + [f"note: {one}" for one in kept]
+
+
+def _counted(notes: Mapping[str, int], **texts: str) -> list[str]:
+    return [f"{notes[key]:,} {text}" for key, text in texts.items() if notes.get(key)]
+
+
+def _untested(data: RunData, config: Any) -> list[str]:
+    """Lines on how the split was made, where it may surprise, and on users that it leaves out."""
+    dataset, split = data.dataset, data.split
+    lines = []
+    if dataset.parts is not None and split.kind != "given":
+        parts = ", ".join(dataset.parts)
+        lines.append(f"note: the files' own parts ({parts}) are joined and split anew")
+    if split.kind == "given" and config.split.validation == "last":
+        lines.append("note: each user's last training event is the validation event")
+    tested, learned = np.unique(split.test.user), np.unique(data.learned.user)
+    missing = dataset.num_users - len(tested)
+    if missing:
+        lines.append(
+            f"not tested: {missing:,} of {dataset.num_users:,} users, who have no test event"
+        )
+    unknown = len(np.setdiff1d(tested, split.train.user))
+    if unknown:
+        lines.append(f"note: {unknown:,} users are tested without a training event")
+    if data.train_share < 1.0:
+        lines.append(f"note: models learn from the events of {len(learned):,} users only")
+    return lines

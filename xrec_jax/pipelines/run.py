@@ -23,7 +23,7 @@ from xrec_jax.pipelines import (
     recommend,
     showcase,
 )
-from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.datasets import describe, prepare
 from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
 from xrec_jax.pipelines.report import stage as report
 from xrec_jax.pipelines.rundir import RunDir, import_extensions
@@ -68,21 +68,6 @@ def _stages(config: Any) -> list[Any]:
     return [STAGES[name] for name in names]
 
 
-def describe(data: RunData) -> str:
-    """One line on the data of a run."""
-    if not data.dataset.num_items:
-        return "data: none, only texts"
-    split = data.split
-    ties = f"{split.tied_users} users end on tied timestamps"
-    if data.dataset.interactions.timestamp is None:
-        ties = "no timestamps: file order stands for time"
-    return (
-        f"data {data.dataset.name}: {data.dataset.num_users:,} users, "
-        f"{data.dataset.num_items:,} items; {len(split.train):,} training, {len(split.valid):,} "
-        f"validation and {len(split.test):,} test events; {ties}"
-    )
-
-
 def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     """Runs every stage of a config; what is done already is skipped, what was cut off resumes.
 
@@ -98,11 +83,12 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     rundir = RunDir(workdir)
     with open_mesh(config) as mesh:
         data = prepare(config.data)
+        config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
         rundir.start(config)
         if is_first():
-            say(describe(data))
+            say(describe(data, config.data))
             say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
         writer = MetricWriter(rundir.path, enabled=is_first())
         try:

@@ -55,7 +55,14 @@ def data() -> ConfigDict:
                 min_rating=placeholder(float), user_core=0, item_core=0, duplicates="first"
             ),
             train_share=1.0,  # share of the users whose training events are learned from
-            split=dict(kind="leave_one_out", ratios=(0.8, 0.1, 0.1), order="time", seed=0),
+            split=dict(
+                # leave_one_out, ratio, given; "": given if files are parts, else leave_one_out
+                kind="",
+                ratios=(0.8, 0.1, 0.1),
+                order="time",
+                seed=0,
+                validation="part",  # of a given split: part, or last (of a user's training events)
+            ),
             world=dataclasses.asdict(WorldConfig()),  # read where format is "world"
         )
     )
