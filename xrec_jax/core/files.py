@@ -10,14 +10,21 @@ import gzip
 import math
 import os
 import pathlib
+import re
+import secrets
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, cast
 
 from etils import epath
 
-from xrec_jax.core import jsonl
+from xrec_jax.core import jsonl, process
 from xrec_jax.core.errors import UserError
+
+# Of a temporary name: process id, start of the process, and what tells apart two of one process;
+# the latter two are missing in what earlier versions left.
+_TEMPORARY = re.compile(r"\.(?P<final>.+)\.(?P<pid>\d+)(?:-(?P<start>\w*)-[0-9a-f]{8})?\.tmp")
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -43,7 +50,7 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
         write(os.fspath(path))
         return
     final = pathlib.Path(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = temporary_sibling(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         write(os.fspath(temporary))
@@ -53,6 +60,44 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_sibling(path: pathlib.Path) -> pathlib.Path:
+    """A hidden name beside `path` that no other process uses, in no container and at no time.
+
+    It says whose it is, so that `remove_leftovers` can tell what nobody will finish.
+    """
+    me = process.this()
+    return path.with_name(f".{path.name}.{me.pid}-{me.start}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(path: epath.PathLike, *, below: bool = False) -> None:
+    """Removes temporary files and folders of processes that ended before they were finished.
+
+    Call it when nobody else writes there: what this very process began counts as left, too.
+
+    Args:
+      path: whose temporary siblings go.
+      below: of everything in the folder `path` instead.
+    """
+    if not is_local(path):
+        return
+    final = pathlib.Path(path)
+    if not (final if below else final.parent).is_dir():
+        return
+    pattern = ".*.tmp"
+    for found in list(final.rglob(pattern) if below else final.parent.glob(pattern)):
+        name = _TEMPORARY.fullmatch(found.name)
+        if name is None or not (below or name["final"] == final.name):
+            continue
+        pid, start = int(name["pid"]), name["start"]
+        if start is not None and pid != os.getpid() and process.runs(pid, start):
+            continue
+        with contextlib.suppress(OSError):
+            if found.is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

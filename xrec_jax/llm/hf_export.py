@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import is_local, write_json
+from xrec_jax.core.files import is_local, remove_leftovers, temporary_sibling, write_json
 from xrec_jax.llm import tensorfile
 from xrec_jax.llm.config import LlamaConfig, to_hf
 from xrec_jax.llm.hf import DTYPES, INDEX, SINGLE, Generation, silent
@@ -211,7 +211,8 @@ def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(path)
         return
     final = check_new(path)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    remove_leftovers(final)
+    temporary = temporary_sibling(final)
     missing = [parent for parent in final.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)

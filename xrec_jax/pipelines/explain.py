@@ -20,6 +20,7 @@ from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.parallel.exclusive import exclusive, of_file, refuse_second
 from xrec_jax.pipelines import asking, bulk, explainers, export, language
 from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker, choose_prompts
 from xrec_jax.pipelines.datasets import RunData, need_events
@@ -196,6 +197,7 @@ def explain(
       UserError: on anything that is unknown, missing, or does not fit together.
     """
     export.check_output(output)
+    refuse_second(of_file(output))
     for name, value in (
         ("history", history), ("max_new_tokens", max_new_tokens), ("batch", batch),
         ("shard", shard),
@@ -244,10 +246,17 @@ def explain(
             config, run.data, run.rundir, run.mesh, users=rows, top_k=top_k, system=system
         )
 
-    done = bulk.produce(
-        parts, pairs=found, maker=maker, place=place,
-        explainer=lambda: explainers.load([spec], config, run.rundir, place.mesh, maker)[0],
-    )  # fmt: skip
+    with exclusive(of_file(output)):
+        if is_first():
+            files.remove_leftovers(output)
+            files.remove_leftovers(parts.folder, below=True)
+        done = bulk.produce(
+            parts,
+            pairs=found,
+            maker=maker,
+            place=place,
+            explainer=lambda: explainers.load([spec], config, run.rundir, place.mesh, maker)[0],
+        )
     if is_first():
         if maker.cut:
             say(f"explain: {maker.cut:,} prompts cut to what the model takes")

@@ -9,9 +9,10 @@ import polars as pl
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import check_file, json_lines, write_atomic
+from xrec_jax.core.files import check_file, json_lines, remove_leftovers, write_atomic
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.exclusive import exclusive, of_file
 from xrec_jax.pipelines.session import Run
 
 FORMATS = (".jsonl", ".parquet")
@@ -110,10 +111,12 @@ def recommend(
             for record in records():
                 file.write(json_lines([record]).encode())
 
-    if is_first():
-        write_atomic(output, write)
-        bar.close()
-        say(f"{written:,} recommendations for {total:,} users written to {output}")
-    else:  # every process takes part in the computation
-        for _ in records():
-            pass
+    with exclusive(of_file(output)):
+        if is_first():
+            remove_leftovers(output)
+            write_atomic(output, write)
+            bar.close()
+            say(f"{written:,} recommendations for {total:,} users written to {output}")
+        else:  # every process takes part in the computation
+            for _ in records():
+                pass

@@ -6,11 +6,14 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first
+from xrec_jax.parallel.exclusive import exclusive, of_directory, refuse_second
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import (
     assess,
@@ -76,27 +79,38 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
       workdir: the run directory.
 
     Raises:
-      UserError: on a config that cannot run, before anything is written.
+      UserError: on a config that cannot run, or another process that runs there, before anything
+        is written.
     """
     import_extensions(config)
     stages = _stages(config)
     rundir = RunDir(workdir)
+    lock = of_directory(rundir.path)
+    refuse_second(lock)
     with open_mesh(config) as mesh:
         data = prepare(config.data)
         config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
-        rundir.start(config)
-        if is_first():
-            say(describe(data, config.data))
-            say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
-        writer = MetricWriter(rundir.path, enabled=is_first())
-        try:
-            for stage in stages:
-                stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
-        finally:
-            writer.close()
+        with exclusive(lock):
+            _run_stages(config, stages, data=data, mesh=mesh, rundir=rundir)
     return rundir
+
+
+def _run_stages(
+    config: ConfigDict, stages: list[Any], *, data: RunData, mesh: Mesh, rundir: RunDir
+) -> None:
+    rundir.start(config)
+    if is_first():
+        files.remove_leftovers(rundir.path, below=True)
+        say(describe(data, config.data))
+        say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
+    writer = MetricWriter(rundir.path, enabled=is_first())
+    try:
+        for stage in stages:
+            stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
+    finally:
+        writer.close()
 
 
 def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
@@ -109,7 +123,9 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config()
     stages = _stages(config)
-    with use_mesh(saved_mesh(config)) as mesh:
+    with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
+        if is_first():
+            files.remove_leftovers(rundir.path, below=True)
         data = prepare(config.data)
         for stage in stages:
             stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)

@@ -1,0 +1,83 @@
+"""One run at a time in a directory, one command at a time on an output; all processes agree."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.lock import Lock
+from xrec_jax.core.logging import say
+from xrec_jax.parallel.distributed import is_first
+
+_MOST = 2000  # bytes of a refusal that the other processes are told
+
+
+def of_directory(workdir: epath.PathLike) -> Lock:
+    """The lock of a run directory, a hidden file in it."""
+    path = files.absolute(workdir)
+    return Lock(path / ".lock", what=str(path), instead="give another --workdir")
+
+
+def of_file(output: epath.PathLike) -> Lock:
+    """The lock of an output, a hidden file beside it."""
+    path = files.absolute(output)
+    return Lock(path.parent / f".{path.name}.lock", what=str(path), instead="give another --output")
+
+
+def refuse_second(lock: Lock) -> None:
+    """Refuses early, before data is read, if a lock is held; writes nothing. All processes call it.
+
+    Raises:
+      UserError: on every process.
+    """
+    _agree(lambda: lock.check())
+
+
+@contextlib.contextmanager
+def exclusive(lock: Lock) -> Iterator[None]:
+    """Holds a lock for the block; the first process does, the others learn of a refusal.
+
+    Raises:
+      UserError: on every process, if another one holds it.
+    """
+    _agree(lambda: _taken(lock))
+    try:
+        yield
+    finally:
+        if is_first():
+            lock.release()
+
+
+def _taken(lock: Lock) -> None:
+    if note := lock.acquire():
+        say(note)
+
+
+def _agree(step: Callable[[], object]) -> None:
+    """Lets the first process do something; its refusal ends all of them."""
+    refusal = ""
+    if is_first():
+        try:
+            step()
+        except UserError as error:
+            refusal = str(error)
+    if jax.process_count() > 1:
+        refusal = _text_of_first(refusal)
+    if refusal:
+        raise UserError(refusal)
+
+
+def _text_of_first(text: str) -> str:
+    """The first process's text, on all of them."""
+    buffer = np.zeros(_MOST, np.uint8)
+    data = text.encode()[:_MOST]
+    buffer[: len(data)] = np.frombuffer(data, np.uint8)
+    known = np.asarray(multihost_utils.broadcast_one_to_all(buffer))
+    return known.tobytes().rstrip(b"\0").decode(errors="replace")
