@@ -26,7 +26,7 @@ from xrec_jax.pipelines import (
     recommend,
     showcase,
 )
-from xrec_jax.pipelines.datasets import describe, prepare
+from xrec_jax.pipelines.datasets import RunData, describe, prepare
 from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
 from xrec_jax.pipelines.report import stage as report
 from xrec_jax.pipelines.rundir import RunDir, import_extensions
