@@ -10,10 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tests import runs
 from tests.llm import models
+from tests.llm.damage import config as _config
+from tests.llm.damage import content as _bytes
+from tests.llm.damage import header as _header
+from tests.llm.damage import index as _index
+from tests.llm.damage import put as _put
+from tests.llm.damage import sharded as _sharded
+from tests.llm.damage import weights as _weights
 from tests.llm.models import CONFIG, rewrite, write
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm import checkpoint, hf, hf_export, lora
@@ -213,15 +220,6 @@ def test_merged_export_is_lora_merge(tmp_path):
     )
 
 
-def test_tied_checkpoints_may_hold_a_head(tmp_path):
-    config = dataclasses.replace(CONFIG, tie_embeddings=True)
-    weights = models.tensors(CONFIG) | {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)
-    }
-    write(tmp_path, config, weights=weights)
-    assert "head" not in hf.load_params(tmp_path)
-
-
 IDS = {
     "one": ({"eos_token_id": 2}, {}, (None, (2,), None)),
     "several": ({"eos_token_id": [2, 3, 2]}, {"eos_token_id": 9}, (None, (2, 3), None)),
@@ -241,57 +239,6 @@ def test_special_ids(tmp_path, case):
 
 
 # What is wrong, told in one line
-
-
-def _weights(change):
-    def damage(path):
-        weights = load_file(path / "model.safetensors")
-        change(weights)
-        save_file(weights, path / "model.safetensors")
-
-    return damage
-
-
-def _bytes(change):
-    def damage(path):
-        file = path / "model.safetensors"
-        file.write_bytes(change(file.read_bytes()))
-
-    return damage
-
-
-def _header(change):
-    """Rewrites the header of the file."""
-
-    def edit(data):
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        change(header)
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-    return _bytes(edit)
-
-
-def _put(name, shape, dtype=np.float32):
-    return _weights(lambda w: w.update({name: np.zeros(shape, dtype)}))
-
-
-def _config(**changed):
-    return lambda path: rewrite(path / "config.json", **changed)
-
-
-def _sharded(change):
-    def damage(path):
-        (path / "model.safetensors").unlink()
-        write(path, shards=2)
-        change(path)
-
-    return damage
-
-
-def _index(**changed):
-    return lambda path: rewrite(path / "model.safetensors.index.json", **changed)
 
 
 def _cut(file):
@@ -371,8 +318,11 @@ def test_a_file_cut_while_it_is_read(tmp_path):
 
 
 def test_what_a_model_is_not(tmp_path):
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
     for path, words in {
         tmp_path / "nowhere": "no such directory; models are never downloaded",
+        tmp_path / "file.gguf": "is a file; give the directory",
+        "hf://meta-llama/x": "hf:// is not supported and nothing is downloaded",
         tmp_path: "no language model: neither xrec.json .* nor config.json",
     }.items():
         with pytest.raises(UserError, match=words):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
 import math
 import os
 import pathlib
@@ -30,6 +31,33 @@ _TEMPORARY = re.compile(r"\.(?P<final>.+)\.(?P<pid>\d+)(?:-(?P<start>\w*)-[0-9a-
 def is_local(path: epath.PathLike) -> bool:
     """Whether `path` lies on a local file system (no `scheme://`)."""
     return "://" not in os.fspath(path)
+
+
+# What reads object stores, and how it is installed.
+_STORES = {
+    "gs": ("gcsfs", "pip install 'xrec_jax[gcs]'"),
+    "s3": ("s3fs", "pip install s3fs"),
+    "az": ("adlfs", "pip install adlfs"),
+}
+
+
+def check_scheme(path: epath.PathLike) -> None:
+    """Refuses a remote path that cannot be read here, before anything asks the network.
+
+    Raises:
+      UserError: for a scheme that is not supported, or whose package is not installed.
+    """
+    if is_local(path):
+        return
+    scheme = os.fspath(path).partition("://")[0]
+    if scheme not in _STORES:
+        raise UserError(
+            f"{path}: {scheme}:// is not supported and nothing is downloaded; copy it to a local "
+            f"disk (object stores: {', '.join(f'{known}://' for known in _STORES)})"
+        )
+    package, install = _STORES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{path}: {scheme}:// needs the package {package}: {install}")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -31,6 +31,7 @@ from xrec_jax.llm.config import LlamaConfig, from_hf
 from xrec_jax.llm.hf import Generation, HfModel, read_generation, read_object, silent
 from xrec_jax.llm.hf_export import copy_tokenizer, dtype_of, new_directory, write_descriptions
 from xrec_jax.llm.layout import Parameter, abstract, at, check_shardings, parameters
+from xrec_jax.llm.weightfiles import INDEX, SINGLE
 
 FORMAT = 1
 MARK = "xrec.json"
@@ -220,20 +221,17 @@ def open_model(path: str | pathlib.Path) -> HfModel | ImportedModel:
     Raises:
       UserError: if it is neither, or damaged; says what was looked for.
     """
+    hf.check_directory(path)
     folder = epath.Path(path)
     if (folder / MARK).exists():
         return open_imported(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"{path}: no such directory; models are never downloaded, give the path of one"
-        )
     if (folder / "params").is_dir():
         raise UserError(f"{path}: an import that did not finish ({MARK} is missing); import again")
-    weights = [name for name in (hf.SINGLE, hf.INDEX) if (folder / name).exists()]
+    weights = [name for name in (SINGLE, INDEX) if (folder / name).exists()]
     if not weights and not (folder / "config.json").exists():
         raise UserError(
             f"{path}: no language model: neither {MARK} (imported checkpoint) nor config.json with "
-            f"{hf.SINGLE} or {hf.INDEX} (Hugging Face) is there"
+            f"{SINGLE} or {INDEX} (Hugging Face) is there"
         )
     return hf.open_model(path)
 

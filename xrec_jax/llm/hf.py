@@ -12,17 +12,18 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import is_local, read_json
+from xrec_jax.core.files import check_scheme, is_local, read_json
 from xrec_jax.llm import tensorfile
 from xrec_jax.llm.config import LlamaConfig, from_hf
-from xrec_jax.llm.layout import Parameter, at, build, check_shardings, parameters
+from xrec_jax.llm.layout import Parameter, at, build, check_shardings
 from xrec_jax.llm.tensorfile import Tensor
+from xrec_jax.llm.weightfiles import INDEX, SINGLE, check_unquantized, open_weights
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 _HASH_CHUNK = 1 << 22
 
 
@@ -152,18 +153,11 @@ def open_model(path: str | pathlib.Path, *, config: LlamaConfig | None = None) -
       UserError: names the file and the tensor or key that is wrong.
     """
     path = _directory(path)
+    content = read_object(path / "config.json")
+    check_unquantized(content, str(path / "config.json"))
     if config is None:
-        config = from_hf(read_object(path / "config.json"), where=str(path / "config.json"))
-    files = _weight_files(path)
-    where = path / (INDEX if (path / INDEX).is_file() else SINGLE)
-    stored: dict[str, Tensor] = {}
-    for file, names in files.items():
-        header = tensorfile.read_header(file)
-        for name in header if names is None else names:
-            if name not in header:
-                raise UserError(f"{file}: tensor {name!r} is missing, though {INDEX} names it")
-            stored[name] = header[name]
-    tensors = _expected(where, stored, config)
+        config = from_hf(content, where=str(path / "config.json"))
+    config, tensors = open_weights(path, config)
     narrow = all(tensor.dtype == "BF16" for tensor in tensors.values())
     dtype = "bfloat16" if narrow else "float32"
     return HfModel(path, config, read_generation(path), dtype, tensors)
@@ -240,66 +234,37 @@ def read_generation(path: Any) -> Generation:
 def _directory(path: str | pathlib.Path) -> pathlib.Path:
     if not is_local(path):
         raise UserError(f"{path}: Hugging Face files are read from a local disk; copy them first")
-    path = pathlib.Path(path)
-    if not path.is_dir():
+    check_directory(path)
+    return pathlib.Path(path)
+
+
+def check_directory(path: epath.PathLike) -> None:
+    """Refuses a path at which no base can be, and says what is there instead.
+
+    Raises:
+      UserError: for a scheme that cannot be read, no directory, or an adapter.
+    """
+    check_scheme(path)
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{path}: is a file; give the directory that holds the whole model")
         raise UserError(
             f"{path}: no such directory; models are never downloaded, give the path of one"
         )
-    return path
-
-
-def _weight_files(path: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
-    """Files with weights, and the tensors to take from each (None: all)."""
-    if not (path / INDEX).is_file():
-        if not (path / SINGLE).is_file():
-            other = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pth", ".gguf"))
-            hint = f"; {other[0]} must be converted to safetensors first" if other else ""
-            raise UserError(f"{path}: neither {SINGLE} nor {INDEX} is there{hint}")
-        return {path / SINGLE: None}
-    weights = read_object(path / INDEX).get("weight_map")
-    if not isinstance(weights, dict) or not weights:
-        raise UserError(f"{path / INDEX}: weight_map is missing or empty")
-    files: dict[pathlib.Path, list[str] | None] = {}
-    for name, file in sorted(weights.items(), key=str):
-        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise UserError(f"{path / INDEX}: tensor {name!r} lies in {file!r}, no file name")
-        if not (path / file).is_file():
-            raise UserError(f"{path / INDEX}: it names {file} for tensor {name!r}, which is absent")
-        names = files.setdefault(path / file, [])
-        assert names is not None
-        names.append(name)
-    return files
-
-
-def _expected(
-    where: pathlib.Path, stored: Mapping[str, Tensor], config: LlamaConfig
-) -> dict[str, Tensor]:
-    """The tensors that the model needs, checked; refuses others."""
-    found: dict[str, Tensor] = {}
-    for parameter in parameters(config):
-        for _, name in parameter.hf_names():
-            if name not in stored:
-                raise UserError(f"{where}: tensor {name!r} is missing")
-            tensor = stored[name]
-            if tensor.shape != parameter.hf_shape:
-                raise UserError(
-                    f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}; config.json "
-                    f"asks for {list(parameter.hf_shape)}"
-                )
-            if tensor.dtype not in tensorfile.DTYPES:
-                raise UserError(
-                    f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}, which is not "
-                    f"supported; valid: {', '.join(tensorfile.DTYPES)}"
-                )
-            found[name] = tensor
-    for name, tensor in stored.items():
-        ignored = "rotary_emb.inv_freq" in name or name == "lm_head.weight"
-        if name not in found and not ignored:
-            raise UserError(
-                f"{tensor.file}: tensor {name!r} is none of a LLaMA's with {config.num_layers} "
-                "layers; the model would not be the one that was stored"
-            )
-    return found
+    if not (folder / ADAPTER).exists():
+        return
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        raise UserError(
+            f"{path}: holds both a model and an adapter ({ADAPTER}); keep each in a directory of "
+            "its own"
+        )
+    base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    named = f" ({str(base)[:200]!r})" if base else ""
+    raise UserError(
+        f"{path}: is an adapter, not a base; give its base{named} as the model and this directory "
+        "as the adapter"
+    )
 
 
 def _fill(out: np.ndarray, tensor: Tensor, slices: tuple[slice, ...], transposed: bool) -> None:

@@ -18,9 +18,10 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import is_local, remove_leftovers, temporary_sibling, write_json
 from xrec_jax.llm import tensorfile
 from xrec_jax.llm.config import LlamaConfig, to_hf
-from xrec_jax.llm.hf import DTYPES, INDEX, SINGLE, Generation, silent
+from xrec_jax.llm.hf import DTYPES, Generation, silent
 from xrec_jax.llm.layout import Parameter, Source, at, parameters
 from xrec_jax.llm.lora import Adapter
+from xrec_jax.llm.weightfiles import INDEX, SINGLE
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import gather
 

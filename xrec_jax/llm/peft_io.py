@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import write_json
+from xrec_jax.core.files import check_scheme, is_local, write_json
 from xrec_jax.llm import tensorfile
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.hf import read_object
@@ -127,6 +127,9 @@ def load_adapter(path: str | pathlib.Path, model: LlamaConfig) -> Adapter:
       UserError: names the key or tensor that is missing, unknown, of a wrong shape, or that asks
         for something a plain LoRA adapter cannot do.
     """
+    check_scheme(path)
+    if not is_local(path):
+        raise UserError(f"{path}: adapters are read from a local disk; copy it first")
     path = pathlib.Path(path)
     if not is_adapter(path):
         raise UserError(f"{path}: no adapter: {CONFIG} is not there")

@@ -9,6 +9,7 @@ damaged file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -94,39 +95,60 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
                     f"{path}: not a safetensors file, or truncated: it has {size} bytes and a "
                     f"header of {length}"
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=functools.partial(_once, path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a safetensors file (its header is no JSON)") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is no JSON object)")
     header.pop("__metadata__", None)
-    start, found, end = 8 + length, {}, 0
-    for name, entry in header.items():
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-            first, last = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: tensor {name!r} has a damaged header entry") from error
-        if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise UserError(
-                f"{path}: tensor {name!r} takes {last - first} bytes, not those of {dtype} "
-                f"{list(shape)}"
-            )
-        if min(first, *shape, 0) < 0:
-            raise UserError(f"{path}: tensor {name!r} has a damaged header entry")
-        found[name] = Tensor(path, name, dtype, shape, start + first)
-        end = max(end, last)
+    start, end = 8 + length, 0
+    found: dict[str, Tensor] = {}
+    spans = {name: _span(path, name, entry) for name, entry in header.items()}
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if first != end:  # the format wants every byte to belong to one tensor
+            what = "overlaps the tensor before it" if first < end else "lies behind a gap"
+            raise UserError(f"{path}: tensor {name!r} {what}; the file is damaged")
+        entry, end = header[name], last
+        found[name] = Tensor(path, name, entry["dtype"], tuple(entry["shape"]), start + first)
     if size != start + end:
         what = "truncated" if size < start + end else "damaged"
         raise UserError(
             f"{path}: the file is {what}: it has {size} bytes, its header promises {start + end}; "
             "copy it again"
         )
-    return found
+    return {name: found[name] for name in header}
+
+
+def _once(path: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose keys stands twice: which of two would count?"""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: its header has {double!r} twice; the file is damaged")
+    return content
+
+
+def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end, by its entry in the header, which is checked."""
+    try:
+        dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, first, last]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: tensor {name!r} has a damaged header entry") from error
+    whole = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not whole or last < first:
+        raise UserError(f"{path}: tensor {name!r} has a damaged header entry")
+    if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise UserError(
+            f"{path}: tensor {name!r} takes {last - first} bytes, not those of {dtype} "
+            f"{list(shape)}"
+        )
+    return first, last
 
 
 class Writer:

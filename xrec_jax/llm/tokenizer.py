@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import is_local
+from xrec_jax.core.files import check_scheme, is_local
 from xrec_jax.llm.hf import Generation, read_generation
 
 SOFT = "<|soft|>"  # a place in a prompt that a soft prompt's vectors fill
@@ -236,6 +236,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     Raises:
       UserError: if it is no directory, or holds no tokenizer that can be read.
     """
+    check_scheme(path)
     folder = epath.Path(path)
     if not folder.is_dir():
         raise UserError(f"{path}: no such directory; tokenizers are never downloaded")
