@@ -25,7 +25,7 @@ def did_you_mean(name: object, choices: Iterable[object], *, limit: int = 8) -> 
     Returns:
       For example ``"; did you mean 'item_id'?"`` or ``"; valid: a, b, c"``.
     """
-    names = [str(choice) for choice in choices]
+    names = [one_line(str(choice)) for choice in choices]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
@@ -33,3 +33,11 @@ def did_you_mean(name: object, choices: Iterable[object], *, limit: int = 8) -> 
         return ""
     shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
     return f"; valid: {shown}"
+
+
+def one_line(text: str, limit: int = 60) -> str:
+    """Returns a text from a file on one line, without control characters, cut at `limit`."""
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -1,10 +1,28 @@
-"""The host's memory allocator."""
+"""The host's memory: its allocator, and what is left of it."""
 
 from __future__ import annotations
 
 import ctypes
+import pathlib
 import sys
 
+from xrec_jax.core.errors import UserError
+
+try:
+    import resource
+except ImportError:  # outside Unix
+    resource = None  # type: ignore[assignment]
+
+_MEMINFO = pathlib.Path("/proc/meminfo")
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
+# Limit, usage and statistics of the control group, versions 2 and 1.
+_CGROUPS = (
+    tuple(_GROUPS / f"memory.{name}" for name in ("max", "current", "stat")),
+    tuple(
+        _GROUPS / "memory" / f"memory.{name}"
+        for name in ("limit_in_bytes", "usage_in_bytes", "stat")
+    ),
+)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # names of glibc's malloc.h
 
 
@@ -29,3 +47,75 @@ def keep_freed_memory() -> bool:
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 1 << 26))
     results = [mallopt(name, value) for name, value in settings]
     return all(results)
+
+
+def available() -> int | None:
+    """Bytes that this process may still take: of the machine, of its container, of its own limit.
+
+    None where the system does not tell, as outside Linux.
+    """
+    rooms = [_machine(), _container(), _own()]
+    known = [room for room in rooms if room is not None]
+    return min(known, default=None)
+
+
+def require(size: int, what: str) -> None:
+    """Refuses what cannot fit, before it is allocated.
+
+    Args:
+      size: bytes that are needed at least.
+      what: names the thing and where it comes from; starts the message.
+
+    Raises:
+      UserError: fewer bytes are available.
+    """
+    room = available()
+    if room is not None and size > room:
+        raise UserError(
+            f"{what} need at least {amount(size)} of memory, {amount(room)} are available"
+        )
+
+
+def amount(size: int) -> str:
+    """A number of bytes as people write it, such as "1.5 GiB"."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def _machine() -> int | None:
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: line.split() for line in lines}
+    return int(sizes["MemAvailable"][1]) << 10 if "MemAvailable" in sizes else None
+
+
+def _container() -> int | None:
+    """What a control group leaves; file pages it counts as used are given back when needed."""
+    for limit, usage, stat in _CGROUPS:
+        try:
+            most, used = int(limit.read_text()), int(usage.read_text())
+            pages = dict(line.split() for line in stat.read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        cached = int(pages.get("inactive_file", pages.get("total_inactive_file", 0)))
+        return max(most - used + cached, 0)
+    return None
+
+
+def _own() -> int | None:
+    if resource is None:
+        return None
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return None
+    return max(most - pages * resource.getpagesize(), 0)

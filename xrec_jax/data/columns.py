@@ -1,26 +1,26 @@
-"""Columns as numbers: which one plays which role, ids to rows, exact timestamps, faulty values."""
+"""Columns as numbers: which one plays which role, ids to rows, faulty values."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 
+from xrec_jax.core import memory
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.data import options
+from xrec_jax.data import exact, options
 
 ROLES = ("user", "item", "timestamp", "rating")
 REQUIRED = ("user", "item")
 
-# What a value must be: a non-empty id, a number finite as float32 or as float64, an ISO time.
+# What a value must be: a non-empty id, a number that float32 or float64 holds, an ISO time.
 Kind = Literal["id", "float32", "float64", "datetime"]
-
-_DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-_LARGEST_EXACT_FLOAT = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,74 +105,66 @@ def encode_ids(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
       The distinct ids in the order of `order_ids`, `[num]` unicode, and `[n]` int32 rows into them.
     """
     distinct = order_ids(ids.unique())
+    longest = cast(int, distinct.str.len_chars().max() or 0)
+    # The array has room for the longest id in every place.
+    memory.require(
+        4 * longest * len(distinct), f"{len(distinct):,} ids of up to {longest:,} characters"
+    )
     rows = ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
     return np.array(distinct.to_list(), dtype=np.str_), rows
-
-
-def exact_timestamps(values: pl.Series) -> np.ndarray:
-    """Returns numbers or datetimes without loss: int64 if every one is an integer, else float64.
-
-    Datetimes become microseconds since 1970 (UTC, also for those without a zone).
-
-    Raises:
-      pl.exceptions.PolarsError: an unsigned value exceeds int64.
-    """
-    if values.dtype.is_temporal():
-        return values.cast(pl.Datetime("us")).to_physical().to_numpy()
-    if values.dtype.is_integer():
-        return values.cast(pl.Int64).to_numpy()
-    numbers = values.cast(pl.Float64).to_numpy()
-    exact = (np.trunc(numbers) == numbers) & (np.abs(numbers) <= _LARGEST_EXACT_FLOAT)
-    return numbers.astype(np.int64) if exact.all() else numbers
-
-
-def parse_datetimes(texts: pl.Series) -> pl.Series:
-    """Reads ISO 8601 dates and times, with or without an offset from UTC; null where not one."""
-    texts = texts.str.replace("T", " ", literal=True)
-    parsed = pl.Series(texts.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(texts))
-    for form in _DATETIME_FORMATS:
-        for offset in ("", "%#z") if "%H" in form else ("",):
-            if not parsed.null_count():
-                return parsed
-            zone = "UTC" if offset else None
-            found = texts.str.strptime(pl.Datetime("us", zone), form + offset, strict=False)
-            parsed = parsed.fill_null(found.dt.replace_time_zone(None))
-    return parsed
 
 
 def first_fault(texts: pl.Series, kind: Kind) -> int | None:
     """Returns the row of the first text that is not of `kind`, or None."""
     if kind == "id":
-        faulty = texts.is_null() | (texts.str.strip_chars() == "")
+        faulty = texts.is_null() | ~is_id(texts)
     elif kind == "datetime":
-        faulty = parse_datetimes(texts).is_null()
+        faulty = exact.parse_datetimes(texts).is_null()
+    elif kind == "float64":
+        faulty = exact.parse_numbers(texts).is_null()
     else:
-        dtype = pl.Float32 if kind == "float32" else pl.Float64
-        values = texts.str.strip_chars_start().cast(dtype, strict=False)
-        faulty = ~values.is_finite().fill_null(False)
+        numbers = texts.str.strip_chars_start().cast(pl.Float64, strict=False)
+        faulty = exact.as_rating(numbers).is_null()
     row = faulty.arg_max()
     return row if row is not None and faulty[row] else None
 
 
-def has_faults(frame: pl.DataFrame) -> bool:
-    """Whether any id is blank or any value missing or not finite."""
-    checks = []
-    for name, dtype in frame.schema.items():
-        column = pl.col(name)
-        checks.append(column.is_null().any())
-        if dtype == pl.String:
-            checks.append((column.str.strip_chars() == "").any())
-        elif dtype.is_float():
-            checks.append((~column.is_finite()).any())
-    return frame.select(pl.any_horizontal(checks)).item()
+def is_id(texts: pl.Series) -> pl.Series:
+    """Which texts can be ids: not blank, and without NUL, which NumPy cuts off."""
+    return (texts.str.strip_chars() != "") & ~texts.str.contains("\0", literal=True)
+
+
+def first_gap(values: pl.Series) -> int | None:
+    """Returns the first row that holds no value, no finite number or a text that is no id."""
+    faulty = values.is_null()
+    if values.dtype == pl.String:
+        faulty |= ~is_id(values.fill_null(""))
+    elif values.dtype.is_float():
+        faulty |= ~values.is_finite().fill_null(False)
+    row = faulty.arg_max()
+    return row if row is not None and faulty[row] else None
 
 
 def describe_fault(text: str | None, kind: Kind) -> str:
     """Returns what is wrong with a value that `first_fault` found."""
     if kind == "id":
-        return "the id is empty"
+        return "the id holds a NUL character" if text and text.strip() else "the id is empty"
     if not text:
         return "the value is missing"
     shown = repr(text if len(text) <= 60 else text[:60] + "...")
-    wanted = "an ISO date and time" if kind == "datetime" else "a finite number"
-    return f"{shown} is not {wanted}"
+    if kind == "datetime":
+        coarse = pl.Series([re.sub(exact.FRACTION, r"\1", text)])
+        if not exact.parse_datetimes(coarse).null_count():
+            return f"{shown} cannot be kept to the nanosecond (9 digits, years 1678 to 2261)"
+        return f"{shown} is not an ISO date and time"
+    if _is_finite(text):
+        bits = 32 if kind == "float32" else 64
+        return f"{shown} would become another number as a {bits}-bit float; write fewer digits"
+    return f"{shown} is not a finite number"
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and "_" not in text and text == text.rstrip()
+    except ValueError:
+        return False

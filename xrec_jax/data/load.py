@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import columns, filters, options, sources, tables
+from xrec_jax.data import columns, exact, filters, options, sources, tables
 from xrec_jax.data.dataset import Dataset, Interactions
 from xrec_jax.data.splits import split
 
@@ -104,7 +104,7 @@ def _index(frames: list[pl.DataFrame]) -> tuple[Interactions, np.ndarray, np.nda
     item_ids, item = columns.encode_ids(frame["item"])
     timestamp = rating = None
     if "timestamp" in frame.columns:
-        timestamp = columns.exact_timestamps(frame["timestamp"])
+        timestamp = exact.exact_timestamps(frame["timestamp"])
     if "rating" in frame.columns:
         rating = frame["rating"].to_numpy()
     return Interactions(user, item, timestamp, rating), user_ids, item_ids

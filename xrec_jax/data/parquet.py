@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
+from xrec_jax.core import memory, quiet
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import columns as columns_lib
-from xrec_jax.data import delimited
+from xrec_jax.data import delimited, exact
 from xrec_jax.data.columns import Kind, Roles
 
 
@@ -24,36 +26,55 @@ def read_parquet_events(path: pathlib.Path, roles: Roles) -> pl.DataFrame:
     series = []
     for role, name in roles.named().items():
         values = frame[name]
-        if role in columns_lib.REQUIRED:
-            values = id_strings(values, path)
-            kind: Kind = "id"
-        elif role == "timestamp" and values.dtype == pl.String:
-            kind = "datetime"
-        elif values.dtype.is_numeric() or (role == "timestamp" and _is_moment(values.dtype)):
-            kind = "float32" if role == "rating" else "float64"
-        else:
-            raise UserError(f"{path}: column {name!r} holds {values.dtype}, not numbers")
-        typed = values
-        if kind == "datetime":
-            typed = columns_lib.parse_datetimes(values)
-        elif kind == "float32":
-            typed = values.cast(pl.Float32)
-        elif values.dtype.is_temporal():
-            # The physical value is UTC; without its zone it compares with a part that has none.
-            typed = values.cast(pl.Datetime("us", getattr(values.dtype, "time_zone", None)))
-            typed = typed.to_physical().cast(pl.Datetime("us"))
-        elif values.dtype.is_integer():
-            typed = values.cast(pl.Int64, strict=False)
-        typed = typed.alias(role)
-        if columns_lib.has_faults(typed.to_frame()):
-            texts = values.cast(pl.String)
-            row = columns_lib.first_fault(texts, kind)
-            if row is None:
-                raise UserError(f"{path}: column {name!r} has a value that does not fit int64")
-            fault = columns_lib.describe_fault(texts[row], kind)
-            raise UserError(f"{path}: row {row + 1}, column {name!r}: {fault}")
+        typed = _typed(path, values, role).alias(role)
+        row = columns_lib.first_gap(typed)
+        if row is not None:
+            raise UserError(f"{path}: row {row + 1}, column {name!r}: {_fault(values, row, role)}")
         series.append(typed)
     return pl.DataFrame(series)
+
+
+def _typed(path: pathlib.Path, values: pl.Series, role: str) -> pl.Series:
+    """Returns a column as its role needs it, null where a value does not fit.
+
+    Raises:
+      UserError: the column has a type that cannot play the role.
+    """
+    dtype = values.dtype
+    if role in columns_lib.REQUIRED:
+        return id_strings(values, path)
+    if role == "timestamp" and dtype == pl.String:
+        return exact.parse_datetimes(values)
+    if role == "timestamp" and dtype in (pl.Date, pl.Datetime):
+        return exact.finest_unit(values)
+    if not dtype.is_numeric():
+        raise UserError(f"{path}: column {values.name!r} holds {dtype}, not numbers")
+    if role == "rating":
+        return exact.as_rating(values.cast(pl.Float64, strict=False))
+    if dtype.is_integer():
+        return values.cast(pl.Int64, strict=False)
+    if dtype.is_decimal():
+        texts = values.cast(pl.String)
+        whole = texts.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        return exact.parse_numbers(texts) if whole.null_count() else whole
+    return values.cast(pl.Float64)
+
+
+def _fault(values: pl.Series, row: int, role: str) -> str:
+    """Returns what is wrong with a value that `_typed` made null or left infinite."""
+    if values.is_null()[row]:
+        return "the id is empty" if role in columns_lib.REQUIRED else "the value is missing"
+    if values.dtype.is_temporal():
+        return "the time is beyond what int64 reaches in microseconds"
+    text = values.slice(row, 1).cast(pl.String)[0]
+    if role == "timestamp" and values.dtype.is_integer():
+        return f"{text} does not fit int64"
+    kind: Kind = "id" if role in columns_lib.REQUIRED else "float64"
+    if role == "rating":
+        kind = "float32"
+    elif values.dtype == pl.String and role == "timestamp":
+        kind = "datetime"
+    return columns_lib.describe_fault(text, kind)
 
 
 def parquet_names(path: pathlib.Path) -> list[str]:
@@ -63,10 +84,8 @@ def parquet_names(path: pathlib.Path) -> list[str]:
       UserError: the file is missing or not Parquet.
     """
     delimited.require_file(path)
-    try:
+    with _readable(path):
         return list(pl.read_parquet_schema(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _corrupt(path, error) from error
 
 
 def id_strings(values: pl.Series, path: pathlib.Path) -> pl.Series:
@@ -91,16 +110,22 @@ def read_parquet_table(path: pathlib.Path) -> pl.DataFrame:
 
 
 def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
+    with _readable(path):
+        lazy = pl.scan_parquet(path, glob=False)
+        rows = lazy.select(pl.len()).collect().item()
+        # Polars keeps 16 bytes for a text and 8 for a number, and longer texts beside them.
+        memory.require(8 * rows * len(names), f"{path}: {rows:,} rows")
+        return lazy.select(names).collect()
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Polars meets in a damaged file into one line."""
     try:
-        return pl.scan_parquet(path, glob=False).select(names).collect()
+        with quiet.standard_error(unless=pl.exceptions.PanicException):
+            yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _corrupt(path, error) from error
-
-
-def _corrupt(path: pathlib.Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [""])[0]
-    return UserError(f"{path}: not a readable Parquet file ({reason})")
-
-
-def _is_moment(dtype: pl.DataType) -> bool:
-    return dtype in (pl.Date, pl.Datetime)
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason})") from error
+    except pl.exceptions.PanicException as error:
+        raise UserError(f"{path}: not a readable Parquet file (its pages are damaged)") from error

@@ -11,7 +11,7 @@ import polars as pl
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import columns as columns_lib
-from xrec_jax.data import delimited
+from xrec_jax.data import delimited, exact
 from xrec_jax.data.columns import Kind, Roles
 from xrec_jax.data.delimited import DelimitedFile
 
@@ -53,38 +53,42 @@ def read_delimited_events(file: DelimitedFile, roles: Roles) -> pl.DataFrame:
     dtypes: dict[str, type[pl.DataType]] = {roles.user: pl.String, roles.item: pl.String}
     kinds: dict[str, Kind] = {roles.user: "id", roles.item: "id"}
     if roles.rating:
-        dtypes[roles.rating], kinds[roles.rating] = pl.Float32, "float32"
+        dtypes[roles.rating], kinds[roles.rating] = pl.Float64, "float32"
     failure = ""
-    for time_type in _timestamp_types(file, roles.timestamp):
+    for kind, time_type in _timestamp_types(file, roles.timestamp):
         if roles.timestamp:
-            dtypes[roles.timestamp] = time_type
-            kinds[roles.timestamp] = "datetime" if time_type == pl.String else "float64"
+            dtypes[roles.timestamp], kinds[roles.timestamp] = time_type, kind
         try:
             frame = delimited.read_columns(file, dtypes)
         except pl.exceptions.PolarsError as error:
             failure = str(error).splitlines()[0]
             continue
         frame = frame.rename({name: role for role, name in roles.named().items()})
+        if "rating" in frame.columns:
+            frame = frame.with_columns(exact.as_rating(frame["rating"]))
         if "timestamp" in frame.columns and time_type == pl.String:
-            frame = frame.with_columns(columns_lib.parse_datetimes(frame["timestamp"]))
-        if not columns_lib.has_faults(frame):
+            parse = exact.parse_datetimes if kind == "datetime" else exact.parse_numbers
+            frame = frame.with_columns(parse(frame["timestamp"]))
+        if all(columns_lib.first_gap(column) is None for column in frame.iter_columns()):
             return frame
     _raise_fault(file, kinds, failure)
 
 
-def _timestamp_types(file: DelimitedFile, name: str | None) -> Iterator[type[pl.DataType]]:
-    """Yields the types worth trying, most exact first, judged by the first record."""
-    first = next(delimited.records(file), None)
+def _timestamp_types(
+    file: DelimitedFile, name: str | None
+) -> Iterator[tuple[Kind, type[pl.DataType]]]:
+    """Yields what is worth trying, most exact first, judged by the first record."""
+    first = delimited.first_record(file)
     if name is None or first is None:
-        yield pl.Int64
+        yield "float64", pl.Int64
         return
-    text = first[1][file.names.index(name)]
+    text = first[file.names.index(name)]
     if _DATE.match(text):
-        yield pl.String
+        yield "datetime", pl.String
         return
     if _INTEGER.fullmatch(text):
-        yield pl.Int64
-    yield pl.Float64
+        yield "float64", pl.Int64
+    yield "float64", pl.String  # parsed here: Polars would round what a float64 cannot hold
 
 
 def _raise_fault(file: DelimitedFile, kinds: Mapping[str, Kind], failure: str) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.data import atomic, delimited, options, parquet, readers, tables
+from xrec_jax.data import atomic, delimited, exact, options, parquet, readers, tables
 from xrec_jax.data import columns as columns_lib
 from xrec_jax.data.columns import Roles
 
@@ -145,6 +145,15 @@ def _read(
             if kinds[0] != kinds[1]:
                 other = paths[next(iter(events))].name
                 raise UserError(f"{path}: timestamps are numbers or dates, but not as in {other}")
+    if all("timestamp" in frame.columns for frame in events.values()):
+        times = exact.one_type([frame["timestamp"] for frame in events.values()])
+        for (part, path), column in zip(paths.items(), times, strict=True):
+            if column.null_count():
+                raise UserError(
+                    f"{path}: timestamps that cannot be kept exactly beside those of the other "
+                    "files; write all in one unit"
+                )
+            events[part] = events[part].with_columns(column)
     return events
 
 

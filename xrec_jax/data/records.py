@@ -1,0 +1,209 @@
+"""Records of delimited text, plain or gzip, a block of bytes at a time.
+
+Quotes follow RFC 4180: a field is quoted from its first to its last character, or it holds no
+quote. Readers disagree about anything else, and then whole records vanish, so it is a fault. So are
+carriage returns that end no line and NUL bytes. Memory is bounded by the longest record allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+
+LONGEST = 1 << 24  # bytes of a record
+
+_CHUNK = 1 << 22
+_GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_NEWLINE, _RETURN = ord("\n"), ord("\r")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What is wrong with the text itself.
+
+    Attributes:
+      at: the byte of the block where a reader would stumble; records that end before it are whole.
+      line: the 1-based line to look at.
+      reason: what is wrong and the way out.
+    """
+
+    at: int
+    line: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Consecutive records.
+
+    Attributes:
+      data: bytes that start with a record.
+      line: the 1-based line of the first byte.
+      marks: `[m]` places of the separators and line ends that are not quoted.
+      ends: `[r]` which of `marks` end a record, for the records that are whole.
+      fault: the first fault, or None; there is no block after one.
+    """
+
+    data: bytes
+    line: int
+    marks: np.ndarray
+    ends: np.ndarray
+    fault: Fault | None
+
+    def start(self, record: int) -> int:
+        """Returns the first byte of a record."""
+        return int(self.marks[self.ends[record - 1]]) + 1 if record else 0
+
+    def line_of(self, record: int) -> int:
+        """Returns the 1-based line on which a record starts."""
+        return self.line + self.data.count(b"\n", 0, self.start(record))
+
+    def widths(self) -> np.ndarray:
+        """Returns `[r]` the number of fields of each record."""
+        return np.diff(self.ends, prepend=-1)
+
+    def fields(self, record: int, quote: str | None) -> list[bytes]:
+        """Returns the fields of a record, unquoted."""
+        first = int(self.ends[record - 1]) + 1 if record else 0
+        start, fields = self.start(record), []
+        for mark in self.marks[first : int(self.ends[record]) + 1].tolist():
+            field = self.data[start:mark]
+            if self.data[mark] == _NEWLINE:
+                field = field.removesuffix(b"\r")
+            sign = b"" if quote is None else quote.encode()
+            if sign and field.startswith(sign):
+                field = field[1:-1].replace(sign + sign, sign)
+            fields.append(field)
+            start = mark + 1
+        return fields
+
+
+def blocks(path: pathlib.Path, separator: str, quote: str | None) -> Iterator[Block]:
+    """Yields all records; the last block ends with the file or with its first fault.
+
+    Raises:
+      UserError: the file cannot be read, its gzip data is damaged, or it is UTF-16.
+    """
+    line, rest = 1, b""
+    with open_bytes(path) as stream:
+        while True:
+            chunk = stream.read(_CHUNK)
+            data = rest + chunk
+            if line == 1 and not rest:
+                data = _without_bom(path, data)
+            if not data:
+                return
+            block = _block(data, line, separator, quote, whole=not chunk)
+            if len(block.ends) or block.fault:
+                yield block
+            if block.fault or not chunk:
+                return
+            used = block.start(len(block.ends))
+            line += data.count(b"\n", 0, used)
+            rest = data[used:]
+
+
+@contextlib.contextmanager
+def open_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a plain or gzip file; a corrupt or unreadable one ends in a UserError."""
+    try:
+        with open(path, "rb") as plain:
+            compressed = plain.read(2) == _GZIP_MAGIC
+            plain.seek(0)
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if compressed else plain
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: corrupt gzip file ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _without_bom(path: pathlib.Path, data: bytes) -> bytes:
+    if data.startswith(_UTF16_BOMS):
+        raise UserError(f"{path}: line 1: not UTF-8 text but UTF-16; save the file as UTF-8")
+    return data.removeprefix(_BOM)
+
+
+def _block(data: bytes, line: int, separator: str, quote: str | None, *, whole: bool) -> Block:
+    """Finds the records of `data`; `whole` says that the file ends with it."""
+    if whole and not data.endswith(b"\n"):
+        data += b"\n"  # the last line need not end in one
+    array = np.frombuffer(data, np.uint8)
+    plain = np.ones(len(array), bool)
+    faults = []
+    if quote is not None and quote.encode() in data:
+        quotes = array == ord(quote)
+        plain = ~np.logical_xor.accumulate(quotes)
+        faults.append(_quote_fault(array, np.flatnonzero(quotes), ord(separator), whole=whole))
+    if b"\r" in data:
+        faults.append(_return_fault(array, plain))
+    if (at := data.find(b"\0")) >= 0:
+        faults.append((at, "a NUL byte: no table of text, or UTF-16; save it as UTF-8"))
+    where = np.flatnonzero(((array == ord(separator)) | (array == _NEWLINE)) & plain)
+    ends = np.flatnonzero(array[where] == _NEWLINE)
+    first = min((fault for fault in faults if fault is not None), default=None)
+    if first is None and not len(ends) and len(data) > LONGEST:
+        reason = f"a record of more than {LONGEST >> 20} MiB"
+        first = (0, reason + (", or a quote that is never closed" if quote else ""))
+    if first is None:
+        return Block(data, line, where, ends, None)
+    at, reason = first
+    ends = ends[: np.searchsorted(where[ends], at)]
+    return Block(data, line, where, ends, Fault(at, line + data.count(b"\n", 0, at), reason))
+
+
+def _quote_fault(
+    array: np.ndarray, quotes: np.ndarray, comma: int, *, whole: bool
+) -> tuple[int, str] | None:
+    """Finds the first quote that neither starts nor ends a field.
+
+    Args:
+      array: `[n]` bytes.
+      quotes: places of the quotes in it; the even ones open.
+      comma: the separator.
+      whole: whether the text ends with `array`.
+    """
+    quote, last = array[quotes[0]], len(array) - 1
+    opening, closing = quotes[::2], quotes[1::2]
+    before = array[np.maximum(opening - 1, 0)]
+    starts = (opening == 0) | (before == comma) | (before == _NEWLINE) | (before == quote)
+    after = array[np.minimum(closing + 1, last)]
+    final = array[np.minimum(closing + 2, last)]
+    ends = (after == comma) | (after == _NEWLINE) | (after == quote)
+    ends |= (after == _RETURN) & ((final == _NEWLINE) | (closing + 2 > last))
+    ends |= closing == last
+    found: list[tuple[int, str]] = []
+    if not starts.all():
+        at = int(opening[np.argmin(starts)])
+        found.append((at, "a quote inside a field that is not quoted; " + _REMEDY))
+    if not ends.all():
+        at = int(opening[np.argmin(ends)])
+        found.append((at, "a quoted field goes on after its closing quote; " + _REMEDY))
+    if not found and whole and len(quotes) % 2:
+        at = int(opening[-1])
+        found.append((at, "a quote is opened that is never closed; " + _REMEDY))
+    return min(found, default=None)
+
+
+_REMEDY = 'quote the whole field and double the quotes in it ("LP 12"" disc")'
+
+
+def _return_fault(array: np.ndarray, plain: np.ndarray) -> tuple[int, str] | None:
+    """Finds the first unquoted carriage return that no line feed follows."""
+    returns = np.flatnonzero((array == _RETURN) & plain)
+    returns = returns[returns < len(array) - 1]
+    lone = returns[array[returns + 1] != _NEWLINE]
+    if not len(lone):
+        return None
+    at = int(lone[0])
+    return at, r"a carriage return that ends no line; lines end with \n or \r\n"
