@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from xrec_jax.core import files
+from xrec_jax.core.board import Board
 from xrec_jax.core.terminal import printable
 
 
@@ -29,6 +30,9 @@ class MetricWriter:
     One line is one object: `stage`, `step` and numbers named `group/name`. Numbers of the group
     `time` depend on the machine; all others are functions of the configuration.
 
+    The event files hold nothing that `metrics.jsonl` has not: where one cannot be written, that is
+    said once and the run goes on without them.
+
     Args:
       workdir: the run directory.
       enabled: false on every process but the first.
@@ -39,7 +43,8 @@ class MetricWriter:
         self._path = self._workdir / "metrics.jsonl"
         self._enabled = enabled
         self._local = files.is_local(workdir)
-        self._boards: dict[str, SummaryWriter] = {}
+        self._boards: dict[str, Board] = {}
+        self._boards_work = True
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what `stage` logged after `step`: that part is about to be run again."""
@@ -49,9 +54,7 @@ class MetricWriter:
         kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
         if self._path.exists():
             files.write_text(self._path, files.json_lines(kept))
-        if board := self._boards.pop(stage, None):
-            board.close()
-        self._board(stage, purge_step=step + 1)
+        self._try_boards(lambda: self._reopen(stage, step))
 
     def write(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Logs `metrics` of `stage` at `step`."""
@@ -65,21 +68,42 @@ class MetricWriter:
         else:  # object stores cannot append
             before = self._path.read_bytes() if self._path.exists() else b""
             self._path.write_bytes(before + line.encode())
-        board = self._board(stage)
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                board.add_scalar(name, value, step)
+        numbers = {n: float(v) for n, v in values.items() if isinstance(v, (int, float))}
+        self._try_boards(lambda: self._board(stage).scalars(numbers, step))
 
     def close(self) -> None:
-        """Flushes and closes the TensorBoard files."""
-        for board in self._boards.values():
-            board.close()
+        """Closes the TensorBoard files."""
+        for board in [*self._boards.values()]:
+            self._try_boards(board.close)
         self._boards.clear()
 
-    def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
+    def _try_boards(self, write: Callable[[], object]) -> None:
+        """Writes what training does not need; a failure is said once, and nothing more is tried."""
+        if not self._boards_work:
+            return
+        try:
+            write()
+        except Exception as error:  # also of a store's client; none of them may end a run
+            self._boards_work = False
+            for board in self._boards.values():
+                with contextlib.suppress(Exception):
+                    board.close()
+            self._boards.clear()
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            say(
+                f"warning: cannot write to {self._workdir / 'tensorboard'} "
+                f"({' '.join(str(reason).split())}); going on without it, metrics.jsonl has all"
+            )
+
+    def _reopen(self, stage: str, step: int) -> None:
+        if board := self._boards.pop(stage, None):
+            board.close()
+        self._board(stage, purge_step=step + 1)
+
+    def _board(self, stage: str, purge_step: int | None = None) -> Board:
         if stage not in self._boards:
             folder = self._workdir / "tensorboard" / stage
-            self._boards[stage] = SummaryWriter(str(folder), purge_step=purge_step)
+            self._boards[stage] = Board(folder, purge_step=purge_step)
         return self._boards[stage]
 
 

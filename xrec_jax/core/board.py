@@ -1,0 +1,83 @@
+"""TensorBoard event files, written at once: no thread and no queue that training could wait for."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Mapping
+
+from etils import epath
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import masked_crc32c
+
+from xrec_jax.core import files
+
+_UPLOAD_S = 120.0  # an object store gets the whole file anew, so not at every record
+
+
+class Board:
+    """One event file of scalars.
+
+    Args:
+      folder: of the file; made if missing.
+      purge_step: TensorBoard forgets what earlier files of the folder say of this step and later
+        ones; None to keep it.
+
+    Raises:
+      OSError: if the file cannot be made, as every method may.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, purge_step: int | None = None):
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        self.path = epath.Path(folder) / name
+        self._buffer = io.BytesIO()  # of a file in an object store
+        self._file: io.FileIO | None = None
+        self._uploaded = time.monotonic()
+        if files.is_local(folder):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = io.FileIO(os.fspath(self.path), "a")
+        self._add(event_pb2.Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(event_pb2.Event(step=purge_step, session_log=start))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Adds the values of a step; what a tag must not hold becomes an underscore."""
+        entries = [
+            summary_pb2.Summary.Value(tag=re.sub(r"[^-/\w.]", "_", name), simple_value=value)
+            for name, value in values.items()
+        ]
+        if entries:
+            self._add(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=entries)))
+
+    def close(self) -> None:
+        """Closes the file; everything is written then."""
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._upload()
+
+    def _add(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        # TensorFlow's record format.
+        record = b"".join((length, _checksum(length), data, _checksum(data)))
+        if self._file is None:
+            self._buffer.write(record)
+            if time.monotonic() - self._uploaded > _UPLOAD_S:
+                self._upload()
+        elif self._file.write(record) != len(record):
+            raise OSError(f"only a part of {len(record)} bytes could be written")
+
+    def _upload(self) -> None:
+        self.path.write_bytes(self._buffer.getvalue())
+        self._uploaded = time.monotonic()
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
