@@ -109,6 +109,7 @@ def test_ranks_hand_worked():
     assert (ranks.unmasked.tolist(), ranks.masked.tolist()) == ([[6, 4, 5]], [[4, 2, 3]])
     ranks = find(seen, np.array([[0, 5]], np.int32))  # a target among the seen is not masked
     assert (ranks.unmasked.tolist(), ranks.masked.tolist()) == ([[2, 6]], [[2, 5]])
+    assert ranks.scored.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -252,6 +253,15 @@ def test_wide_histories_are_ranked_in_buckets(monkeypatch):
     monkeypatch.setattr("xrec_jax.evaluation.ranking.CACHED_CELLS", 0)
     for metric, values in evaluated.__wrapped__("bpr").masked.items():
         np.testing.assert_array_equal(values, evaluated("bpr").masked[metric])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_figures_of_scores_that_are_not_numbers_are_refused(bad):
+    """Ranks alone would say that the recommender is merely the worst there is."""
+    model, params, seen, held_out, _, _ = world("bpr")
+    params = jax.tree.map(lambda p: p.at[3].set(bad), jax.tree.map(jnp.asarray, params))
+    with use_mesh(tiny.mesh()), pytest.raises(UserError, match=r"scores of [\d,]+ of [\d,]+ held"):
+        RankingEvaluator(model, seen=seen, held_out=held_out, mesh=tiny.mesh())(params, {})
 
 
 def test_nothing_held_out():

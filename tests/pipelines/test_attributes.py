@@ -307,6 +307,15 @@ def test_free_answers_are_compared_too(directory):
     assert "user_sex/readout_accuracy" in text and f"age: {cases} asked" in text
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_tuning_that_breaks_the_weights_leaves_no_adapter(directory, tmp_path, epochs):
+    config = from_file(directory)
+    config.attributes.train.update(dict(epochs=epochs, batch_size=64, learning_rate=1e38))
+    with pytest.raises(UserError, match=r"attributes: .* at step 1; stopped, .* learning rate"):
+        do(config, tmp_path / "run", "run")
+    assert not (tmp_path / "run" / "attributes" / "adapter").exists()
+
+
 # Bad settings
 
 

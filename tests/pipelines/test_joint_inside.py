@@ -17,6 +17,7 @@ from tests.joints import (
     seed_run,
 )
 from tests.runs import joint  # noqa: F401 (a fixture)
+from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.joint.rollout import rows
 from xrec_jax.joint.state import part_of
@@ -291,3 +292,27 @@ def test_schedules_end_with_the_last_update(opened):  # noqa: F811
             updates, state = rule.update(tree, state, tree)
             found.append(-float(updates[part][0]))
         np.testing.assert_allclose(found, [*rates, 0.0], atol=1e-6, err_msg=part)
+
+
+def test_a_recommender_whose_scores_are_nan_is_no_round_to_keep(opened):  # noqa: F811
+    params = opened.state.recommender["params"]
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    state = opened.state.replace(recommender=opened.state.recommender | {"params": broken})
+    with pytest.raises(UserError, match="held-out items are NaN or infinite"):
+        opened.one.round.held_out(state, 1)
+
+
+def test_updates_that_break_parameters_though_their_loss_is_finite(opened, monkeypatch):  # noqa: F811
+    one = opened.one
+    state = one.fused.initial(0, one.alone)
+    kept = jax.device_get(opened.state.cache)
+    frozen = one.fused.frozen(one.base_frozen, jax.device_get(opened.state.constants))
+    read = {"encoding": kept.encoding, "present": kept.present}
+
+    def step(state, batch):
+        broken = jax.tree.map(lambda x: x * jnp.inf, state.params)
+        return state.replace(params=broken), {"train/loss": jnp.float32(1.0)}
+
+    monkeypatch.setattr(one.fused, "_compiled", lambda state: step)
+    with pytest.raises(UserError, match=r"base/.* broke the weights; lower joint\.recommender"):
+        one.fused.train(state, frozen, read, steps=1, seed=0)

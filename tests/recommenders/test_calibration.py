@@ -58,3 +58,10 @@ def test_ends_and_nothing_to_fit():
     best = (states @ table[:37].T).argmax(axis=1).astype(np.int32)
     np.testing.assert_allclose(fit(states / 60, table, best), LOW, rtol=1e-5)
     assert float(fit(states, table, jnp.full(60, -1, jnp.int32))) == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_numbers_have_no_temperature(bad):
+    states, table, target = problem(40, 1.0)
+    table[3, 1] = bad
+    assert np.isnan(fit_temperature(states, table, target, inner, items=37))

@@ -14,6 +14,7 @@ from tests.training import toy
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import put_batch, use_mesh
 from xrec_jax.training import loop
+from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.state import shardings_of
 
 
@@ -192,6 +193,57 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(tmp_path):
     assert rerun.steps == 4
     toy.train(tmp_path / "whole", checkpoint_every=3)
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_a_deciding_score_that_is_not_finite_stops(tmp_path, bad, lower_is_better):
+    with pytest.raises(UserError) as caught:
+        toy.train(
+            tmp_path, evaluate=Scripted(1.0, bad, 2.0), evaluate_every=3, checkpoint_every=3,
+            lower_is_better=lower_is_better,
+        )  # fmt: skip
+    assert f"toy: valid/score is {bad} at step 6; stopped" in str(caught.value)
+    assert "last good checkpoint is step 3" in str(caught.value)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3"]
+    assert toy.saved(tmp_path)[2]["best"] == 1.0
+
+
+def test_a_first_score_that_is_not_finite_never_becomes_the_best(tmp_path):
+    with pytest.raises(UserError, match=r"valid/score is nan at step 2; .* no checkpoint"):
+        toy.train(tmp_path, evaluate=Scripted(float("nan")), evaluate_every=2)
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_saved_best_score_that_is_nan_is_beaten_by_any_other(tmp_path):
+    """Such checkpoints were written once."""
+    toy.train(tmp_path, total=4, evaluate=toy.scores, evaluate_every=4)
+    restore = Checkpoints.restore
+
+    def as_once(checkpoints, state):
+        state, data, progress = restore(checkpoints, state)
+        return state, data, progress | {"best": float("nan")}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", as_once)
+        state, progress = toy.train(tmp_path, total=6, evaluate=toy.scores, evaluate_every=2)
+    assert progress.best_step == 6 and np.isfinite(progress.best)
+    assert jnp.array_equal(state.best_params["w"], state.params["w"])
+
+
+@pytest.mark.parametrize("step", [3, 10], ids=["between", "last"])
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, step):
+    """An update may overflow though its loss and gradient are finite."""
+
+    def run(state, batch):
+        state, metrics = toy.compiled()(state, batch)
+        if int(state.step) == step:
+            state = state.replace(params={"w": state.params["w"].at[2].set(jnp.inf)})
+        return state, metrics
+
+    with pytest.raises(UserError, match=rf"parameters are not finite \(w\) at step {step}; "):
+        toy.train(tmp_path, run_step=run, checkpoint_every=1)
+    assert f"{step}" not in {p.name for p in (tmp_path / "checkpoints").iterdir()}
 
 
 # SIGTERM and resumption

@@ -35,11 +35,12 @@ class Board:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
         self.path = epath.Path(folder) / name
         self._buffer = io.BytesIO()  # of a file in an object store
-        self._file: io.FileIO | None = None
+        self._file = -1  # descriptor of a local file
         self._uploaded = time.monotonic()
-        if files.is_local(folder):
+        self._remote = not files.is_local(folder)
+        if not self._remote:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = io.FileIO(os.fspath(self.path), "a")
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._add(event_pb2.Event(file_version="brain.Event:2"))
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -56,10 +57,15 @@ class Board:
 
     def close(self) -> None:
         """Closes the file; everything is written then."""
-        if self._file is not None:
-            self._file.close()
-        else:
+        if self._remote:
             self._upload()
+        elif self._file >= 0:
+            descriptor, self._file = self._file, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:  # a run that failed; every record is written
+            os.close(self._file)
 
     def _add(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()
@@ -67,11 +73,11 @@ class Board:
         length = struct.pack("<Q", len(data))
         # TensorFlow's record format.
         record = b"".join((length, _checksum(length), data, _checksum(data)))
-        if self._file is None:
+        if self._remote:
             self._buffer.write(record)
             if time.monotonic() - self._uploaded > _UPLOAD_S:
                 self._upload()
-        elif self._file.write(record) != len(record):
+        elif os.write(self._file, record) != len(record):
             raise OSError(f"only a part of {len(record)} bytes could be written")
 
     def _upload(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -25,6 +26,24 @@ def device_bytes(tree: Any) -> dict[str, dict[int, int]]:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             found[name] = {s.device.id: s.data.nbytes for s in leaf.addressable_shards}
     return found
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Paths, as `a/b/c`, of the arrays of `tree` that hold NaN or infinite values."""
+    named = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    if not named:
+        return []
+    good = host_value(_finite([leaf for _, leaf in named]))
+    return [name for (name, _), one in zip(named, good, strict=True) if not one]
 
 
 def host_value(array: jax.Array) -> np.ndarray:

@@ -102,12 +102,16 @@ class RankingEvaluator:
         self._cache: list[dict[str, jax.Array]] | None = None
 
     def __call__(self, params: Any, frozen: Mapping[str, jax.Array]) -> PerUser:
-        """Evaluates parameters; every process gets the result."""
+        """Evaluates parameters; every process gets the result.
+
+        Raises:
+          UserError: if a held-out item's score is NaN or infinite.
+        """
         tables = item_and_user_tables(self._model, params, frozen)
         ranks = [
             rank_batch(self._model, self._mesh, params, tables, batch) for batch in self._batches()
         ]
-        per_target = np.zeros((2, len(self._targets.items)), np.int64)
+        per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
         for (users, _, _), batch in zip(self._plan, gather(ranks), strict=True):
             count = self._targets.lengths[users]
             column = np.arange(batch.masked.shape[1])
@@ -115,6 +119,8 @@ class RankingEvaluator:
             place = (self._targets.start[users][:, None] + column)[real]
             per_target[0, place] = batch.masked[: len(users)][real]
             per_target[1, place] = batch.unmasked[: len(users)][real]
+            scored += int(batch.scored[: len(users)][real].sum())
+        check_scored(scored, len(self._targets.items))
         start = np.concatenate([[0], np.cumsum(self._targets.lengths[self.users])])
         masked, unmasked = (ranking_metrics(r, start, self._ks) for r in per_target)
         return PerUser(self.users, masked, unmasked)
@@ -156,6 +162,23 @@ class RankingEvaluator:
             yield batch
         if cells <= CACHED_CELLS:
             self._cache = cache
+
+
+def check_scored(scored: int, total: int) -> None:
+    """Refuses figures of a recommender whose scores are not numbers.
+
+    Args:
+      scored: held-out items whose score is neither NaN nor infinite.
+      total: held-out items.
+
+    Raises:
+      UserError: if the two differ.
+    """
+    if scored < total:
+        raise UserError(
+            f"the recommender's scores of {total - scored:,} of {total:,} held-out items are NaN "
+            "or infinite: its parameters are broken; lower its learning rate or set clip_norm"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -25,10 +25,12 @@ class Ranks(NamedTuple):
     Attributes:
       masked: among items the user has not seen, and the held-out ones.
       unmasked: among all items.
+      scored: whether the item has a score, neither NaN nor +inf: bool.
     """
 
     masked: jax.Array
     unmasked: jax.Array
+    scored: jax.Array
 
 
 def _blocks(rows: int, limit: int) -> int:
@@ -141,7 +143,7 @@ def target_ranks(
     # Another target counts against this one if it scores higher (or NaN), or ties and is earlier.
     ahead = ~(other <= mine) | ((other == mine) & earlier)
     unmasked = above - not_lower_targets + (ahead & real).sum(-1)
-    return Ranks(masked=unmasked - above_seen, unmasked=unmasked)
+    return Ranks(unmasked - above_seen, unmasked, scored=own < jnp.inf)
 
 
 def top_k(

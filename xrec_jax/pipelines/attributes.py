@@ -227,6 +227,9 @@ def choose(readout: Readout, question: Question, options: dict[str, list[Value]]
 
     A value counts with the text that must follow it, so that one that is the beginning of another
     has no advantage.
+
+    Raises:
+      UserError: if a log-probability is NaN.
     """
     opened = readout.open(question.prompt)
     told: dict[str, Value] = {}
@@ -238,7 +241,13 @@ def choose(readout: Readout, question: Question, options: dict[str, list[Value]]
             if place + 1 < len(keys):  # the text up to the next value
                 text = f"{text[:-1]}, {json.dumps(keys[place + 1])}:"
             texts.append(text)
-        told[key] = options[key][int(np.argmax(opened.log_probs(texts)))]
+        log_probs = opened.log_probs(texts)
+        if np.isnan(log_probs).any():
+            raise UserError(
+                f"attributes: the log-probability of an answer for {key!r} is NaN: the weights of "
+                "the model or its adapter are broken"
+            )
+        told[key] = options[key][int(np.argmax(log_probs))]
     return dict(told)
 
 

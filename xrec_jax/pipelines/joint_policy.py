@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 
 from xrec_jax.core.logging import MetricWriter
+from xrec_jax.core.trees import not_finite
 from xrec_jax.data.pipeline import BatchSource, iterate
 from xrec_jax.joint.guards import check_updates
 from xrec_jax.joint.rollout import Answers, generate, rows
@@ -279,7 +281,10 @@ class PolicyTask:
             )
             for name in found[0]
         }
-        check_updates(means, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate")
+        broken = dict.fromkeys(not_finite(state.params), math.nan)
+        check_updates(
+            means | broken, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate"
+        )
         means["ppo/updates"] = float(len(found) - found[-1]["ppo/stopped"])
         return state.replace(frozen={}), means
 

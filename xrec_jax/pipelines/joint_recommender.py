@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 import optax
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import not_finite
 from xrec_jax.data import keyed
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
-from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator
+from xrec_jax.evaluation.ranking import PerUser, RankingEvaluator, check_scored
 from xrec_jax.joint.guards import check_updates
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
 from xrec_jax.pipelines.joint_setup import JointSetup
@@ -116,6 +118,9 @@ class FusedTask:
         Args:
           base: parameters of the recommender alone.
           frozen: its frozen arrays.
+
+        Raises:
+          UserError: if its scores are NaN or infinite.
         """
         asked = self.setup.asked.recommender.temperature
         if asked:
@@ -130,7 +135,9 @@ class FusedTask:
         found = self._user_states_of(base, frozen, rows[first])
         found = found[np.searchsorted(users, held_out.user[kept])]
         table = self._item_table(base, frozen)
-        return np.float32(gather(self._fit(found, table, held_out.item[kept])))
+        fitted = np.float32(gather(self._fit(found, table, held_out.item[kept])))
+        check_scored(int(np.isfinite(fitted)), 1)
+        return fitted
 
     @functools.cached_property
     def _item_table(self) -> Any:
@@ -180,7 +187,7 @@ class FusedTask:
           The state after them, and mean metrics.
 
         Raises:
-          UserError: if a metric is not finite.
+          UserError: if a metric or a parameter is not finite.
         """
         rows, size = self.trained_rows(), self.setup.asked.recommender.train.batch_size
         state = state.replace(frozen=frozen)
@@ -200,7 +207,8 @@ class FusedTask:
             )
             for name in (found[0] if found else {})
         }
-        check_updates(means, "joint.recommender.train.learning_rate")
+        broken = dict.fromkeys(not_finite(state.params), math.nan)
+        check_updates(means | broken, "joint.recommender.train.learning_rate")
         return state.replace(frozen={}), means
 
     def trained_rows(self) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.metrics import ranking_metrics
-from xrec_jax.evaluation.ranking import CELLS, PerUser, distinct
+from xrec_jax.evaluation.ranking import CELLS, PerUser, check_scored, distinct
 from xrec_jax.evaluation.ranks import top_k
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
 from xrec_jax.pipelines.joint_cases import JointCases
@@ -96,12 +96,13 @@ def _tables(model: Fused, params: Any, frozen: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _ranks(model: Fused, params: Any, tables: Any, batch: dict) -> jax.Array:
-    """Ranks `[b, T]` of the targets in the reranked lists."""
+def _ranks(model: Fused, params: Any, tables: Any, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Ranks `[b, T]` of the targets in the reranked lists, and whether all is scored `[b]`."""
     old = _alone(model, params, tables, batch)
     new = _head(model, params, tables, batch, old)
     one = lambda target: rerank(old, batch["candidates"], new, target, batch["seen"])  # noqa: E731
-    return jax.vmap(one, in_axes=1, out_axes=1)(batch["targets"])
+    ranks = jax.vmap(one, in_axes=1, out_axes=1)(batch["targets"])
+    return ranks, jnp.all((new < jnp.inf) | (batch["candidates"] < 0), axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -210,7 +211,7 @@ class RerankTask(FusedTask):
         tables, parts = _tables(self.model, params, frozen), batch_divisor(setup.mesh)
         size = max(1, min(512, CELLS // (self.model.num_items * most)))
         size = -(-min(size, len(users)) // parts) * parts
-        ranks = np.zeros(len(targets.items), np.int64)
+        ranks, scored = np.zeros(len(targets.items), np.int64), np.zeros(len(users), bool)
         for first in range(0, len(users), size):
             places = np.minimum(np.arange(first, first + size), len(users) - 1)
             chosen = users[places]
@@ -223,10 +224,12 @@ class RerankTask(FusedTask):
             if length:
                 batch["history"] = seen.padded(chosen, length)
                 batch["length"] = np.minimum(seen.lengths[chosen], length).astype(np.int32)
-            made = gather(_ranks(self.model, params, tables, setup.put(batch)))
+            made, good = gather(_ranks(self.model, params, tables, setup.put(batch)))
+            scored[first : first + size] = good[: len(users) - first]
             real = np.arange(most) < targets.lengths[chosen][:, None]
             place = targets.start[chosen][:, None] + np.arange(most)
             ranks[place[real]] = made[real]  # the repeated last user writes the same once more
+        check_scored(int(scored.sum()), len(users))
         start = np.concatenate([[0], np.cumsum(targets.lengths[users])])
         ks = tuple(setup.config.ranking.ks)
         return PerUser(users, ranking_metrics(ranks, start, ks), {})

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Found = dict[str, Any]
 
+LOWER = "joint.recommender.train.learning_rate or joint.ppo.policy.learning_rate"
+
 
 class Round:
     """The rounds of one seed; holds no state that changes.
@@ -260,6 +262,9 @@ class Round:
         `valid/text_gain`, by how much it is above that of the same recommender when it reads the
         texts of the warm start. That is the part of the explainer, as seen by a recommender that
         knows its texts: rounds are not chosen by it, since it says nothing of the recommender.
+
+        Raises:
+          UserError: if a figure is NaN or infinite.
         """
         run, setup = self.run, self.setup
         cache = gather(state.cache)
@@ -303,6 +308,8 @@ class Round:
             }
             for place, s in enumerate(run.valid[: self.asked.samples].tolist())
         ]  # fmt: skip
+        measured = {name: value for name, value in found.items() if name.startswith("valid/")}
+        guards.check_updates(measured, LOWER)
         return found
 
 

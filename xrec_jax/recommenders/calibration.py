@@ -36,7 +36,7 @@ def fit_temperature(
 
     Returns:
       float32 scalar from `LOW` to `HIGH`, an end of them where the least lies beyond; 1 if no row
-      counts.
+      counts; NaN where scores are not numbers.
     """
     short = -len(states) % chunk
     states = jnp.pad(states, ((0, short), (0, 0))).reshape(-1, chunk, states.shape[-1])
@@ -61,4 +61,5 @@ def fit_temperature(
     ends = -jnp.log(jnp.float32(HIGH)), -jnp.log(jnp.float32(LOW))
     low, high = jax.lax.fori_loop(0, _STEPS, halve, ends)
     found = jnp.exp(-(low + high) / 2)
+    found = jnp.where(jnp.isfinite(slope(jnp.float32(1.0))), found, jnp.nan)
     return jnp.where(jnp.any(target >= 0), found, 1.0)

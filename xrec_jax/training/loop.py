@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, Progress
-from xrec_jax.core.trees import host_value
+from xrec_jax.core.trees import host_value, not_finite
 from xrec_jax.parallel.distributed import is_first, sigterm
 from xrec_jax.parallel.mesh import put_batch
 from xrec_jax.training.checkpoint import Checkpoints
@@ -160,7 +160,7 @@ class _Pending:
         for step, row in zip(self._steps, rows, strict=True):
             for name, value in row.items():
                 if not math.isfinite(value):
-                    self._refuse(name, value, step)
+                    self.refuse(f"{name} is {value}", step)
                 self._progress.sums[name] = self._progress.sums.get(name, 0.0) + float(value)
             self._progress.summed += 1
         self._steps, self._metrics = [], []
@@ -172,14 +172,19 @@ class _Pending:
         self._progress.sums, self._progress.summed = {}, 0
         return {name: value / count for name, value in sums.items()}
 
-    def _refuse(self, name: str, value: Any, step: int) -> None:
+    def refuse(self, what: str, step: int) -> NoReturn:
+        """Ends the run over something that is not finite.
+
+        Raises:
+          UserError: names it, the step and what is left to go on from.
+        """
         self._checkpoints.wait()
         good = self._checkpoints.latest
         kept = (
             f"the last good checkpoint is step {good}" if good else "no checkpoint was written yet"
         )
         raise UserError(
-            f"{self._stage}: {name} is {value} at step {step}; stopped, {kept}. "
+            f"{self._stage}: {what} at step {step}; stopped, {kept}. "
             "Lower the learning rate or set clip_norm"
         )
 
@@ -214,7 +219,7 @@ def fit(
       evaluated), and the loop's progress.
 
     Raises:
-      UserError: on a loss that is not finite.
+      UserError: on a loss, parameters or a deciding score that is not finite.
       Interrupted: after SIGTERM, with everything saved.
     """
     begin = time.perf_counter()
@@ -253,7 +258,10 @@ def fit(
                 logged["train/epoch"] = done / options.steps_per_epoch
                 if evaluates and evaluate is not None:
                     scores = evaluate(state)
-                    state = _note_score(state, scores, done, progress, options)
+                    score = _deciding(scores, options)
+                    if not math.isfinite(score):
+                        pending.refuse(f"{options.metric} is {score}", done)
+                    state = _note_score(state, score, done, progress, options)
                     logged |= scores
                     logged["time/evaluation_seconds"] = time.perf_counter() - now
                 logged["time/elapsed_seconds"] = time.perf_counter() - begin
@@ -264,6 +272,8 @@ def fit(
             last = last or bool(progress.stopped)
             if last or interrupted or done % options.checkpoint_every == 0:
                 pending.collect()  # a state that is not finite is never saved
+                if broken := not_finite(state.params):
+                    pending.refuse(f"parameters are not finite ({broken[0]})", done)
                 if not scored:
                     state = state.replace(best_params=_copy(state.params))
                 save()
@@ -291,15 +301,21 @@ def _due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def _note_score(state, scores, step, progress, options) -> TrainState:
-    """Keeps the parameters if they are the best so far, and decides whether to stop."""
+def _deciding(scores: dict[str, float], options: LoopOptions) -> float:
+    """The score that decides which parameters are best."""
     if options.metric not in scores:
         raise UserError(
             f"the stopping metric {options.metric!r} is not among {', '.join(sorted(scores))}"
         )
-    score = scores[options.metric]
+    return scores[options.metric]
+
+
+def _note_score(state, score, step, progress, options) -> TrainState:
+    """Keeps the parameters if they are the best so far, and decides whether to stop."""
     sign = -1.0 if options.lower_is_better else 1.0
-    if progress.best is None or sign * score > sign * progress.best:
+    best = progress.best
+    # A checkpoint may hold a best score that is NaN, from when those were taken.
+    if best is None or not math.isfinite(best) or sign * score > sign * best:
         progress.best, progress.best_step, progress.bad_evaluations = score, step, 0
         return state.replace(best_params=_copy(state.params))
     progress.bad_evaluations += 1
