@@ -173,10 +173,10 @@ def test_csv_quotes_lines_columns_and_tables(tmp_path):
     assert dataset.users.schema == {
         "zip": pl.String,
         "n": pl.Int64,
-        "price": pl.Float64,
+        "price": pl.String,
         "name": pl.String,
     }
-    assert dataset.users.rows() == [("7", -4, 2.0, "N"), ("01002", 3, 1.5, None)]
+    assert dataset.users.rows() == [("7", -4, "2", "N"), ("01002", 3, "1.50", None)]
 
 
 def test_tab_separated_csv_and_name(tmp_path):

@@ -159,7 +159,8 @@ def describe_fault(text: str | None, kind: Kind) -> str:
         return f"{shown} is not an ISO date and time"
     if _is_finite(text):
         bits = 32 if kind == "float32" else 64
-        return f"{shown} would become another number as a {bits}-bit float; write fewer digits"
+        way_out = "write whole numbers or fewer digits"
+        return f"{shown} would become another number as a {bits}-bit float; {way_out}"
     return f"{shown} is not a finite number"
 
 

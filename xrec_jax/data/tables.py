@@ -11,10 +11,7 @@ import polars as pl
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import columns as columns_lib
-from xrec_jax.data import delimited, parquet, readers
-
-_INTEGER = "^(0|-?[1-9][0-9]{0,17})$"
-_DECIMAL = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$"
+from xrec_jax.data import delimited, parquet, readers, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +41,13 @@ def make_table(
       place: row -> where it stands in the file, for example "line 7".
 
     Raises:
-      UserError: an id is empty or stands twice.
+      UserError: an id is empty, holds a NUL or stands twice.
     """
     ids = frame[id_name]
     row = columns_lib.first_fault(ids, "id")
     if row is not None:
-        raise UserError(f"{path}: {place(row)}, column {id_name!r}: the id is empty")
+        fault = columns_lib.describe_fault(ids[row], "id")
+        raise UserError(f"{path}: {place(row)}, column {id_name!r}: {fault}")
     repeated = ~ids.is_first_distinct()
     if repeated.any():
         row = int(repeated.arg_max() or 0)
@@ -64,8 +62,9 @@ def make_table(
 def read_table(path: pathlib.Path, format: str, id_names: Sequence[str], key: str) -> Table:
     """Reads a CSV or Parquet table.
 
-    A CSV column becomes Int64 or Float64 if every non-empty value is spelt as a plain number, so
-    "007" or "1e3" keep a column String; an empty value is null. Parquet columns keep their types.
+    A CSV column becomes Int64 or Float64 if every non-empty value is spelt as a plain number that
+    the type holds, so "007", "1e3", "1.50" or 20 digits keep a column String; an empty value is
+    null. A Parquet column becomes what `written.as_written` makes of it.
 
     Args:
       path: the file.
@@ -74,17 +73,24 @@ def read_table(path: pathlib.Path, format: str, id_names: Sequence[str], key: st
       key: the config key that names the id column, for messages.
 
     Raises:
-      UserError: the file is missing or corrupt, has no id column, or as `make_table`.
+      UserError: the file is missing or corrupt, has no id column, or as `make_table` and
+        `written.as_written`.
     """
     if format == "parquet":
         frame = parquet.read_parquet_table(path)
         id_name = id_column(path, frame.columns, id_names, key)
-        frame = frame.with_columns(parquet.id_strings(frame[id_name], path))
+        ids = parquet.id_strings(frame[id_name], path)
+        others = [
+            written.as_written(frame[name], path) for name in frame.columns if name != id_name
+        ]
+        frame = pl.DataFrame([ids, *others])
         return make_table(path, frame, id_name, lambda row: f"row {row + 1}")
     file = readers.open_csv(path)
     id_name = id_column(path, file.names, id_names, key)
     frame = read_texts(file)
-    frame = frame.with_columns(_infer(frame[name]) for name in frame.columns if name != id_name)
+    frame = frame.with_columns(
+        written.infer(frame[name]) for name in frame.columns if name != id_name
+    )
     return make_table(path, frame, id_name, lambda row: f"line {delimited.line_of(file, row)}")
 
 
@@ -148,14 +154,3 @@ def align(
         f"{kind}s_without_description": len(ids) - described,
     }
     return table.features.select(pl.all().gather(found["row"])), counts
-
-
-def _infer(texts: pl.Series) -> pl.Series:
-    values = texts.replace("", None)
-    if values.null_count() == len(values):
-        return values
-    if values.str.contains(_INTEGER).all():
-        return values.cast(pl.Int64)
-    if values.str.contains(_DECIMAL).all():
-        return values.cast(pl.Float64)
-    return values

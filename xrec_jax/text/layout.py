@@ -150,8 +150,9 @@ def text_value(
         elif hasattr(value, "to_list"):
             value = value.to_list()
         if isinstance(value, (list, tuple)):
-            joined = joiner.join(str(member) for member in value)
-            value = render(listed, {"list": joined}.__getitem__, unknown="") if value else None
+            members = [text for text in map(_scalar_text, value) if text is not None]
+            joined = joiner.join(members)
+            value = render(listed, {"list": joined}.__getitem__, unknown="") if members else None
         else:
             value = _scalar_text(value)
     # A line break inside a title would look like the next line of the layout.
@@ -160,6 +161,8 @@ def text_value(
 
 
 def _scalar_text(value: Any) -> str | None:
+    if value is None:
+        return None
     if isinstance(value, bool):
         return "yes" if value else "no"
     if hasattr(value, "__float__") and hasattr(value, "is_integer"):  # Python and NumPy numbers
