@@ -88,7 +88,8 @@ def directory(tmp_path_factory):
 
 def test_every_file_of_the_run_directory(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user", "tensorboard",
+        "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
+        "tensorboard",
         "tokenizer", "base", "adapter", "instructions", "explanations", "plots",
     }  # fmt: skip
     for stage in STAGES:

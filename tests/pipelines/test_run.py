@@ -14,7 +14,8 @@ from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import run
+from xrec_jax.pipelines import data_identity, run
+from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.session import restore
 from xrec_jax.pipelines.train_recommender import RecommenderTask
@@ -43,7 +44,8 @@ def stamps(workdir):
 
 def test_every_file_of_the_run_directory(finished):  # noqa: F811
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user", "tensorboard",
+        "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
+        "tensorboard",
     }  # fmt: skip
     for name, steps in STEPS.items():
         folder = finished / "checkpoints" / "recommend" / name / "0"
@@ -58,6 +60,17 @@ def test_the_configuration_is_the_resolved_one(finished):  # noqa: F811
     resolved.data.split.kind = "leave_one_out"  # what "" stands for where the data has no parts
     assert config == json.loads(json.dumps(resolved.to_dict()))
     assert RunDir(finished).config().to_dict() == resolved.to_dict()
+
+
+def test_a_generated_world_is_kept_as_digests(finished):  # noqa: F811
+    found = json.loads((finished / "data.json").read_text())
+    assert found["files"] == {} and found["users"]["count"] == 75
+    config = RunDir(finished).config()
+    assert data_identity.identify(config, tiny.data())["digest"] == found["digest"]
+    config.data.world.seed += 1
+    other = data_identity.identify(config, prepare(config.data))
+    with pytest.raises(UserError, match=r"it is read otherwise.: other "):
+        data_identity.compare(RunDir(finished), other)
 
 
 def test_metrics_are_logged_once_an_epoch(finished):  # noqa: F811

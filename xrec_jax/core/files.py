@@ -60,6 +60,28 @@ def check_scheme(path: epath.PathLike) -> None:
         raise UserError(f"{path}: {scheme}:// needs the package {package}: {install}")
 
 
+def joined(spec: epath.PathLike) -> list[str]:
+    """The files that a key names which takes several, with "+" between them.
+
+    A path may hold a "+" itself: of all ways to cut the text, the one with the fewest pieces that
+    are all there is taken. Where there is none, every "+" is between two files; so it is in a text
+    with remote paths.
+    """
+    pieces = os.fspath(spec).split("+")
+    if not is_local(spec):
+        return pieces
+    best: list[list[str] | None] = [[]]  # for the first k pieces, the fewest files that are there
+    for end in range(1, len(pieces) + 1):
+        found: list[str] | None = None
+        for start, before in enumerate(best):
+            path = "+".join(pieces[start:end])
+            if before is not None and path and epath.Path(path).exists():
+                longer = [*before, path]
+                found = longer if found is None or len(longer) < len(found) else found
+        best.append(found)
+    return best[-1] or pieces
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
     """`path` as an absolute path, where it is local."""
     return epath.Path(os.path.abspath(path) if is_local(path) else path)

@@ -77,6 +77,34 @@ def parquet_source(config: Any) -> Source:
     return _with_tables(config, events, roles)
 
 
+def data_files(config: Any) -> dict[str, pathlib.Path]:
+    """Finds the files that a data config names, without opening them.
+
+    Returns:
+      Role -> file: "events", or "events.PART" for each part of a given split; "users" and "items"
+      where there are tables. Empty for formats that read no file.
+
+    Raises:
+      UserError: there are none.
+    """
+    format = options.option(config, "format", "")
+    if format == "atomic":
+        paths = atomic.find_files(_path(config), options.option(config, "name", ""))
+        events = paths.events
+        tables_found = {"users": paths.users, "items": paths.items}
+    elif format in _SUFFIXES:
+        events = _event_paths(_path(config), format)
+        named = {key: options.option(config, key, "") for key in ("users", "items")}
+        tables_found = {
+            key: delimited.require_file(pathlib.Path(path)) if path else None
+            for key, path in named.items()
+        }
+    else:
+        return {}
+    files = {f"events.{part}" if part else "events": path for part, path in events.items()}
+    return files | {key: path for key, path in tables_found.items() if path is not None}
+
+
 def _path(config: Any) -> pathlib.Path:
     path = options.option(config, "path", "")
     if not path:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import say
-from xrec_jax.data import keyed
+from xrec_jax.data import digests, keyed
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines import explainers
 from xrec_jax.pipelines.cases import Asked, CaseMaker
@@ -168,8 +168,4 @@ def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
 
 def digest(path: epath.Path) -> str:
     """The start of the SHA-256 of a file."""
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()[:16]
+    return digests.of_file(path)[:16]

@@ -18,6 +18,7 @@ from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.findings import listing, percent, plural
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines import audit_profiles, audit_texts
+from xrec_jax.pipelines.data_identity import open_data
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.rundir import RunDir
 
@@ -83,7 +84,7 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: b
     _check_output(output)
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config()
-    data = prepare(config.data)
+    data = open_data(config, rundir)
     found = audit_run(rundir, config, data)
     if is_first():
         about = summary(data, _protocol(config, data)) if data.dataset.num_items else None

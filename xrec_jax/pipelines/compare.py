@@ -19,7 +19,7 @@ from xrec_jax.evaluation.intervals import Estimate, paired_difference
 from xrec_jax.llm.peft_io import is_adapter
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import contests, language
+from xrec_jax.pipelines import contests, data_identity, language
 from xrec_jax.pipelines.assess import BIAS
 from xrec_jax.pipelines.contests import Contest
 from xrec_jax.pipelines.judge import (
@@ -42,6 +42,7 @@ class _Run(NamedTuple):
     name: str
     rundir: RunDir
     config: Any
+    identity: data_identity.Record | None
 
 
 def compare(
@@ -53,9 +54,9 @@ def compare(
 ) -> dict[str, Any]:
     """Compares runs; every difference is of a run minus the first.
 
-    Ranking figures of a system that both have are compared user by user, where the runs have the
-    same data and users. All other figures stand side by side. Explanations of the pairs of user and
-    item that all runs explain are judged in both orders.
+    Ranking figures of a system that both have are compared user by user, where the runs tested the
+    same users on the same items, by id. All other figures stand side by side. Explanations of the
+    pairs of user and item that all runs explain are judged in both orders.
 
     Args:
       workdirs: two run directories or more.
@@ -69,7 +70,7 @@ def compare(
       `evaluation.json`), `matrix` (points of each system over each), `note`.
 
     Raises:
-      UserError: if there are fewer than two runs, or one is none.
+      UserError: if there are fewer than two runs, one is none, or the data of one changed.
     """
     if output:
         files.check_file(output, "--output")
@@ -98,10 +99,13 @@ def _open(workdirs: Sequence[epath.PathLike], allow_imports: bool) -> list[_Run]
     names = [rundir.path.name for rundir in rundirs]
     if len(set(names)) < len(names):
         names = paths
-    runs = [_Run(*both, both[1].config()) for both in zip(names, rundirs, strict=True)]
-    for run in runs:
-        if not run.rundir.evaluation():
-            raise UserError(f"{run.rundir.path}: no stage is finished; run `xrec run` first")
+    runs = []
+    for name, rundir in zip(names, rundirs, strict=True):
+        config = rundir.config()
+        if not rundir.evaluation():
+            raise UserError(f"{rundir.path}: no stage is finished; run `xrec run` first")
+        data_identity.check_unread(rundir)
+        runs.append(_Run(name, rundir, config, data_identity.identity_of(config, rundir)))
     return runs
 
 
@@ -162,15 +166,31 @@ def _figures(runs: Sequence[_Run]) -> dict[str, Any]:
             "differences": {name: None for name in by_run if name != runs[0].name},
         }
         table.setdefault(stage, {}).setdefault(system, {})[metric] = row
-    first = runs[0]
-    for run in runs[1:]:
-        if not _same_data(first.config, run.config):
-            continue
-        for system, rows in table.get(RECOMMEND, {}).items():
-            for metric, difference in _paired(first, run, system).items():
+    if RECOMMEND in table:
+        _add_differences(runs, table[RECOMMEND])
+    return table
+
+
+def _add_differences(runs: Sequence[_Run], systems: dict[str, Any]) -> None:
+    """Adds paired differences from the first run, where the same users and items were tested."""
+    first, *others = runs
+    for run in others:
+        parts = _parts_alike(first, run)
+        if "test" not in parts and is_first():
+            say(f"compare: {run.name} and {first.name} tested other users or items; not paired")
+        for system, rows in systems.items():
+            for metric, difference in _paired(first, run, system, parts=parts).items():
                 if metric in rows and run.name in rows[metric]["differences"]:
                     rows[metric]["differences"][run.name] = difference
-    return table
+
+
+def _parts_alike(first: _Run, run: _Run) -> set[str]:
+    """Parts of the split in which two runs hold out the same users and items."""
+    parts = {"valid", "test"}
+    mine, theirs = first.identity, run.identity
+    if mine is None or theirs is None:  # from a time when runs did not keep what they read
+        return parts if _same_data(first.config, run.config) else set()
+    return {part for part in parts if data_identity.same_tested(mine, theirs, part)}
 
 
 def _keys(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -187,13 +207,20 @@ def _keys(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _same_data(one: Any, other: Any) -> bool:
-    """Whether two runs have the same data, wherever its files lie."""
+    """Whether the configs of two runs name the same data, wherever its files lie."""
     a, b = one.data.to_dict(), other.data.to_dict()
     return all(a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in _FILES)
 
 
-def _paired(first: _Run, run: _Run, system: str) -> dict[str, Estimate]:
-    """Differences user by user; empty where a run lacks the system or their users differ."""
+def _other_ids(one: data_identity.Record | None, other: data_identity.Record | None) -> bool:
+    """Whether it is known that two runs have other users or items."""
+    if one is None or other is None:
+        return False
+    return any(one[kind]["sha256"] != other[kind]["sha256"] for kind in ("users", "items"))
+
+
+def _paired(first: _Run, run: _Run, system: str, *, parts: set[str]) -> dict[str, Estimate]:
+    """Differences user by user in parts of the split; none where a run lacks the system."""
     values, users = [], []
     for one in (first, run):
         if system not in one.config.recommend:
@@ -211,7 +238,7 @@ def _paired(first: _Run, run: _Run, system: str) -> dict[str, Estimate]:
     resamples = first.config.ranking.resamples
     for metric in values[0].keys() & values[1].keys():
         part = "valid" if metric.startswith("valid") else "test"
-        if np.array_equal(users[0][f"{part}_users"], users[1][f"{part}_users"]):
+        if part in parts and np.array_equal(users[0][f"{part}_users"], users[1][f"{part}_users"]):
             found[metric] = paired_difference(
                 values[1][metric], values[0][metric], resamples=resamples
             )
@@ -261,6 +288,10 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
             say(f"compare: no explanations to judge: {notes[0]}")
         return None
     first = runs[0]
+    other = [run.name for run in runs[1:] if _other_ids(first.identity, run.identity)]
+    if other:
+        same = "equal ids are taken for the same user and item"
+        notes = [*notes, f"{', '.join(other)} read other data than {first.name}; {same}"]
     split = judge_path(first.rundir) / "split.json"
     if judge is None and split.exists():
         every = len(contest.prompts)

@@ -15,7 +15,13 @@ from xrec_jax.evaluation.audit.findings import plural
 from xrec_jax.evaluation.raters import GoldCheck, quality
 from xrec_jax.evaluation.rating_summary import summary
 from xrec_jax.evaluation.ratings import read_ratings
-from xrec_jax.pipelines import rating_cases, rating_exports, rating_sheets, rating_tables
+from xrec_jax.pipelines import (
+    data_identity,
+    rating_cases,
+    rating_exports,
+    rating_sheets,
+    rating_tables,
+)
 from xrec_jax.pipelines.rundir import RunDir
 
 
@@ -169,6 +175,7 @@ def collect(
     if target is None and workdir:
         rundir = RunDir(workdir, allow_imports=allow_imports)
         rundir.config(need_extensions=False)  # to say early that this is no run
+        data_identity.check_unread(rundir)
         target = rundir.path / "ratings.json"
     gold: list[GoldCheck] = []
     seconds: dict[str, list[float]] = {}

@@ -12,6 +12,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import read_records
+from xrec_jax.pipelines import data_identity
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text import layout, templates
 from xrec_jax.text.parsing import parse_prompt
@@ -75,6 +76,7 @@ def of_run(
             f"--workdir={workdir}: it has no explanations/pairs.jsonl; add the stage 'explain' to "
             "config.stages and run it again"
         )
+    data_identity.check_unread(rundir)
     pairs = read_records(folder / "pairs.jsonl")
     records: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):

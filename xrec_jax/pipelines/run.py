@@ -18,6 +18,7 @@ from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import (
     assess,
     attributes,
+    data_identity,
     explain,
     instruct,
     joint,
@@ -90,9 +91,13 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     with open_mesh(config) as mesh:
         data = prepare(config.data)
         config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
+        rundir.check(config)
+        identity = data_identity.identify(config, data)
+        data_identity.compare(rundir, identity)
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
         with exclusive(lock):
+            data_identity.record(rundir, identity)
             _run_stages(config, stages, data=data, mesh=mesh, rundir=rundir)
     return rundir
 
@@ -124,9 +129,9 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     config = rundir.config()
     stages = _stages(config)
     with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
+        data = data_identity.open_data(config, rundir, texts=True)
         if is_first():
             files.remove_leftovers(rundir.path, below=True)
-        data = prepare(config.data)
         for stage in stages:
             stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
     return rundir

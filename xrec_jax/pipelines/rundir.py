@@ -109,11 +109,14 @@ class RunDir:
         """File of a finished stage's per-user metrics; it exists once the stage is done."""
         return self.path / "per_user" / f"{stage}.npz"
 
-    def start(self, config: ConfigDict) -> None:
-        """Creates the directory, or checks that it holds a run of the same configuration.
+    def check(self, config: ConfigDict) -> dict[str, Any]:
+        """Checks that a run that the directory holds is of the same configuration.
+
+        Returns:
+          The configuration as it is written.
 
         Raises:
-          UserError: if it holds another configuration, or cannot be written.
+          UserError: if it holds another configuration, or is no directory.
         """
         mine = _as_json(config)
         _make_absolute(mine)  # later verbs may be called from another folder
@@ -130,6 +133,15 @@ class RunDir:
                 )
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file, not a directory")
+        return mine
+
+    def start(self, config: ConfigDict) -> None:
+        """Creates the directory, or checks that it holds a run of the same configuration.
+
+        Raises:
+          UserError: see `check`; or if it cannot be written.
+        """
+        mine = self.check(config)
         if is_first():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from xrec_jax.evaluation.ranking import recommend
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import bulk, explainers
 from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker, choose_prompts
-from xrec_jax.pipelines.datasets import RunData, prepare
+from xrec_jax.pipelines.data_identity import open_data
+from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.explainers import Spec
 from xrec_jax.pipelines.meshes import saved_mesh
 from xrec_jax.pipelines.recommend import seeds_of
@@ -142,7 +143,7 @@ class Run:
     def __init__(self, workdir: epath.PathLike, *, allow_imports: bool = False):
         self.rundir = RunDir(workdir, allow_imports=allow_imports)
         self.config = self.rundir.config()
-        self.data = prepare(self.config.data)
+        self.data = open_data(self.config, self.rundir)
         self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
         self._explainers: dict[Any, Any] = {}
 

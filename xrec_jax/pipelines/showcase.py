@@ -28,6 +28,7 @@ from xrec_jax.text.records import join
 
 _CONTENTS = (
     ("config.json", "the resolved configuration; `xrec run` with the same one resumes"),
+    ("data.json", "what data the run was started on: digests, and counts of what was left out"),
     ("metrics.jsonl", "every logged number, one JSON object a line"),
     ("tensorboard/", "the same for TensorBoard"),
     ("checkpoints/STAGE/STEP/", "Orbax: parameters, optimiser, key, data position, best so far"),

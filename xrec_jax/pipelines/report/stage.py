@@ -11,6 +11,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.pipelines.audit import audit_run
+from xrec_jax.pipelines.data_identity import compare, identify, recorded
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.report.page import write_report
 from xrec_jax.pipelines.rundir import RunDir
@@ -51,7 +52,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
       allow_imports: import the modules that its config names; the page does not need them.
 
     Raises:
-      UserError: if this is not a run directory, or a file in it is damaged.
+      UserError: if this is not a run directory, a file in it is damaged, or its data changed.
     """
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config(need_extensions=False)
@@ -59,7 +60,10 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
     try:
         data = prepare(config.data)
     except UserError as error:
+        # The page shows what the run found, so it may do without.
         say(f"the data of the run is not at hand ({error}); the page is made without it")
+    if data is not None and recorded(rundir) is not None:
+        compare(rundir, identify(config, data), texts=False)
     _write(rundir, data)
 
 
