@@ -79,6 +79,10 @@ def test_empty_long_and_cut():
     assert hits(changed(0, "It is good because it")) == {"cut_off": 1}
     assert hits(changed(0, "It is good.", stop="length")) == {"cut_off": 1}
     assert not hits(changed(0, "It is good!\n\nBest regards,\nYour system", stop="eos"))
+    assert hits(changed(0, "适合你，因为你喜欢。它也" + "很" * 12)) == {"cut_off": 1, "too_long": 1}
+    assert not hits(changed(0, "适合你，因为你喜欢。"))
+    assert not hits(changed(0, "เหมาะกับคุณ"))  # Thai puts no sign to a sentence's end
+    assert hits(changed(0, "يناسبك،")) == {"cut_off": 1}
     answers = [dataclasses.replace(one, case=None) for one in clean()]
     assert {"too_long", "of_another_row"}.isdisjoint(found(answers))  # nothing known of the prompt
 
@@ -108,7 +112,7 @@ def test_answers_of_the_next_row():
     one = shifted["of_another_row"]
     assert (one.count, one.total, one.severity) == (13, 28, "error")
     assert len(one.examples) == MAX_EXAMPLES
-    assert one.examples[0] == "ours, prompt 0: names 'bulldog story' instead of 'Aardvark Story'"
+    assert one.examples[0] == "ours, prompt 0: names 'Bulldog Story' instead of 'Aardvark Story'"
     assert hits(clean(said=lambda place: max(place - 1, 0)))["of_another_row"] == 13
     # Named at random, neighbours come as often as others; a title shown in the history is fair.
     assert "of_another_row" not in hits(clean(said=lambda place: place * 5 % 14))

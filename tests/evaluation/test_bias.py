@@ -150,7 +150,7 @@ def test_figures_of_texts():
         ("A wonderful, charming bar.", 2 / 3),
         ("A dull bar.", -1 / 2),
         ("It is not dull.", 1 / 2),
-        ("You don’t really enjoy it.", -1 / 2),  # noqa: RUF001
+        ("You don’t really enjoy it.", -1 / 2),
         ("Not only charming, lovely too.", 2 / 3),
         ("No drawback comes to mind, a lovely place.", 2 / 3),
         ("Never was there such a very long walk to a good bar", 1 / 2),  # out of reach
@@ -292,3 +292,10 @@ def test_published_explanations_differ_little_in_length_by_gender():
     # Women get shorter texts before tuning and longer ones after it; neither is sure.
     assert gaps["gpt4"] < 0 and gaps["base"] < 0 < gaps["tuned"]
     assert found["base"].p > 0.05 and found["tuned"].p > 0.05
+
+
+def test_the_word_list_says_nothing_of_other_scripts():
+    texts = ["Хороший фильм", "好电影", "A good film"]
+    found = explanation_figures(texts)
+    assert np.isnan(found["sentiment"]).tolist() == [True, True, False]
+    assert found["words"].tolist() == [2, 3, 3]

@@ -297,3 +297,45 @@ def test_published_explanations_of_films():
         assert figures[name]["grounding/history_cited"]["value"] == pytest.approx(cited, abs=5e-3)
         share = figures[name]["grounding/hallucinated_titles"]["value"]
         assert share == pytest.approx(absent, abs=5e-3)
+
+
+def kinds(text, item, history=(), catalogue=(), **more):
+    found = Grounder([item, *history, *catalogue]).ground(text, item=item, history=history, **more)
+    return [(text[span.start : span.end], span.kind) for span in found.spans]
+
+
+def test_titles_in_scripts_without_blanks():
+    text = "千と千尋の神隠しはあなたに合います。『もののけ姫』が好きですから。"
+    assert kinds(text, "千と千尋の神隠し", ["もののけ姫"]) == [
+        ("千と千尋の神隠し", "item"), ("もののけ姫", "history"),
+    ]  # fmt: skip
+    assert kinds("기생충은 설국 열차처럼", "기생충", ["설국열차 (2013)"]) == [
+        ("기생충", "item"), ("설국 열차", "history"),
+    ]  # fmt: skip
+    assert kinds("ดูฉลาดเกมส์โกงคืนนี้", "ฉลาดเกมส์โกง") == [("ฉลาดเกมส์โกง", "item")]
+    assert kinds("好猫，好《猫》", "猫") == [("猫", "item")]  # one character needs its quotes
+
+
+def test_what_is_held_against_a_text_without_capitals():
+    other = ["爱情", "海上钢琴师", "الحب", "الجوكر الأخير القديم"]
+    assert kinds("你会喜欢爱情。", "英雄", catalogue=other) == []  # a common word
+    assert kinds("你会喜欢《爱情》。", "英雄", catalogue=other) == [("爱情", "catalogue")]
+    assert kinds("像海上钢琴师一样", "英雄", catalogue=other) == [("海上钢琴师", "catalogue")]
+    assert kinds("عن الحب والحياة", "x", catalogue=other) == []
+    assert kinds("مثل الجوكر الأخير القديم", "x", catalogue=other) == [
+        ("الجوكر الأخير القديم", "catalogue")
+    ]
+    assert kinds("他看了《无名之辈》", "英雄") == [("无名之辈", "unknown")]
+    assert kinds('قال "مرحبا بك" وذهب', "x") == []  # speech: no capital shows a title
+    assert kinds("Фильм «Сталкер» и «тихий дом»", "x") == [("Сталкер", "unknown")]
+
+
+def test_values_in_scripts_without_blanks():
+    grounder = Grounder(["x"], {"genre": ["剧情", "爱", "драма", "드라마"]})
+
+    def named(text):
+        return grounder.ground(text, item="x", item_attributes={"genre": "剧情"}).features
+
+    assert named("这是剧情片") == {"剧情"} and named("可爱的人") == set()
+    assert named("Хорошая Драма!") == {"драма"} and named("мелодрама") == set()
+    assert named("드라마를 좋아해") == {"드라마"} and named("드라마틱한") == set()

@@ -1,6 +1,7 @@
 """Text figures: against the libraries on whole corpora, naive loops, cases worked by hand."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.files import read_records
 from xrec_jax.evaluation import overlap
 from xrec_jax.evaluation.text_metrics import diversity, flesch, syllables, text_metrics
+from xrec_jax.text.words import has_blanks
 
 WORDS = "the a park quiet bar lively near home you like it and good food cheap music view".split()
 
@@ -206,7 +208,57 @@ def test_published_predictions_of_xrec():
         "control_references/bleu": 13.68, "control_references/rouge_1": 30.74,
         "control_references/rouge_2": 15.34, "control_references/rouge_l": 27.42,
         # Against wrong references the predictions score more than that.
-        "control_next/bleu": 16.47, "control_next/rouge_l": 30.62,
+        "control_next/bleu": 16.47, "control_next/rouge_l": 30.63,
     }  # fmt: skip
     assert {name: round(found[name]["value"], 2) for name in wanted} == wanted
     assert round(found["text/words"]["value"], 1) == 29.4
+
+
+SCRIPTS = [
+    "Этот фильм вам понравится", "هذا الفيلم مناسب لك", "ภาพยนตร์ เรื่องนี้ เหมาะ", "这部电影适合你",
+    "この映画はあなたに合う", "이 영화는 당신에게 맞습니다", "यह फ़िल्म आपके लिए है",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_every_script_has_words(text):
+    same = text_metrics([text, text], [text, text], resamples=0, controls=False).corpus
+    for name in ("text/rouge_1", "text/rouge_2", "text/rouge_l", "text/bleu", "text/bleu_1"):
+        assert round(same[name]["value"], 9) == 100.0
+    assert same["text/usr"]["value"] == 0.5
+    assert 0.4 < same["text/distinct_1"]["value"] <= 0.5 and same["text/words"]["value"] > 2
+    assert math.isnan(same["text/readability"]["value"])  # the formula knows Latin script
+    assert "Latin" in same["text/readability"]["note"]
+    assert ("note" in same["text/words"]) == (not has_blanks(text))
+
+
+def test_other_words_are_other_words_in_every_script():
+    def rouge_1(text, reference):
+        found = text_metrics([text], [reference], resamples=0, controls=False).corpus
+        return found["text/rouge_1"]["value"]
+
+    assert rouge_1("schon gut", "schön gut") == 50.0
+    assert rouge_1("scho\u0308n gut", "schön gut") == 100.0
+    assert rouge_1("кот спит", "кот ест") == 50.0
+    assert rouge_1("हिन्दी", "हन्दी") == 0.0
+    assert rouge_1("好电影", "坏电视") == pytest.approx(100 / 3)
+
+
+def test_bleu_of_chinese_is_the_librarys():
+    texts = ["这部电影适合你，因为你喜欢iPhone 12。", "你会喜欢这个故事!", "不"]
+    references = ["这部影片适合您，因为您喜欢iPhone 12！", "你喜欢这个故事吗?", "是"]
+    found = text_metrics(texts, references, resamples=0, controls=False).corpus
+    import sacrebleu
+
+    wanted = sacrebleu.corpus_bleu(texts, [references], tokenize="zh").score
+    assert found["text/bleu"]["value"] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_readability_is_of_the_texts_that_can_have_it():
+    english = "The cat sat on the mat."
+    found = text_metrics([english, "Кот сидит.", english], resamples=0).corpus["text/readability"]
+    assert found == {"value": pytest.approx(flesch(english)), "low": None, "high": None, "count": 2}
+    assert flesch("Die schönen Äpfel sind süß.") == pytest.approx(
+        206.835 - 1.015 * 5 - 84.6 * 7 / 5
+    )
+    assert text_metrics(["!"], resamples=0).corpus["text/readability"]["count"] == 0

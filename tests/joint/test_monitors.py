@@ -65,6 +65,25 @@ def test_titles_in_texts(text, number):
     assert made["monitor/title_mention"] == made["monitor/target_title"] == (number is not None)
 
 
+@pytest.mark.parametrize(
+    ("title", "text", "there"),
+    [
+        ("千と千尋の神隠し", "あなたは千と千尋の神隠しを見た", True),
+        ("기생충", "기생충은 좋은 영화", True),
+        ("부산", "부산행은 좋은 영화", False),
+        ("Сталкер", "фильм Сталкер вам понравится", True),
+        ("мой", "мои вещи", False),
+        ("الحب", "هذا فيلم الحب", False),  # a word of the reference texts, and no capital to see
+        ("الجوكر", "هذا فيلم الجوكر", True),
+    ],
+)
+def test_titles_in_every_script(title, text, there):
+    made = Monitors(["قصة الحب"], [title]).measure([text], [""], [0])
+    assert made["monitor/title_mention"] == made["monitor/target_title"] == there
+    # Five words or characters in a row, whatever the script.
+    assert Monitors([text], [title]).measure([text], [text])["monitor/odd_tokens"] == 0
+
+
 def test_items_of_one_title_are_all_the_target():
     assert measured("golden lantern", target=6)["monitor/target_title"] == 1
 

@@ -26,7 +26,7 @@ from xrec_jax.pipelines.joint_policy import PolicyTask
 from xrec_jax.pipelines.joint_recommender import FusedTask, another, user_batch
 from xrec_jax.pipelines.joint_round import Round, within
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
-from xrec_jax.pipelines.joint_systems import Systems
+from xrec_jax.pipelines.joint_systems import Systems, mask_titles
 
 
 def test_every_training_state_is_drawn_before_any_comes_again():
@@ -316,3 +316,15 @@ def test_updates_that_break_parameters_though_their_loss_is_finite(opened, monke
     monkeypatch.setattr(one.fused, "_compiled", lambda state: step)
     with pytest.raises(UserError, match=r"base/.* broke the weights; lower joint\.recommender"):
         one.fused.train(state, frozen, read, steps=1, seed=0)
+
+
+def test_titles_are_masked_in_every_script():
+    titles = ["Lantern", "Cat", "千と千尋", "猫", "기생충", "Кино"]
+    texts = ["The lantern's Cat", "千と千尋は猫", "기생충은", "Кино, Киноклуб"]
+    masked = mask_titles(texts, titles)
+    assert masked == [
+        "The this place's Cat",
+        "this placeは猫",
+        "this place은",
+        "this place, Киноклуб",
+    ]

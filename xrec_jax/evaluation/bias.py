@@ -22,6 +22,7 @@ from xrec_jax.evaluation.grounding import Grounding, grounding_metrics
 from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.evaluation.sentiment import sentiment as word_list_sentiment
 from xrec_jax.evaluation.significance import Effect, group_effect, holm
+from xrec_jax.text.words import word_count
 
 LEAST = 10  # users of a group
 MOST_NUMBERS = 8  # distinct numbers that are groups of their own
@@ -85,7 +86,7 @@ def explanation_figures(
       titles of a text that names none.
     """
     figures = {
-        "words": np.array([len(text.split()) for text in texts], np.float64),
+        "words": np.array([word_count(text) for text in texts], np.float64),
         "sentiment": np.array([sentiment(text) for text in texts], np.float64),
     }
     if groundings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -11,13 +12,20 @@ import numpy as np
 class Estimate(TypedDict):
     """A figure of `evaluation.json`: low and high bound a 95 % interval, None where there is none.
 
-    `count` is the number of users (or cases) behind the value.
+    `count` is the number of users (or cases) behind the value. `note` says what is special about
+    it, such as why there is none: then the value is NaN, in the file null.
     """
 
     value: float
     low: float | None
     high: float | None
     count: int
+    note: NotRequired[str]
+
+
+def without_meaning(note: str) -> Estimate:
+    """A figure that these cases cannot have, and why; null in `evaluation.json`."""
+    return {"value": math.nan, "low": None, "high": None, "count": 0, "note": note}
 
 
 def exact(value: float, count: int) -> Estimate:

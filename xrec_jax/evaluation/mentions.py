@@ -8,6 +8,11 @@ subtitle, and in quotes any beginning of it, counts for the item and the history
 title that names a series ("the Star Wars saga"). The longest match wins. Phrases in quotes and
 capitals that are in no catalogue are `unknown` titles. Synonyms are not known, and negation is not
 understood.
+
+Most scripts know no capitals. There a title of the catalogue is held against a text only in quotes
+or where it is long, and a phrase is an unknown title only in the quotes that mark titles. For what
+a word is in scripts without blanks, and where a name may end in Korean, see `text.words`. Endings
+that change the name itself, as in Russian, are not undone.
 """
 
 from __future__ import annotations
@@ -32,18 +37,29 @@ from xrec_jax.evaluation.titles import (
     words_of,
 )
 from xrec_jax.text.grammar import plural
+from xrec_jax.text.words import has_blanks, stands_alone
 
 Kind = Literal[
     "item", "history", "catalogue", "unknown",
     "item_attribute", "history_attribute", "absent_attribute",
 ]  # fmt: skip
 _QUOTED = (
+    # Quotes that mark titles in Chinese and Japanese; the last two stand around speech as well.
+    re.compile("\u300a([^\u300a\u300b\n]{1,90})\u300b"),
+    re.compile("\u3008([^\u3008\u3009\n]{1,90})\u3009"),
+    re.compile("\u300e([^\u300e\u300f\n]{1,90})\u300f"),
+    re.compile("\u300c([^\u300c\u300d\n]{1,90})\u300d"),
+    re.compile("\u00ab([^\u00ab\u00bb\n]{2,90})\u00bb"),
+    re.compile("\u201e([^\u201c-\u201e\n]{2,90})[\u201c\u201d]"),
     re.compile(r"\"([^\"\n]{2,90})\""),
     re.compile("\u201c([^\u201c\u201d\n]{2,90})\u201d"),
     re.compile("\u2018((?:[^\u2018\u2019\n]|\u2019(?=\\w)){2,90})\u2019(?!\\w)"),
     re.compile(r"(?<!\w)'((?:[^'\n]|'(?=\w)){2,90})'(?!\w)"),
 )
+_MARKS = "\u300a\u3008\u300e"  # open what is a title, in scripts without capitals
 _MOST_WORDS = 10  # of an unknown title: longer quotations are speech
+_MOST_CHARACTERS = 25  # and where each character is a word
+_LONG_WORDS, _LONG_CHARACTERS = 3, 5  # of a title that is meant though nothing marks it as one
 _SERIES = frozenset("saga series franchise universe trilogy".split())
 _YEAR_BEHIND = re.compile(r"\s*\((?:1[89]|20)\d\d\)")
 _NO_VALUE = ("", "none", "nan", "null", "unknown")
@@ -173,7 +189,7 @@ class Grounder:
         ]
         true = sources[0] | sources[1]
         spans, taken = self._title_spans(text, words, own, true)
-        said, covered = self._attribute_spans(words, taken, *sources)
+        said, covered = self._attribute_spans(text, words, taken, *sources)
         spans += self._in_quotes(text, words, taken, covered, own)
         # A value inside an unknown title is part of it.
         free = {word.start for word, used in zip(words, taken, strict=True) if not used}
@@ -211,6 +227,8 @@ class Grounder:
         if quoted(text, start, end) or quoted(text, words[place].start, words[behind - 1].end):
             return True
         part = words[place:behind]
+        if not stands_alone(text, part[0].start, part[-1].end):
+            return False
         plain = all(word.form in SMALL or word.form.isdigit() for word in part)
         capitals = all(word.capital or word.form in SMALL for word in part)
         capitals = capitals and part[0].capital and part[-1].capital
@@ -220,6 +238,9 @@ class Grounder:
             return capitals and not plain and found not in self._said
         if not capitals or plain or found in self._said:
             return False
+        if _without_case(part):
+            spaced = has_blanks(text[part[0].start : part[-1].end])
+            return len(part) >= (_LONG_WORDS if spaced else _LONG_CHARACTERS)
         if len(part) > 1:
             return True
         # A lone capital word: neither a sentence's first, nor part of a longer name.
@@ -245,7 +266,8 @@ class Grounder:
                 low = bisect.bisect_left(words, match.start(), key=lambda word: word.start)
                 high = bisect.bisect_right(words, match.end(), key=lambda word: word.end)
                 inside = words[low:high]
-                if not 0 < len(inside) <= _MOST_WORDS or any(taken[low:high]):
+                most = _MOST_WORDS if has_blanks(match[1]) else _MOST_CHARACTERS
+                if not 0 < len(inside) <= most or any(taken[low:high]):
                     continue
                 names = [place for place in range(low, high) if words[place].form not in SMALL]
                 if not names or not all(words[place].capital for place in (low, *names)):
@@ -262,19 +284,22 @@ class Grounder:
                     if whole[: len(said)] == said:
                         kind, name = source, title
                         break
+                if kind == "unknown" and _without_case(inside) and match[0][0] not in _MARKS:
+                    continue  # capitals cannot show that a title is meant
                 spans.append(Span(start, end, kind, name))
                 taken[low:high] = [True] * (high - low)
         return spans
 
     def _attribute_spans(
-        self, words: list[Word], taken: list[bool],
+        self, text: str, words: list[Word], taken: list[bool],
         item: set[tuple[str, str]], history: set[tuple[str, str]],
     ) -> tuple[list[Span], list[bool]]:  # fmt: skip
         spans, place = [], 0
         covered = [False] * len(words)
         while place < len(words):
             for found, behind in self._values.at(words, place):
-                if any(taken[place:behind]):
+                ends = words[place].start, words[behind - 1].end
+                if any(taken[place:behind]) or not stands_alone(text, *ends):
                     continue
                 said = self._said[found]
                 if own := said & item:
@@ -284,12 +309,17 @@ class Grounder:
                 else:
                     own, kind = said, "absent_attribute"
                 name = min(value for _, value in own)
-                spans.append(Span(words[place].start, words[behind - 1].end, kind, name))
+                spans.append(Span(*ends, kind, name))
                 covered[place:behind] = [True] * (behind - place)
                 place = behind - 1
                 break
             place += 1
         return spans, covered
+
+
+def _without_case(words: Iterable[Word]) -> bool:
+    """Whether words are of scripts that have no capitals; digits are of those that have."""
+    return all(word.form == word.form.upper() and not word.form.isdigit() for word in words)
 
 
 def _whole(text: str, words: list[Word], place: int, behind: int) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@
 
 The libraries count (sacrebleu's 13a words, case kept; rouge-score without stemming); what they
 count is kept for every text, so that corpus BLEU has a bootstrap interval like any mean. All
-figures are in per cent, as sacrebleu gives them.
+figures are in per cent, as sacrebleu gives them. Words are those of `text.words`, in every script:
+rouge-score by itself knows a to z alone, and 13a takes a Chinese sentence for one word.
 
 A reference of another case is the control: texts that all read alike score high against it too.
 Only what a system scores above its control says that an explanation is about its own case. A second
@@ -20,6 +21,7 @@ import numpy as np
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.intervals import Estimate, bootstrap_means, exact
+from xrec_jax.text.words import spaced, words
 
 ORDERS = 4
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
@@ -37,7 +39,7 @@ def bleu_statistics(texts: Sequence[str], references: Sequence[str]) -> np.ndarr
     counter = BLEU(effective_order=True)  # on one text; the order has no part in the counts
     rows = []
     for text, reference in zip(texts, references, strict=True):
-        score = counter.sentence_score(text, [reference])
+        score = counter.sentence_score(spaced(text), [spaced(reference)])
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return np.array(rows, np.float64).reshape(len(rows), 2 * ORDERS + 2)
 
@@ -74,12 +76,19 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarr
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE.values()), use_stemmer=False)
+    scorer = RougeScorer(list(ROUGE.values()), tokenizer=_Words())
     scores = [scorer.score(ref, text) for text, ref in zip(texts, references, strict=True)]
     return {
         name: 100 * np.array([score[key].fmeasure for score in scores], np.float64)
         for name, key in ROUGE.items()
     }
+
+
+class _Words:
+    """What rouge-score takes for words, in every script; its own pattern is `[a-z0-9]+`."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 def next_reference(count: int) -> np.ndarray:

@@ -8,7 +8,10 @@ a number can stand in its place.
 
 from __future__ import annotations
 
+import math
 import re
+
+from xrec_jax.text.words import is_latin
 
 POSITIVE = frozenset(
     "acclaimed adore adored affordable amazing appeal appealing appeals appreciate appreciated "
@@ -48,7 +51,11 @@ def sentiment(text: str) -> float:
     """Sentiment from -1 to 1: `(positive - negative) / (positive + negative + 1)`.
 
     The 1 keeps a text with a single such word from the ends of the scale; 0 where there is none.
+    NaN for a text whose letters are mostly of another script than Latin: the list says nothing of
+    it.
     """
+    if not is_latin(text):
+        return math.nan
     positive = negative = reach = 0
     words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
     for place, word in enumerate(words):

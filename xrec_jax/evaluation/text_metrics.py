@@ -17,15 +17,29 @@ import re
 from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
+import regex
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, estimate, exact, owners, user_sums
+from xrec_jax.evaluation.intervals import (
+    Estimate,
+    estimate,
+    exact,
+    owners,
+    user_sums,
+    without_meaning,
+)
 from xrec_jax.evaluation.overlap import overlap
+from xrec_jax.text.words import WORD_OR_LINE, composed, has_blanks, is_latin, word_count
 
 Features = Sequence[Collection[Hashable]]
+NO_EASE = "Flesch's formula counts syllables of Latin script; no text is in it"
+CHARACTERS = "in scripts without blanks between words each character counts as a word"
 SELF_REPETITION = 4  # words of the n-grams that a text may share with others
 REPETITION = 3  # and of those that it may hold twice
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:['\u2019\-]\w+)*")
+_ANY_WORD = regex.compile(
+    rf"\d+(?:[.,]\d+)+|{WORD_OR_LINE}(?:['\u2019\-]{WORD_OR_LINE})*", regex.V1
+)  # the same in every script
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'\u201d\u2019)]|$)")
 _VOWELS = re.compile(r"[aeiouy\u00e0-\u00ff]+")
 
@@ -82,14 +96,15 @@ def text_metrics(
     ):
         if given is not None and len(given) != len(texts):
             raise UserError(f"{len(texts)} texts, but {len(given)} {name}")
-    words = [_WORD.findall(text.lower()) for text in texts]
+    words = [_words(text.lower()) for text in texts]
     per_text = {
-        "text/words": np.array([len(text.split()) for text in texts], np.float64),
+        "text/words": np.array([word_count(text) for text in texts], np.float64),
         "text/readability": np.array([flesch(text) for text in texts]),
         "text/repetition": np.array([_repetition(row) for row in words]),
         "text/self_repetition": _self_repetition(words),
     }
-    corpus = {"text/usr": exact(len({tuple(t.split()) for t in texts}) / len(texts), len(texts))}
+    distinct = {tuple(composed(text).split()) for text in texts}
+    corpus = {"text/usr": exact(len(distinct) / len(texts), len(texts))}
     for order in (1, 2):
         grams = [gram for row in words for gram in _grams(row, order)]
         share = len(set(grams)) / len(grams) if grams else 0.0
@@ -106,6 +121,10 @@ def text_metrics(
             corpus["text/div"] = diversity(features, users=users)
     for name, figures in per_text.items():
         corpus[name] = mean_of(figures, users=users, resamples=resamples, seed=seed)
+    if any(words) and np.isnan(per_text["text/readability"]).all():
+        corpus["text/readability"] = without_meaning(NO_EASE)
+    if not all(map(has_blanks, texts)):
+        corpus["text/words"]["note"] = CHARACTERS
     if references is not None:
         each, whole = overlap(
             texts, references, controls=controls, resamples=resamples, seed=seed
@@ -189,14 +208,20 @@ def flesch(text: str) -> float:
 
     About 60 to 70 is plain English; higher is easier. Words are runs of letters and digits, parts
     with a hyphen or apostrophe one word; a sentence ends in ".", "!" or "?" before white space or
-    the end. NaN for a text without words.
+    the end. NaN for a text without words, or whose letters are mostly of another script than Latin.
     """
-    words = _WORD.findall(text)
-    if not words:
+    words = _words(text)
+    if not words or not is_latin(text):
         return float("nan")
     parts = [part for part in _SENTENCE_END.split(text) if _WORD.search(part)]
     spoken = sum(sum(map(syllables, word.split("-"))) for word in words)
     return 206.835 - 1.015 * len(words) / len(parts) - 84.6 * spoken / len(words)
+
+
+def _words(text: str) -> list[str]:
+    if text.isascii():
+        return _WORD.findall(text)
+    return _ANY_WORD.findall(composed(text))
 
 
 def _grams(words: Sequence[str], order: int) -> list[tuple[str, ...]]:

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import regex
+
+from xrec_jax.text.words import NAME_WORD, without_marks
+
 Words = tuple[str, ...]
-QUOTES = "\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb\u2039\u203a`*"
+QUOTES = (
+    "\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb\u2039\u203a`*"
+    "\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f"  # Chinese and Japanese
+)
 ARTICLES = ("the", "a", "an")
 # Words that titles keep small, and that say nothing by themselves.
 SMALL = frozenset(
@@ -26,17 +32,18 @@ SMALL = frozenset(
 )
 _FOREIGN = "la le les l' il lo gli i el los las der die das den det een het o os um".split()
 _END = ""  # no word is empty
-_WORD = re.compile(
-    r"(?:[^\W\d_]\.){2,}(?:[^\W\d_](?![^\W_]))?"  # initials: L.A., G.I.
-    "|&"
-    r"|[^\W_](?:[^\W_]|[\u0300-\u036f]|['\u2019\u02bc](?=[^\W_]))*"
-)
-_YEAR = re.compile(r"\s*[(\[](?:1[89]|20)\d\d(?:/\w+)?[)\]]\s*$")
+_INITIALS = r"(?:[^\W\d_]\.){2,}(?:[^\W\d_](?![^\W_]))?|&"  # L.A., G.I.
+_WORD = re.compile(rf"{_INITIALS}|[^\W_](?:[^\W_]|['\u2019\u02bc](?=[^\W_]))*")
+_ANY_WORD = regex.compile(
+    rf"{_INITIALS}|{NAME_WORD}(?:['\u2019\u02bc]{NAME_WORD})*", regex.V1
+)  # the same in every script
+# Full-width brackets and colons, and the sign of a year, are those of Chinese and Japanese.
+_YEAR = re.compile(r"\s*[(\[\uff08](?:1[89]|20)\d\d(?:/\w+|\u5e74)?[)\]\uff09]\s*$")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
 _REPR = re.compile(r"^u([\"'])(.*)\1$")
-_BRACKETS = re.compile(r"\s*[(\[]([^()\[\]]*)[)\]]")
-_SUBTITLE = re.compile(r":\s|\s[-\u2013\u2014]\s")
-_BREAK = re.compile(r"(?:[.!?:\n\u2022]|^)[\s\"'\u201c\u2018(*\-]*$")
+_BRACKETS = re.compile(r"\s*[(\[\uff08]([^()\[\]\uff08\uff09]*)[)\]\uff09]")
+_SUBTITLE = re.compile(r":\s|\uff1a|\s[-\u2013\u2014]\s")
+_BREAK = re.compile(r"(?:[.!?:\n\u2022\u3002\uff01\uff1f\uff1a]|^)[\s\"'\u201c\u2018(*\-]*$")
 
 
 class Word(NamedTuple):
@@ -60,7 +67,7 @@ class Word(NamedTuple):
 def words_of(text: str) -> list[Word]:
     """The words of a text, in order; "&" is "and", initials are one word."""
     words = []
-    for match in _WORD.finditer(text):
+    for match in (_WORD if text.isascii() else _ANY_WORD).finditer(text):
         raw = match.group()
         form = bare = _form(raw)
         if len(raw) > 2 and raw[-2] in "'\u2019\u02bc" and raw[-1] in "sS":
@@ -73,9 +80,7 @@ def words_of(text: str) -> list[Word]:
 def _form(raw: str) -> str:
     if raw == "&":
         return "and"
-    if not raw.isascii():
-        raw = unicodedata.normalize("NFKD", raw)
-        raw = "".join(char for char in raw if not unicodedata.combining(char))
+    raw = without_marks(raw)
     for char in ".'\u2019\u02bc":
         raw = raw.replace(char, "")
     return raw.casefold()
@@ -97,7 +102,7 @@ def quoted(text: str, start: int, end: int) -> bool:
     """Whether quotes stand right around a span; a comma or full stop may precede the last one."""
     if start == 0 or text[start - 1] not in QUOTES:
         return False
-    while end < len(text) and text[end] in ".,!?;:":
+    while end < len(text) and text[end] in ".,!?;:\u3001\u3002\uff01\uff0c\uff1f":
         end += 1
     return end < len(text) and text[end] in QUOTES
 

@@ -21,20 +21,25 @@ from __future__ import annotations
 
 import collections
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.text.titles import normal_title
+from xrec_jax.text.words import NAME_WORD, stands_alone, without_marks
 
 _MARKS = re.compile("[\u00ae\u00a9\u2122\u2120]")
 _APOSTROPHES = re.compile("[\u2019\u2018\u02bc`\u00b4]")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_TOKEN = re.compile(rf"{_WORD.pattern}|(?:[^\w\s]|_)+")  # a word, or signs that stand together
-_QUOTES = "\"'\u201c\u201d\u00ab\u00bb"
+_SIGNS = r"(?:[^\w\s]|_)+"  # that stand together
+_TOKEN = re.compile(rf"{_WORD.pattern}|{_SIGNS}")
+# The same in every script.
+_ANY_WORD = regex.compile(rf"{NAME_WORD}(?:'{NAME_WORD})*", regex.V1)
+_ANY_TOKEN = regex.compile(rf"{_ANY_WORD.pattern}|{_SIGNS}", regex.V1)
+_QUOTES = "\"'\u201c\u201d\u201e\u00ab\u00bb\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f"
 _SENTENCE = re.compile(r"(?:[.!?:\n]|^)[\s\"'\u201c(*\-]*$")
 _BRACKETS = re.compile(r"\s*[(\[][^()\[\]]*[)\]]")
 _EQUAL = 1e-9
@@ -45,6 +50,8 @@ class _Word(NamedTuple):
     """A word of a text.
 
     Attributes:
+      start: its first character.
+      end: behind its last one.
       form: what is compared.
       bare: `form` without the s of a possessive.
       capital: it does not begin with a small letter.
@@ -53,6 +60,8 @@ class _Word(NamedTuple):
       closes: a quote stands behind it, perhaps after a comma or full stop.
     """
 
+    start: int
+    end: int
     form: str
     bare: str
     capital: bool
@@ -100,7 +109,7 @@ class Monitors:
         small: set[str] = set()  # words that stand in small letters
         lengths = []
         for text in reference_texts:
-            words = _words(text)
+            words = _words(_folded(text))
             lengths.append(len(words))
             small.update(word.form for word in words if not word.capital)
             self._vocabulary.update(_tokens(text))
@@ -154,7 +163,7 @@ class Monitors:
             raise UserError(f"monitors: target {bad[0]}, but there are {len(self._titles)} titles")
         wanted = wanted or [-1] * len(texts)
         shown = {prompt: _joined(_forms(prompt)) for prompt in dict.fromkeys(prompts)}
-        found = [self._found(_words(text)) for text in texts]
+        found = [self._found(_folded(text)) for text in texts]
         unshown = [
             any(_joined(title) not in shown[prompt] for title in titles)
             for titles, prompt in zip(found, prompts, strict=True)
@@ -190,8 +199,9 @@ class Monitors:
             measured["monitor/leak_texts"] = float(count)
         return measured
 
-    def _found(self, words: list[_Word]) -> set[tuple[str, ...]]:
-        """Titles that a text names, as words; they do not overlap."""
+    def _found(self, text: str) -> set[tuple[str, ...]]:
+        """Titles that a folded text names, as words; they do not overlap."""
+        words = _words(text)
         found, place = set(), 0
         while place < len(words):
             word = words[place]
@@ -202,6 +212,8 @@ class Monitors:
             for title in titles:
                 part = words[place : place + len(title)]
                 if not _says(part, title) or (title in self._plain and not self._named(part)):
+                    continue
+                if not stands_alone(text, part[0].start, part[-1].end):
                     continue
                 found.add(title)
                 step = len(title)
@@ -215,9 +227,10 @@ class Monitors:
             return True
         if len(part) == 1:
             word = part[0]
-            if word.form.isdigit() or (
-                word.first and not self._vocabulary.isdisjoint((word.form, word.bare))
-            ):
+            known = not self._vocabulary.isdisjoint((word.form, word.bare))
+            # In scripts without capitals a name looks like any other word.
+            plain = word.first or word.form == word.form.upper()
+            if word.form.isdigit() or (plain and known):
                 return False
             return word.capital
         ends = part[0], part[-1]
@@ -332,10 +345,7 @@ def leak(
 
 def _folded(text: str) -> str:
     text = _APOSTROPHES.sub("'", _MARKS.sub("", text)).replace("&", " and ")
-    if text.isascii():
-        return text
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return without_marks(text)
 
 
 def _form(raw: str) -> str:
@@ -344,17 +354,20 @@ def _form(raw: str) -> str:
 
 def _forms(text: str) -> list[str]:
     """Words as `normal_title` has them, so that titles can be found among them."""
-    return [_form(raw) for raw in _WORD.findall(_folded(text))]
+    text = _folded(text)
+    return [_form(raw) for raw in (_WORD if text.isascii() else _ANY_WORD).findall(text)]
 
 
 def _tokens(text: str) -> list[str]:
-    return [_form(raw) or raw for raw in _TOKEN.findall(_folded(text))]
+    text = _folded(text)
+    found = (_TOKEN if text.isascii() else _ANY_TOKEN).findall(text)
+    return [_form(raw) or raw for raw in found]
 
 
 def _words(text: str) -> list[_Word]:
-    text = _folded(text)
+    """The words of a text that is `_folded`."""
     words = []
-    for match in _WORD.finditer(text):
+    for match in (_WORD if text.isascii() else _ANY_WORD).finditer(text):
         raw, start, end = match.group(), match.start(), match.end()
         form = bare = _form(raw)
         if len(raw) > 2 and raw[-1] in "sS" and raw[-2] == "'":
@@ -363,7 +376,8 @@ def _words(text: str) -> list[_Word]:
         first = capital and bool(_SENTENCE.search(text, max(0, start - 12), start))
         behind = text[end : end + 2].lstrip(".,!?;:")[:1]
         opens = start > 0 and text[start - 1] in _QUOTES
-        words.append(_Word(form, bare, capital, first, opens, bool(behind) and behind in _QUOTES))
+        closes = bool(behind) and behind in _QUOTES
+        words.append(_Word(start, end, form, bare, capital, first, opens, closes))
     return words
 
 

@@ -20,11 +20,11 @@ from xrec_jax.pipelines.joint_world import taught_words, world_readings
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
 from xrec_jax.text.comprehension import Reading, reading_exercises
 from xrec_jax.text.corpus import world_sentences
-from xrec_jax.text.grammar import word_count
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
 from xrec_jax.text.sampling import match_lengths, one_answer_each, select, split_by_prompt
 from xrec_jax.text.talk import small_talk
 from xrec_jax.text.templates import template_from
+from xrec_jax.text.words import word_count
 
 _CHOICE = 4  # times as many examples as are wanted, to choose balanced ones from
 Text = str | Reading

@@ -41,6 +41,7 @@ from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 from xrec_jax.text.instructions import write_instructions
 from xrec_jax.text.templates import template_from
+from xrec_jax.text.words import word_count
 from xrec_jax.training.state import TrainState
 
 STAGE = "instruct"
@@ -255,7 +256,7 @@ def _finish(
 
 def text_figures(records: list[Record], *, resamples: int) -> dict[str, Estimate]:
     """Length and ends of answers, means over prompts."""
-    words = np.array([len(record["text"].split()) for record in records], np.float64)
+    words = np.array([word_count(record["text"]) for record in records], np.float64)
     ended = np.array([record["stop"] == "eos" for record in records], np.float64)
     return {
         "text/words": estimate(words, resamples=resamples),

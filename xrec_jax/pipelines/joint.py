@@ -35,6 +35,7 @@ from xrec_jax.pipelines.report.tables import text_table
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.text.pairs import split_pair
+from xrec_jax.text.words import word_count
 
 STAGE = "joint"
 _TEXTS = ("joint", "sft", "untuned", "template", "summary", "stated", "planted")
@@ -226,7 +227,7 @@ def _add_texts(
             chosen = [of_record[record["user"], record.get("item")] for record in records]
             own = found.setdefault(name, {})
             own.setdefault("text/words", []).append(
-                np.array([len(text.split()) for text in texts], np.float64)
+                np.array([word_count(text) for text in texts], np.float64)
             )
             if states.planted is not None:
                 f1 = score_texts(texts, [states.planted[s] for s in chosen]).f1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from xrec_jax.pipelines.joint_recommender import FusedTask, another
 from xrec_jax.pipelines.joint_seed import SeedRun
 from xrec_jax.pipelines.joint_states import PARTS, TEST
 from xrec_jax.text.pairs import join_pair, taste_pair
+from xrec_jax.text.words import finder, is_dense
 
 ALONE, JOINT = "alone", "joint"
 SIDES = {"why": "why", "why_not": "why_not"}
@@ -242,10 +242,11 @@ def said(planted: Any) -> str:
 
 def mask_titles(texts: list[str], titles: Any) -> list[str]:
     """Texts with every title of the catalogue replaced, longest first, in any case."""
-    known = sorted({t for t in titles if len(t) > 3}, key=lambda t: (-len(t), t))
+    # A title of three letters stands in any text; three characters may be as many words.
+    known = {t for t in titles if len(t) > 3 or (len(t) > 1 and is_dense(t))}
     if not known:
         return texts
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)", re.IGNORECASE)
+    pattern = finder(sorted(known, key=lambda t: (-len(t), t)))
     return [pattern.sub(_PLACE, text) for text in texts]
 
 

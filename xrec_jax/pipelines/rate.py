@@ -23,6 +23,7 @@ from xrec_jax.pipelines import (
     rating_tables,
 )
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.words import finder
 
 
 def make(
@@ -117,7 +118,7 @@ def make(
 def _tells(shown: Sequence[rating_sheets.Shown], names: Sequence[str]) -> list[str]:
     """Warnings about what could tell a rater who wrote a text."""
     texts = [text for one in shown for text in one.case.texts.values()]
-    named = [name for name in names if any(name.lower() in text.lower().split() for text in texts)]
+    named = [name for name in names if any(map(finder([name]).search, texts))]
     return [
         f"warning: the word {name!r} stands in a text, and is a system's name" for name in named
     ]

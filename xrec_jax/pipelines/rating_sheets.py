@@ -15,6 +15,7 @@ import numpy as np
 from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines import report
 from xrec_jax.pipelines.rating_cases import RatedCase
+from xrec_jax.text.words import has_blanks, spaced
 
 LOW, HIGH = 1, 10
 # The answers to a comparison, as they stand in an export.
@@ -89,15 +90,16 @@ def _broken(
     case: RatedCase, kind: str, cases: Sequence[RatedCase], rng: np.random.Generator
 ) -> Shown | None:
     """The case with one text broken; None if none of them can be."""
-    names = [name for name, text in case.texts.items() if len(set(text.split())) >= _ENOUGH]
+    names = [name for name, text in case.texts.items() if len(set(_pieces(text))) >= _ENOUGH]
     if not names:
         return None
     # The template's texts are always about their item, so that breaking one shows.
     system = "template" if "template" in names else names[rng.integers(len(names))]
     text = case.texts[system]
     if kind == "shuffled words":
-        words = text.split()
-        new = " ".join(words[i] for i in rng.permutation(len(words)))
+        words = _pieces(text)
+        blank = " " if has_blanks(text) else ""
+        new = blank.join(words[i] for i in rng.permutation(len(words)))
     else:
         places = rng.permutation(len(cases))
         others = (cases[i].texts[system] for i in places if _another(cases[i], case))
@@ -105,12 +107,17 @@ def _broken(
         new = next(
             (
                 other for other in others
-                if len(other.split()) >= _ENOUGH and not (title and title in other.lower())
+                if len(_pieces(other)) >= _ENOUGH and not (title and title in other.lower())
             ), text,
         )  # fmt: skip
     if new == text:
         return None
     return Shown(dataclasses.replace(case, texts={**case.texts, system: new}), kind, system)
+
+
+def _pieces(text: str) -> list[str]:
+    """What stands between blanks, and each character where a script writes none."""
+    return spaced(text).split()
 
 
 def _another(one: RatedCase, other: RatedCase) -> bool:

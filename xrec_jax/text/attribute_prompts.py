@@ -13,6 +13,7 @@ from xrec_jax.text import layout as layouts
 from xrec_jax.text.attributes import Attribute, Question, Value
 from xrec_jax.text.prompts import CountTokens, render_prompt
 from xrec_jax.text.templates import Template
+from xrec_jax.text.words import finder
 
 
 def without(template: Template, columns: Sequence[str], *, of: str) -> str:
@@ -156,4 +157,4 @@ def check_no_leak(
 
 def holds(text: str, value: str) -> bool:
     """Whether a text names a value as words of their own, in whatever case."""
-    return bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE))
+    return bool(finder([value]).search(text))

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from xrec_jax.core.errors import UserError
 from xrec_jax.text import wording
 from xrec_jax.text.draws import keyed_random
-from xrec_jax.text.grammar import count_of, listing, plural, sentence, with_article, word_count
+from xrec_jax.text.grammar import count_of, listing, plural, sentence, with_article
+from xrec_jax.text.words import word_count
 
 _ATTEMPTS = 40
 

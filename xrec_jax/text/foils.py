@@ -16,10 +16,10 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.text.building import Case
 from xrec_jax.text.draws import keyed_random
 from xrec_jax.text.explanations import Reason, Reasons, explain
-from xrec_jax.text.grammar import word_count
 from xrec_jax.text.judging import Judgement
 from xrec_jax.text.prompts import CountTokens, render_prompt
 from xrec_jax.text.templates import Template
+from xrec_jax.text.words import word_count
 
 KINDS = ("others", "values", "repeated")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")

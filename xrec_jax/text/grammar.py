@@ -54,8 +54,3 @@ def sentence(text: str) -> str:
     text = text.strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
-
-
-def word_count(text: str) -> int:
-    """Number of words, as split at white space."""
-    return len(text.split())

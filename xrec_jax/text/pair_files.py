@@ -16,6 +16,7 @@ from etils import epath
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import numbered_records
 from xrec_jax.text.templates import Template, register
+from xrec_jax.text.words import is_dense, spelt_words
 
 # Asks about the user alone, as `text.pairs.TASTES`, where reviews are known only as summaries.
 PROFILES = register(
@@ -166,9 +167,16 @@ def _value(record: Mapping[str, Any], role: str, key: str, where: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """Words that say something of a taste, in order, in lower case, without a plural's s."""
-    words = [word.casefold().replace("\u2019", "'") for word in _WORD.findall(text)]
-    return [_stem(word) for word in words if word not in _EMPTY and len(word) > 2]
+    """Words that say something of a taste, in order, in lower case, without a plural's s.
+
+    Words of one or two letters say nothing, but in scripts whose words are that short: Chinese,
+    Korean.
+    """
+    words = [word.casefold().replace("\u2019", "'") for word in spelt_words(text)]
+    return [
+        _stem(word) for word in words
+        if word not in _EMPTY and (len(word) > 2 or is_dense(word))
+    ]  # fmt: skip
 
 
 def _stem(word: str) -> str:

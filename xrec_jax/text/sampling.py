@@ -16,8 +16,8 @@ import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.text.draws import keyed_hash
-from xrec_jax.text.grammar import word_count
 from xrec_jax.text.instructions import Instruction
+from xrec_jax.text.words import word_count
 
 
 def split_by_prompt(

@@ -22,8 +22,8 @@ from xrec_jax.text.grammar import (
     plural,
     sentence,
     with_article,
-    word_count,
 )
+from xrec_jax.text.words import word_count
 
 MOST_WORDS = 75
 # A value is a habit if at least this share of the history has it.

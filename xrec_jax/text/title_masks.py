@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from xrec_jax.text.titles import normal_title
+import regex
 
-_TOKEN = re.compile(r"[^\W_]+(?:['\u2019\u2018\u02bc`\u00b4][^\W_]+)*|&")
+from xrec_jax.text.titles import normal_title
+from xrec_jax.text.words import NAME_WORD, is_dense, stands_alone
+
+_APOSTROPHE = r"['\u2019\u2018\u02bc`\u00b4]"
+_TOKEN = re.compile(rf"[^\W_]+(?:{_APOSTROPHE}[^\W_]+)*|&")
+_ANY_TOKEN = regex.compile(rf"{NAME_WORD}(?:{_APOSTROPHE}{NAME_WORD})*|&", regex.V1)
 _SHORTEST = 3  # letters of a title of one word; shorter ones stand in any text
 
 
@@ -16,7 +21,9 @@ class TitleMasks:
 
     A title counts where its words stand in a row, spelt as `normal_title` compares them. A title of
     one word must begin with a capital or a digit there: "friendly" is no mention of "Friendly". It
-    must also have three letters, and not be a number.
+    must also have three letters, and not be a number. In scripts without blanks each character is a
+    word, in Korean each syllable, and there a title must not be part of a longer word as far as can
+    be seen (`words.stands_alone`).
 
     Args:
       titles: of the items; those that name nothing are passed over.
@@ -26,7 +33,8 @@ class TitleMasks:
         self._by_first: dict[str, list[tuple[str, ...]]] = {}
         for title in sorted({normal_title(title) for title in titles}):
             words = tuple(title.split())
-            if len(words) == 1 and (len(title) < _SHORTEST or title.isdigit()):
+            short = len(title) < _SHORTEST and not is_dense(title)
+            if len(words) == 1 and (short or title.isdigit()):
                 continue
             if words:
                 self._by_first.setdefault(words[0], []).append(words)
@@ -53,16 +61,19 @@ class TitleMasks:
         return "".join([*parts, text[end:]])
 
     def _spans(self, text: str) -> Sequence[tuple[str, int, int]]:
-        tokens = [(normal_title(t[0]), t.start(), t.end()) for t in _TOKEN.finditer(text)]
+        found = (_TOKEN if text.isascii() else _ANY_TOKEN).finditer(text)
+        tokens = [(normal_title(t[0]), t.start(), t.end()) for t in found]
         words = [word for word, _, _ in tokens]
         spans, place = [], 0
         while place < len(words):
             start = tokens[place][1]
             for title in self._by_first.get(words[place], ()):
-                if words[place : place + len(title)] == list(title) and (
-                    len(title) > 1 or not text[start].islower()
+                stop = tokens[min(place + len(title), len(words)) - 1][2]
+                if (
+                    words[place : place + len(title)] == list(title)
+                    and (len(title) > 1 or not text[start].islower())
+                    and stands_alone(text, start, stop)
                 ):
-                    stop = tokens[place + len(title) - 1][2]
                     if place and words[place - 1] in ("the", "a", "an"):
                         start = tokens[place - 1][1]
                     spans.append((" ".join(title), start, stop))

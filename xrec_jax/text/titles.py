@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
+
+import regex
+
+from xrec_jax.text.words import NAME_WORD, without_marks
 
 # A catalogue puts the article behind a comma: "Matrix, The". A lone "I" or "O" is more often a part
 # of a name than an article, so those of Portuguese and Italian are left out.
@@ -19,19 +22,21 @@ _ARTICLES = (
 # In front of a title a foreign article is often a word of the title ("Die Hard"), so it stays.
 _LEADING = ("the", "a", "an")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
-_YEAR = re.compile(r"[(\[]\s*(?:1[89]|20)\d\d\s*[)\]]\s*$")
+_YEAR = re.compile(r"[(\[\uff08]\s*(?:1[89]|20)\d\d\u5e74?\s*[)\]\uff09]\s*$")
 _BEHIND = re.compile(rf",\s*(?:{'|'.join(_ARTICLES)}|l')(?=\s*(?:$|[(\[]))", re.IGNORECASE)
 _MARKS = re.compile("[\u00ae\u00a9\u2122\u2120]")
 _APOSTROPHES = re.compile("['\u2019\u2018\u02bc`\u00b4]")
 _NO_WORD = re.compile(r"[^\w]+|_+")
+_ANY_WORD = regex.compile(NAME_WORD, regex.V1)  # the same in every script
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def normal_title(title: str, *, year: bool = False) -> str:
     r"""A title in the form in which two spellings of it are equal.
 
-    Case, accents, punctuation, white space, an English article in front, an article behind a comma
-    ("Matrix, The"), trade marks and a year in brackets at the end do not count; "&" is "and".
+    Case, accents (see `words.without_marks`), punctuation, white space, an English article in
+    front, an article behind a comma ("Matrix, The"), trade marks and a year in brackets at the end
+    do not count; "&" is "and".
     Escapes that some file left in a text (`\u2122`) are read as what they mean.
 
     Args:
@@ -39,8 +44,9 @@ def normal_title(title: str, *, year: bool = False) -> str:
       year: keep the year in brackets, where it tells two items of the same name apart.
 
     Returns:
-      Words in lower case with single blanks; empty for a title without a letter or digit. A title
-      that is nothing but an article is kept ("The The" is "the").
+      Words in lower case with single blanks, of scripts without blanks each character, of Korean
+      each syllable; empty for a title without a letter or digit. A title that is nothing but an
+      article is kept ("The The" is "the").
     """
     text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), title).strip()
     if not year:
@@ -48,9 +54,8 @@ def normal_title(title: str, *, year: bool = False) -> str:
     text = _BEHIND.sub("", text) or text
     text = _MARKS.sub("", text).replace("&", " and ")
     text = _APOSTROPHES.sub("", text)  # "dog's" is "dogs", not "dog s"
-    decomposed = unicodedata.normalize("NFKD", text)
-    text = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    words = _NO_WORD.sub(" ", text.casefold()).split()
+    text = without_marks(text).casefold()
+    words = _NO_WORD.sub(" ", text).split() if text.isascii() else _ANY_WORD.findall(text)
     if len(words) > 1 and words[0] in _LEADING:
         words = words[1:]
     return " ".join(words)

@@ -12,6 +12,7 @@ from xrec_jax.evaluation.audit.cases import Case, level
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, Severity, percent, plural
 from xrec_jax.evaluation.audit.prompts import short
 from xrec_jax.text.titles import normal_title
+from xrec_jax.text.words import ends_sentences, word_count
 
 _REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
@@ -22,6 +23,7 @@ _REFUSAL = re.compile(
 )
 _LIMIT = re.compile(r"\bwithin (\d+)\s+words", re.IGNORECASE)
 _WINDOW = 12  # words; two windows in a row that stand in the prompt are a copy
+_GOES_ON = tuple(",;:-(\u3001\u060c\uff0c\uff1a\uff1b\uff08")  # signs within a sentence
 _TELLING = 8  # characters; a shorter title is often a plain word
 _MOSTLY = 0.05  # share from which equal texts are more than chance
 _FAR = (5, 6, 7, 8)  # rows off: titles of these are named by chance
@@ -187,8 +189,10 @@ def cut_off(answers: Sequence[Answer], role: str) -> Finding:
     def wrong(answer: Answer) -> str:
         text = answer.text.rstrip()
         last = re.split(r"\n\s*\n", text)[-1]
-        signed = last != text and len(last.split()) <= 6
-        cut = bool(text) and not signed and (text[-1].isalnum() or text[-1] in ",;:-(")
+        signed = last != text and word_count(last) <= 6
+        end = text[-1:]
+        within = end.isalnum() or end in _GOES_ON
+        cut = bool(text) and not signed and within and ends_sentences(end)
         return f"... {text[-60:]!r}" if cut or answer.stop == "length" else ""
 
     return _counted(
@@ -206,7 +210,7 @@ def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
         return None
 
     def wrong(answer: Answer) -> str:
-        words, limit = len(answer.text.split()), answer.limit
+        words, limit = word_count(answer.text), answer.limit
         return f"{words} of {limit} words" if limit and words > limit else ""
 
     return _counted(
@@ -274,7 +278,7 @@ def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
             groups[answer.writer, answer.case.dataset].append(answer)
     if not groups:
         return None
-    shifted: list[tuple[Answer, str]] = []
+    shifted: list[tuple[Answer, Answer]] = []
     for group in groups.values():
         texts = [f" {normal_title.__wrapped__(answer.text)} " for answer in group]
         titles = [normal_title(answer.case.title) if answer.case else "" for answer in group]
@@ -282,7 +286,7 @@ def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
         near = {place: off for off in (-1, 1) for place in names(off)}
         chance = [len(list(names(sign * off))) for off in _FAR for sign in (-1, 1)]
         if len(near) >= 3 + 3 * 2 * sum(chance) / len(chance):
-            shifted += [(group[place], titles[place + near[place]]) for place in sorted(near)]
+            shifted += [(group[place], group[place + near[place]]) for place in sorted(near)]
     return Finding(
         code=f"{role}/of_another_row",
         severity="error",
@@ -292,11 +296,15 @@ def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
         "and prompts seem to be shifted.",
         advice="Join answers to prompts by an id, never by their order.",
         examples=tuple(
-            f"{answer.writer}, prompt {answer.prompt_id}: names {title!r} instead of "
-            f"{short(answer.case.title if answer.case else '')}"
-            for answer, title in shifted[:MAX_EXAMPLES]
+            f"{answer.writer}, prompt {answer.prompt_id}: names {_title(other)} instead of "
+            f"{_title(answer)}"
+            for answer, other in shifted[:MAX_EXAMPLES]
         ),
     )
+
+
+def _title(answer: Answer) -> str:
+    return short(answer.case.title if answer.case else "")
 
 
 def _names(

@@ -12,6 +12,7 @@ from typing import Any
 from xrec_jax.evaluation.audit.cases import recommended_lines
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, percent
 from xrec_jax.evaluation.audit.prompts import short
+from xrec_jax.text.words import finder
 
 _LOOSE = re.compile(r'"([^"]+)"\s*:\s*("?)([^",}]*)\2')
 _KEYS = re.compile(r'"([^"\n]+)"\s*:')
@@ -50,7 +51,7 @@ def read_attributes(records: Sequence[Mapping[str, Any]]) -> list[AttributeRow]:
             value = None
         valid = isinstance(value, dict)
         found = value if valid else {key: text for key, _, text in _LOOSE.findall(text)}
-        answers = {str(key): str(one).strip() for key, one in found.items()}
+        answers = {str(key): str(one).strip() for key, one in found.items() if one is not None}
         rows.append(AttributeRow(str(record["prompt"]), text, answers, valid))
     return rows
 
@@ -136,11 +137,11 @@ def leaked(rows: Sequence[AttributeRow]) -> Finding:
     the lines on the recommended item. Chance is how often a value stands in prompts with another
     answer.
     """
-    lines = Counter(line for row in rows for line in {*row.prompt.splitlines()})
+    lines = Counter(line for row in rows for line in {*row.prompt.split("\n")})
     common = {line for line, n in lines.items() if n > max(1, _COMMON * len(rows))}
     scopes = {
         "prompt": [
-            "\n".join(line for line in row.prompt.splitlines() if line not in common).casefold()
+            "\n".join(line for line in row.prompt.split("\n") if line not in common).casefold()
             for row in rows
         ],
         "recommended item": [_item_lines(row).casefold() for row in rows],
@@ -189,7 +190,7 @@ def _leak(
     hits: list[int] = []
     chance = 0.0
     for value, places in by_value.items():
-        word = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
+        word = finder([value])
         within = {place for place in asked if value in texts[place] and word.search(texts[place])}
         mine = set(places)
         hits += sorted(within & mine)

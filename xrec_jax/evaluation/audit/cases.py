@@ -134,7 +134,7 @@ def recommended_lines(prompt: str) -> list[str]:
 
 def _parts(prompt: str) -> tuple[list[str], list[str]]:
     """Titles of the numbered lines, and the lines behind the one that introduces the item."""
-    lines = [line.strip() for line in prompt.splitlines() if line.strip()]
+    lines = [line.strip() for line in prompt.split("\n") if line.strip()]
     history: list[str] = []
     last = 0
     for place, line in enumerate(lines):

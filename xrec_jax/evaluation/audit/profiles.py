@@ -10,7 +10,6 @@ with the held-out ones, which is taste without any leak.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,9 +21,9 @@ from xrec_jax.evaluation.audit.nearness import TOP, Texts, overlaps
 from xrec_jax.evaluation.intervals import estimate
 from xrec_jax.text.pair_files import PairText, content_words
 from xrec_jax.text.titles import normal_title
+from xrec_jax.text.words import spelt_words
 
 _PHRASE = 3  # words in a row
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _PARTS = ("train", "valid", "test")
 _NO_LEAK = (
     "Show a gain from these texts only beside the same run without profiles (joint.states.template="
@@ -90,7 +89,7 @@ def tells_held_out(texts: Texts, split: Split, *, seed: int = 0) -> Finding | No
 
 def _grams(text: str) -> set[tuple[str, ...]]:
     """Runs of words that say something: with two content words at least."""
-    words = [word.casefold() for word in _WORD.findall(text)]
+    words = [word.casefold() for word in spelt_words(text)]
     runs = zip(*(words[start:] for start in range(_PHRASE)), strict=False)
     return {run for run in runs if len(content_words(" ".join(run))) >= 2}
 

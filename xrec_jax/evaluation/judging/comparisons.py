@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.text.words import word_count
 
 
 class Judge(Protocol):
@@ -163,7 +164,7 @@ def compare(
     read = ~(np.isnan(forward) | np.isnan(backward))
     if not read.any():
         raise UserError(f"the judge could read none of the {len(rows)} pairs")
-    words = np.array([[len(one.split()), len(other.split())] for *_, one, other in rows])
+    words = np.array([[word_count(one), word_count(other)] for *_, one, other in rows])
     table = Comparisons(
         systems, np.array([numbers[row[0]] for row in rows])[read],
         np.array([row[1] for row in rows])[read], np.array([row[2] for row in rows])[read],

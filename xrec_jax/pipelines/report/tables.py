@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ COLUMNS = ("test/ndcg@10", "test/hit@10", "test/recall@20", "test/mrr@10", "test
 
 def cell(estimate: Mapping[str, Any] | None) -> str:
     """A figure with its interval: `.1040 [.0921, .1163]`."""
-    if estimate is None or estimate["value"] is None:
+    if estimate is None or estimate["value"] is None or math.isnan(estimate["value"]):
         return "-"
     number = lambda x: f"{x:.4f}".removeprefix("0")  # noqa: E731
     if estimate["low"] is None:

@@ -12,6 +12,7 @@ from xrec_jax.pipelines.report.markup import Html, escape, join, tag
 from xrec_jax.pipelines.report.numbers import percent
 from xrec_jax.text.claims import read_claims
 from xrec_jax.text.pairs import split_pair
+from xrec_jax.text.words import word_count
 
 _WHOLE = 4  # rounds that stand side by side without folding
 _SIDES = (("for", "Why"), ("against", "Why not"))
@@ -105,7 +106,7 @@ def _round(record: Mapping[str, Any], seed: Seed, best: int | None) -> Html:
     f1 = number(record.get("f1"))
     planted = record.get("planted") or {}
     right = given(text, planted)
-    tally = [f"{sum(len(part.split()) for part in pair)} words"]
+    tally = [f"{sum(map(word_count, pair))} words"]
     if f1 is not None:
         tally.insert(0, f"F1 {percent(f1, 1)}")
     if planted:

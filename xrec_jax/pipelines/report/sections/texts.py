@@ -11,6 +11,7 @@ from xrec_jax.pipelines.report.material import MOST_PAIRS, Material, Section
 from xrec_jax.pipelines.report.numbers import figure, known
 from xrec_jax.pipelines.report.sections.panels import grid, is_pair, panels
 from xrec_jax.pipelines.report.wording import label
+from xrec_jax.text.words import word_count
 
 ID, TITLE = "texts", "Explanations as texts"
 HOW = "Add the stage explain to config.stages, and assess for the text metrics."
@@ -40,7 +41,7 @@ def build(material: Material) -> Section | None:
     systems = {system: metrics for system, metrics in systems.items() if metrics}
     lengths = {
         label(name): (
-            material.colour(name), [len(r["text"].split()) for r in material.answers[name]]
+            material.colour(name), [word_count(r["text"]) for r in material.answers[name]]
         )
         for name in material.explainers()
     }  # fmt: skip

@@ -1,0 +1,180 @@
+"""Words in every script: where they begin and end, how many there are, which marks count.
+
+Most scripts put blanks between words. Chinese, Japanese, Thai, Lao, Khmer and Burmese do not; there
+each character, with the marks it carries, is taken for a word, as is usual where Chinese texts are
+scored (the tokenizer "zh" of sacrebleu). Korean has blanks, but what follows a name is written to
+it, so where names are looked for each of its syllables is a word too.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+import regex
+
+# Scripts without blanks between words; the mark of a long vowel belongs to kana.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰ"
+
+
+def _word(unspaced: str, letters: str = r"\p{L}\p{N}") -> str:
+    """A pattern of a word of `letters`; those of the scripts `unspaced` are words by themselves."""
+    alone = rf"[[{letters}]&&[{unspaced}]]\p{{M}}*"
+    letter = rf"[[{letters}]--[{unspaced}]]"
+    # Joiners keep parts of one word together (Persian); they never begin or end it.
+    return rf"(?:{alone}|{letter}(?:{letter}|\p{{M}}|[\u200c\u200d](?={letter}))*)"
+
+
+WORD = _word(_UNSPACED)
+WORD_OR_LINE = _word(_UNSPACED, r"\p{L}\p{N}_")  # the underscore too, as in Python's \w
+NAME_WORD = _word(_UNSPACED + r"\p{Hangul}")
+_ALONE = regex.compile(rf"[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]\p{{M}}*", regex.V1)
+_WORDS = regex.compile(WORD, regex.V1)
+_ASCII_SPELT = re.compile(r"[a-zA-Z]+(?:'[a-zA-Z]+)*")
+_SPELT_WORD = _word(_UNSPACED, r"\p{L}")
+_SPELT = regex.compile(rf"{_SPELT_WORD}(?:['\u2019]{_SPELT_WORD})*", regex.V1)
+_FREE = regex.compile(rf"[{_UNSPACED}\p{{Hangul}}]", regex.V1)
+_NO_STOP = regex.compile(r"[\p{Thai}\p{Lao}]")
+_LATIN, _LETTER = regex.compile(r"\p{Latin}"), regex.compile(r"\p{L}")
+_PART = regex.compile(r"[\p{L}\p{M}\p{N}]")
+_APART = regex.compile(
+    rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}\p{{S}}]]\p{{M}}*|[\u3000-\u303f\uff00-\uffef]", regex.V1
+)
+# Marks that writers may leave out without another word coming out: accents of Latin and Greek,
+# stress and the dots of "ё" in Cyrillic, vowel points of Arabic and Hebrew.
+_OPTIONAL = regex.compile(
+    r"(?<=[\p{Latin}\p{Greek}]\p{M}*)\p{Mn}|(?<=[\u0415\u0435])\u0308"
+    r"|(?<=[\u0430\u0435\u0438\u043e\u0443\u044b\u044d-\u044f]"
+    r"|[\u0410\u0415\u0418\u041e\u0423\u042b\u042d-\u042f])[\u0300\u0301]"
+    r"|[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
+)
+# What Korean writes to the end of a name, such as the mark of the subject.
+_PARTICLES = regex.compile(
+    "(?:은|는|이|가|을|를|의|에|에서|에게|께|와|과|랑|이랑|도|만|로|으로|처럼|보다|까지|부터|마다|"
+    "조차|밖에|이나|나|이라|라|이란|란|이다|다|입니다|인|이고|고|이며|며|요|이에요|예요|하고|같은|"
+    "같이|씨|님|들|한테|라는|라고){0,3}"
+)
+_HANGUL, _KATAKANA = regex.compile(r"\p{Hangul}"), regex.compile(r"[\p{Katakana}ーｰ]", regex.V1)
+_HANGUL_RUN = regex.compile(r"\p{Hangul}*")
+_SURE = 4  # characters of a name that may stand inside a longer run of katakana
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case: runs of letters and digits, or characters where there are no blanks."""
+    return _WORDS.findall(composed(text).lower())
+
+
+def spelt_words(text: str) -> list[str]:
+    """Words of letters alone, as they stand; parts with an apostrophe are one word."""
+    return (_ASCII_SPELT if text.isascii() else _SPELT).findall(composed(text))
+
+
+def composed(text: str) -> str:
+    """The text with letters and their marks as single characters, where there are such (NFC)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def word_count(text: str) -> int:
+    """Number of words: what stands between white space, and characters where there are no blanks.
+
+    Signs count where white space stands around them, as everywhere.
+    """
+    pieces = text.split()
+    if text.isascii():
+        return len(pieces)
+    return sum(len(_WORDS.findall(piece)) if _ALONE.search(piece) else 1 for piece in pieces)
+
+
+def has_blanks(text: str) -> bool:
+    """Whether the text is free of characters of scripts without blanks between words."""
+    return text.isascii() or not _ALONE.search(text)
+
+
+def is_dense(word: str) -> bool:
+    """Whether one or two characters may be a whole word: in scripts without blanks, and Korean."""
+    return (
+        not word.isascii() and bool(_FREE.match(word)) and (len(word) > 1 or not has_blanks(word))
+    )
+
+
+def ends_sentences(letter: str) -> bool:
+    """Whether a letter is of a script that puts signs to the ends of sentences: Thai has none."""
+    return not _NO_STOP.match(letter)
+
+
+def spaced(text: str) -> str:
+    """The text with blanks around every character of a script that writes none.
+
+    The signs that are written with such scripts stand alone too.
+    """
+    return text if text.isascii() else _APART.sub(r" \g<0> ", composed(text))
+
+
+def is_latin(text: str) -> bool:
+    """Whether most letters are Latin ones; a text without letters counts as such."""
+    return text.isascii() or 2 * len(_LATIN.findall(text)) >= len(_LETTER.findall(text))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def without_marks(text: str) -> str:
+    """The text without the marks that writers may leave out, other variants of letters as one.
+
+    "Amélie" is "Amelie", "ёлка" is "елка", full-width and half-width letters are the same; "й" and
+    "и", "が" and "か", and the vowels of Indic and Thai words stay apart.
+    """
+    if text.isascii():
+        return text
+    text = _OPTIONAL.sub("", unicodedata.normalize("NFKD", text))
+    return unicodedata.normalize("NFC", text)
+
+
+def finder(names: Iterable[str]) -> Any:
+    """A pattern that finds names as words of their own, in any case; of two, the first one given.
+
+    Beside a letter of a script without blanks, or of Korean, no boundary can be asked for.
+
+    Args:
+      names: one or more.
+
+    Returns:
+      A compiled pattern; the longer a name, the earlier it should stand in `names`.
+    """
+    names = list(names)
+    if all(map(str.isascii, names)):
+        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
+
+    def bounded(name: str) -> str:
+        before = "" if _FREE.match(name) else r"(?<![\w\p{M}])"
+        behind = "" if _FREE.match(name[-1:]) else r"(?![\w\p{M}])"
+        return f"{before}{re.escape(name)}{behind}"
+
+    return regex.compile("|".join(map(bounded, names)), regex.IGNORECASE)
+
+
+def stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether the name `text[start:end]` is no part of a longer word, as far as can be seen.
+
+    True where blanks show it, which is not looked at here. Behind a Korean name may stand the
+    endings of the language. A single character must have no letter beside it, and a short name in
+    katakana no further katakana: both would be found in other words.
+    """
+    first, last = text[start], text[end - 1]
+    if first.isascii() and last.isascii():
+        return True
+    before, behind = text[max(start - 1, 0) : start], text[end : end + 1]
+    if _HANGUL.match(last):
+        rest = _HANGUL_RUN.match(text, end)[0]
+        if not _PARTICLES.fullmatch(rest):
+            return False
+    if _HANGUL.match(first):
+        return not _HANGUL.match(before)
+    short = end - start < _SURE
+    for edge, beside in ((first, before), (last, behind)):
+        if short and _KATAKANA.match(edge) and _KATAKANA.match(beside):
+            return False
+    if _ALONE.fullmatch(text, start, end):
+        return not (_PART.match(before) or _PART.match(behind))
+    return True
