@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 
 from tests import runs, tiny
 from tests.llm.models import rewrite
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import bpe
+from xrec_jax.llm import bpe, hf
 from xrec_jax.llm.hf import Generation
 from xrec_jax.llm.tokenizer import SOFT, Tokenizer, load_tokenizer
 
@@ -164,6 +165,25 @@ def test_a_template_without_an_end_gets_one(changed):
     assert rendered.ids[-1] == tokenizer.eos_id
 
 
+SEAMLESS = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if not add_generation_prompt %}{{ eos_token + '\n' }}{% endif %}"
+)
+
+
+def test_a_token_across_the_border_belongs_to_the_answer(changed):
+    """The ids are those of the whole text; what is trained is told by its characters."""
+    tokenizer = plain(changed, template=SEAMLESS)
+    for prompt, answer, trained in (
+        ("th", "e cat", "the cat</s>"),
+        ("the cat", " likes", " likes</s>"),
+        ("you may like", " it caf\u00e9 \U0001f642", " it caf\u00e9 \U0001f642</s>"),
+    ):
+        rendered = tokenizer.render((prompt, answer))
+        assert rendered.ids == tokenizer.encode(f"{prompt}{answer}</s>\n", bos=False)
+        assert words(tokenizer, rendered) == trained
+
+
 BROKEN = {
     "drops earlier answers": (
         "{% for m in messages %}<|user|>{% if loop.last %}{{ m['content'] }}{% endif %}"
@@ -173,11 +193,6 @@ BROKEN = {
     "another prompt": (
         "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-        "differently",
-    ),
-    "merges across the seam": (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{% endif %}",
         "differently",
     ),
     "refuses": ("{{ raise_exception('no system role') }}", "no system role"),
@@ -228,6 +243,106 @@ def test_ids_must_fit_the_model(tokenizer):
     tokenizer.check_fits(len(tokenizer))
     with pytest.raises(UserError, match=f"the model only {len(tokenizer) - 1} ids"):
         tokenizer.check_fits(len(tokenizer) - 1)
+
+
+def add(path, *texts):
+    """Adds special tokens behind the vocabulary; returns the number of tokens before."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(list(texts))
+    tokenizer.save(str(path / "tokenizer.json"))
+    return size
+
+
+def test_added_tokens_may_lie_beyond_the_embedding(changed):
+    """As after a fine-tuning that added a padding token without a row for it."""
+    size = add(changed, "<fill>")
+    rewrite(changed / "tokenizer_config.json", pad_token="<fill>")
+    tokenizer = load_tokenizer(changed)
+    assert tokenizer.pad_id == size
+    tokenizer.check_fits(size)
+    assert tokenizer.pad_id == tokenizer.eos_id == 1
+    assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
+    for text in ("a <fill>", "<fill>"):
+        with pytest.raises(UserError, match=f"spells '<fill>', token id {size}, .* {size} ids"):
+            tokenizer.encode(text)
+    with pytest.raises(UserError, match="do not belong together"):
+        tokenizer.check_fits(size - 1)
+
+
+def test_an_end_beyond_the_embedding(changed):
+    size = add(changed, "<stop>")
+    rewrite(changed / "tokenizer_config.json", eos_token="<stop>")
+    with pytest.raises(UserError, match=f"its end-of-text token has id {size}"):
+        load_tokenizer(changed).check_fits(size)
+    (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": [size, 1]}))
+    tokenizer = load_tokenizer(changed)
+    tokenizer.check_fits(size)
+    assert tokenizer.eos_ids == (1,)
+
+
+@pytest.mark.parametrize("text", ["a\ud83d", "\udc00"])
+def test_half_a_character_is_told(tokenizer, text):
+    for read in (
+        tokenizer.encode, tokenizer.prompt, lambda t: tokenizer.encode_batch(["a", t]),
+        lambda t: tokenizer.render((t, "b")), lambda t: tokenizer.render(("b", t)),
+        lambda t: tokenizer.render((t, "b"), template=False),
+        lambda t: tokenizer.prompt([{"role": "user", "content": t}]),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"half a surrogate pair .*at character") as error:
+            read(text)
+        str(error.value).encode()
+    for other in (None, 3, b"a"):
+        with pytest.raises(UserError, match="must be a text, not"):
+            tokenizer.encode(other)
+
+
+def test_custom_code_is_neither_run_nor_asked_about(changed, monkeypatch):
+    monkeypatch.setattr("builtins.input", None)
+    (changed / "own.py").write_text("raise SystemExit('this ran')")
+    for name, custom in (
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "own.Tokenizer"]}),
+        ("tokenizer_config.json", ["own.Tokenizer", None]),
+        ("config.json", {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+    ):
+        file = changed / name
+        before = file.read_text() if file.exists() else "{}"
+        file.write_text(json.dumps(json.loads(before) | {"auto_map": custom}))
+        with pytest.raises(UserError, match=rf"{name}: auto_map names custom .*own\.") as error:
+            load_tokenizer(changed)
+        assert "\n" not in str(error.value)
+        if name == "config.json":
+            with pytest.raises(UserError, match=r"config.json: auto_map names custom"):
+                hf.open_model(changed)
+        file.write_text(before)
+    load_tokenizer(changed)
+
+
+def test_pieces_need_their_package(tmp_path, monkeypatch):
+    """A directory with `tokenizer.model` alone: sentencepiece's, or the text file of tiktoken."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    for content, package in ((b"\n\x0e\n\x05<unk>", "sentencepiece"), (b"IQ== 0\n", "tiktoken")):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(UserError, match=f"a {package} file; pip install {package}"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast"])
+def test_byte_level_files_under_the_class_of_llama(changed, tokenizer, name, monkeypatch):
+    """Some versions of transformers rebuild them as LLaMA 2's, so that class is not used."""
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+    rewrite(changed / "tokenizer_config.json", tokenizer_class=name)
+    text = "the caf\u00e9\n\nthe  river"
+    other = load_tokenizer(changed)
+    assert other.encode(text) == tokenizer.encode(text) and other.eos_ids == tokenizer.eos_ids
+    assert other.decode(other.encode(text)) == text
+
+
+def test_loading_asks_no_network(changed, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)
+    monkeypatch.setattr("socket.getaddrinfo", None)
+    load_tokenizer(changed)
 
 
 def test_directories_that_hold_no_tokenizer(tmp_path, changed):

@@ -19,10 +19,12 @@ class Example:
       ids: `[tokens]` int32.
       trained: `[tokens]` bool: tokens the model learns to produce. The first never counts, nothing
         comes before it.
+      name: how messages name it; empty for its number.
     """
 
     ids: np.ndarray
     trained: np.ndarray
+    name: str = ""
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -81,9 +83,10 @@ class PackedRows:
     def __init__(self, examples: Sequence[Example], *, length: int, together: bool = True):
         for number, example in enumerate(examples):
             if len(example.ids) > length:
+                name = example.name or f"example {number}"
                 raise UserError(
-                    f"example {number} has {len(example.ids)} tokens, more than the {length} of a "
-                    "row; shorten the history or raise the length"
+                    f"{name} has {len(example.ids)} tokens, more than the {length} of a row; "
+                    "shorten the history or raise the length"
                 )
         if not any(example.trained[1:].any() for example in examples):
             raise UserError("no example has a token to train on")

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.hf_export import new_directory
-from xrec_jax.llm.tokenizer import SOFT, Tokenizer, load_tokenizer, quiet_transformers
+from xrec_jax.llm.tokenizer import SOFT, Tokenizer, load_tokenizer
+from xrec_jax.llm.tokenizer_files import quiet_transformers
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

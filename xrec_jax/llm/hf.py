@@ -154,6 +154,7 @@ def open_model(path: str | pathlib.Path, *, config: LlamaConfig | None = None) -
     """
     path = _directory(path)
     content = read_object(path / "config.json")
+    refuse_code(content, str(path / "config.json"))
     check_unquantized(content, str(path / "config.json"))
     if config is None:
         config = from_hf(content, where=str(path / "config.json"))
@@ -200,6 +201,27 @@ def read_object(path: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
+
+
+def refuse_code(content: Mapping[str, Any], where: str) -> None:
+    """Refuses a file that asks for custom code, which is never run, nor asked about.
+
+    Args:
+      content: of a `config.json` or `tokenizer_config.json`.
+      where: the file, for messages.
+
+    Raises:
+      UserError: names the code.
+    """
+    custom = content.get("auto_map")
+    if not custom:
+        return
+    values = custom.values() if isinstance(custom, dict) else [custom]
+    named = ", ".join(dict.fromkeys(str(value) for value in values))[:200]
+    raise UserError(
+        f"{where}: auto_map names custom code ({named!r}), which is never run; if the model is an "
+        "ordinary LLaMA without it, remove that key"
+    )
 
 
 def read_generation(path: Any) -> Generation:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import check_scheme, is_local
+from xrec_jax.core.files import check_scheme
+from xrec_jax.llm.chat_template import ChatTemplate
 from xrec_jax.llm.hf import Generation, read_generation
+from xrec_jax.llm.tokenizer_files import read_tokenizer
 
 SOFT = "<|soft|>"  # a place in a prompt that a soft prompt's vectors fill
 Message = Mapping[str, str]
@@ -57,6 +58,9 @@ class Tokenizer:
         self.soft_id: int | None = soft
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         self._start: list[int] = first if first == [self.bos_id] else []  # of a text
+        self._beyond: dict[int, str] = {}  # tokens that the model has no row for
+        self._rows = 0  # of the model's embedding, once that is known
+        self._chat: ChatTemplate | None = None
 
     def __len__(self) -> int:
         """Number of tokens, added ones included."""
@@ -82,13 +86,31 @@ class Tokenizer:
         return self.eos_ids[0]
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raises a `UserError` if the tokenizer has ids beyond the model's embedding."""
-        highest = max(self.hf.get_vocab().values())
-        if highest >= vocab_size:
+        """Checks the ids against the model's embedding.
+
+        Tokens that were added without a row for them (a padding token, most often) are fine as
+        long as no text spells them and none of them begins or ends every text.
+
+        Raises:
+          UserError: if tokens of the vocabulary itself, or ones that cannot be done without, lie
+            beyond the embedding.
+        """
+        beyond = {n: text for text, n in self.hf.get_vocab().items() if n >= vocab_size}
+        needless = set(self.hf.get_added_vocab().values()).difference(self._start)
+        if not needless.issuperset(beyond):
             raise UserError(
-                f"{self.where}: it has token id {highest}, but the model only {vocab_size} ids; "
-                "they do not belong together"
+                f"{self.where}: it has token id {max(beyond)}, but the model only {vocab_size} "
+                "ids; they do not belong together"
             )
+        ends = tuple(n for n in self.eos_ids if n < vocab_size)
+        if self.eos_ids and not ends:
+            raise UserError(
+                f"{self.where}: its end-of-text token has id {self.eos_ids[0]}, but the model only "
+                f"{vocab_size} ids; name another eos_token_id in generation_config.json"
+            )
+        self._beyond, self._rows, self.eos_ids = beyond, vocab_size, ends
+        if self.pad_id >= vocab_size:
+            self.pad_id = next(iter(ends), 0)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Ids of a text.
@@ -101,12 +123,21 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = True) -> list[list[int]]:
         """Ids of several texts; see `encode`."""
-        texts = list(texts)
+        texts = [check_text(text) for text in texts]
         if not texts:
             return []
         rows = self.hf(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        self._check_rows(rows)
         start = self._start if bos else []
         return [list(row) if row[:1] == start else [*start, *row] for row in rows]
+
+    def _check_rows(self, rows: Iterable[Sequence[int]]) -> None:
+        for row in rows if self._beyond else ():
+            for token in self._beyond.keys() & set(row):
+                raise UserError(
+                    f"{self.where}: a text spells {self._beyond[token]!r}, token id {token}, for "
+                    f"which the model has no embedding (it has {self._rows} ids)"
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
@@ -184,14 +215,14 @@ class Tokenizer:
         return Rendered(ids, trained)
 
     def _render_template(self, messages: Sequence[Message]) -> Rendered:
-        ids = self.encode(self._apply(messages), bos=False)
+        whole = self._apply(messages)
+        ids = self.encode(whole, bos=False)
         trained = [False] * len(ids)
         end = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = self._prefix(messages[:number], ids, number, prompt=True)
-            end = self._prefix(messages[: number + 1], ids, number, prompt=False)
+            start, end = self._answer_span(messages, number, whole, ids)
             stops = [n for n in range(start, end) if ids[n] in self.eos_ids]
             if stops:  # a template's line feed behind the end is never written
                 end = stops[-1] + 1
@@ -201,30 +232,42 @@ class Tokenizer:
             ids, trained = [*ids, self.eos_id], [*trained, True]
         return Rendered(ids, trained)
 
-    def _prefix(
-        self, messages: Sequence[Message], ids: list[int], number: int, *, prompt: bool
-    ) -> int:
-        """Length of the rendered `messages`, which must be the beginning of `ids`."""
-        begin = self.encode(self._apply(messages, prompt=prompt), bos=False)
-        if ids[: len(begin)] != begin:
+    def _answer_span(
+        self, messages: Sequence[Message], number: int, whole: str, ids: list[int]
+    ) -> tuple[int, int]:
+        """Which tokens of a conversation hold the answer that is message `number`.
+
+        Where a token reaches across the border of prompt and answer, it belongs to the answer.
+        """
+        borders = [
+            self._prefix(messages[:number], whole, number, prompt=True),
+            self._prefix(messages[: number + 1], whole, number, prompt=False),
+        ]
+        begins = [self.encode(text, bos=False) for text in borders]
+        if all(ids[: len(begin)] == begin for begin in begins):
+            return len(begins[0]), len(begins[1])
+        first, last = (len(text) for text in borders)
+        places = self.hf(
+            whole, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+        )["offset_mapping"]
+        inside = [n for n, (start, stop) in enumerate(places) if stop > first and start < last]
+        return (inside[0], inside[-1] + 1) if inside else (len(begins[0]), len(begins[0]))
+
+    def _prefix(self, messages: Sequence[Message], whole: str, number: int, *, prompt: bool) -> str:
+        """The rendered `messages`, which must be the beginning of the whole conversation."""
+        begin = self._apply(messages, prompt=prompt)
+        if not whole.startswith(begin):
             raise UserError(
                 f"{self.where}: the chat template writes messages 0 to {len(messages) - 1} "
                 f"differently when message {number} follows, so what is trained cannot be told; "
                 "change chat_template.jinja, or do without a template"
             )
-        return len(begin)
+        return begin
 
     def _apply(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        import jinja2
-
-        try:
-            return self.hf.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False,
-                add_generation_prompt=prompt,
-            )  # fmt: skip
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.where}: its chat template fails: {reason}") from error
+        if self._chat is None:
+            self._chat = ChatTemplate(self.hf, where=self.where)
+        return self._chat.render(messages, prompt=prompt)
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
@@ -240,39 +283,26 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     folder = epath.Path(path)
     if not folder.is_dir():
         raise UserError(f"{path}: no such directory; tokenizers are never downloaded")
-    if not is_local(path):
-        return _load_remote(folder)
-    return _load(os.fspath(path), read_generation(folder), str(path))
+    return Tokenizer(read_tokenizer(folder), read_generation(folder), where=str(path))
 
 
-def _load_remote(folder: epath.Path) -> Tokenizer:
-    import tempfile
+def check_text(text: Any, what: str = "text") -> str:
+    """The text, if it can be written in UTF-8.
 
-    from xrec_jax.llm.hf_export import copy_tokenizer
-
-    with tempfile.TemporaryDirectory() as copy:
-        copy_tokenizer(folder, copy)
-        return _load(copy, read_generation(folder), str(folder))
-
-
-def _load(folder: str, generation: Generation, where: str) -> Tokenizer:
-    known = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in known):
-        raise UserError(f"{where}: no tokenizer: none of {', '.join(known)} is there")
-    quiet_transformers()
-    from transformers import AutoTokenizer
-
+    Raises:
+      UserError: if it is no text, or holds half a surrogate pair, as of an emoji cut in two.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{what} must be a text, not {type(text).__name__}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the `tokenizers` package raises plain exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: the tokenizer cannot be read: {reason}") from error
-    return Tokenizer(tokenizer, generation, where=where)
-
-
-def quiet_transformers() -> None:
-    """Keeps `transformers` from advising, when it is first imported, to install PyTorch."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise UserError(
+            f"{what} holds half a surrogate pair ({half!r}) at character {error.start}; remove or "
+            "replace it"
+        ) from error
+    return str(text)  # of NumPy's and other subclasses the plain text
 
 
 def _messages(given: Any) -> list[Message]:
@@ -293,4 +323,5 @@ def _messages(given: Any) -> list[Message]:
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 raise UserError(f"messages: number {number} has no text {key!r}")
+            check_text(message[key], f"messages: number {number}, {key!r}")
     return messages

@@ -307,12 +307,20 @@ def _example(tokenizer: Tokenizer, turns: Any, *, template: bool | None) -> Exam
 def examples(
     tokenizer: Tokenizer, found: Sequence[Instruction], *, template: bool | None
 ) -> list[Example]:
-    """Instructions as tokens with a mask of the answers."""
+    """Instructions as tokens with a mask of the answers.
+
+    Raises:
+      UserError: names the example that the tokenizer or its template refuses.
+    """
     made = []
     for one in found:
         if one.system is None and not one.turns:
             turns: Any = (one.prompt, one.completion)
         else:
             turns = [{"role": role, "content": text} for role, text in one.messages]
-        made.append(_example(tokenizer, turns, template=template))
+        try:
+            example = _example(tokenizer, turns, template=template)
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from error
+        made.append(dataclasses.replace(example, name=one.name))
     return made

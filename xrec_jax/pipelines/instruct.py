@@ -174,11 +174,14 @@ def check_rows(
         for what, part in zip(("training", "held-out"), made, strict=True)
     )
     # Behind the last token that is not the answer's, the answer begins.
-    most = max(int(np.flatnonzero(~example.trained)[-1]) + 1 for example in made[1])
+    most, longest = max(
+        (int(np.flatnonzero(~example.trained).max(initial=-1)) + 1, example.name)
+        for example in made[1]
+    )
     if most + asked.samples.max_new_tokens > shape.max_positions:
         raise UserError(
-            f"a held-out prompt has {most} tokens, and instruct.samples.max_new_tokens="
-            f"{asked.samples.max_new_tokens} more do not fit the {shape.max_positions} that the "
+            f"{longest}: the held-out prompt has {most} tokens, and "
+            f"instruct.samples.max_new_tokens={asked.samples.max_new_tokens} more do not fit the {shape.max_positions} that the "
             "model takes; lower it"
         )
     return rows, held_out

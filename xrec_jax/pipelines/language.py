@@ -155,11 +155,12 @@ def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
             f"{path}: no base yet; set llm.path, or put 'pretrain' before 'instruct' in "
             "config.stages"
         )
-    source = open_model(path)
+    source, tokenizer = open_model(path), load_tokenizer(path)
+    tokenizer.check_fits(source.config.vocab_size)
     model = functions(config, source.config)
     params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
     params = quantize.quantize_params(params, config.llm.quantization, release=True)
-    return LoadedBase(model, params, load_tokenizer(path), source)
+    return LoadedBase(model, params, tokenizer, source)
 
 
 def language_model(

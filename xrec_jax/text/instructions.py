@@ -26,6 +26,7 @@ class Instruction:
       system: what stands above the conversation.
       turns: earlier (role, content) pairs, user and assistant in turn, oldest first.
       meta: whatever else is known: data set, user, item.
+      source: file and line that it comes from, for messages; empty where it comes from none.
     """
 
     prompt: str
@@ -33,6 +34,12 @@ class Instruction:
     system: str | None = None
     turns: tuple[Message, ...] = ()
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """How messages name it: by its place, or by its beginning."""
+        return self.source or f"the example whose prompt begins {self.prompt[:40]!r}"
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -140,10 +147,11 @@ def read_instructions(path: epath.PathLike) -> list[Instruction]:
     """
     instructions = []
     for number, record in files.numbered_records(path):
+        source = f"{path}, line {number}"
         try:
-            instructions.append(from_record(record))
+            instructions.append(dataclasses.replace(from_record(record), source=source))
         except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
     if not instructions:
         raise UserError(f"{path}: no instruction in it")
     return instructions

@@ -1,0 +1,346 @@
+"""Chat templates, programs that come with a model, rendered with a bound on what they may do.
+
+They run in Jinja's sandbox, which keeps them from files and from Python's insides but lets them
+loop and grow texts at will. Here every turn of a loop, every call and every character costs; what
+a single operation would make is estimated before it is made.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import datetime
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from xrec_jax.core.errors import UserError
+
+MOST_STEPS = 200_000  # turns of loops, calls and filters of one conversation
+MOST_CHARACTERS = 10_000_000  # of all that is written, and of any value on the way
+MOST_SECONDS = 20.0
+_LONGEST = 1_000_000  # characters of a template
+_WIDTH = re.compile(r"\d{5}|%[^a-zA-Z%]*\*")  # in a format: room for very many characters
+_ANY_NUMBER = ("format", "format_map", "default", "d", "dict", "namespace", "update", "append")
+_REPEATING = ("replace", "join", "indent", "expandtabs", "translate")
+_CONSUMING = ("join", "sum", "list", "sort", "unique", "groupby", "batch", "slice")
+_MEMBER = 16  # characters that a member of a list or object counts for
+_UNBOUNDED = ("urlize", "wordwrap", "lipsum")  # no template of a model uses them
+_budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("chat template")
+
+
+class ExcessError(Exception):
+    """A template asks for more than it may."""
+
+
+@dataclasses.dataclass
+class _Budget:
+    """What is left to one rendering."""
+
+    until: float
+    steps: int = MOST_STEPS
+    characters: int = MOST_CHARACTERS
+
+    def spend(self, steps: int = 1, characters: int = 0) -> None:
+        self.steps -= steps
+        self.characters -= characters
+        if self.steps < 0:
+            raise ExcessError(f"more than {MOST_STEPS:,} steps")
+        if self.characters < 0:
+            raise ExcessError(f"more than {MOST_CHARACTERS:,} characters")
+        if time.monotonic() > self.until:
+            raise ExcessError(f"more than {MOST_SECONDS:.0f} seconds")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+      tokenizer: of `transformers`, with a template.
+      where: for messages.
+
+    Raises:
+      UserError: if it has several templates and none is the default, or it is no template.
+    """
+
+    def __init__(self, tokenizer: Any, *, where: str):
+        self._where = where
+        self._names = dict(tokenizer.special_tokens_map)
+        with self._refusing():
+            text = tokenizer.get_chat_template()
+            if len(text) > _LONGEST:
+                raise ExcessError(f"more than {_LONGEST:,} characters")
+            self._template = _environment().from_string(text)
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = False) -> str:
+        """The text of a conversation, as `apply_chat_template` of transformers gives it.
+
+        Args:
+          messages: with role and content.
+          prompt: whether to end with what begins an answer.
+
+        Raises:
+          UserError: if the template refuses the messages, fails, or does too much.
+        """
+        token = _budget.set(_Budget(time.monotonic() + MOST_SECONDS))
+        try:
+            with self._refusing():
+                return self._template.render(
+                    messages=[dict(message) for message in messages], tools=None, documents=None,
+                    add_generation_prompt=prompt, **self._names,
+                )  # fmt: skip
+        finally:
+            _budget.reset(token)
+
+    def _refusing(self) -> _Refusing:
+        return _Refusing(self._where)
+
+
+class _Refusing:
+    """Turns what a template does wrong into one line."""
+
+    def __init__(self, where: str):
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ExcessError):
+            raise UserError(f"{self._where}: its chat template asks for {error}") from error
+        if isinstance(error, (Exception, MemoryError)):  # whatever a program can run into
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{self._where}: its chat template fails: {reason}") from error
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks an answer for others; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which everything that repeats or grows is counted."""
+
+    intercepted_binops = frozenset(["*", "**", "%", "+"])
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        return _Counting().visit(tree).set_lineno(1)  # of the nodes that are new
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        name, owner = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
+        _check_operands(name, owner, [*args, *kwargs.values()])
+        return _measured(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        _check_operation(operator, left, right)
+        return _measured(super().call_binop(context, operator, left, right))
+
+
+class _Counting(NodeTransformer):
+    """Lets loops, texts that are put together, and macros count what they do."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 (named by the visitor)
+        self.generic_visit(node)
+        node.iter = _filter(node.iter, "_turns", _constants(node.body))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802
+        self.generic_visit(node)
+        return _filter(nodes.List(node.nodes), "_joined", 0)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:  # noqa: N802
+        self.generic_visit(node)
+        count = nodes.Output([_filter(nodes.Const(""), "_written", _constants(node.body))])
+        node.body = [count, *node.body]
+        return node
+
+
+def _filter(node: Any, name: str, size: int) -> nodes.Filter:
+    return nodes.Filter(node, name, [nodes.Const(size)], [], None, None)
+
+
+def _constants(body: Iterable[nodes.Node]) -> int:
+    """Characters that stand in a body as they are, and are written at every turn."""
+    found = [part for node in body for part in node.find_all(nodes.TemplateData)]
+    own = [node for node in body if isinstance(node, nodes.TemplateData)]
+    return sum(len(part.data) for part in [*found, *own])
+
+
+def _turns(values: Iterable[Any], size: int) -> Iterator[Any]:
+    budget = _budget.get()
+    for value in values:
+        budget.spend(1, size)
+        yield value
+
+
+def _joined(parts: list[Any], size: int) -> str:
+    _budget.get().spend(1, size)
+    _check_size(sum(map(_size, parts)))
+    return _measured("".join(map(str, parts)))
+
+
+def _written(value: Any, size: int) -> Any:
+    _budget.get().spend(1, size)
+    return value
+
+
+@jinja2.pass_context  # or Jinja would call it while it compiles
+def _output(context: Any, value: Any) -> str:
+    """Counts what is written; Jinja's hook for every value that a template puts out."""
+    del context
+    _check_size(_size(value))
+    text = value if isinstance(value, str) else str(value)
+    _budget.get().spend(1, len(text))
+    return text
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_CHARACTERS:
+        raise ExcessError(f"a value of more than {MOST_CHARACTERS:,} characters or members")
+
+
+def _size(value: Any) -> int:
+    """Characters that a value takes as text, roughly; of nested ones no more than the limit.
+
+    A list may hold one other list many times, and that one a third, so that little memory is a
+    text without end.
+    """
+    total, waiting = 0, [value]
+    while waiting and total <= MOST_CHARACTERS:
+        one = waiting.pop()
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, (list, tuple)):
+            total += _MEMBER * len(one)
+            waiting += one
+        elif isinstance(one, dict):
+            total += _MEMBER * len(one)
+            waiting += [*one, *one.values()]
+        elif isinstance(one, int):
+            total += one.bit_length() // 3 + 1
+        else:
+            total += _MEMBER
+    return total
+
+
+def _measured(value: Any) -> Any:
+    """A result, if it is not too large; what it costs is spent."""
+    if isinstance(value, (str, list, tuple, dict)):
+        _check_size(len(value))
+        _budget.get().spend(1 + len(value) // 1000)
+    return value
+
+
+def _check_operands(name: str, owner: Any, values: list[Any]) -> None:
+    """Refuses a call or filter whose result could be huge, by its arguments alone.
+
+    Args:
+      name: of the function.
+      owner: what it is a method of, or what the filter stands behind.
+      values: the arguments.
+    """
+    _budget.get().spend()
+    total = sum(map(_size, [owner, *values]))
+    _check_size(total)
+    if name not in _ANY_NUMBER:
+        for value in values:
+            if isinstance(value, (int, float)) and not abs(value) <= _LONGEST:
+                raise ExcessError(f"the number {str(value)[:20]} as an argument")
+    if name in _REPEATING:  # one text may come to stand at every place of another
+        sizes = [len(v) for v in [owner, *values] if isinstance(v, (str, list, tuple))]
+        sizes += [abs(int(value)) for value in values if isinstance(value, (int, float))]
+        first, second = sorted([*sizes, 1, 1])[-2:]
+        _check_size((first + 1) * second + total)
+
+
+def _check_operation(operator: str, left: Any, right: Any) -> None:
+    """Refuses an operation whose result would be huge."""
+    _budget.get().spend()
+    sized = (str, list, tuple)
+    if operator == "%" and isinstance(left, str):
+        _check_format(left)
+        _check_size(len(left) + _size(right))
+    elif operator == "*" and isinstance(left, sized) != isinstance(right, sized):
+        text, times = (left, right) if isinstance(left, sized) else (right, left)
+        _check_size(len(text) * max(int(times), 0))
+    elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length()
+        if (bits * abs(right) if operator == "**" else bits + right.bit_length()) > 100_000:
+            raise ExcessError("a number of more than 100,000 bits")
+    elif operator == "+" and isinstance(left, sized) and isinstance(right, sized):
+        _check_size(len(left) + len(right))
+
+
+def _check_format(text: Any) -> None:
+    """Refuses a format with room for more than anybody writes."""
+    if _WIDTH.search(str(text)):
+        raise ExcessError(f"the format {str(text)[:40]!r}")
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja that counts, its operands checked first."""
+    skipped = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        before, (value, *rest) = args[:skipped], args[skipped:]
+        if name in _CONSUMING and not isinstance(value, (str, dict)):
+            value = list(_turns(value, 0))
+        if name == "format":
+            _check_format(value)
+        _check_operands(name, value, [*rest, *kwargs.values()])
+        return _measured(function(*before, value, *rest, **kwargs))
+
+    return bounded
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """JSON without Jinja's escapes of HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _now(layout: str) -> str:
+    _check_format(layout)
+    return datetime.datetime.now().strftime(layout)
+
+
+def _environment() -> _Sandbox:
+    """What transformers gives to a template, but for what no template of a model uses."""
+    made = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
+        optimized=False, finalize=_output,
+    )  # fmt: skip
+    made.filters["tojson"] = _to_json
+    for name in _UNBOUNDED:
+        made.filters.pop(name, None)
+        made.globals.pop(name, None)
+    made.filters = {name: _bounded(name, function) for name, function in made.filters.items()}
+    made.filters |= {"_turns": _turns, "_joined": _joined, "_written": _written}
+    made.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    return made
