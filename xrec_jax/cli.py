@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import traceback
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
 from xrec_jax.core.terminal import printable
@@ -147,7 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 143
     except UserError as error:
         print(printable(f"xrec: error: {error}"), file=sys.stderr)
+        if isinstance(error, WriteError) and argv is None:
+            _leave(2)
         return 2
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process without waiting for threads that still try to write, or for their peers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

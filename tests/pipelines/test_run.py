@@ -49,7 +49,9 @@ def test_every_file_of_the_run_directory(finished):  # noqa: F811
     }  # fmt: skip
     for name, steps in STEPS.items():
         folder = finished / "checkpoints" / "recommend" / name / "0"
-        assert {path.name for path in folder.iterdir()} == {str(steps // 2), str(steps)}
+        assert {path.name for path in folder.iterdir()} == {
+            str(steps // 2), str(steps), "newest.json",
+        }  # fmt: skip
         assert list((finished / "tensorboard" / "recommend" / name / "0").iterdir())
     assert not (finished / "checkpoints" / "recommend" / "popularity").exists()
 

@@ -1,7 +1,9 @@
 """Checkpoints: exact round trips, other meshes, what is kept, damage."""
 
+import errno
 import re
 import shutil
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -12,8 +14,10 @@ import pytest
 
 from tests import runs, tiny
 from tests.training import toy
+from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import put_batch, sharding, use_mesh
+from xrec_jax.training import manifest, sums
 from xrec_jax.training.checkpoint import KEEP, Checkpoints
 from xrec_jax.training.state import TrainState, initializer, shardings_of
 
@@ -76,7 +80,7 @@ def test_the_progress_keeps_its_values_and_types(folder, value):
 def test_only_the_newest_are_kept(folder):
     save(folder, 1, 5, 10, 11)
     assert KEEP == 2
-    assert kept(folder) == ["10", "11"]
+    assert kept(folder) == ["10", "11", manifest.NAME]
 
 
 def test_saving_a_step_again_does_nothing(folder):
@@ -110,7 +114,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(folder):
         state, data, _ = checkpoints.restore(toy.initial())
         assert int(state.step) == 6 and data == {"step": 6}
         checkpoints.save(at(9), {"step": 9}, {"best": None})
-    assert kept(folder) == ["6", "9"]
+    assert kept(folder) == ["6", "9", manifest.NAME]
 
 
 # Other meshes
@@ -184,11 +188,12 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_checkpoint_is_named(folder, name):
+def test_a_checkpoint_that_is_not_all_there_is_named(folder, name):
+    """It may be a copy that somebody can finish: nothing is done about it."""
     save(folder, 2, 4)
-    pattern, damage = DAMAGED[name]
+    pattern, change = DAMAGED[name]
     for path in list((folder / "4").glob(pattern)):
-        damage(path)
+        change(path)
     with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.restore(toy.initial())
     message = str(caught.value)
@@ -199,7 +204,176 @@ def test_a_damaged_checkpoint_is_named(folder, name):
         assert int(checkpoints.restore(toy.initial())[0].step) == 2
 
 
+def flip(path) -> None:
+    """Changes a bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 8
+    path.write_bytes(data)
+
+
+FLIPPED = {
+    "arrays": ("state/d/*", flip),
+    "list of arrays": ("state/_METADATA", flip),
+    "its own metadata": (
+        "_CHECKPOINT_METADATA",
+        lambda path: path.write_text(path.read_text().replace("performance", "pesformance")),
+    ),
+    "nested metadata": ("_CHECKPOINT_METADATA", lambda path: path.write_bytes(b"[" * 5000)),
+}
+
+
+@pytest.mark.parametrize("name", [*FLIPPED, *(f"{name}, as old runs left it" for name in DAMAGED)])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(folder, name, capsys):
+    save(folder, 2, 4)
+    known = name in FLIPPED
+    pattern, change = FLIPPED[name] if known else DAMAGED[name.partition(",")[0]]
+    if not known:
+        (folder / manifest.NAME).unlink()
+    for path in list((folder / "4").glob(pattern)):
+        change(path)
+    with Checkpoints(folder) as checkpoints:
+        state, data, _ = checkpoints.restore(toy.initial())
+        assert int(state.step) == 2 and data == {"step": 2}
+        np.testing.assert_array_equal(state.params["w"], np.full(4, 2, np.float32))
+        line = capsys.readouterr().out.splitlines()[0]
+        assert line.startswith(f"{folder / '4'}: the checkpoint is damaged (")
+        assert line.endswith("; going on from step 2; it was renamed to 4.damaged")
+        checkpoints.save(at(4), {"step": 4}, {"best": None})  # the same step can be saved again
+    assert kept(folder) == ["2", "4", "4.damaged", manifest.NAME]
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 4
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_manifest_changes_nothing(folder, capsys):
+    save(folder, 2, 4)
+    flip(folder / manifest.NAME)
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 4
+    assert capsys.readouterr().out == ""
+
+
+def test_reading_leaves_a_damaged_checkpoint_where_it_is(folder, capsys):
+    save(folder, 2, 4)
+    flip(next((folder / "4" / "state" / "d").iterdir()))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 2
+    assert "; reading step 2, the one before, whose figures may differ" in capsys.readouterr().out
+    assert kept(folder) == ["2", "4", manifest.NAME]
+
+
+def test_two_damaged_checkpoints_are_one_error_that_names_them(folder):
+    save(folder, 2, 4)
+    for step in "24":
+        flip(next((folder / step / "state" / "d").iterdir()))
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.restore(toy.initial())
+    message = str(caught.value)
+    assert str(folder / "2") in message and str(folder / "4") in message and "\n" not in message
+    assert f"delete {folder} to start the stage from the beginning" in message
+    assert kept(folder) == ["2", "4", manifest.NAME]
+
+
+def rewritten(folder, **parts) -> None:
+    """Step 4 written with other parts than its checksums say: what flipped bytes restore."""
+    honest = sums.record
+
+    def record(step, saved, data, progress):
+        whole = {"saved": saved, "data": data, "progress": progress, "step": step} | parts
+        return honest(whole["step"], whole["saved"], whole["data"], whole["progress"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "record", record)
+        save(folder, 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"saved": at(5).saved() | {"step": jnp.int32(4)}}, "params/w holds other values than"),
+        ({"data": {"step": 5}}, "data holds other values than were saved"),
+        ({"progress": {"best": 0.0, "stopped": False}}, "progress holds other values than"),
+        ({"step": 5}, "it says that it is the one of step 5"),
+    ],
+    ids=["array", "data", "progress", "step"],
+)
+def test_values_that_differ_from_their_checksums_are_damage(folder, parts, reason, capsys):
+    save(folder, 2)
+    rewritten(folder, **parts)
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 2
+    assert reason in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_checksums_restores_as_ever(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(sums, "record", lambda *_: {})
+        save(folder, 3)
+    (folder / manifest.NAME).unlink()
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("left", ["nothing", "a file"])
+def test_a_missing_newest_checkpoint_is_noticed(folder, left, capsys):
+    save(folder, 2, 4)
+    shutil.rmtree(folder / "4")
+    if left == "a file":
+        (folder / "4").write_text("not a folder")
+    with Checkpoints(folder) as checkpoints:
+        line = f"{folder / '4'}: the newest checkpoint is missing; going on from step 2\n"
+        assert capsys.readouterr().out == line
+        assert int(checkpoints.restore(toy.initial())[0].step) == 2
+        checkpoints.save(at(4), {"step": 4}, {"best": None})
+    assert [name for name in kept(folder) if name[0] in "24"] == (
+        ["2", "4", "4.damaged"] if left == "a file" else ["2", "4"]
+    )
+    with Checkpoints(folder) as checkpoints:
+        assert int(checkpoints.restore(toy.initial())[0].step) == 4
+
+
+def test_an_unreadable_checkpoint_is_not_taken_for_a_damaged_one(folder, monkeypatch):
+    save(folder, 2, 4)
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="Permission denied"):
+        denied = PermissionError(errno.EACCES, "Permission denied")
+        monkeypatch.setattr(
+            checkpoints._checkpointer, "load_checkpointables", mock.Mock(side_effect=denied)
+        )
+        checkpoints.restore(toy.initial())
+    assert kept(folder) == ["2", "4", manifest.NAME]
+
+
+# Writes that fail
+
+
+def test_a_failed_write_is_one_line_at_the_next_look_and_nothing_waits(folder, monkeypatch):
+    full = ValueError('RESOURCE_EXHAUSTED: Failed writing "x": No space left on device [28]')
+    save(folder, 3)
+    with pytest.raises(WriteError) as caught, Checkpoints(folder) as checkpoints:
+        response = mock.Mock(**{"result.side_effect": full})
+        saving = mock.Mock(return_value=response)
+        monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", saving)
+        checkpoints.save(at(5), {"step": 5}, {"best": None})
+        checkpoints._write.join()
+        never = mock.Mock(side_effect=AssertionError)
+        monkeypatch.setattr(checkpoints._checkpointer, "wait", never)
+        monkeypatch.setattr(checkpoints._checkpointer, "close", never)
+        checkpoints.check()
+    message = str(caught.value)
+    assert message.startswith(f"cannot write the checkpoint of step 5 to {folder}: No space left")
+    assert re.search(r"\(needs up to \d+ bytes, [\d.]+ .B are free there\)", message)
+    assert message.endswith("make room and run the same command again: it goes on from step 3")
+    assert "\n" not in message and manifest.read(folder).step == 3
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=re.escape(f"{tmp_path / 'file' / 'stage'}: Not a dir")):
+        Checkpoints(tmp_path / "file" / "stage")
+
+
 def test_a_step_is_one_folder_with_state_data_and_progress(folder):
     save(folder, 2)
-    assert kept(folder) == ["2"]
+    assert kept(folder) == ["2", manifest.NAME]
     assert {"state", "data", "progress"} <= {path.name for path in (folder / "2").iterdir()}

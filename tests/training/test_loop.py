@@ -1,5 +1,6 @@
 """The training loop: logging, evaluation, early stopping, faults, SIGTERM and resumption."""
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ import pytest
 
 from tests import runs, tiny
 from tests.training import toy
+from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import put_batch, use_mesh
 from xrec_jax.training import loop
 from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.manifest import NAME
+from xrec_jax.training.saving import BackgroundWrite
 from xrec_jax.training.state import shardings_of
 
 
@@ -174,7 +178,7 @@ def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, bad, log_
         toy.train(tmp_path, run_step=toy.compiled(7, bad), log_every=log_every, checkpoint_every=3)
     assert f"train/loss is {bad} at step 7" in str(caught.value)
     assert "last good checkpoint is step 6" in str(caught.value)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6", NAME]
     state, data, _ = toy.saved(tmp_path)
     assert data == {"step": 6} and all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     assert all(line["step"] < 7 for line in runs.metrics(tmp_path))
@@ -272,6 +276,36 @@ def test_sigterm_saves_and_the_rerun_is_equal_to_the_last_bit(tmp_path, whole, c
     assert rerun.steps == 10 - cut
     runs.assert_same_bits(toy.saved(tmp_path)[0], toy.saved(whole)[0])
     assert toy.saved(tmp_path)[1:] == toy.saved(whole)[1:]
+
+
+def test_a_run_that_falls_back_is_equal_to_the_last_bit(tmp_path, whole, capsys):
+    """The newest checkpoint has a flipped bit: the run goes on from the one before."""
+    with pytest.raises(loop.Interrupted):
+        toy.train(tmp_path, run_step=step_that_terminates_at(7), **OPTIONS)
+    array = next((tmp_path / "checkpoints" / "7" / "state" / "d").iterdir())
+    data = bytearray(array.read_bytes())
+    data[-20] ^= 1
+    array.write_bytes(data)
+    rerun = Counting()
+    toy.train(tmp_path, run_step=rerun, **OPTIONS)
+    assert "; going on from step 4; it was renamed to 7.damaged\n" in capsys.readouterr().out
+    assert rerun.steps == 6
+    runs.assert_same_bits(toy.saved(tmp_path)[0], toy.saved(whole)[0])
+    assert toy.saved(tmp_path)[1:] == toy.saved(whole)[1:]
+    assert runs.metrics(tmp_path) == runs.metrics(whole)
+
+
+def test_a_write_that_fails_in_the_background_ends_training_at_the_next_step(tmp_path, monkeypatch):
+    """Not at the next save, which may be hours away."""
+
+    def broken(self):
+        self.error = OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(BackgroundWrite, "run", broken)
+    steps = Counting()
+    with pytest.raises(WriteError, match=r"cannot write the checkpoint of step 4 to .*: No space"):
+        toy.train(tmp_path, run_step=steps, checkpoint_every=4, total=10)
+    assert steps.steps in (4, 5)  # the thread may need a moment
 
 
 @pytest.mark.parametrize("cut", [1, 4, 6, 7])

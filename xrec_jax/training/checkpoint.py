@@ -1,29 +1,51 @@
 """Orbax checkpoints of a training run.
 
 One checkpoint holds the whole run at a step, in one atomic folder `STEP/`: the state (parameters,
-optimiser, key, step and the best parameters so far), the position of the data iterator, and the
-loop's progress (best score, evaluations without improvement). It is written in the background;
-a kill in mid-write leaves only a temporary folder that the next start ignores and removes.
+optimiser, key, step and the best parameters so far), the position of the data iterator, the
+loop's progress (best score, evaluations without improvement), and checksums of all of it. It is
+written in the background; a kill in mid-write leaves only a temporary folder that the next start
+ignores and removes. `newest.json` beside the folders names the newest one, so that its loss is
+noticed.
 
 Resume precedence of a stage:
 
 1. the stage is marked done: nothing runs, its results are read;
-2. a complete checkpoint exists: the newest is restored, onto whatever mesh the run has now;
+2. a complete checkpoint exists: the newest that is sound is restored, onto whatever mesh the run
+   has now; one that is damaged is set aside, and that is said;
 3. otherwise: initialisation from the seed.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core import files
+from xrec_jax.core.checksums import array_bytes
+from xrec_jax.core.disk import error_code, write_error
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import say
+from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.training import manifest, sums
+from xrec_jax.training.saving import BackgroundWrite, silence_orbax
+from xrec_jax.training.sums import Damaged
 
 KEEP = 2  # newest checkpoints kept; the best parameters are inside each
+# What Orbax and tensorstore raise on files that are not as they were written.
+_ON_DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+    RecursionError, OSError,
+)  # fmt: skip
+# Not damage: the same files may be readable in a moment, or by another user.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO)
 
 
 class Saved(Protocol):
@@ -48,17 +70,59 @@ class Checkpoints:
 
     Args:
       directory: `checkpoints/STAGE` of the run directory; must exist if `read_only`.
-      read_only: leaves everything as it is; otherwise what a kill left half written is removed.
+      read_only: leaves everything as it is; otherwise what a kill left half written is removed, and
+        what is damaged is set aside.
+
+    Raises:
+      WriteError: if the directory cannot be written.
     """
 
     def __init__(self, directory: epath.PathLike, *, read_only: bool = False):
+        silence_orbax()
         self.directory = files.absolute(directory)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
-            cleanup_tmp_directories=not read_only,
-        )
+        self._read_only = read_only
+        self._write: BackgroundWrite | None = None
+        self._failed = False
+        unreadable: list[int] = []
+        self._checkpointer = self._opened(unreadable)
+        self._manifest = manifest.read(self.directory)
+        then = f"going on from step {self.latest}" if self.latest else "none is left"
+        for step in unreadable:
+            self._say_damaged(step, "its metadata cannot be read", then)
+        newest = self._manifest.step
+        if newest > (self.latest or 0) and newest not in unreadable and is_first():
+            say(f"{self._folder(newest)}: the newest checkpoint is missing; {then}")
+
+    def _opened(self, unreadable: list[int]) -> ocp.training.Checkpointer:
+        while True:
+            try:
+                return ocp.training.Checkpointer(
+                    self.directory,
+                    save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                    preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+                    cleanup_tmp_directories=not self._read_only,
+                )
+            except OSError as error:
+                raise write_error(self.directory, error) from error
+            except _ON_DAMAGE as error:  # Orbax reads metadata of every step at once
+                unreadable.append(self._set_aside_unreadable(error))
+
+    def _set_aside_unreadable(self, error: Exception) -> int:
+        """Sets aside the step whose metadata made Orbax refuse the whole directory."""
+        for folder in self.directory.iterdir():
+            if not folder.name.isdigit():
+                continue
+            try:
+                ocp.checkpointables_metadata(folder)
+            except _ON_DAMAGE:
+                if self._read_only or jax.process_count() > 1:
+                    raise UserError(
+                        f"{folder}: the checkpoint is damaged (its metadata cannot be read); "
+                        "delete that folder to go on from the one before"
+                    ) from error
+                self._set_aside(int(folder.name))
+                return int(folder.name)
+        raise UserError(f"{self.directory}: {_first_line(error)}") from error
 
     @property
     def latest(self) -> int | None:
@@ -73,73 +137,234 @@ class Checkpoints:
           state: may be donated as soon as this returns.
           data: state of the data iterator (JSON).
           progress: state of the loop (JSON).
+
+        Raises:
+          WriteError: if this write cannot start, or the earlier one failed.
         """
         step = int(state.step)
         if step == self.latest:
             return
-        self._checkpointer.wait()
-        self._checkpointer.save_checkpointables_async(
-            step, {"state": state.saved(), "data": data, "progress": progress}, force=True
-        )
+        self.wait()
+        saved = state.saved()
+        size = array_bytes(saved)
+        try:
+            self._make_way(step)
+            response = self._checkpointer.save_checkpointables_async(
+                step, {"state": saved, "data": data, "progress": progress}, force=True,
+                custom_metadata=sums.record(step, saved, data, progress),
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise self._failure(step, size, error) from error
+        self._write = BackgroundWrite(step, size, response, self._folder(step))
+
+    def check(self) -> None:
+        """Looks whether the write in the background has failed; returns at once.
+
+        Raises:
+          WriteError: names the cause, what was needed and what is free.
+        """
+        if self._write is not None and not self._write.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          WriteError: if that failed.
+        """
+        write, self._write = self._write, None
+        if write is None:
+            return
+        write.join()
+        if write.error is not None:
+            raise self._failure(write.step, write.size, write.error) from write.error
+        self._manifest = manifest.pruned(self._manifest, write.step, write.files, self._steps())
+        if is_first():
+            self._manifest.write(self.directory)
 
     def restore(self, state: _State) -> tuple[_State, dict[str, Any], dict[str, Any]]:
-        """Restores the newest checkpoint with the shapes and shardings of `state`.
+        """Restores the newest sound checkpoint with the shapes and shardings of `state`.
 
         Returns:
           The state, the data iterator's state, the loop's progress.
 
         Raises:
-          UserError: if the checkpoint does not fit the configured model.
+          UserError: if the checkpoint does not fit the configured model, or all are damaged.
         """
-        step = self.latest
         saved = state.saved()
-        self._check(step, saved)
+        damaged: dict[int, str] = {}
+        for step in reversed(self._steps()):
+            found, reason = self._try(step, saved)
+            if found is not None:
+                if damaged:
+                    self._fall_back(damaged, step)
+                return state.replace(**found["state"]), found["data"], found["progress"]
+            damaged[step] = reason
+        folders = " and ".join(f"{self._folder(step)} ({why})" for step, why in damaged.items())
+        raise UserError(
+            f"every checkpoint is damaged: {folders}; put back a copy of one of these folders, or "
+            f"delete {self.directory} to start the stage from the beginning"
+        )
+
+    def _steps(self) -> list[int]:
+        """Steps of the complete checkpoints, the newest last."""
+        return [int(one.step) for one in self._checkpointer.checkpoints]
+
+    def _try(self, step: int, saved: Any) -> tuple[dict[str, Any] | None, str]:
+        """What the checkpoint of a step holds, or why it is damaged; the same on all processes."""
+        found, reason = None, ""
+        try:
+            self._check_files(step)
+        except Damaged as error:
+            reason = str(error)
+        if not _everywhere(not reason):
+            return None, reason or "another process cannot read it"
+        try:
+            found = self._restored(step, saved)
+        except Damaged as error:
+            reason = _first_line(error)
+        sound = _everywhere(found is not None)
+        return (found if sound else None), reason or "another process cannot read it"
+
+    def _check_files(self, step: int) -> None:
+        """Compares the files before Orbax reads them: it is neither quiet nor quick on damage."""
+        recorded = self._manifest.folders.get(step, {})
+        if not is_first() or not recorded or not files.is_local(self.directory):
+            return
+        missing = manifest.incomplete(self._folder(step), recorded)
+        if missing and step == self._manifest.step:  # perhaps of a copy that can be finished
+            raise UserError(
+                f"{self._folder(step)}: the checkpoint is damaged, not all of it is there "
+                f"({missing}); copy it again, or delete that folder to go on from the one before"
+            )
+        if name := missing or manifest.changed(self._folder(step), recorded):
+            raise Damaged(missing or f"{name} is not as it was written")
+
+    def _restored(self, step: int, saved: Any) -> dict[str, Any]:
+        metadata = self._reading(step, self._checkpointer.checkpointables_metadata, step)
+        record = sums.read_record(metadata.custom_metadata)
+        self._check_shapes(step, metadata.metadata.get("state"), saved, record)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved
         )
-        found = self._load(step, {"state": abstract, "data": None, "progress": None})
-        return state.replace(**found["state"]), found["data"], found["progress"]
+        wanted = {"state": abstract, "data": None, "progress": None}
+        found = self._reading(step, self._checkpointer.load_checkpointables, step, wanted)
+        for part in ("data", "progress"):
+            if not isinstance(found.get(part), dict):
+                raise Damaged(f"{part} cannot be read")
+        if record is not None:
+            sums.verify(record, step, found)
+        return found
 
-    def _load(self, step: int | None, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _reading(self, step: int, read: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function of Orbax that reads."""
         try:
-            return self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, OSError) as error:
-            raise self._damaged(step, error) from error
-
-    def _damaged(self, step: int | None, error: Exception) -> UserError:
-        return UserError(
-            f"{self.directory / str(step)}: the checkpoint is damaged "
-            f"({str(error).splitlines()[0][:200]}); delete that folder to go on from the one before"
-        )
-
-    def _check(self, step: int | None, wanted: Any) -> None:
-        """Compares shapes by name first: Orbax's own message does not say what differs."""
-        try:
-            metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-        except (ValueError, KeyError, OSError) as error:
-            raise self._damaged(step, error) from error
-        stored, asked = _shapes(metadata), _shapes(wanted)
-        if not stored:
-            raise self._damaged(step, ValueError("it lists no arrays"))
-        for name in sorted(stored.keys() | asked.keys()):
-            if stored.get(name) != asked.get(name):
+            return read(*arguments)
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+            OSError,
+        ) as error:
+            if error_code(error) in _UNREADABLE:
                 raise UserError(
-                    f"{self.directory / str(step)}: {name} has shape {stored.get(name, 'none')} in "
-                    f"the checkpoint but {asked.get(name, 'none')} in the configured model; use "
+                    f"cannot read {self._folder(step)}: {os.strerror(error_code(error))}"
+                ) from error
+            raise Damaged(_first_line(error)) from error
+
+    def _check_shapes(self, step: int, metadata: Any, saved: Any, record: Any) -> None:
+        """Compares shapes by name first: Orbax's own message does not say what differs."""
+        stored, wanted = _shapes(metadata), _shapes(saved)
+        if not stored:
+            raise Damaged("it lists no arrays")
+        if stored == wanted:
+            if record is not None and sums.shapes_of(record) != stored:
+                raise Damaged("its checksums are of other arrays")
+            return
+        recorded = stored if record is None else sums.shapes_of(record)
+        for name in sorted(recorded.keys() | wanted.keys()):
+            if recorded.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self._folder(step)}: {name} has shape {recorded.get(name, 'none')} in "
+                    f"the checkpoint but {wanted.get(name, 'none')} in the configured model; use "
                     "the configuration the run was started with, or another --workdir"
                 )
+        for name in sorted(recorded.keys() | stored.keys()):
+            if recorded.get(name) != stored.get(name):
+                raise Damaged(f"{name} has another shape than was saved")
 
-    def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._checkpointer.wait()
+    def _fall_back(self, damaged: dict[int, str], step: int) -> None:
+        """Says what is not used; where the stage goes on, it is also set aside."""
+        then = f"going on from step {step}"
+        if self._read_only:
+            then = f"reading step {step}, the one before, whose figures may differ"
+        for bad, reason in damaged.items() if is_first() else ():
+            if not self._read_only:
+                self._set_aside(bad)
+            self._say_damaged(bad, reason, then)
+        meet(f"set aside {self.directory}")
+        if not self._read_only:
+            self._checkpointer.reload()
+
+    def _say_damaged(self, step: int, reason: str, then: str) -> None:
+        kept = "" if self._read_only else f"; it was renamed to {self._aside(step).name}"
+        say(f"{self._folder(step)}: the checkpoint is damaged ({reason}); {then}{kept}")
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _aside(self, step: int) -> epath.Path:
+        return self.directory / f"{step}.damaged"
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._aside(step)
+        try:
+            if aside.exists():
+                aside.rmtree() if aside.is_dir() else aside.unlink()
+            self._folder(step).rename(aside)
+        except OSError as error:
+            raise write_error(aside, error) from error
+
+    def _make_way(self, step: int) -> None:
+        """Sets aside what lies where a checkpoint is to be and is none, such as a file."""
+        if is_first() and self._folder(step).exists():
+            self._set_aside(step)
+            aside = self._aside(step).name
+            say(f"{self._folder(step)}: not a checkpoint; it was renamed to {aside}")
+
+    def _failure(self, step: int, size: int, error: BaseException) -> UserError:
+        self._failed = True
+        complete = [one for one in self._steps() if one != step]
+        since = (
+            f"it goes on from step {complete[-1]}" if complete else "it starts from the beginning"
+        )
+        return write_error(
+            self.directory, error, what=f"the checkpoint of step {step}", needed=size,
+            then=f"run the same command again: {since}",
+        )  # fmt: skip
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits, then frees the background threads."""
-        self._checkpointer.wait()
+        """Waits, then frees the background threads; after a failed write nobody waits."""
+        if self._failed:
+            return
+        self.wait()
         self._checkpointer.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip("'\"\n ").splitlines() or [type(error).__name__])[0][:200]
+
+
+def _everywhere(flag: bool) -> bool:
+    """Whether a flag is true on every process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

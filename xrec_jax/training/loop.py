@@ -220,6 +220,7 @@ def fit(
 
     Raises:
       UserError: on a loss, parameters or a deciding score that is not finite.
+      WriteError: if a checkpoint cannot be written.
       Interrupted: after SIGTERM, with everything saved.
     """
     begin = time.perf_counter()
@@ -242,6 +243,7 @@ def fit(
 
     with sigterm() as terminated:
         while done < options.total_steps and not progress.stopped:
+            checkpoints.check()
             state, metrics = step(state, put_batch(next(batches), mesh))
             if wait_each:
                 jax.block_until_ready(state)

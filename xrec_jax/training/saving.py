@@ -1,0 +1,57 @@
+"""The background write of a checkpoint, watched so that its failure is noticed when it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import Any
+
+from etils import epath
+
+from xrec_jax.parallel.distributed import is_first
+from xrec_jax.training.manifest import FileSums, file_sums
+
+
+class BackgroundWrite(threading.Thread):
+    """Waits for a write in a thread of its own and keeps what went wrong.
+
+    Args:
+      step: of the checkpoint.
+      size: bytes of its arrays.
+      response: Orbax's handle of the write.
+      folder: where it will lie.
+    """
+
+    def __init__(self, step: int, size: int, response: Any, folder: epath.Path):
+        # A daemon: a write that never ends must not keep the process from leaving.
+        super().__init__(name=f"checkpoint-{step}", daemon=True)
+        self.step, self.size, self._response, self._folder = step, size, response, folder
+        self.files: FileSums = {}
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Waits until everything is on disk, and notes what the files hold."""
+        try:
+            self._response.result()
+            with contextlib.suppress(OSError):  # the checkpoint is complete without them
+                self.files = file_sums(self._folder) if is_first() else {}
+        except BaseException as error:  # raised again by the thread that trains
+            self.error = error
+
+
+class _WithoutOrbax(logging.Filter):
+    """Drops what is logged of an error that Orbax also raises: tracebacks from every thread."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = f"{record.pathname} {record.getMessage()} {record.exc_info}".replace("\\", "/")
+        return "/orbax/" not in text and "tensorstore" not in text
+
+
+def silence_orbax() -> None:
+    """Keeps Orbax's own account of failures out of the terminal; they are raised and told once."""
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _WithoutOrbax) for one in logger.filters):
+            logger.addFilter(_WithoutOrbax())
