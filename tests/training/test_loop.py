@@ -209,7 +209,7 @@ def test_a_deciding_score_that_is_not_finite_stops(tmp_path, bad, lower_is_bette
         )  # fmt: skip
     assert f"toy: valid/score is {bad} at step 6; stopped" in str(caught.value)
     assert "last good checkpoint is step 3" in str(caught.value)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", NAME]
     assert toy.saved(tmp_path)[2]["best"] == 1.0
 
 
