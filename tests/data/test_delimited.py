@@ -1,16 +1,19 @@
 """Delimited text: which quotes, line ends and bytes are right, and that no record is lost."""
 
+import bz2
 import contextlib
 import csv
 import gzip
 import io
+import lzma
+import os
 import random
 import types
 
 import polars as pl
 import pytest
 
-from xrec_jax.core import memory
+from xrec_jax.core import memory, quiet
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import delimited, readers, records
 from xrec_jax.data.load import load
@@ -53,6 +56,10 @@ FAULTS = {
     "a NUL": (HEADER + "u,a\0b,1,x\n", 2, "NUL"),
     "UTF-16": ((HEADER + "u,a,1,x\n").encode("utf-16"), 1, "UTF-16"),
     "UTF-16 without a mark": ((HEADER + "u,a,1,x\n").encode("utf-16-le"), 1, "UTF-16"),
+    "a workbook": (b"PK\x03\x04 and more", 1, "a zip archive (or a workbook); unpack it"),
+    "a Parquet file": (b"PAR1\x15 and more", 1, "a Parquet file"),
+    "bzip2": (bz2.compress(HEADER.encode()), 1, "a bzip2 file; unpack it"),
+    "xz": (lzma.compress(HEADER.encode()), 1, "an xz file; unpack it"),
     "Latin-1": (HEADER.encode() + "u,a,1,x\né,b,2,y\n".encode("latin-1"), 3, "not UTF-8"),
     "Latin-1 in the header": ("user_id,item_id,größe\nu,a,1\n".encode("latin-1"), 1, "not UTF-8"),
     "a blank line": ("user_id,item_id\nu,a\n\nv,b\n", 3, "is blank"),
@@ -121,6 +128,52 @@ def test_line_ends_marks_and_missing_ends_are_all_right(tmp_path):
     ):
         path = write(tmp_path / "e.csv", text)
         assert events_of(path) == [("u", "a")]
+
+
+@pytest.mark.parametrize("kind", ["path", "items"])
+def test_pipes_and_devices_are_no_tables(tmp_path, kind):
+    config = {"format": "csv", "path": write(tmp_path / "e.csv", HEADER + "u,a,1,x\n")}
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        assert f"{path} is a pipe or a device" in refusal(load, {**config, kind: path})
+
+
+@pytest.mark.parametrize("header", ["user_id,item_id", "user_id,item_id,timestamp"])
+def test_bytes_after_the_gzip_data(tmp_path, header):
+    text = header.encode() + b"\n" + header.replace("_id", "").encode() + b"\n"
+    for rest, fragment in ((b"x", "corrupt gzip file"), (bytes(100), "gzip header")):
+        path = write(tmp_path / "e.csv.gz", gzip.compress(text) + rest)
+        message = refusal(load, {"format": "csv", "path": path})
+        assert message.startswith(f"{path}: ") and fragment in message
+
+
+def test_a_panic_of_the_reader_is_one_line(tmp_path, monkeypatch, capfd):
+    path = write(tmp_path / "e.csv", HEADER + "u,a,1,x\n")
+
+    def panic(*args, **kwargs):
+        os.write(2, b"thread 'main' panicked at a long place\n")
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    monkeypatch.setattr(pl, "scan_csv", panic)
+    message = refusal(load, {"format": "csv", "path": path})
+    assert message == f"{path}: cannot be read as a table (index out of bounds)"
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(pl, "scan_parquet", panic)
+    pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}).write_parquet(tmp_path / "e.parquet")
+    message = refusal(load, {"format": "parquet", "path": tmp_path / "e.parquet"})
+    assert "e.parquet: not a readable Parquet file" in message
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_printed_without_a_panic_is_printed_at_the_end(capfd):
+    with quiet.standard_error(unless=ValueError):
+        os.write(2, b"a warning\n")
+        assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "a warning\n"
+    with pytest.raises(KeyError), quiet.standard_error(unless=ValueError):
+        os.write(2, b"another\n")
+        raise KeyError
+    assert capfd.readouterr().err == "another\n"
 
 
 def test_records_read_are_compared_with_records_counted(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import polars as pl
 
-from xrec_jax.core import memory
+from xrec_jax.core import memory, quiet
 from xrec_jax.core.errors import UserError, did_you_mean, one_line
 from xrec_jax.data.records import Block, blocks
 
@@ -50,6 +50,10 @@ def require_file(path: pathlib.Path) -> pathlib.Path:
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory, a file is needed")
+    if path.exists() and not path.is_file():
+        raise UserError(
+            f"{path} is a pipe or a device, a file is needed: it is read more than once"
+        )
     if not path.exists():
         siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{did_you_mean(path.name, siblings)}")
@@ -104,36 +108,40 @@ def read_columns(file: DelimitedFile, dtypes: Mapping[str, type[pl.DataType]]) -
     Raises:
       UserError: the text is not UTF-8, the machine has not the memory, or Polars finds another
         number of records.
-      pl.exceptions.PolarsError: a field does not parse as its column's type.
+      pl.exceptions.PolarsError: a field does not parse as its column's type, if that is not String.
     """
     # Polars keeps 16 bytes for a text and 8 for a number, and longer texts beside them.
     memory.require(16 * file.records * len(dtypes), f"{file.path}: {file.records:,} records")
-    schema = {name: dtypes.get(name, pl.String) for name in file.names}
     try:
-        frame = (
-            pl.scan_csv(
-                file.path,
-                has_header=False,
-                skip_rows=1,
-                schema=schema,
-                separator=file.separator,
-                quote_char=file.quote,
-                empty_string_is_null=False,
-                glob=False,
-            )
-            .select(list(dtypes))
-            .collect()
-        )
-    except pl.exceptions.PolarsError as error:
+        with quiet.standard_error(unless=pl.exceptions.PanicException):
+            frame = _scan(file, dtypes).select(list(dtypes)).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         if "utf-8" in str(error).lower():
             _raise_not_utf8(file.path, file.separator, file.quote)
-        raise
+        typed = any(dtype != pl.String for dtype in dtypes.values())
+        if typed and isinstance(error, pl.exceptions.PolarsError):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{file.path}: cannot be read as a table ({reason})") from error
     if len(frame) != file.records:
         raise UserError(
             f"{file.path}: {file.records:,} records follow the header, but {len(frame):,} were "
             "read; check its quotes and line ends"
         )
     return frame
+
+
+def _scan(file: DelimitedFile, dtypes: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
+    return pl.scan_csv(
+        file.path,
+        has_header=False,
+        skip_rows=1,
+        schema={name: dtypes.get(name, pl.String) for name in file.names},
+        separator=file.separator,
+        quote_char=file.quote,
+        empty_string_is_null=False,
+        glob=False,
+    )
 
 
 def first_record(file: DelimitedFile) -> list[str] | None:

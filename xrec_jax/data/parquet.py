@@ -84,7 +84,7 @@ def parquet_names(path: pathlib.Path) -> list[str]:
       UserError: the file is missing or not Parquet.
     """
     delimited.require_file(path)
-    with _readable(path):
+    with readable(path):
         return list(pl.read_parquet_schema(path))
 
 
@@ -110,7 +110,7 @@ def read_parquet_table(path: pathlib.Path) -> pl.DataFrame:
 
 
 def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
-    with _readable(path):
+    with readable(path):
         lazy = pl.scan_parquet(path, glob=False)
         rows = lazy.select(pl.len()).collect().item()
         # Polars keeps 16 bytes for a text and 8 for a number, and longer texts beside them.
@@ -119,8 +119,12 @@ def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Polars meets in a damaged file into one line."""
+def readable(path: object) -> Iterator[None]:
+    """Turns whatever Polars meets in a damaged file into one line.
+
+    Raises:
+      UserError: names the file and what is wrong.
+    """
     try:
         with quiet.standard_error(unless=pl.exceptions.PanicException):
             yield

@@ -24,7 +24,15 @@ LONGEST = 1 << 24  # bytes of a record
 _CHUNK = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_NO_TEXT = {
+    b"\xff\xfe": "not UTF-8 text but UTF-16; save the file as UTF-8",
+    b"\xfe\xff": "not UTF-8 text but UTF-16; save the file as UTF-8",
+    b"PK\x03\x04": "a zip archive (or a workbook); unpack it or save it as CSV",
+    b"PAR1\x15": 'a Parquet file; its name ends in .parquet, format="parquet" reads it',
+    b"BZh91AY&SY": "a bzip2 file; unpack it, or pack it with gzip",
+    b"\xfd7zXZ\0": "an xz file; unpack it, or pack it with gzip",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file; unpack it, or pack it with gzip",
+}
 _NEWLINE, _RETURN = ord("\n"), ord("\r")
 
 
@@ -93,7 +101,7 @@ def blocks(path: pathlib.Path, separator: str, quote: str | None) -> Iterator[Bl
     """Yields all records; the last block ends with the file or with its first fault.
 
     Raises:
-      UserError: the file cannot be read, its gzip data is damaged, or it is UTF-16.
+      UserError: the file cannot be read, its gzip data is damaged, or it is no text.
     """
     line, rest = 1, b""
     with open_bytes(path) as stream:
@@ -129,8 +137,9 @@ def open_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def _without_bom(path: pathlib.Path, data: bytes) -> bytes:
-    if data.startswith(_UTF16_BOMS):
-        raise UserError(f"{path}: line 1: not UTF-8 text but UTF-16; save the file as UTF-8")
+    for magic, what in _NO_TEXT.items():
+        if data.startswith(magic):
+            raise UserError(f"{path}: line 1: {what}")
     return data.removeprefix(_BOM)
 
 

@@ -111,13 +111,9 @@ def read_texts(file: delimited.DelimitedFile) -> pl.DataFrame:
     """Reads every column as String.
 
     Raises:
-      UserError: the file is not UTF-8 or its quotes do not match.
+      UserError: as `delimited.read_columns`.
     """
-    try:
-        return delimited.read_columns(file, dict.fromkeys(file.names, pl.String))
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file.path}: cannot be read as a table ({reason})") from error
+    return delimited.read_columns(file, dict.fromkeys(file.names, pl.String))
 
 
 def align(

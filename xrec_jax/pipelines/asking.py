@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import say
-from xrec_jax.data import digests, keyed
+from xrec_jax.data import digests, keyed, parquet
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.pipelines import explainers
 from xrec_jax.pipelines.cases import Asked, CaseMaker
@@ -148,19 +148,18 @@ def read_asked(path: epath.PathLike, maker: CaseMaker) -> Iterator[Asked]:
 def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     """Records of a file, one at a time: recommendations may be millions."""
     if str(path).endswith(".parquet"):
-        try:
+        with parquet.readable(path):
             frame = pl.scan_parquet(str(path))
             columns = frame.collect_schema().names()
-        except (pl.exceptions.PolarsError, OSError) as error:
-            what = " ".join(str(error).split("\n")[0].split())
-            raise UserError(f"{path}: not a readable Parquet file ({what})") from error
+            total = frame.select(pl.len()).collect().item()
         for key in _FIELDS[:2]:
             if key not in columns:
                 raise UserError(f"{path}: no column {key!r}{did_you_mean(key, columns)}")
         wanted = [column for column in _FIELDS if column in columns]
-        total = frame.select(pl.len()).collect().item()
         for first in range(0, total, 1 << 16):
-            yield from frame.select(wanted).slice(first, 1 << 16).collect().to_dicts()
+            with parquet.readable(path):
+                rows = frame.select(wanted).slice(first, 1 << 16).collect().to_dicts()
+            yield from rows
         return
     for _, record in files.numbered_records(path):
         yield record
