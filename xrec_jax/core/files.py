@@ -20,12 +20,14 @@ from typing import IO, Any, cast
 
 from etils import epath
 
-from xrec_jax.core import jsonl, process
+from xrec_jax.core import jsonl, memory, process
 from xrec_jax.core.errors import UserError
 
 # Of a temporary name: process id, start of the process, and what tells apart two of one process;
 # the latter two are missing in what earlier versions left.
 _TEMPORARY = re.compile(r"\.(?P<final>.+)\.(?P<pid>\d+)(?:-(?P<start>\w*)-[0-9a-f]{8})?\.tmp")
+
+_WATCHED = 1 << 24  # characters of a text file between two looks at the memory left
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -213,10 +215,16 @@ def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line that is not blank; unzips a name that ends in ".gz".
 
     Raises:
-      UserError: if the file is missing or cannot be read.
+      UserError: if the file is missing, cannot be read or unzips to more than the memory holds.
     """
     with _opened(path) as file:
-        yield from jsonl.numbered_lines(file, path)
+        read = 0
+        for number, line in jsonl.numbered_lines(file, path):
+            read += len(line)
+            if read > _WATCHED:  # most readers keep every line
+                memory.require(16 * read, f"{path}, line {number}: the lines that follow")
+                read = 0
+            yield number, line
 
 
 def numbered_records(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
