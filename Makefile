@@ -8,7 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xrec_jax/compiled
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
 
-.PHONY: setup quickstart test fuzz lint types check bench parity clean
+.PHONY: setup quickstart test fuzz lint types check bench mutations parity clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,10 @@ check: lint types test
 bench: setup
 	$(BIN)/python experiments/benchmarks/recommenders.py
 	$(BIN)/python experiments/benchmarks/llm.py
+
+# Deliberate mistakes, one at a time, and whether the tests notice: about an hour.
+mutations: setup
+	$(BIN)/python experiments/mutations.py
 
 # transformers and PEFT beside the package: torch's CPU build installs quickly on Python 3.11 only.
 PARITY_PYTHON ?= python3.11

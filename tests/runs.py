@@ -38,6 +38,9 @@ def once(
 ) -> pathlib.Path:
     """A folder that the first test process to ask for it fills, and the others wait for.
 
+    With `XREC_TEST_RUNS`, a folder, it lies there and serves later sessions too: for those who run
+    a few tests again and again, and know that what fills it has not changed.
+
     Args:
       factory: of the test session.
       name: of the folder, below the one that all processes of the session share.
@@ -45,6 +48,9 @@ def once(
     """
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    if kept := os.environ.get("XREC_TEST_RUNS"):
+        shared = pathlib.Path(kept)
+        shared.mkdir(parents=True, exist_ok=True)
     folder, done = shared / name, shared / f"{name}.done"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,5 +1,6 @@
 """Where texts and instructions come from: files joined, chosen and kept apart from the held-out."""
 
+import dataclasses
 import gzip
 import json
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
+from xrec_jax.data.dataset import Interactions
 from xrec_jax.llm.bpe import train_bpe
 from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import prepare
@@ -142,6 +144,26 @@ def test_world_texts_without_any_history():
     config = tiny.language()
     config.instruct.history = 0
     assert len(corpora.world_texts(config, prepare(config.data))) > 50
+
+
+def test_no_held_out_visit_is_pretrained_on():
+    """Diaries, exercises and readings of reviews are the same whatever is held out."""
+    config = tiny.language()
+    config.data.world.update(dict(num_users=40, review_share=0.8, about_share=0.4))
+    config.joint.readings = 400
+    data = prepare(config.data)
+
+    def others(events):
+        return Interactions(events.user, np.roll(events.item, 1), events.timestamp)
+
+    split = data.split
+    split = dataclasses.replace(split, valid=others(split.valid), test=others(split.test))
+    dataset = dataclasses.replace(data.dataset, interactions=split.train)
+    texts = corpora.world_texts(config, data)
+    assert sum(isinstance(text, Reading) for text in texts) > 300
+    assert texts == corpora.world_texts(config, data._replace(dataset=dataset, split=split))
+    less = dataclasses.replace(split, train=split.train.take(np.arange(len(split.train) - 1)))
+    assert texts != corpora.world_texts(config, data._replace(split=less))
 
 
 def test_what_holds_a_held_out_prompt_or_answer_is_left_out():

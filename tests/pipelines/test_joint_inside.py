@@ -22,9 +22,11 @@ from xrec_jax.data.dataset import Interactions
 from xrec_jax.joint.rollout import rows
 from xrec_jax.joint.state import part_of
 from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.pipelines import joint_policy
 from xrec_jax.pipelines.joint_policy import PolicyTask
 from xrec_jax.pipelines.joint_recommender import FusedTask, another, user_batch
 from xrec_jax.pipelines.joint_round import Round, within
+from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.pipelines.joint_systems import Systems, mask_titles
 
@@ -99,6 +101,95 @@ def test_other_users_texts_are_other_users(opened):  # noqa: F811
                 and (own["present"][o] == swapped["present"][s]).all()
             ]  # fmt: skip
             assert any(states.user[o] != states.user[s] for o in sources)
+
+
+def test_shuffled_texts_are_those_of_other_users(opened, monkeypatch):  # noqa: F811
+    """Of other users of the same part, each text once, where no two texts are alike."""
+    systems = Systems(opened.one, opened.state)
+
+    def encode(setup, texts):
+        number = np.arange(1, len(texts) + 1, dtype=np.float32)[:, None, None]
+        return np.tile(number, (1, 2, setup.encoder.width)), np.ones((len(texts), 2), bool)
+
+    monkeypatch.setattr(JointSetup, "encode", encode)
+    own, swapped = (systems._read(name)["encoding"][:, 0, 0] for name in ("joint", "shuffled"))
+    states, writer = opened.setup.states, {}
+    for s in systems.rows.tolist():
+        writer[float(own[s])] = s
+    assert len(writer) == len(systems.rows) > 40
+    for s in systems.rows.tolist():
+        source = writer[float(swapped[s])]
+        assert states.user[source] != states.user[s] and states.part[source] == states.part[s]
+
+
+def test_final_texts_are_the_best_explainers(opened, monkeypatch):  # noqa: F811
+    """Of the parameters that are kept as the best, not of those of the last round."""
+    one, best = opened.one, opened.one.policy.fresh(3)
+    monkeypatch.setattr(one, "warm_policy", None, raising=False)
+    best = jax.tree.map(lambda x: x + 0.3, best)
+    systems = Systems(one, opened.state.replace(best=opened.state.best | {"policy": best}))
+    last = systems.texts("joint")[:6]
+    systems.rows = systems.rows[:6]
+    made = one.policy.answer(best, systems.rows, one.users, key=(0,))
+    texts = opened.setup.texts(made.tokens, made.length)
+    assert systems._write_texts("joint") == texts != last
+
+
+def valid_ndcg(one, params, frozen, read):
+    """NDCG@10 of the looked-at valid users, user by user; a held-out item each."""
+    setup, found = one.setup, []
+    batch = user_batch(setup, one.fused.model, one.valid)
+    batch |= {name: array[one.valid] for name, array in read.items()}
+    scores = np.asarray(one.fused.model.item_scores(params, frozen, batch), np.float64)
+    valid, train = setup.data.split.valid, setup.data.split.train
+    for row, s in enumerate(one.valid):
+        user = setup.states.user[s]
+        [target] = valid.item[valid.user == user].tolist()
+        seen = {*train.item[train.user == user].tolist()} - {target}
+        ahead = [
+            i for i in range(setup.data.dataset.num_items)
+            if i != target and i not in seen and scores[row, i] >= scores[row, target]
+        ]  # fmt: skip
+        found.append(1 / np.log2(2 + len(ahead)) if len(ahead) < 10 else 0.0)
+    return np.mean(found)
+
+
+def test_parameters_are_chosen_on_looked_at_valid_users(joint, opened):  # noqa: F811
+    """Of controls, and of rounds."""
+    one, systems = opened.one, Systems(opened.one, opened.state)
+    assert {*opened.setup.states.part[one.valid]} == {VALID} and len(one.valid) == 11
+    read = systems._read("stated")
+    frozen = systems._frozen(one.fused, read)
+    state = one.fused.initial(one.seed, one.alone)
+    params, value = systems._fit(one.fused, state, frozen, read, 2)
+    assert value == pytest.approx(valid_ndcg(one, params, frozen, read), abs=1e-6)
+    cache = jax.device_get(opened.state.cache)
+    kept = {"encoding": cache.encoding, "present": cache.present}
+    frozen = one.fused.frozen(one.base_frozen, jax.device_get(opened.state.constants))
+    expected = valid_ndcg(one, opened.state.recommender["params"], frozen, kept)
+    told = one.round.held_out(opened.state, ROUNDS)["valid/ndcg@10"]
+    rounds = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
+    assert told == rounds[-1]["valid/ndcg@10"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_warm_start_learns_to_end(opened, monkeypatch):  # noqa: F811
+    """Each answer is its text and the token that ends it, which is trained as any other."""
+    setup, seen = opened.setup, []
+
+    def kept(prompts, states, tokens, length, **options):
+        seen.append((states.tolist(), tokens, length))
+        raise runs.Cut
+
+    monkeypatch.setattr(joint_policy, "rows", kept)
+    with pytest.raises(runs.Cut):
+        opened.one.policy.warm_start(0, opened.one.users, "joint/0/sft", None)
+    [(states, tokens, length)] = seen
+    assert states == sorted(setup.states.teacher)
+    tokenizer = setup.base.tokenizer
+    for row, s in enumerate(states):
+        answer = tokens[row, : length[row]].tolist()
+        assert answer[-1] == tokenizer.eos_id and tokenizer.eos_id not in answer[:-1]
+        assert tokenizer.decode(answer[:-1]) == setup.states.teacher[s]
 
 
 @pytest.mark.parametrize("values", [(0.3, 0.2), (0.2, 0.3), (0.2, 0.2)])

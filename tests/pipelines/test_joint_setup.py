@@ -13,7 +13,7 @@ from tests.pipelines.test_joint_items import scrambled
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.parallel.mesh import gather, use_mesh
 from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.joint_recommender import FusedTask
+from xrec_jax.pipelines.joint_recommender import FusedTask, another
 from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST, TRAIN, VALID
 from xrec_jax.pipelines.joint_world import world_states
@@ -253,8 +253,14 @@ def test_a_text_is_worth_its_mean_over_the_targets():
         score = jax.jit(task.model.item_scores)
         own = score(weights, frozen, batch | {"encoding": encoding, "present": present})
         null = score(weights, frozen, batch)
+        other = another(setup.states.user[states], 3)
+        texts = {"encoding": encoding[other], "present": present[other]}
+        shuffled = score(weights, frozen, batch | texts)
+    assert (setup.states.user[states[other]] != setup.states.user[states]).all()
     assert len({len(expected[int(s)]) for s in states}) > 1
-    for name, scores in (("log_prob", own), ("log_prob_null", null)):
+    for name, scores in (
+        ("log_prob", own), ("log_prob_null", null), ("log_prob_shuffled", shuffled),
+    ):  # fmt: skip
         scores = np.asarray(scores, np.float64)
         logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         for n, s in enumerate(states):

@@ -129,6 +129,60 @@ def test_the_best_epoch_is_what_is_evaluated(finished):  # noqa: F811
         assert systems[name]["valid/ndcg@10"]["value"] == pytest.approx(best, abs=1e-7)
 
 
+# What is learned from, and what is measured
+
+
+@pytest.mark.parametrize("name", ["bpr", "lightgcn", "sasrec"])
+def test_no_held_out_event_is_trained_on(name, tmp_path):
+    """Every training event is a target, but the first of each history where those are read."""
+    data = tiny.data()
+    task = RecommenderTask(
+        tiny.config(name), name, data=data, mesh=tiny.mesh(), rundir=RunDir(tmp_path)
+    )
+    train = [*zip(data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True)]
+    source, found = task.batch_source(0), []
+    rows = source._rows
+    batch = rows.rows(0, np.arange(rows.num_rows))
+    if name == "sasrec":
+        users, first = rows.user, {user: (user, item) for user, item in reversed(train)}
+        for event in first.values():
+            train.remove(event)
+        for row, column in np.argwhere(batch["weight"] > 0):
+            found.append((int(users[row]), int(batch["target"][row, column])))
+    else:
+        found = [*zip(batch["user"].tolist(), batch["item"].tolist(), strict=True)]
+    assert sorted(found) == sorted(train)
+    assert (task.data.learned.item == data.split.train.item).all()
+
+
+def test_ranks_are_those_of_a_plain_loop(tmp_path):
+    """What comes before the held-out event is masked: for the test the validation event too."""
+    data, mesh = tiny.data(), tiny.mesh()
+    with use_mesh(mesh):
+        task = RecommenderTask(
+            tiny.config("bpr"), "bpr", data=data, mesh=mesh, rundir=RunDir(tmp_path)
+        )
+        state = task.initial_state(5)
+        found = {
+            part: task.evaluate(part, state.params, state.frozen) for part in ("valid", "test")
+        }
+        tables = task.model.tables(state.params, state.frozen)
+        items, users = (np.asarray(x, np.float64) for x in (tables.item, tables.user))
+    split, count = data.split, data.dataset.num_items
+    for part, before in (("valid", [split.train]), ("test", [split.train, split.valid])):
+        held_out, masked, whole = getattr(split, part), [], []
+        for user, target in zip(held_out.user.tolist(), held_out.item.tolist(), strict=True):
+            scores = items[:count] @ users[user]
+            ahead = {i for i in range(count) if i != target and scores[i] >= scores[target]}
+            seen = {i for one in before for i in one.item[one.user == user].tolist()}
+            for ranks, others in ((masked, ahead - seen), (whole, ahead)):
+                ranks.append(1 / np.log2(2 + len(others)) if len(others) < 10 else 0.0)
+        np.testing.assert_array_equal(found[part].users, held_out.user)
+        np.testing.assert_allclose(found[part].masked["ndcg@10"], masked, atol=1e-6)
+        np.testing.assert_allclose(found[part].unmasked["ndcg@10"], whole, atol=1e-6)
+        assert masked != whole
+
+
 # Running again
 
 
