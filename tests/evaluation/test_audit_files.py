@@ -129,6 +129,14 @@ def test_ratings_table(tmp_path):
     (tmp_path / "r.csv").write_text("item,model,rater,fun\n1,a,x,5\n1,b,x,12\n")
     status, _, found = audited(config, tmp_path)
     assert status == 1 and found["ratings/out_of_scale"]["examples"] == ["row 2, fun: '12'"]
+    # The same table as others write it: another name, a line break in a cell, numbers of rows.
+    (tmp_path / "r.csv").write_text(',item,system,rater_id,fun\n0,"1\n",a,x,5\n1,"1\n",b,x,12\n')
+    status, _, found = audited(config, tmp_path)
+    assert found["ratings/out_of_scale"]["examples"] == ["row 2, fun: '12'"]
+    assert found["ratings/out_of_scale"]["total"] == 2
+    (tmp_path / "r.csv").write_text("item,model,fun,fun\n1,a,5,12\n")
+    with pytest.raises(UserError, match="column 'fun' stands twice"):
+        pipeline.audit(config)
     (tmp_path / "r.csv").write_text("itm,model\n1,a\n")
     with pytest.raises(UserError, match="no column 'item'; did you mean 'itm'"):
         pipeline.audit(config)

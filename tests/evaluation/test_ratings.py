@@ -277,6 +277,20 @@ def test_long_and_wide_tables_are_read(tmp_path):
         ("rater,item,system,question,value,versus\nx,1,a,preference,2,b\n", "is 1, 0.5 or 0"),
         ("rater,item,system,question,value\nx,1,a,preference,1\n", "versus is empty"),
         ("rater,item,system,question,value\nx,1,a,,1\n", "the question is empty"),
+        (
+            "item,system,clear,fun,clear\n1,a,5,1,2\n",
+            r"line 1: column 'clear' stands twice \(columns 3 "
+            r"and 5\); rename",
+        ),
+        ("item,model,system,fun\n1,a,b,5\n", "line 1: 'model' and 'system' both name the system"),
+        ("pair,prompt_id,system,fun\n1,1,b,5\n", "'pair' and 'prompt_id' both name the item"),
+        ("item,system,,fun\n1,a,x,5\n", "line 1: column 3 has no name; name it or delete it"),
+        (",item,system,fun\n7,1,a,5\n7,2,a,5\n", "column 1 has no name"),  # no row number
+        ('item,system,fun\n1,a,5\n"2,a,6\n3,a,7\n', "line 3: .* quote .* never closed"),
+        ('item,system,fun\n1,"a"b,5\n', "line 2: .*text stands behind a closing quote"),
+        ("item,system,fun\n1,a,\0\n", "line 2: .*NUL"),
+        ("item,system,fun\r1,a,5\r", "line 1: .* carriage returns alone"),
+        ("item,system,fun\n1," + "a" * 140_000 + ",5\n", "line 2: .* larger than field limit"),
     ],
 )
 def test_faults_of_tables_are_told(tmp_path, text, message):
@@ -284,6 +298,66 @@ def test_faults_of_tables_are_told(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_ratings(path)
+
+
+def test_a_line_break_in_quotes_belongs_to_its_cell(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbfitem,system,fun\r\n"i\n1",A,5\r\n"i\r\n\r\n1",B,3\r\n\r\ni1,A,"1"\r\ni1,B,x\r\n'
+    )
+    with pytest.raises(UserError, match="line 9: fun is 'x'"):  # lines as an editor counts them
+        read_ratings(path)
+    path.write_bytes(path.read_bytes().replace(b"x", b"2"))
+    found = read_ratings(path).ratings
+    assert [one.item for one in found] == ["i\n1", "i\r\n\r\n1", "i1", "i1"]
+
+
+INDEX = {
+    "of pandas": ",item,system,fun\n0,1,a,5\n1,1,b,3\n",
+    "of a part of a table": ",item,system,fun\n17,1,a,5\n4,1,b,3\n",
+    "written twice": "Unnamed: 0,index,item,system,fun\n0,0,1,a,5\n1,1,1,b,3\n",
+    "from 1": "item,system,fun,No.\n1,a,5,1\n1,b,3,2\n",
+    "a comma at the ends": "item,system,fun,\n1,a,5,\n1,b,3,\n",
+}
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_numbers_of_rows_are_no_question(tmp_path, name):
+    path = tmp_path / "r.csv"
+    path.write_text(INDEX[name])
+    found = read_ratings(path)
+    assert found.questions == ("fun",) and len(found.ratings) == 2
+    assert len(found.notes) == {"written twice": 2, "a comma at the ends": 0}.get(name, 1)
+    assert all("numbers the rows and is left out" in note for note in found.notes)
+
+
+def test_a_question_may_be_called_like_an_index(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("item,system,index\n1,a,4\n1,b,5\n")
+    found = read_ratings(path)
+    assert [one.value for one in found.ratings] == [4, 5] and not found.notes
+
+
+def test_records_of_ratings_hold_plain_values(tmp_path):
+    path = tmp_path / "r.jsonl"
+    for record, message in (
+        (
+            '{"item": ["a"], "system": "b", "fun": 1}',
+            r"line 2: item is \['a'\], not a number or text",
+        ),
+        ('{"item": "a", "system": "b", "fun": true}', "line 2: fun is True"),
+        (
+            '{"item": "a", "pair": "a", "system": "b", "fun": 1}',
+            "line 2: 'item' and 'pair' both name",
+        ),
+        ('{"item": null, "system": "b", "fun": 1}', "line 2: item is empty"),
+        ('{"item": "a\\ud83d", "system": "b", "fun": 1}', "line 2: .* half a surrogate pair"),
+    ):
+        path.write_text("\n" + record)
+        with pytest.raises(UserError, match=message):
+            read_ratings(path)
+    path.write_text('{"item": "a", "system": "b", "fun": null, "odd": 1}')
+    assert [one.question for one in read_ratings(path).ratings] == ["odd"]  # null: no answer
 
 
 def test_other_files_are_refused(tmp_path):

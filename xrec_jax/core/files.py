@@ -16,7 +16,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 from etils import epath
 
@@ -28,6 +28,7 @@ from xrec_jax.core.errors import UserError
 _TEMPORARY = re.compile(r"\.(?P<final>.+)\.(?P<pid>\d+)(?:-(?P<start>\w*)-[0-9a-f]{8})?\.tmp")
 
 _WATCHED = 1 << 24  # characters of a text file between two looks at the memory left
+Bytes: TypeAlias = IO[bytes]
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -195,7 +196,7 @@ def iter_json_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file of a run, one at a time; see `read_json_lines`."""
     file = epath.Path(path)
     if file.exists():
-        with _opened(file) as lines:
+        with opened(file) as lines:
             yield from jsonl.log_records(lines, path)
 
 
@@ -217,7 +218,7 @@ def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
     Raises:
       UserError: if the file is missing, cannot be read or unzips to more than the memory holds.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         read = 0
         for number, line in jsonl.numbered_lines(file, path):
             read += len(line)
@@ -250,7 +251,7 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
+def opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """The bytes of a file, unzipped where its name ends in ".gz"; every fault is one line."""
     try:
         with epath.Path(path).open("rb") as file:

@@ -91,6 +91,23 @@ def decode(data: bytes, path: object, line: int | None = None) -> str:
         raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from error
 
 
+def bounded_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of every line, with its line feed.
+
+    Raises:
+      UserError: names file and line of what is longer than any record.
+    """
+    number = 0
+    while data := file.readline(MOST_BYTES + 1):
+        number += 1
+        if len(data) > MOST_BYTES:
+            raise UserError(
+                f"{path}, line {number}: longer than {MOST_BYTES >> 20} MiB; is this a file with "
+                "one record a line?"
+            )
+        yield number, data
+
+
 def numbered_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text, without its line feed, of every line that is not blank.
 
@@ -99,14 +116,7 @@ def numbered_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, str]]:
     Raises:
       UserError: names file and line of what is no UTF-8 or is longer than any record.
     """
-    number = 0
-    while data := file.readline(MOST_BYTES + 1):
-        number += 1
-        if len(data) > MOST_BYTES:
-            raise UserError(
-                f"{path}, line {number}: longer than {MOST_BYTES >> 20} MiB; is this a file of "
-                "JSON lines, one record a line?"
-            )
+    for number, data in bounded_lines(file, path):
         text = decode(data, path, number).removesuffix("\n")
         if text.strip():
             yield number, text

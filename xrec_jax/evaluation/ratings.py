@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections import defaultdict
@@ -13,12 +12,9 @@ import numpy as np
 from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import read_records, text_lines
+from xrec_jax.evaluation.rating_rows import read_rows
 
 PREFERENCE = "preference"
-# Names that other people's files use for our columns.
-_ALIASES = {"pair": "item", "prompt_id": "item", "model": "system", "explainer": "system",
-            "annotator": "rater", "dataset": "group"}  # fmt: skip
 _LONG = ("item", "system", "question", "value")
 
 
@@ -69,10 +65,12 @@ class Answers:
     Attributes:
       ratings: on scales.
       preferences: comparisons; may be empty.
+      notes: what was left out of a file, to be said.
     """
 
     ratings: tuple[Rating, ...]
     preferences: tuple[Preference, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -114,15 +112,14 @@ def read_ratings(path: epath.PathLike) -> Answers:
     "preference" compares `system` with the one in a column `versus`; its value is 1, 0.5 or 0 as in
     `Preference`. Wide form, as LLMXRec published it: `item,system` and a column a question. Both
     may have `dataset` and `rater`. `pair` stands for item, `model` and `explainer` for system. An
-    empty cell is an answer not given.
+    empty cell is an answer not given; a column that numbers the rows is left out, and `notes` say
+    so.
 
     Raises:
       UserError: names the file, the line and what is wrong with it.
     """
-    rows = list(_rows(path))
-    if not rows:
-        raise UserError(f"{path}: no rating in it")
-    present = list(dict.fromkeys(name for _, row in rows for name in row))
+    found = read_rows(path)
+    present = found.names
     long = "question" in present and "value" in present
     for name in _LONG if long else _LONG[:2]:
         if name not in present:
@@ -132,7 +129,7 @@ def read_ratings(path: epath.PathLike) -> Answers:
         raise UserError(f"{path}: it has no column with ratings beside {', '.join(present)}")
     ratings: dict[tuple[str, ...], Rating] = {}
     preferences: dict[tuple[str, ...], Preference] = {}
-    for line, row in rows:
+    for line, row in found.rows:
         where = f"{path}, line {line}"
         said = [(str(row.get("question") or ""), row.get("value"))] if long else []
         for question, raw in said or [(name, row.get(name)) for name in asked]:
@@ -156,7 +153,7 @@ def read_ratings(path: epath.PathLike) -> Answers:
             _add(ratings, (rater, group, item, system, question), one, where)
     if not ratings and not preferences:
         raise UserError(f"{path}: no rating in it")
-    return Answers(tuple(ratings.values()), tuple(preferences.values()))
+    return Answers(tuple(ratings.values()), tuple(preferences.values()), found.notes)
 
 
 def _add(into: dict, key: tuple[str, ...], answer: Rating | Preference, where: str) -> None:
@@ -166,25 +163,6 @@ def _add(into: dict, key: tuple[str, ...], answer: Rating | Preference, where: s
         )
         raise UserError(f"{where}: {who} answers the same about item {answer.item!r} again")
     into[key] = answer
-
-
-def _rows(path: epath.PathLike) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Line number and cells of every row, columns under our names."""
-    rename = lambda row: {_ALIASES.get(key, key): value for key, value in row.items()}  # noqa: E731
-    plain = str(path).removesuffix(".gz")
-    if plain.endswith(".jsonl"):
-        yield from ((n, rename(row)) for n, row in enumerate(read_records(path), start=1))
-        return
-    if not plain.endswith(".csv"):
-        raise UserError(f"{path}: ratings are read from .csv or .jsonl files, perhaps with .gz")
-    numbered = list(text_lines(path))
-    reader = csv.reader(line for _, line in numbered)
-    header = [name.strip() for name in next(reader, [])]
-    for row in reader:
-        line = numbered[reader.line_num - 1][0]
-        if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: {len(row)} cells, the header has {len(header)}")
-        yield line, rename(dict(zip(header, row, strict=True)))
 
 
 def _named(row: Mapping[str, Any], name: str, where: str) -> str:

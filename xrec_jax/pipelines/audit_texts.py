@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import say
 from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.cases import level
+from xrec_jax.evaluation.rating_rows import joined, read_rows
 from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
@@ -312,16 +310,26 @@ def _every(
 
 
 def _table(spec: str) -> list[dict[str, str]]:
-    """Rows of CSV files, joined by "+"."""
-    rows: list[dict[str, str]] = []
+    """Rows of tables, joined by "+", with the columns `item`, `model` and one a question."""
+    tables = []
     for path in spec.split("+"):
-        text = "\n".join(line for _, line in files.text_lines(epath.Path(path)))
-        part = list(csv.DictReader(io.StringIO(text)))
-        if not part:
-            raise UserError(f"audit.ratings={path}: no row in it")
-        for key in ("item", "model"):
-            if key not in part[0]:
+        table = read_rows(path)
+        for key in ("item", "system"):
+            if key not in table.names:
                 raise UserError(f"audit.ratings={path}: no column {key!r}"
-                                f"{did_you_mean(key, part[0])}")  # fmt: skip
-        rows += part
-    return rows
+                                f"{did_you_mean(key, table.names)}")  # fmt: skip
+        if {"question", "value"} <= {*table.names}:
+            raise UserError(f"audit.ratings={path}: a column a question is needed, not 'question'")
+        tables.append(table)
+    found = joined(tables)
+    for note in found.notes:
+        say(f"audit.ratings={note}")
+    theirs = {"system": "model", "group": "dataset"}
+    return [
+        {theirs.get(name, name): _cell(row.get(name)) for name in found.names}
+        for _, row in found.rows
+    ]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -182,6 +182,8 @@ def collect(
     seconds: dict[str, list[float]] = {}
     if ratings:
         answers = read_ratings(ratings)
+        for note in answers.notes:
+            say(note)
     else:
         answers, gold, seconds = rating_exports.read(exports, key=key, partial=partial)
     for name in exclude:
