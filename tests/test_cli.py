@@ -121,6 +121,17 @@ def test_sigterm_ends_with_status_143(monkeypatch, capsys, tmp_path):
     assert error.startswith("xrec: recommend/bpr/0: saved at step 7") and error.count("\n") == 1
 
 
+def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xrec_jax.pipelines.run.run", interrupted)
+    status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
+    assert status == 130
+    error = capsys.readouterr().err
+    assert error.startswith("xrec: interrupted") and error.count("\n") == 1
+
+
 def test_audit_returns_1_where_it_finds_errors(tmp_path, capsys):
     rows = "\n".join(f"u{n % 9},i{n % 7},{n}" for n in range(60))
     (tmp_path / "good.csv").write_text(f"user_id,item_id,timestamp\n{rows}\n")

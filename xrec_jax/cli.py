@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
+from xrec_jax.core import startup
 from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
@@ -121,11 +122,23 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the program's name; default those of the process.
 
     Returns:
-      0 when all went well, 2 on a user's mistake, 143 after SIGTERM with everything saved; `audit`
-      returns 1 when it found errors.
+      0 when all went well, 2 on a user's mistake, 143 after SIGTERM or SIGHUP with everything saved
+      and 130 after SIGINT; `audit` returns 1 when it found errors.
     """
+    if argv is None:  # the process is this command's alone
+        startup.open_standard_streams()
+        startup.speak_utf8()
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv), alone=argv is None)
+    except KeyboardInterrupt:
+        if argv is None:
+            startup.next_interrupt_ends()
+        print("xrec: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str], *, alone: bool) -> int:
     keep_freed_memory()
-    arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
@@ -137,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(word in ("-h", "--help", "-help") for word in rest):
             print(_help(name, values))
             return 0
+        startup.check_working_directory()
         _parse(name, values, rest)
+        startup.import_jax()
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 
@@ -146,10 +161,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return VERBS[name].run(values)
         except Interrupted as stop:
             print(f"xrec: {stop}", file=sys.stderr)
-            return 143
+            return stop.status
+        except UserError:
+            raise
+        except Exception as error:
+            if told := startup.no_devices(error):
+                raise told from error
+            raise
     except UserError as error:
         print(printable(f"xrec: error: {error}"), file=sys.stderr)
-        if isinstance(error, WriteError) and argv is None:
+        if isinstance(error, WriteError) and alone:
             _leave(2)
         return 2
 

@@ -316,6 +316,21 @@ def test_a_rerun_after_sigterm_logs_the_same_means(tmp_path, whole, cut):
     assert runs.metrics(tmp_path) == runs.metrics(whole)
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 143), (signal.SIGTERM, 143)]
+)
+def test_every_signal_that_ends_saves_first(tmp_path, number, status):
+    def run(state, batch):
+        state, metrics = toy.compiled()(state, batch)
+        if int(state.step) == 3:
+            os.kill(os.getpid(), number)
+        return state, metrics
+
+    with pytest.raises(loop.Interrupted, match=f"saved at step 3 after {number.name}") as caught:
+        toy.train(tmp_path, run_step=run)
+    assert caught.value.status == status and toy.saved(tmp_path)[1] == {"step": 3}
+
+
 def test_sigterm_in_an_evaluation_is_honoured_after_it(tmp_path):
     with pytest.raises(loop.Interrupted):
         toy.train(tmp_path, evaluate=terminate_at(3), evaluate_every=3)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.stopping import Stop, listening
 
 
 def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -50,6 +52,7 @@ def _start(**settings: Any) -> None:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot join the other processes: {reason}") from error
+    _jax_handler()
 
 
 def is_first() -> bool:
@@ -67,18 +70,31 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-@contextlib.contextmanager
-def sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the earlier handler comes back afterwards.
+def sigterm() -> contextlib.AbstractContextManager[Stop]:
+    """Lets SIGTERM, SIGINT and SIGHUP ask for an end, for the block; see `core.stopping.listening`.
 
-    On several processes JAX's own handler stays: through it they agree on the step to stop at.
+    On several processes JAX hears of it too: through it they agree on the step to stop at.
     """
-    event = threading.Event()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return listening(_jax_handler() if jax.process_count() > 1 else None)
+
+
+@functools.cache
+def _jax_handler() -> Callable[[int], object] | None:
+    """What JAX does at SIGTERM, taken from the C library once; SIGTERM ends the process after it.
+
+    JAX's own handler would swallow the signal also where nobody looks for it.
+
+    Returns:
+      A function of the signal's number; None where JAX has installed none.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = (
+        (ctypes.c_int, ctypes.c_void_p),
+        ctypes.c_void_p,
+    )
+    handler = library.signal(signal.SIGTERM, None)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if handler in (None, 1):  # default and ignore
+        return None
+    native = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    return lambda _: native(signal.SIGTERM)

@@ -13,6 +13,7 @@ of them together, shard after shard, and the first one writes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 from xrec_jax.core.logging import Progress
+from xrec_jax.core.stopping import Stop
 from xrec_jax.parallel.distributed import is_first, meet, sigterm
 from xrec_jax.parallel.mesh import make_mesh, use_mesh
 from xrec_jax.pipelines import explainers
@@ -147,11 +149,12 @@ def _shards(
         label = f"{label}, process 1 of {everybody}"
         total = parts.size(mine) + (parts.count - parts.size(todo)) // everybody
     bar = Progress(label, total, initial=total - parts.size(mine), unit="pair", enabled=is_first())
-    with sigterm() as stop:
+    # Several processes do not agree on an end here: a signal ends one, which loses no shard.
+    with sigterm() if everybody == 1 else contextlib.nullcontext(Stop()) as stop:
 
         def advance(count: int) -> None:
             if stop.is_set():
-                raise Interrupted(label, parts.shards - len(parts.missing()))
+                raise Interrupted(label, parts.shards - len(parts.missing()), stop.number)
             bar.advance(count)
 
         for shard in mine:

@@ -152,7 +152,7 @@ class SeedRun:
                     done = setup.steps_before(self.seed) + ROUNDS_AT + int(state.step)
                     if stop_requested(terminated, done):
                         checkpoints.wait()
-                        raise Interrupted(self.stage, number)
+                        raise Interrupted(self.stage, number, terminated.number)
             checkpoints.wait()
         return state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
+import signal
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, Progress
+from xrec_jax.core.stopping import Stop
 from xrec_jax.core.trees import host_value, not_finite
 from xrec_jax.parallel.distributed import is_first, sigterm
 from xrec_jax.parallel.mesh import put_batch
@@ -36,10 +37,21 @@ class Batches(Protocol):
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """SIGTERM arrived; everything is saved and the same command goes on from there."""
+    """A signal arrived; everything is saved and the same command goes on from there.
 
-    def __init__(self, stage: str, step: int):
-        super().__init__(f"{stage}: saved at step {step} after SIGTERM; run the same command again")
+    Args:
+      stage: that was interrupted.
+      step: it is saved at.
+      number: of the signal; 0 where it came to another process.
+
+    Attributes:
+      status: of the process, as shells have it.
+    """
+
+    def __init__(self, stage: str, step: int, number: int = 0):
+        name = signal.Signals(number or signal.SIGTERM).name
+        super().__init__(f"{stage}: saved at step {step} after {name}; run the same command again")
+        self.status = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +233,7 @@ def fit(
     Raises:
       UserError: on a loss, parameters or a deciding score that is not finite.
       WriteError: if a checkpoint cannot be written.
-      Interrupted: after SIGTERM, with everything saved.
+      Interrupted: after SIGTERM, SIGINT or SIGHUP, with everything saved.
     """
     begin = time.perf_counter()
     progress = LoopProgress()
@@ -282,7 +294,7 @@ def fit(
             if interrupted:
                 checkpoints.wait()
                 bar.close()
-                raise Interrupted(stage, done)
+                raise Interrupted(stage, done, terminated.number)
     checkpoints.wait()
     bar.close()
     return state, progress
@@ -325,11 +337,11 @@ def _note_score(state, score, step, progress, options) -> TrainState:
     return state
 
 
-def stop_requested(event: threading.Event, step: int) -> bool:
+def stop_requested(stop: Stop, step: int) -> bool:
     """Whether to stop now; processes agree on the step."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
-    return event.is_set()
+    return stop.is_set()
 
 
 def _note(logged: dict[str, float], metric: str) -> str:

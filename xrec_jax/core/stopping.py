@@ -1,0 +1,114 @@
+"""SIGTERM, SIGINT and SIGHUP: the first asks for an end with all saved, a second ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_APART_S = 0.3  # `timeout` and some terminals send one signal twice
+
+
+class Stop:
+    """Whether a signal asked to stop, and which.
+
+    Args:
+      forward: also called with the number of the first signal; None for nothing.
+
+    Attributes:
+      number: of the first signal; 0 while none has come.
+    """
+
+    def __init__(self, forward: Callable[[int], object] | None = None) -> None:
+        self.number = 0
+        self._seen = forward is not None  # it sees to it
+        self._forward = forward
+
+    def is_set(self) -> bool:
+        """Whether to save and end now; who asks is taken to do so."""
+        self._seen = self._seen or self.number != 0
+        return self.number != 0
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a signal has come that nobody asked for."""
+        return self.number != 0 and not self._seen
+
+    def note(self, number: int) -> None:
+        """Keeps the first signal."""
+        if not self.number:
+            self.number = number
+            if self._forward is not None:
+                self._forward(number)
+
+
+@contextlib.contextmanager
+def listening(forward: Callable[[int], object] | None = None) -> Iterator[Stop]:
+    """Takes signals for the block; the earlier handlers come back afterwards.
+
+    A second signal ends the process at once, with status 128 + its number and whatever is saved by
+    then, even where the main thread hangs inside compiled code: a thread of its own reads what the
+    C handler writes. A signal that was ignored before, as under `nohup`, stays ignored. One that
+    nobody has asked for by the end of the block is delivered again.
+
+    Args:
+      forward: see `Stop`.
+    """
+    stop = Stop(forward)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watcher = threading.Thread(target=_watch, args=(reader, stop, set(before)), daemon=True)
+    watcher.start()
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def handle(number: int, _frame: object) -> None:
+        stop.note(number)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.write(writer, b"\0")
+        watcher.join()
+        os.close(reader)
+        os.close(writer)
+    if stop.unseen:
+        os.kill(os.getpid(), stop.number)
+
+
+def _watch(reader: int, stop: Stop, numbers: set[int]) -> None:
+    """Reads the numbers of signals as they come, until a zero."""
+    first = 0.0
+    while True:
+        for number in os.read(reader, 64):
+            if number == 0:
+                return
+            if number not in numbers:
+                continue
+            now = time.monotonic()
+            if not first:
+                first = now
+                stop.note(number)
+            elif now - first > _APART_S:
+                end_at_once(number)
+
+
+def end_at_once(number: int) -> None:
+    """Ends the process without waiting for anything."""
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):
+        os.write(2, f"xrec: {name} again: ended at once, with what was saved before\n".encode())
+    os._exit(128 + number)
