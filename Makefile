@@ -43,7 +43,7 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/recommenders.py
 	$(BIN)/python experiments/benchmarks/llm.py
 
-# Deliberate mistakes, one at a time, and whether the tests notice: about an hour.
+# Deliberate mistakes, one at a time, and whether the tests notice: about half an hour.
 mutations: setup
 	$(BIN)/python experiments/mutations.py
 

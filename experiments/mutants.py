@@ -14,7 +14,6 @@ class Mutant(NamedTuple):
       old: text that stands there exactly once.
       new: what is put in its place.
       tests: pytest's names of the tests that must fail.
-      fresh: whether it is in what makes the finished runs that tests share.
     """
 
     name: str
@@ -22,7 +21,6 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: tuple[str, ...]
-    fresh: bool = False
 
 
 _ROUND = "tests/pipelines/test_joint_round.py::"
@@ -188,8 +186,7 @@ _RECOMMEND = (
         "epochs_chosen_on_the_test", "xrec_jax/pipelines/train_recommender.py",
         'evaluate=lambda s: self.evaluate("valid", s.params, s.frozen)',
         'evaluate=lambda s: self.evaluate("test", s.params, s.frozen)',
-        ("tests/pipelines/test_run.py::test_the_best_epoch_is_what_is_evaluated",),
-        fresh=True,
+        ("tests/pipelines/test_run.py::test_epochs_are_chosen_on_validation_events",),
     ),
     Mutant(
         "seen_items_not_masked", _RANKING,
@@ -226,7 +223,6 @@ _RECOMMEND = (
         '"test": ([split.train, split.valid], split.test),',
         '"test": ([split.train], split.test),',
         ("tests/pipelines/test_run.py::test_ranks_are_those_of_a_plain_loop",),
-        fresh=True,
     ),
 )  # fmt: skip
 

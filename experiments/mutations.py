@@ -6,11 +6,11 @@
 Each mistake of `experiments/mutants.py` is put into a copy of the checkout, where only the tests
 named beside it are run. It is caught if every one of them fails there; without a mistake all of
 them must pass, or nothing is said. A mistake whose text is no longer in its file ends the program.
-The tests share their finished runs (`XREC_TEST_RUNS`), made once without a mistake; where the
-mistake is in what makes these runs (`fresh`), they are made anew. All of it takes about an hour of
-two cores; `--only` takes some, and `--tests` runs other tests than those that are named.
+The tests share finished runs (`XREC_TEST_RUNS`) that are made once, without a mistake, so what they
+notice is in the code that they call themselves. All of it takes about half an hour of two cores;
+`--only` takes some, and `--tests` runs other tests than those that are named.
 
-Leaves a table on the terminal and `experiments/results/mutations.json`.
+Leaves a table on the terminal and `experiments/results/mutations.json`, written after each.
 """
 
 from __future__ import annotations
@@ -134,12 +134,10 @@ def run_mutant(
     copy_checkout(checkout)
     path = checkout / mutant.file
     path.write_text(mutated(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
-    own = folder / "runs" if mutant.fresh else runs
     try:
-        found = run_tests(checkout, tests, own)
+        found = run_tests(checkout, tests, runs)
     finally:
         shutil.rmtree(checkout)
-        shutil.rmtree(folder / "runs", ignore_errors=True)
     missed = [test for test in tests if not found.fails(test)]
     return {
         "file": mutant.file,
@@ -192,9 +190,9 @@ def main() -> int:
             if output and not others:
                 print(output)
             sys.stdout.flush()
-    caught = sum(one["caught"] for one in found.values())
-    table = {"caught": caught, "of": len(found), "mutations": found}
-    pathlib.Path(args.output).write_text(json.dumps(table, indent=1) + "\n")
+            caught = sum(one["caught"] for one in found.values())
+            table = {"caught": caught, "of": len(found), "mutations": found}
+            pathlib.Path(args.output).write_text(json.dumps(table, indent=1) + "\n")
     print(f"{caught} of {len(found)} caught; {args.output}")
     return 0 if caught == len(found) else 1
 

@@ -14,7 +14,7 @@ from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import data_identity, run
+from xrec_jax.pipelines import data_identity, run, train_recommender
 from xrec_jax.pipelines.datasets import prepare
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.pipelines.session import restore
@@ -153,6 +153,24 @@ def test_no_held_out_event_is_trained_on(name, tmp_path):
         found = [*zip(batch["user"].tolist(), batch["item"].tolist(), strict=True)]
     assert sorted(found) == sorted(train)
     assert (task.data.learned.item == data.split.train.item).all()
+
+
+def test_epochs_are_chosen_on_validation_events(tmp_path, monkeypatch):
+    data, mesh = tiny.data(), tiny.mesh()
+    monkeypatch.setattr(
+        train_recommender, "fit", lambda state, *_, evaluate, **options: evaluate(state)
+    )
+    with use_mesh(mesh):
+        task = RecommenderTask(
+            tiny.config("bpr"), "bpr", data=data, mesh=mesh, rundir=RunDir(tmp_path)
+        )
+        state = task.initial_state(0)
+        told = task.fit(0, MetricWriter(tmp_path))
+        valid, test = (
+            task.evaluate(part, state.params, state.frozen) for part in ("valid", "test")
+        )
+    assert valid.users.tolist() == data.split.valid.user.tolist()
+    assert told["valid/ndcg@10"] == valid.masked["ndcg@10"].mean() != test.masked["ndcg@10"].mean()
 
 
 def test_ranks_are_those_of_a_plain_loop(tmp_path):
