@@ -126,12 +126,12 @@ CASES = {
     "torn pairs": ([*EXPLAIN, PAIRS + "torn.jsonl"], "torn.jsonl, line 2"),
     "pairs that are lists": ([*EXPLAIN, PAIRS + "list.jsonl"], "line 1", "not a JSON object"),
     "pairs in another encoding": ([*EXPLAIN, PAIRS + "latin.jsonl"], "line 1", "not UTF-8"),
-    "pairs without users": ([*EXPLAIN, PAIRS + "key.jsonl"], "record 1", "no 'user'"),
-    "unknown item": ([*EXPLAIN, PAIRS + "id.jsonl"], "record 1", "'p9'"),
-    "rank in words": ([*EXPLAIN, PAIRS + "rank.jsonl"], "record 1", "'rank'", "'first'"),
-    "rank beyond all items": ([*EXPLAIN, PAIRS + "far.jsonl"], "record 1", "'rank'"),
-    "score that is none": ([*EXPLAIN, PAIRS + "score.jsonl"], "record 1", "'score'"),
-    "system that is a number": ([*EXPLAIN, PAIRS + "system.jsonl"], "record 1", "'system'"),
+    "pairs without users": ([*EXPLAIN, PAIRS + "key.jsonl"], "line 1", "no 'user'"),
+    "unknown item": ([*EXPLAIN, PAIRS + "id.jsonl"], "line 1", "'p9'"),
+    "rank in words": ([*EXPLAIN, PAIRS + "rank.jsonl"], "line 1", "'rank'", "'first'"),
+    "rank beyond all items": ([*EXPLAIN, PAIRS + "far.jsonl"], "line 1", "'rank'"),
+    "score that is none": ([*EXPLAIN, PAIRS + "score.jsonl"], "line 1", "'score'"),
+    "system that is a number": ([*EXPLAIN, PAIRS + "system.jsonl"], "line 1", "'system'"),
     "no Parquet": ([*EXPLAIN, PAIRS + "text.parquet"], "text.parquet", "Parquet"),
     "column of Parquet": ([*EXPLAIN, PAIRS + "key.parquet"], "'user'", "did you mean 'usr'"),
     # Who judges
@@ -151,7 +151,7 @@ CASES = {
         [*MAKE, "--explanations={folder}/prompts.jsonl+{folder}/answers.jsonl"], "prompt_id",
     ),
     "explanations without a prompt": (
-        [*MAKE, "--explanations={folder}/answers.jsonl"], "record 1", "'prompt'",
+        [*MAKE, "--explanations={folder}/answers.jsonl"], "line 1", "'prompt'",
     ),
     "no gzip": ([*MAKE, "--explanations={folder}/zip.jsonl.gz"], "zip.jsonl.gz"),
     "key of other sheets": (
@@ -169,7 +169,7 @@ CASES = {
     "table without a line": (["rate", "collect", "--ratings={folder}/header.csv"], "no rating"),
     # What is audited
     "messages without one": (
-        [*AUDIT, "--config.audit.instructions={folder}/turns.jsonl"], "record 1", "messages",
+        [*AUDIT, "--config.audit.instructions={folder}/turns.jsonl"], "line 1", "messages",
     ),
     "findings below a file": ([*AUDIT, "--output={folder}/file/a.json"], "file is a file"),
 }  # fmt: skip

@@ -108,10 +108,10 @@ def test_writers_are_named_in_judgements(tmp_path):
 @pytest.mark.parametrize(
     "sets, message",
     [
-        (dict(prompts=[{"promt": "x"}]), r"audit.prompts=.*, record 1: no key 'prompt'; did you"),
-        (dict(prompts=[{"prompt": 3}]), r"record 1: expected a text as prompt"),
+        (dict(prompts=[{"promt": "x"}]), r"audit.prompts=.*, line 1: no key 'prompt'; did you"),
+        (dict(prompts=[{"prompt": 3}]), r"line 1: expected a text as prompt"),
         (dict(judgements=[{"prompt": "a", "first": "b", "second": "c", "better": 3}]),
-         r"record 1: expected 1 or 2 as better"),
+         r"line 1: expected 1 or 2 as better"),
         (dict(explanations=texts()["explanations"]), r"audit.prompts must name the file"),
         (dict(explanations=texts()["explanations"], prompts=[{"prompt": "a"}]),
          r"record 1: no 'prompt_id' to join"),
@@ -121,6 +121,46 @@ def test_writers_are_named_in_judgements(tmp_path):
 def test_mistakes(tmp_path, sets, message):
     with pytest.raises(UserError, match=message):
         pipeline.audit(write(tmp_path, **sets))
+
+
+def test_a_null_is_no_word(tmp_path):
+    """An answer that is null has no text; what answers are joined by must not be null."""
+    lines = [
+        {"prompt": f"Why {n}?", "completion": text} for n, text in enumerate((None, "", "So."))
+    ]
+    _, _, found = audited(write(tmp_path, instructions=lines), tmp_path)
+    assert found["instructions/empty"]["count"] == 2
+    turns = [[{"role": "user", "content": f"Why {n}?"}, {"role": "assistant", "content": text}]
+             for n, text in enumerate((None, "So."))]  # fmt: skip
+    lines = [{"messages": one} for one in turns]
+    _, _, found = audited(write(tmp_path, instructions=lines), tmp_path)
+    assert found["instructions/empty"]["count"] == 1
+    prompts = [{"prompt_id": 1, "prompt": "Why 1?"}]
+    said = {"prompt_id": 1, "model": "ape", "completion": None}
+    _, _, found = audited(write(tmp_path, prompts=prompts, explanations=[said]), tmp_path)
+    assert found["explanations/empty"]["count"] == 1
+    judged = {"prompt": "Why?", "first": "a", "second": "b", "better": 1}
+    for sets, message in (
+        (
+            dict(instructions=[{"prompt": None, "completion": "a"}]),
+            "line 1: expected a text as prompt",
+        ),
+        (
+            dict(instructions=[{"prompt": "a", "completion": ["b"]}]),
+            "line 1: completion must be text",
+        ),
+        (
+            dict(prompts=prompts, explanations=[said | {"prompt_id": None}]),
+            "line 1: prompt_id is null",
+        ),
+        (dict(prompts=prompts, explanations=[said | {"model": None}]), "line 1: model is null"),
+        (dict(judgements=[judged, judged | {"second": None}]), "line 2: second is null"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline.audit(write(tmp_path, **sets))
+    # A key that need not be there is the same as null.
+    lines = [{"prompt": "a", "completion": '{"age": null, "sex": "f"}', "dataset": None}]
+    assert audited(write(tmp_path, attributes=lines), tmp_path)[0] == 0
 
 
 def test_ratings_table(tmp_path):

@@ -246,7 +246,7 @@ def test_texts_that_hold_a_held_out_prompt_or_answer_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (dict(fields=("text",)), "record 1: none of text is there"),
+        (dict(fields=("text",)), "line 1: none of text is there"),
         (dict(keep=dict(field="model", among=("C",))), "has model in C; its values: A"),
         (dict(keep=dict(field="modle", among=("A",))), "has modle in A"),
     ],
@@ -256,6 +256,23 @@ def test_what_no_line_has_is_named(tmp_path, changed, named):
     path = write(tmp_path / "a.jsonl", [{"prompt": "x", "model": "A"}])
     with pytest.raises(UserError, match=named):
         texts_of(files_config(path, **changed))
+
+
+def test_values_that_are_no_text_are_named(tmp_path):
+    """A list is not trained on as Python writes it, and a null is no word."""
+    path = write(tmp_path / "a.jsonl", [{"prompt": "x", "completion": None}])
+    assert texts_of(files_config(path)) == (["x"], 0)
+    for record, message in (
+        ({"prompt": ["x"]}, r"a\.jsonl, line 1: prompt must be text or a number, not \['x'\]"),
+        ({"prompt": None, "completion": ""}, "line 1: none of prompt, completion is there"),
+    ):
+        path = write(tmp_path / "a.jsonl", [record])
+        with pytest.raises(UserError, match=message):
+            texts_of(files_config(path))
+    first = write(tmp_path / "p.jsonl", [{"prompt_id": 1, "prompt": "p"}])
+    second = write(tmp_path / "a.jsonl", [{"prompt_id": [1], "completion": "x"}])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: prompt_id must be text or a number"):
+        texts_of(files_config(f"{first}+{second}"))
 
 
 # Splitting and tokens

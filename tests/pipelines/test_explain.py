@@ -188,7 +188,7 @@ def test_given_pairs_from_a_file(finished, exported, tmp_path):
     assert first == third and first["rank"] is None
     assert (second["rank"], second["score"], second["system"]) == (7, 0.1, "mine")
     (tmp_path / "p.jsonl").write_text('{"user": "u00002", "item": "p0000x"}\n')
-    with pytest.raises(UserError, match=r"p.jsonl, record 1: no item 'p0000x' in the data"):
+    with pytest.raises(UserError, match=r"p.jsonl, line 1: no item 'p0000x' in the data"):
         explain.explain(finished, pairs=str(tmp_path / "p.jsonl"), output=str(tmp_path / "x.jsonl"))
     assert not (tmp_path / "x.jsonl.parts").exists()
 

@@ -357,11 +357,20 @@ def test_explanations_from_elsewhere(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "warning: the word 'Ada' stands in a text" in out
     write_text(tmp_path / "e.jsonl", json_lines([{"prompt_id": 7, "completion": "x"}]))
-    with pytest.raises(UserError, match=r"record 1: .*p\.jsonl has no prompt_id 7"):
+    with pytest.raises(UserError, match=r"line 1: .*p\.jsonl has no prompt_id 7"):
         rating_cases.of_files([both])
     write_text(tmp_path / "e.jsonl", json_lines([{"prompt": "x", "txt": "y"}]))
-    with pytest.raises(UserError, match="it has no 'text'; did you mean 'txt'"):
+    with pytest.raises(UserError, match="no key 'text'; did you mean 'txt'"):
         rating_cases.of_files([f"{tmp_path}/e.jsonl"])
+    for record, message in (
+        ({"prompt": "x", "completion": None}, "e.jsonl, line 1: completion is null"),
+        ({"prompt": None, "completion": "y"}, "prompt is null"),
+        ({"prompt": "x", "prompt_id": None, "completion": "y"}, "prompt_id is null"),
+        ({"prompt": "x", "completion": ["y"]}, r"completion must be text or a number, not \['y'\]"),
+    ):
+        write_text(tmp_path / "e.jsonl", json_lines([record]))
+        with pytest.raises(UserError, match=message):
+            rating_cases.of_files([f"{tmp_path}/e.jsonl"])
 
 
 def test_a_table_is_collected_by_group(tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_judgements_are_read_with_their_other_keys(tmp_path):
 )
 def test_a_wrong_record_is_named(tmp_path, changed, message):
     path = write(tmp_path / "j.jsonl.gz", [record(), record(**changed)])
-    with pytest.raises(UserError, match=f"record 2: {message}"):
+    with pytest.raises(UserError, match=f"line 2: {message}"):
         read_judgements(path)
 
 
@@ -77,7 +77,7 @@ def test_wrong_keys_and_blocks_are_named(tmp_path):
         read_judgements(path, pair="set", block=2)
     lacking = record()
     del lacking["second"]
-    with pytest.raises(UserError, match="record 1: no key 'second'"):
+    with pytest.raises(UserError, match="line 1: no key 'second'"):
         read_judgements(write(tmp_path / "k.jsonl.gz", [lacking]))
 
 

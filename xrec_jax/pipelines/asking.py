@@ -135,18 +135,18 @@ def read_asked(path: epath.PathLike, maker: CaseMaker) -> Iterator[Asked]:
     Raises:
       UserError: names the line that is wrong, or an id that is not in the data.
     """
-    number = 0
-    for number, line in enumerate(_rows(path), start=1):
+    place = ""
+    for place, record in _rows(path):
         try:
-            yield maker.asked(line)
+            yield maker.asked(record)
         except UserError as error:
-            raise UserError(f"{path}, record {number}: {error}") from error
-    if not number:
+            raise UserError(f"{path}, {place}: {error}") from error
+    if not place:
         raise UserError(f"{path}: no pair in it")
 
 
-def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Records of a file, one at a time: recommendations may be millions."""
+def _rows(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Records of a file with their places, one at a time: recommendations may be millions."""
     if str(path).endswith(".parquet"):
         with parquet.readable(path):
             frame = pl.scan_parquet(str(path))
@@ -159,10 +159,9 @@ def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         for first in range(0, total, 1 << 16):
             with parquet.readable(path):
                 rows = frame.select(wanted).slice(first, 1 << 16).collect().to_dicts()
-            yield from rows
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, first + 1))
         return
-    for _, record in files.numbered_records(path):
-        yield record
+    yield from ((f"line {number}", row) for number, row in files.numbered_records(path))
 
 
 def digest(path: epath.Path) -> str:

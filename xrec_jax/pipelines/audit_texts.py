@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xrec_jax.core import files
@@ -14,6 +14,7 @@ from xrec_jax.evaluation.rating_rows import joined, read_rows
 from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.fields import text_of
 from xrec_jax.text.records import OTHER_FILES, whole
 
 Outcomes = list[checks.Finding | None]
@@ -43,7 +44,7 @@ def check_files(config: Any) -> Outcomes:
     paths = config.audit
     found = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
     cases = {
-        role: checks.read_cases(_prompts(records, paths[role]))
+        role: checks.read_cases(records)
         for role, records in found.items() if role != "explanations"
     }  # fmt: skip
     outcomes: Outcomes = []
@@ -64,7 +65,6 @@ def check_files(config: Any) -> Outcomes:
         outcomes += checks.check_answers(answers, "explanations")
     if "judgements" in found:
         written = {(a.case.text, level(a.text)): a.writer for a in answers if a.case is not None}
-        _check_labels(found["judgements"], paths["judgements"])
         judged = checks.read_judgements(found["judgements"], cases["judgements"])
         outcomes += checks.check_judgements(judged, written)
     if "attributes" in found:
@@ -141,7 +141,7 @@ def check_run(rundir: RunDir) -> Outcomes:
         outcomes += checks.check_answers(
             [
                 checks.Answer(
-                    str(row), writer, str(one[writer]), case, str(one.get(f"{writer}_stop") or "")
+                    str(row), writer, _said(one[writer]), case, str(one.get(f"{writer}_stop") or "")
                 )
                 for writer in ("base", "tuned")
                 for row, (one, case) in enumerate(zip(answered, asked, strict=True), start=1)
@@ -214,11 +214,16 @@ def _joined(
     ]  # fmt: skip
 
 
+def _said(value: Any) -> str:
+    """The text of an answer; null is none."""
+    return "" if value is None else str(value)
+
+
 def _completions(
     records: Iterable[Mapping[str, Any]], cases: Iterable[checks.Case]
 ) -> list[checks.Answer]:
     return [
-        checks.Answer(str(row), "the set", str(_flat(record)["completion"]), case)
+        checks.Answer(str(row), "the set", _said(_flat(record)["completion"]), case)
         for row, (record, case) in enumerate(zip(records, cases, strict=True), start=1)
     ]
 
@@ -237,7 +242,10 @@ def _answers(
     place: dict[str, int] = {}
     ids: list[str] = []
     if key == "prompt":
-        by_place = checks.read_cases(_prompts(records, paths.explanations))
+        for number, record in enumerate(records, start=1):
+            if "prompt" not in record:
+                raise UserError(f"{paths.explanations}, record {number}: no key 'prompt'")
+        by_place = checks.read_cases(records)
         place = {str(record["prompt"]): row for row, record in reversed([*enumerate(records)])}
     elif "prompts" not in found:
         raise UserError(
@@ -262,7 +270,7 @@ def _answers(
         asked = str(record[key]) if key != "prompt" else str(number)
         answers.append(
             checks.Answer(
-                asked, str(record[writer]) if writer else "the file", str(record[text] or ""),
+                asked, str(record[writer]) if writer else "the file", _said(record[text]),
                 None if found_at is None else by_place[found_at], str(record.get("stop") or ""),
             )
         )  # fmt: skip
@@ -272,41 +280,44 @@ def _answers(
 
 
 def _read(spec: str, role: str) -> list[dict[str, Any]]:
-    """Records of a role's files, joined by "+"."""
-    records = []
+    """Records of a role's files, joined by "+"; instructions with `prompt` and `completion`."""
+    records: list[dict[str, Any]] = []
     for path in spec.split("+"):
-        part = files.read_records(path)
-        for number, record in enumerate(part, start=1):
+        before = len(records)
+        for number, record in files.numbered_records(path):
+            where = f"{path}, line {number}"
             for choices in _NEEDED[role]:
                 if not any(key in record for key in choices):
                     names = " or ".join(map(repr, choices))
                     raise UserError(
-                        f"audit.{role}={path}, record {number}: no key {names}"
-                        f"{did_you_mean(choices[0], record)}"
+                        f"audit.{role}={where}: no key {names}{did_you_mean(choices[0], record)}"
                     )
-        records += part
-    if role != "instructions":
-        return records
-    _every(records, spec, "messages with role and content, one of a user", _has_turns)
-    return [_flat(record) for record in records]
-
-
-def _prompts(records: Sequence[Mapping[str, Any]], path: str) -> Sequence[Mapping[str, Any]]:
-    _every(records, path, "a text as prompt", lambda one: isinstance(one.get("prompt"), str))
+            _check(record, role, where)
+            records.append(_flat(record) if role == "instructions" else record)
+        if len(records) == before:
+            raise UserError(f"{path}: no record in it")
     return records
 
 
-def _check_labels(records: Sequence[Mapping[str, Any]], path: str) -> None:
-    _every(records, path, "1 or 2 as better", lambda one: one["better"] in (1, 2))
-
-
-def _every(
-    records: Sequence[Mapping[str, Any]], path: str, what: str,
-    holds: Callable[[Mapping[str, Any]], bool],
-) -> None:  # fmt: skip
-    for number, record in enumerate(records, start=1):
-        if not holds(record):
-            raise UserError(f"{path}, record {number}: expected {what}")
+def _check(record: dict[str, Any], role: str, where: str) -> None:
+    """Refuses what no check can read; an answer that is null is one without text."""
+    if role == "instructions" and not _has_turns(record):
+        raise UserError(f"{where}: expected messages with role and content, one of a user")
+    asks = _flat(record) if role == "instructions" else record
+    if (role != "explanations" or "prompt" in record) and not isinstance(asks["prompt"], str):
+        raise UserError(f"{where}: expected a text as prompt")
+    if role == "judgements":
+        for key in ("first", "second"):
+            text_of(record, key, where)
+        if record["better"] not in (1, 2):
+            raise UserError(f"{where}: expected 1 or 2 as better")
+    if role in ("instructions", "explanations"):
+        for key in (*_WRITERS, "prompt_id", "prompt_hash"):
+            if key in record and role == "explanations":
+                text_of(record, key, where)
+        for key in _TEXTS:
+            if asks.get(key) is not None:
+                text_of(asks, key, where)
 
 
 def _table(spec: str) -> list[dict[str, str]]:
@@ -326,10 +337,6 @@ def _table(spec: str) -> list[dict[str, str]]:
         say(f"audit.ratings={note}")
     theirs = {"system": "model", "group": "dataset"}
     return [
-        {theirs.get(name, name): _cell(row.get(name)) for name in found.names}
+        {theirs.get(name, name): _said(row.get(name)) for name in found.names}
         for _, row in found.rows
     ]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)

@@ -233,6 +233,8 @@ class CaseMaker:
         for key, rows in (("user", self._user_rows), ("item", self._item_rows)):
             if key not in record:
                 raise UserError(f"a pair has no {key!r}: {files.plain(dict(record))}")
+            if record[key] is None:
+                raise UserError(f"a pair's {key!r} is null")
             if str(record[key]) not in rows:
                 hint = did_you_mean(str(record[key]), rows)
                 raise UserError(f"no {key} {record[key]!r} in the data{hint}")

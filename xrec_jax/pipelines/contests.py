@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xrec_jax.core import files
-from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.errors import UserError
 from xrec_jax.data import keyed
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.audit.cases import CaseIndex, read_case
 from xrec_jax.evaluation.intervals import Estimate
 from xrec_jax.pipelines.report.tables import cell, text_table
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.fields import value_of
 from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
 
 _FITS = 200  # bootstrap samples of the length-controlled ratio, a fit each
@@ -165,19 +166,24 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
     paths = str(spec).split("+")
     if len(paths) != 2:
         raise UserError(f"judge.explanations: {spec!r} must be two files, PROMPTS+EXPLANATIONS")
-    asked = files.read_records(paths[0])
+    asked: list[dict[str, Any]] = []
     need = ("prompt_id", "prompt", *([by] if by else []))
     place: dict[Any, int] = {}
-    for number, record in enumerate(asked, start=1):
-        _need(record, need, f"{paths[0]}, record {number}")
+    for number, record in files.numbered_records(paths[0]):
+        _need(record, need, f"{paths[0]}, line {number}")
         if record["prompt_id"] in place:
             raise UserError(
-                f"{paths[0]}, record {number}: prompt_id={record['prompt_id']!r} stands there twice"
+                f"{paths[0]}, line {number}: prompt_id={record['prompt_id']!r} stands there twice"
             )
-        place[record["prompt_id"]] = number - 1
+        place[record["prompt_id"]] = len(asked)
+        asked.append(record)
+    if not asked:
+        raise UserError(f"{paths[0]}: no record in it")
     texts: dict[str, list[str | None]] = {}
-    for number, record in enumerate(files.read_records(paths[1]), start=1):
-        where = f"{paths[1]}, record {number}"
+    for number, record in files.numbered_records(paths[1]):
+        where = f"{paths[1]}, line {number}"
+        if record.get("completion", "") is None:  # a model that said nothing
+            record["completion"] = ""
         _need(record, ("prompt_id", "model", "completion"), where)
         if record["prompt_id"] not in place:
             raise UserError(
@@ -187,7 +193,7 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
         at = place[record["prompt_id"]]
         if row[at] is not None:
             raise UserError(f"{where}: {record['model']} answers that prompt twice")
-        row[at] = str(record["completion"] or "")
+        row[at] = str(record["completion"])
     if len(texts) < 2:
         raise UserError(f"{paths[1]}: a comparison needs two models or more, it has {len(texts)}")
 
@@ -202,10 +208,7 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
 
 def _need(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
     for key in keys:
-        if key not in record:
-            raise UserError(f"{where}: no key {key!r}{did_you_mean(key, record)}")
-        if isinstance(record[key], (dict, list)):
-            raise UserError(f"{where}: {key} must be text or a number")
+        value_of(record, key, where)
 
 
 def draw(contest: Contest, count: int, *, seed: int) -> Contest:

@@ -20,6 +20,7 @@ from xrec_jax.pipelines.joint_world import taught_words, world_readings
 from xrec_jax.pipelines.prompting import Prompting, planted_explanations, visits_to_explain
 from xrec_jax.text.comprehension import Reading, reading_exercises
 from xrec_jax.text.corpus import world_sentences
+from xrec_jax.text.fields import text_of, value_of
 from xrec_jax.text.instructions import Instruction, deduplicate, read_instructions
 from xrec_jax.text.sampling import match_lengths, one_answer_each, select, split_by_prompt
 from xrec_jax.text.talk import small_talk
@@ -226,32 +227,43 @@ def _level(text: Text) -> str:
 
 def _joined(spec: str, asked: Any) -> list[str]:
     paths = spec.split("+")
-    records = files.read_records(paths[0])
+    records = list(files.numbered_records(paths[0]))
+    last = paths[0]
     for path in paths[1:]:
-        by_key = {record["prompt_id"]: record for record in records if "prompt_id" in record}
+        by_key = {
+            value_of(record, "prompt_id", f"{last}, line {number}"): record
+            for number, record in records
+            if "prompt_id" in record
+        }
         records = [
-            {**by_key[line["prompt_id"]], **line}
-            for line in files.read_records(path)
-            if line.get("prompt_id") in by_key
+            (number, {**by_key[record["prompt_id"]], **record})
+            for number, record in files.numbered_records(path)
+            if "prompt_id" in record
+            and value_of(record, "prompt_id", f"{path}, line {number}") in by_key
         ]
+        last = path
         if not records:
             raise UserError(f"{path}: no line shares its prompt_id with one of {paths[0]}")
+    if not records:
+        raise UserError(f"{paths[0]}: no record in it")
     if asked.keep.field:
         field, values = asked.keep.field, tuple(asked.keep.among)
-        kept = [record for record in records if record.get(field) in values]
+        kept = [(number, record) for number, record in records if record.get(field) in values]
         if not kept:
-            present = sorted({str(record.get(field)) for record in records})
+            present = sorted({str(record.get(field)) for _, record in records})
             raise UserError(
                 f"pretrain.keep: no line of {paths[-1]} has {field} in {', '.join(values)}; its "
                 f"values: {', '.join(present[:8])}"
             )
         records = kept
     texts = []
-    for number, record in enumerate(records, start=1):
-        parts = [str(record[name]).strip() for name in asked.fields if record.get(name)]
-        if not parts:
+    for number, record in records:
+        where = f"{last}, line {number}"
+        there = [name for name in asked.fields if record.get(name) not in (None, "")]
+        parts = [text_of(record, name, where).strip() for name in there]
+        if not any(parts):
             names = ", ".join(asked.fields)
-            raise UserError(f"{paths[-1]}, record {number}: none of {names} is there")
+            raise UserError(f"{where}: none of {names} is there")
         texts.append("\n\n".join(parts))
     return texts
 

@@ -11,10 +11,11 @@ from typing import Any
 from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import read_records
+from xrec_jax.core.files import numbered_records, read_records
 from xrec_jax.pipelines import data_identity
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text import layout, templates
+from xrec_jax.text.fields import text_of, value_of
 from xrec_jax.text.parsing import parse_prompt
 from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
 from xrec_jax.text.templates import Template
@@ -114,25 +115,27 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
     for name in names:
         prompts_name, _, texts_name = name.rpartition("+")
         prompts = {
-            _column(record, "prompt_id", f"{prompts_name}, record {number}"): record
-            for number, record in enumerate(read_records(prompts_name) if prompts_name else (), 1)
+            value_of(record, "prompt_id", f"{prompts_name}, line {number}"): record
+            for number, record in (numbered_records(prompts_name) if prompts_name else ())
         }
         stem = re.sub(r"\.jsonl(\.gz)?$", "", os.path.basename(texts_name))
-        for number, record in enumerate(read_records(texts_name), 1):
-            where = f"{texts_name}, record {number}"
+        for number, record in numbered_records(texts_name):
+            where = f"{texts_name}, line {number}"
             asked = record
             if prompts_name:
-                asked = prompts.get(_column(record, "prompt_id", where), {})
+                asked = prompts.get(value_of(record, "prompt_id", where), {})
                 if not asked:
                     id_ = record["prompt_id"]
                     raise UserError(f"{where}: {prompts_name} has no prompt_id {id_!r}")
-            prompt = str(_column(asked, "prompt", where))
+            prompt = text_of(asked, "prompt", where)
             group = str(asked.get("dataset") or "")
             system = str(record.get("model") or record.get("explainer") or stem)
-            text = _column(record, "completion" if "completion" in record else "text", where)
-            item = str(asked.get("prompt_id", prompt_hash(prompt)[:12]))
+            text = text_of(record, "completion" if "completion" in record else "text", where)
+            item = prompt_hash(prompt)[:12]
+            if "prompt_id" in asked:
+                item = text_of(asked, "prompt_id", where)
             case = cases.setdefault((group, prompt), {"item": item, "texts": {}})
-            case["texts"].setdefault(system, str(text))  # files may repeat an answer
+            case["texts"].setdefault(system, text)  # files may repeat an answer
             known.setdefault(system)
     chosen = _chosen(systems, list(known), ", ".join(names))
     kept = [
@@ -143,14 +146,6 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
     if not kept:
         raise UserError(f"{', '.join(names)}: no prompt was answered by all of {', '.join(chosen)}")
     return kept
-
-
-def _column(record: Mapping[str, Any], name: str, where: str) -> Any:
-    if record.get(name) is None:
-        raise UserError(f"{where}: it has no {name!r}{did_you_mean(name, record)}")
-    if isinstance(record[name], (dict, list)):
-        raise UserError(f"{where}: its {name!r} must be text or a number")
-    return record[name]
 
 
 def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[str]:

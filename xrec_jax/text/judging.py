@@ -96,16 +96,18 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
       block: where the file says it only by its order: so many rows in turn are of one pair.
 
     Raises:
-      UserError: names the file, the record and what is wrong with it.
+      UserError: names the file, the line and what is wrong with it.
     """
-    records = files.read_records(path)
+    records = list(files.numbered_records(path))
+    if not records:
+        raise UserError(f"{path}: no record in it")
     if pair and block:
         raise UserError(f"{path}: give the key of the pair ({pair!r}) or a block, not both")
     if block < 0 or (block and len(records) % block):
         raise UserError(f"{path}: {len(records)} judgements are not whole blocks of {block}")
     found = []
-    for number, record in enumerate(records):
-        where = f"{path}, record {number + 1}"
+    for number, (line, record) in enumerate(records):
+        where = f"{path}, line {line}"
         for key in (*_FIELDS, *([pair] if pair else [])):
             if key not in record:
                 others = [name for name in record if name not in _FIELDS]

@@ -94,7 +94,7 @@ def read_cases(records: Iterable[Mapping[str, Any]]) -> list[Case]:
     cases = []
     for record in records:
         key = (
-            str(record["prompt"]), str(record.get("dataset", "")),
+            str(record["prompt"]), str(record.get("dataset") or ""),
             str(record.get("recommender") or record.get("system") or ""),
         )  # fmt: skip
         if key not in known:

@@ -56,8 +56,8 @@ def read_judgements(records: Sequence[Mapping[str, Any]], cases: Sequence[Case])
     return [
         Judgement(
             case, level(str(record["first"])), level(str(record["second"])), int(record["better"]),
-            (str(record.get("first_system", "")), str(record.get("second_system", ""))),
-            str(record.get("group", "")),
+            (str(record.get("first_system") or ""), str(record.get("second_system") or "")),
+            str(record.get("group") or ""),
         )
         for record, case in zip(records, cases, strict=True)
     ]  # fmt: skip
