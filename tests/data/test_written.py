@@ -69,6 +69,7 @@ def test_values_of_every_type_become_texts(tmp_path, case):
     config, _ = described(tmp_path, values, kind)
     rows = getattr(load(config), f"{kind}s").to_dicts()
     assert [text_value(row, "about") for row in rows] == [*expected, None]
+    assert not any(None in row["about"] for row in rows if isinstance(row["about"], list))
     json.dumps(rows)  # as records, reports and training sets write them
 
 

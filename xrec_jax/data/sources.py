@@ -193,7 +193,7 @@ def _with_tables(config: Any, events: dict[str, pl.DataFrame], roles: Roles) -> 
         path = options.option(config, key, "")
         if path:
             path = pathlib.Path(path)
-            format = "parquet" if path.suffix == ".parquet" else "csv"
+            format = "parquet" if path.suffix.lower() == ".parquet" else "csv"
             found[key] = tables.read_table(path, format, id_names, f"columns.{role}")
     path = _path(config)
     return Source(
