@@ -15,10 +15,10 @@ LEVELS = {
     "training": 3,
     "evaluation": 4, "joint": 4,
     "pipelines": 5,
-    "cli": 6, "verbs": 6, "__main__": 6, "__init__": 6,
+    "cli": 6, "overrides": 6, "verbs": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 # (importing package, imported package) on one level; the entry points are one layer.
-ALLOWED_SIBLINGS = {("__main__", "cli"), ("cli", "verbs")}
+ALLOWED_SIBLINGS = {("__main__", "cli"), ("cli", "verbs"), ("cli", "overrides")}
 
 
 def package_of(module: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
+from xrec_jax import overrides
 from xrec_jax.core import startup
 from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError, did_you_mean
@@ -53,15 +54,18 @@ def _help(name: str, values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def _check_config_file(arguments: Sequence[str]) -> None:
+def _check_config_file(arguments: Sequence[str]) -> ConfigDict | None:
     """Runs the config file once by itself, so that a fault in it is told as one.
+
+    Returns:
+      Its config; None where none is given.
 
     Raises:
       UserError: names the file, the line and the fault.
     """
     given = next((a for a in arguments if a.startswith(("--config=", "-config="))), None)
     if given is None:
-        return
+        return None
     name, _, argument = given.partition("=")[2].partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
@@ -86,6 +90,7 @@ def _check_config_file(arguments: Sequence[str]) -> None:
         del sys.modules[module.__name__]
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
+    return config
 
 
 def _one_line(error: Exception) -> str:
@@ -94,14 +99,28 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split()).strip("'\"")
 
 
-def _parse(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> None:
+def _define(name: str, arguments: Sequence[str]) -> Any:
+    """The flags of a verb, before any is read."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may stand behind files
+    VERBS[name].define(values, arguments)
+    return values
+
+
+def _parse(name: str, arguments: Sequence[str]) -> Any:
     """Parses flags; every mistake becomes a `UserError`."""
+    arguments, by_hand = overrides.separate(arguments)
+    values = _define(name, arguments)
     if "config" in values:
-        _check_config_file(arguments)
+        arguments = overrides.quoted(arguments, _check_config_file(arguments))
+        values = _define(name, arguments)  # the library looks for overrides here
+    elif by_hand:
+        raise UserError(f"{name} has no flag --config.{by_hand[0].key}")
     try:
         rest = values([f"xrec {name}", *arguments])
         if "config" in values and values["config"].value is not None:
-            _ = values.config  # overrides are applied when the value is first read
+            # The library applies its overrides when the value is first read.
+            overrides.apply(values.config, by_hand)
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(error.flagname, list(values))
         raise UserError(f"{name} has no flag --{error.flagname}{hint}") from error
@@ -113,6 +132,7 @@ def _parse(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> Non
         values["answers"].value = [*values.answers, *rest[1:]]
     elif len(rest) > 1:
         raise UserError(f"{name} does not take {rest[1]!r}; flags look like --name=value")
+    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,14 +164,11 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         return 0 if arguments else 2
     try:
         name, rest = _split_verb(arguments)
-        values: Any = flags.FlagValues()
-        values.set_gnu_getopt(True)  # flags may stand behind files
-        VERBS[name].define(values, rest)
         if any(word in ("-h", "--help", "-help") for word in rest):
-            print(_help(name, values))
+            print(_help(name, _define(name, rest)))
             return 0
         startup.check_working_directory()
-        _parse(name, values, rest)
+        values = _parse(name, rest)
         startup.import_jax()
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted

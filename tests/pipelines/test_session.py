@@ -1,7 +1,9 @@
 """Recommendations of a finished run, from Python and as files."""
 
+import gzip
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -188,6 +190,62 @@ def test_jsonl_and_parquet_hold_the_same_records(exported, session):
     expected = session.recommend(top_k=3, system="bpr")
     assert exported("all") == expected
     assert exported("all", "o.parquet") == expected
+
+
+IDS = ("ann", " ben", "cat ", "d, e", "\u00a0f\u2028g", "all", "users.txt")
+
+
+@pytest.fixture
+def with_odd_ids():
+    """A stand-in for a run whose users have blanks, commas and other separators in their ids."""
+    return types.SimpleNamespace(
+        data=types.SimpleNamespace(dataset=types.SimpleNamespace(user_ids=np.array(IDS)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbfann\r\n ben\r\n", ["ann", " ben"]),  # as an editor on Windows saves it
+        (b"ann\rcat \r", ["ann", "cat "]),
+        (b" ben\ncat \n ann \n\n \t\nann", [" ben", "cat ", "ann"]),
+        ("d, e\n\u00a0f\u2028g\nall\n".encode(), ["d, e", "\u00a0f\u2028g", "all"]),
+        (gzip.compress(b"ann\n"), ["ann"]),
+    ],
+    ids=["byte order mark", "carriage returns", "blanks", "separators", "gzip"],
+)  # fmt: skip
+def test_a_file_of_users(with_odd_ids, tmp_path, content, expected):
+    path = tmp_path / ("u.gz" if content.startswith(b"\x1f\x8b") else "u, v+w.txt")
+    path.write_bytes(content)
+    assert export.wanted_users(with_odd_ids, str(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ann, ben", ["ann", " ben"]), ("all, ann ,", ["all", "ann"]), ("d, e", ["d, e"]),
+        ("users.txt", ["users.txt"]), ("all", None),
+    ],
+)  # fmt: skip
+def test_listed_users(with_odd_ids, text, expected):
+    assert export.wanted_users(with_odd_ids, text) == expected
+
+
+def test_a_wrong_id_is_told_from_a_missing_file(with_odd_ids, tmp_path):
+    path = tmp_path / "u.txt"
+    path.write_text("ann\nnobody\n")
+    for text, named in (
+        (str(path), r"u\.txt, line 2: no user 'nobody' in the data; valid: [^;]*$"),
+        ("ann,nobody", "--users=ann,nobody: no user 'nobody' in the data; valid: [^;]*$"),
+        ("usr.txt", "no user 'usr.txt'.*'users.txt'.; there is no such file either"),
+        (str(tmp_path), "there is no such file either"),
+        ("ann," * 2000 + "x", "no user 'x' in the data"),  # longer than any path
+    ):
+        with pytest.raises(UserError, match=named):
+            export.wanted_users(with_odd_ids, text)
+    path.write_bytes("ann\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"u\.txt.*UTF-8"):
+        export.wanted_users(with_odd_ids, str(path))
 
 
 def test_users_all_from_a_file_or_listed(exported, session, tmp_path):

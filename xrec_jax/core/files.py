@@ -63,6 +63,28 @@ def check_scheme(path: epath.PathLike) -> None:
         raise UserError(f"{path}: {scheme}:// needs the package {package}: {install}")
 
 
+def check_no_pattern(path: epath.PathLike, flag: str) -> None:
+    """Refuses a local folder in which checkpoints would be written that nobody can read.
+
+    Orbax finds their parts by a pattern that begins with the folder's own path.
+
+    Args:
+      path: the folder.
+      flag: that gave it, such as "--workdir".
+
+    Raises:
+      UserError: if its absolute path holds a character of patterns.
+    """
+    if not is_local(path):
+        return
+    wrong = [sign for sign in "[]*?\\" if sign in os.path.abspath(path)]
+    if wrong:
+        raise UserError(
+            f"{flag}={os.path.abspath(path)}: checkpoints cannot be read back from a path with "
+            f"{' '.join(wrong)}; choose another, or rename the folder"
+        )
+
+
 def joined(spec: epath.PathLike) -> list[str]:
     """The files that a key names which takes several, with "+" between them.
 

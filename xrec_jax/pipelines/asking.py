@@ -149,7 +149,7 @@ def _rows(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a file with their places, one at a time: recommendations may be millions."""
     if str(path).endswith(".parquet"):
         with parquet.readable(path):
-            frame = pl.scan_parquet(str(path))
+            frame = pl.scan_parquet(str(path), glob=False)
             columns = frame.collect_schema().names()
             total = frame.select(pl.len()).collect().item()
         for key in _FIELDS[:2]:

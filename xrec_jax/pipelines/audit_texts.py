@@ -15,7 +15,7 @@ from xrec_jax.pipelines import corpora
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.fields import text_of
-from xrec_jax.text.records import OTHER_FILES, whole
+from xrec_jax.text.records import answer_files, whole
 
 Outcomes = list[checks.Finding | None]
 _WRITERS = ("model", "explainer", "system")
@@ -159,13 +159,11 @@ def check_run(rundir: RunDir) -> Outcomes:
             outcomes.append(checks.overlap(checks.read_cases(train), cases, "instruct", "pairs"))
         hashes = [str(pair["prompt_hash"]) for pair in pairs]
         answers = []
-        for path in sorted(folder.glob("*.jsonl")):
-            if path.stem not in OTHER_FILES and not path.name.startswith("."):
-                records = lines(path)
-                for number, record in enumerate(records, start=1):
-                    keys = ("explainer", "prompt_hash", "text")
-                    whole(record, keys, f"{path}, record {number}")
-                answers += _joined(records, hashes, cases)
+        for path in answer_files(folder):
+            records = lines(path)
+            for number, record in enumerate(records, start=1):
+                whole(record, ("explainer", "prompt_hash", "text"), f"{path}, record {number}")
+            answers += _joined(records, hashes, cases)
         if answers:
             ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
             outcomes += checks.check_ids(_first_of_each(answers), ids, "explanations")
@@ -282,7 +280,7 @@ def _answers(
 def _read(spec: str, role: str) -> list[dict[str, Any]]:
     """Records of a role's files, joined by "+"; instructions with `prompt` and `completion`."""
     records: list[dict[str, Any]] = []
-    for path in spec.split("+"):
+    for path in files.joined(spec):
         before = len(records)
         for number, record in files.numbered_records(path):
             where = f"{path}, line {number}"
@@ -323,7 +321,7 @@ def _check(record: dict[str, Any], role: str, where: str) -> None:
 def _table(spec: str) -> list[dict[str, str]]:
     """Rows of tables, joined by "+", with the columns `item`, `model` and one a question."""
     tables = []
-    for path in spec.split("+"):
+    for path in files.joined(spec):
         table = read_rows(path)
         for key in ("item", "system"):
             if key not in table.names:

@@ -18,7 +18,7 @@ from xrec_jax.evaluation.intervals import Estimate
 from xrec_jax.pipelines.report.tables import cell, text_table
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.fields import value_of
-from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
+from xrec_jax.text.records import answer_files, join, prompt_hash
 
 _FITS = 200  # bootstrap samples of the length-controlled ratio, a fit each
 Figures = dict[str, dict[str, Estimate]]
@@ -132,9 +132,7 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
     folder = rundir.path / "explanations"
     pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")
     texts: dict[str, list[str | None]] = {}
-    for path in sorted(folder.glob("*.jsonl")) if pairs else []:
-        if path.stem in OTHER_FILES or path.name.startswith("."):
-            continue
+    for path in answer_files(folder) if pairs else []:
         records: list[Any] = files.read_json_lines(path)
         texts[path.stem] = [one.explanation["text"] for one in join(pairs, records, where=path)]
     if len(texts) < least:
@@ -163,7 +161,7 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
     Raises:
       UserError: names the file, the record and what is wrong.
     """
-    paths = str(spec).split("+")
+    paths = files.joined(spec)
     if len(paths) != 2:
         raise UserError(f"judge.explanations: {spec!r} must be two files, PROMPTS+EXPLANATIONS")
     asked: list[dict[str, Any]] = []

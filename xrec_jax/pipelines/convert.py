@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.files import check_no_pattern
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.core.trees import num_parameters
 from xrec_jax.llm import checkpoint, hf, hf_export, peft_io
@@ -47,6 +48,7 @@ def import_hf(path: str, output: str, *, dtype: str = "") -> None:
     """
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
+    check_no_pattern(output, "--output")
     source = hf.open_model(path)
     progress = _Bytes("import", 2 * source.file_bytes)
     try:

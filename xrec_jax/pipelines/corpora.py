@@ -226,7 +226,7 @@ def _level(text: Text) -> str:
 
 
 def _joined(spec: str, asked: Any) -> list[str]:
-    paths = spec.split("+")
+    paths = files.joined(spec)
     records = list(files.numbered_records(paths[0]))
     last = paths[0]
     for path in paths[1:]:

@@ -229,7 +229,8 @@ def explain(
             raise UserError(f"--pairs={pairs}: no such file")
         asked: dict[str, Any] = {"pairs": asking.digest(epath.Path(pairs))}
     else:
-        rows = export.wanted_rows(run, users)
+        wanted = export.wanted_users(run, users)
+        rows = None if wanted is None else run.user_rows(wanted)
         system = system_named(config, run.rundir, system)
         listed = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:16]
         asked = {"system": system, "users": listed, "top_k": top_k}

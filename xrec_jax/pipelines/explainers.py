@@ -85,8 +85,9 @@ def parse(text: str, rundir: RunDir) -> Spec:
     if text in KINDS:
         return Spec(text)
     text = str(text)
-    name, _, folder = text.rpartition("=")
-    name = name or pathlib.Path(folder).name
+    name, folder = pathlib.Path(text).name, text
+    if "=" in text and not is_adapter(text):  # which may be the path of an adapter itself
+        name, _, folder = text.partition("=")
     if not is_adapter(folder):
         raise UserError(
             f"explainer {text!r} is neither template, base nor tuned, nor the directory of an "

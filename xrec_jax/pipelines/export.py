@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
+from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 from etils import epath
 
-from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import check_file, json_lines, remove_leftovers, write_atomic
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.files import (
+    check_file,
+    json_lines,
+    remove_leftovers,
+    text_lines,
+    write_atomic,
+)
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.exclusive import exclusive, of_file
@@ -18,45 +24,64 @@ from xrec_jax.pipelines.session import Run
 FORMATS = (".jsonl", ".parquet")
 
 
-def parse_users(text: str) -> list[str] | None:
+class Listed(NamedTuple):
+    """An entry of a list of users: where it stands, and the id with blanks around it, if any."""
+
+    place: str
+    text: str
+
+
+def parse_users(text: str) -> list[Listed] | None:
     """The `--users` flag: "all", a file with one id a line, or ids separated by commas.
+
+    A file may be gzipped, begin with a byte order mark and end its lines with CR, LF or both.
 
     Returns:
       None for all.
 
     Raises:
-      UserError: if nothing is given or the file is empty.
+      UserError: if nothing is given, or the file is empty or not text.
     """
     if text == "all":
         return None
-    path = pathlib.Path(text)
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--users={text}: not a readable UTF-8 file ({error})") from error
-        users = [line.strip() for line in lines if line.strip()]
+    if os.path.isfile(text):  # false, not an error, for a list too long for a path
+        found = [
+            Listed(f"--users={text}, line {number}", part)
+            for number, line in text_lines(text)
+            for part in line.split("\r")
+            if part.strip()
+        ]
     else:
-        users = [user.strip() for user in text.split(",") if user.strip()]
-    if not users:
+        found = [Listed(f"--users={text}", part) for part in text.split(",") if part.strip()]
+    if not found:
         raise UserError(f"--users={text!r} names no user (give all, a file, or ids as a,b)")
-    return list(dict.fromkeys(users))  # nobody is asked for twice
+    return found
 
 
-def wanted_rows(run: Run, users: str) -> np.ndarray | None:
-    """Rows of the users that a `--users` flag names; None for all.
+def wanted_users(run: Run, users: str) -> list[str] | None:
+    """Ids of the users that a `--users` flag names, each once; None for all.
+
+    A blank or a comma belongs to an id where the data has it so.
 
     Raises:
       UserError: see `parse_users`; or if one is not in the data.
     """
-    wanted = parse_users(users)
-    if wanted is None:
+    listed = parse_users(users)
+    if listed is None:
         return None
-    try:
-        return run.user_rows(wanted)
-    except UserError as error:
-        file = "" if "," in users else f"; --users={users}: no such file either"
-        raise UserError(f"{error}{file}") from error
+    known = {str(name) for name in run.data.dataset.user_ids}
+    if users in known and not os.path.isfile(users):
+        return [users]
+    found = []
+    for place, text in listed:
+        name = next((one for one in (text, text.strip()) if one in known), None)
+        if name is None:
+            hint = did_you_mean(text.strip(), known)
+            if users.strip() == text.strip():  # it may have been meant as a file
+                hint += f"; there is no such file either ({users})"
+            raise UserError(f"{place}: no user {text.strip()!r} in the data{hint}")
+        found.append(name)
+    return list(dict.fromkeys(found))  # nobody is asked for twice
 
 
 def check_output(output: str) -> None:
@@ -88,9 +113,9 @@ def recommend(
       allow_imports: import the modules that the run's config names.
     """
     check_output(output)
-    wanted = parse_users(users)
+    parse_users(users)
     run = Run(workdir, allow_imports=allow_imports)
-    wanted_rows(run, users)  # a wrong id is found before the output's folder is made
+    wanted = wanted_users(run, users)  # a wrong id is found before the output's folder is made
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_first())
     written = 0

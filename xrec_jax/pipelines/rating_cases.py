@@ -11,13 +11,13 @@ from typing import Any
 from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import numbered_records, read_records
+from xrec_jax.core.files import joined, numbered_records, read_records
 from xrec_jax.pipelines import data_identity
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text import layout, templates
 from xrec_jax.text.fields import text_of, value_of
 from xrec_jax.text.parsing import parse_prompt
-from xrec_jax.text.records import OTHER_FILES, join, prompt_hash
+from xrec_jax.text.records import answer_files, join, prompt_hash
 from xrec_jax.text.templates import Template
 
 
@@ -79,19 +79,16 @@ def of_run(
         )
     data_identity.check_unread(rundir)
     pairs = read_records(folder / "pairs.jsonl")
-    records: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.stem not in OTHER_FILES and not path.name.startswith("."):
-            records[path.stem] = read_records(path)
+    records = {path.stem: read_records(path) for path in answer_files(folder)}
     chosen = _chosen(systems, list(records), f"{folder}")
-    joined = {
+    answered = {
         name: join(pairs, records[name], where=folder / f"{name}.jsonl")  # type: ignore[arg-type]
         for name in chosen
     }
     return [
         RatedCase(
             item=f"{pair['user']} {pair['item']}", group="", prompt=pair["prompt"],
-            texts={name: joined[name][row].explanation["text"] for name in chosen}, pair=pair,
+            texts={name: answered[name][row].explanation["text"] for name in chosen}, pair=pair,
         )
         for row, pair in enumerate(pairs)
     ]  # fmt: skip
@@ -113,7 +110,10 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
     cases: dict[tuple[str, str], dict[str, Any]] = {}
     known: dict[str, None] = {}
     for name in names:
-        prompts_name, _, texts_name = name.rpartition("+")
+        *prompts_names, texts_name = joined(name)
+        if len(prompts_names) > 1:
+            raise UserError(f"--explanations={name}: more than two files, PROMPTS+EXPLANATIONS")
+        prompts_name = prompts_names[0] if prompts_names else ""
         prompts = {
             value_of(record, "prompt_id", f"{prompts_name}, line {number}"): record
             for number, record in (numbered_records(prompts_name) if prompts_name else ())

@@ -118,6 +118,7 @@ class RunDir:
         Raises:
           UserError: if it holds another configuration, or is no directory.
         """
+        files.check_no_pattern(self.path, "--workdir")
         mine = _as_json(config)
         _make_absolute(mine)  # later verbs may be called from another folder
         if self.config_path.exists():
@@ -215,25 +216,30 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_absolute(config: dict[str, Any]) -> None:
-    """Makes every path in a config absolute; files joined by "+" each."""
+    """Makes every path in a config absolute; where several files may be joined by "+", each."""
 
     def absolute(path: str) -> str:
-        return "+".join(os.fspath(files.absolute(part)) for part in path.split("+"))
+        return os.fspath(files.absolute(path))
+
+    def each_absolute(spec: str) -> str:
+        return "+".join(absolute(path) for path in files.joined(spec))
 
     for group, keys in (
         ("data", ("path", "users", "items")), ("llm", ("path",)), ("instruct", ("path",)),
-        ("judge", ("path",)), ("attributes", ("path",)), ("audit", tuple(config.get("audit", ()))),
+        ("judge", ("path",)), ("attributes", ("path",)),
     ):  # fmt: skip
         for key in keys:
             if config.get(group, {}).get(key):
                 config[group][key] = absolute(config[group][key])
+    for key, spec in config.get("audit", {}).items():
+        config["audit"][key] = each_absolute(spec) if spec else spec
     for group, key in (("states", "path"), ("judge", "adapter")):
         found = config.get("joint", {}).get(group, {})
         if found.get(key) and found[key] != "run":
             found[key] = absolute(found[key])
     for group, key in (("pretrain", "files"), ("judge", "explanations")):
         if group in config:
-            config[group][key] = [absolute(path) for path in config[group][key]]
+            config[group][key] = [each_absolute(spec) for spec in config[group][key]]
 
 
 def _tuples(value: Any) -> Any:

@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
+from etils import epath
+
 from xrec_jax.core.errors import UserError
 
 EXPLANATION_COLUMNS = (
@@ -20,6 +22,18 @@ EXPLANATION_COLUMNS = (
 
 # Files of `explanations/` that hold other things than one explainer's answers.
 OTHER_FILES = ("pairs", "held_out", "recommended", "during_training")
+
+
+def answer_files(folder: epath.Path) -> list[epath.Path]:
+    """Files of explainers' answers in a folder `explanations/`, in order of their names."""
+    if not folder.is_dir():
+        return []
+    # Not by a pattern: the folder's own path may hold brackets.
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix == ".jsonl" and path.stem not in OTHER_FILES and path.name[0] != "."
+    ]
 
 
 class Entry(TypedDict):

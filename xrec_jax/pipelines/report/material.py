@@ -14,7 +14,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines.cases import titles
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import OTHER_FILES, whole
+from xrec_jax.text.records import answer_files, whole
 
 MOST_PAIRS = 5000  # that a page holds
 _FIRST = ("template", "base", "tuned")
@@ -160,11 +160,10 @@ def _explained(
         where = f"{folder / 'pairs.jsonl'}, record {number}"
         whole(pair, ("user", "item", "title", "prompt"), where)
     if pairs:
-        for path in sorted(folder.glob("*.jsonl")):
-            if path.stem not in OTHER_FILES and not path.name.startswith("."):
-                found, _ = _first_lines(path)
-                if found and {"explainer", "text"} <= found[0].keys():
-                    answers[path.stem] = found
+        for path in answer_files(folder):
+            found, _ = _first_lines(path)
+            if found and {"explainer", "text"} <= found[0].keys():
+                answers[path.stem] = found
         return pairs, answers, more
     # Without stage `explain` there may be the few that stage `showcase` explains.
     shown, more = _first_lines(folder / "recommended.jsonl")
