@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core import files
+from xrec_jax.core.checksums import tree_checksums
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm import hf
 from xrec_jax.llm.config import LlamaConfig, from_hf
@@ -48,6 +49,7 @@ class ImportedModel:
       generation: its special ids.
       dtype: of the stored arrays.
       digest: the source's fingerprint; of source and dtype where the import changed the dtype.
+      sums: checksums of the arrays in each folder; empty in imports from before there were any.
     """
 
     path: epath.Path
@@ -55,6 +57,7 @@ class ImportedModel:
     generation: Generation
     dtype: str
     digest: str
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _last: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
@@ -62,7 +65,7 @@ class ImportedModel:
         folder = _folder(self.path, parameter.path[0], layer)
         if folder not in self._last:
             self._last.clear()
-            self._last[folder] = _load(folder, None)
+            self._last[folder] = self._group(parameter.path[0], layer, None)
         return np.asarray(at({parameter.path[0]: self._last[folder]}, parameter))
 
     def fingerprint(self, advance: Callable[[int], None] = silent) -> str:
@@ -93,7 +96,7 @@ class ImportedModel:
             if key == "layers":
                 found[key] = self._layers(shape, wanted, advance)
                 continue
-            found[key] = _load(_folder(self.path, key, None), self._stored(shape, wanted))
+            found[key] = self._group(key, None, self._stored(shape, wanted))
             found[key] = _cast(found[key], dtype)
             advance(_bytes(found[key]))
         return found
@@ -112,19 +115,34 @@ class ImportedModel:
             stacked = zeros()
             insert = jax.jit(_insert, donate_argnums=0, out_shardings=shardings)
         for layer in range(self.config.num_layers):
-            folder = _folder(self.path, "layers", layer)
             if shardings is None:
                 for leaf, value in zip(
                     jax.tree.leaves(stacked),
-                    jax.tree.leaves(_load(folder, self._stored(one, None))),
+                    jax.tree.leaves(self._group("layers", layer, self._stored(one, None))),
                     strict=True,
                 ):
                     leaf[layer] = value
             else:
-                loaded = _load(folder, self._stored(one, split))
+                loaded = self._group("layers", layer, self._stored(one, split))
                 stacked = jax.block_until_ready(insert(stacked, loaded, layer))
             advance(_bytes(one))
         return stacked
+
+    def _group(self, key: str, layer: int | None, wanted: Any) -> Any:
+        """The arrays of one folder, held against what was imported."""
+        folder = _folder(self.path, key, layer)
+        loaded = _load(folder, wanted)
+        then = self.sums.get(_folder_name(key, layer), {})
+        if not isinstance(then, dict):
+            raise UserError(f"{self.path / MARK}: checksums are damaged; import the model again")
+        now = tree_checksums(loaded) if then else {}
+        for name, one in now.items():
+            if list(one) != then.get(name):
+                raise UserError(
+                    f"{folder}: {name} is damaged: its values are not those that were imported; "
+                    "import the model again"
+                )
+        return loaded
 
     def _stored(self, shape: Any, shardings: Any) -> Any:
         """What Orbax is asked for: stored dtype, wanted shardings."""
@@ -159,6 +177,7 @@ def import_model(
     name = dtype or source.dtype
     numpy_dtype = dtype_of(name)
     with new_directory(path) as folder:
+        sums: dict[str, Any] = {}
         for key, layer in _groups(source.config):
             tree: dict[str, Any] = {}
             for parameter in parameters(source.config):
@@ -170,6 +189,7 @@ def import_model(
                 value = source.tensor(parameter, layer)
                 advance(value.nbytes)
                 node[parameter.path[-1]] = value.astype(numpy_dtype, copy=False)
+            sums[_folder_name(key, layer)] = tree_checksums(tree)
             ocp.save(epath.Path(_folder(folder, key, layer)), tree)
         write_descriptions(folder, source.config, name, source.generation)
         copy_tokenizer(source.path, folder)
@@ -183,6 +203,7 @@ def import_model(
             "source_fingerprint": digest,
             "fingerprint": _combined(digest, changed),
             "parameters": {p.name: list(p.shape) for p in parameters(source.config)},
+            "checksums": sums,
         }
         files.write_json(folder / MARK, mark)
 
@@ -212,7 +233,10 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
     if mark.get("dtype") not in hf.DTYPES:
         raise UserError(f"{folder / MARK}: dtype {mark.get('dtype')!r} is not known")
     digest = str(mark.get("fingerprint"))
-    return ImportedModel(folder, config, read_generation(folder), mark["dtype"], digest)
+    sums = mark.get("checksums", {})
+    if not isinstance(sums, dict):
+        raise UserError(f"{folder / MARK}: checksums are damaged; import the model again")
+    return ImportedModel(folder, config, read_generation(folder), mark["dtype"], digest, sums)
 
 
 def open_model(path: str | pathlib.Path) -> HfModel | ImportedModel:
@@ -277,8 +301,11 @@ def _groups(config: LlamaConfig) -> list[tuple[str, int | None]]:
 
 
 def _folder(path: Any, key: str, layer: int | None) -> Any:
-    folder = path / "params" / key
-    return folder if layer is None else folder / f"{layer:04d}"
+    return path / "params" / _folder_name(key, layer)
+
+
+def _folder_name(key: str, layer: int | None) -> str:
+    return key if layer is None else f"{key}/{layer:04d}"
 
 
 def _load(folder: Any, wanted: Any) -> Any:

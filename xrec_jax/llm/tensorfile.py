@@ -13,6 +13,8 @@ import functools
 import json
 import math
 import pathlib
+import string
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,9 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Bits of the exponent: all set in infinities and NaNs, and in nothing else.
+_EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
+_SUMS = "crc32"  # key of the header's metadata: eight hexadecimal digits a tensor, in their order
 _MAX_HEADER = 100_000_000  # the format's own limit
 _CHUNK = 1 << 25  # bytes read at once
 
@@ -41,6 +46,7 @@ class Tensor:
       dtype: as the header spells it, such as "BF16".
       shape: its shape.
       offset: of its first byte in the file.
+      crc: CRC-32 of its bytes, where the file's writer left one.
     """
 
     file: pathlib.Path
@@ -48,6 +54,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    crc: int | None = None
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         """Reads rows `start` to `stop` a few at a time.
@@ -56,9 +63,11 @@ class Tensor:
           The first row's number and the rows, `[rows, ...]`, in the stored dtype.
 
         Raises:
-          UserError: if the file ends early.
+          UserError: if the file ends early, a value is not finite, or the whole tensor was read and
+            is not what was written.
         """
         dtype = DTYPES[self.dtype]
+        crc = 0
         row = math.prod(self.shape[1:]) * dtype.itemsize
         step = max(1, _CHUNK // max(row, 1))
         try:
@@ -67,9 +76,30 @@ class Tensor:
                     rows = np.empty((min(step, stop - first), *self.shape[1:]), dtype)
                     file.seek(self.offset + first * row)
                     self._fill(file, rows)
+                    crc = zlib.crc32(rows.reshape(-1).view(np.uint8).data, crc)
+                    self._check_finite(rows, first)
                     yield first, rows
         except OSError as error:
             raise UserError(f"cannot read {self.file}: {error.strerror or error}") from error
+
+        if self.crc not in (None, crc) and (start, stop) == (0, self.shape[0]):
+            raise UserError(
+                f"{self.file}: tensor {self.name!r} is damaged: its bytes are not those that were "
+                "written; copy the file again"
+            )
+
+    def _check_finite(self, rows: np.ndarray, first: int) -> None:
+        """Refuses values that no trained model has: one of them makes every output NaN."""
+        bits = rows.reshape(-1).view(f"u{rows.itemsize}")
+        exponent = bits.dtype.type(_EXPONENTS[self.dtype])
+        if bits.size and (bits & exponent).max() == exponent:
+            bad = first + int(np.argmax((bits & exponent) == exponent)) // max(
+                1, math.prod(self.shape[1:])
+            )
+            raise UserError(
+                f"{self.file}: tensor {self.name!r} holds a value that is not finite (row {bad}); "
+                "the weights are damaged, or training had diverged"
+            )
 
     def _fill(self, file: Any, rows: np.ndarray) -> None:
         view = rows.reshape(-1).view(np.uint8).data
@@ -104,16 +134,18 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a safetensors file (its header is no JSON)") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is no JSON object)")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    sums = _sums(metadata, len(header))
     start, end = 8 + length, 0
     found: dict[str, Tensor] = {}
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
-    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+    for place, (name, (first, last)) in enumerate(sorted(spans.items(), key=lambda item: item[1])):
         if first != end:  # the format wants every byte to belong to one tensor
             what = "overlaps the tensor before it" if first < end else "lies behind a gap"
             raise UserError(f"{path}: tensor {name!r} {what}; the file is damaged")
         entry, end = header[name], last
-        found[name] = Tensor(path, name, entry["dtype"], tuple(entry["shape"]), start + first)
+        shape, crc = tuple(entry["shape"]), sums[place] if sums else None
+        found[name] = Tensor(path, name, entry["dtype"], shape, start + first, crc)
     if size != start + end:
         what = "truncated" if size < start + end else "damaged"
         raise UserError(
@@ -121,6 +153,14 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
             "copy it again"
         )
     return {name: found[name] for name in header}
+
+
+def _sums(metadata: Any, count: int) -> list[int]:
+    """The tensors' checksums in the order of their bytes; none where nobody wrote them."""
+    text = metadata.get(_SUMS, "") if isinstance(metadata, dict) else ""
+    if not isinstance(text, str) or len(text) != 8 * count or set(text) - set(string.hexdigits):
+        return []
+    return [int(text[8 * i : 8 * i + 8], 16) for i in range(count)]
 
 
 def _once(path: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,7 +192,7 @@ def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 class Writer:
-    """Writes a safetensors file tensor by tensor.
+    """Writes a safetensors file tensor by tensor, with a checksum of each in its header.
 
     Args:
       path: the file; it is complete once the context ends.
@@ -170,13 +210,17 @@ class Writer:
     ):
         self._shapes, self._dtype, self._count = list(shapes), np.dtype(dtype), 0
         spelled = next(name for name, known in DTYPES.items() if known == self._dtype)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
+        room = "0" * 8 * len(self._shapes)  # for the checksums, known at the end
+        known = {"format": "pt"} | dict(metadata or {}) | {_SUMS: room}
+        header: dict[str, Any] = {"__metadata__": known}
+        self._sums = ""
         end = 0
         for name, shape in self._shapes:
             first, end = end, end + math.prod(shape) * self._dtype.itemsize
             header[name] = {"dtype": spelled, "shape": list(shape), "data_offsets": [first, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors start aligned
+        self._sums_at = 8 + text.index(f'"{_SUMS}":"{room}'.encode()) + len(_SUMS) + 4
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
@@ -187,6 +231,7 @@ class Writer:
             raise ValueError(f"tensor {name!r} has shape {array.shape}, not {shape}")
         array = np.ascontiguousarray(array, self._dtype).reshape(-1)
         self._file.write(array.view(np.uint8).data)
+        self._sums += f"{zlib.crc32(array.view(np.uint8).data):08x}"
         self._count += 1
 
     def __enter__(self) -> Writer:
@@ -198,6 +243,9 @@ class Writer:
         Raises:
           ValueError: if tensors are missing.
         """
-        self._file.close()
+        with self._file:
+            if kind is None:
+                self._file.seek(self._sums_at)
+                self._file.write(self._sums.encode())
         if kind is None and self._count != len(self._shapes):
             raise ValueError(f"{len(self._shapes) - self._count} tensors were not written")

@@ -181,8 +181,8 @@ def check_rows(
     if most + asked.samples.max_new_tokens > shape.max_positions:
         raise UserError(
             f"{longest}: the held-out prompt has {most} tokens, and "
-            f"instruct.samples.max_new_tokens={asked.samples.max_new_tokens} more do not fit the {shape.max_positions} that the "
-            "model takes; lower it"
+            f"instruct.samples.max_new_tokens={asked.samples.max_new_tokens} more do not fit the "
+            f"{shape.max_positions} that the model takes; lower it"
         )
     return rows, held_out
 
