@@ -12,11 +12,12 @@ import xrec_jax
 from tests import tiny
 from tests.llm import models
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora
+from xrec_jax.llm import bpe, lora
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.language_model import LanguageModel
 from xrec_jax.llm.lora import Adapter, LoraConfig
 from xrec_jax.llm.peft_io import Base, save_adapter
+from xrec_jax.llm.stops import Stops
 from xrec_jax.llm.tokenizer import SOFT
 from xrec_jax.parallel.mesh import use_mesh
 
@@ -92,8 +93,12 @@ def test_an_array_of_ids_gives_what_lists_give(lm):
         ([1, 2, 3], "row"),
         (["ab"], "row 0"),
         ([[1.5, 2.0]], "row 0"),
+        ([[True]], "row 0"),
+        ([[[1], [2, 3]]], "row 0"),
+        (None, "list of rows"),
+        (b"ab", "list of rows"),
+        (7, "list of rows"),
     ],
-    ids=["no row", "empty row", "beyond", "negative", "long", "one row, no batch", "text", "float"],
 )
 def test_logits_refuse_what_is_no_row_of_ids(lm, rows, named):
     with pytest.raises(UserError, match=named):
@@ -204,6 +209,39 @@ def test_stop_strings_cut_the_text(lm):
     assert unstopped == whole
 
 
+def test_a_special_token_may_be_a_stop_text(lm):
+    """The answer's text leaves it out, so it is looked for among the tokens."""
+    tokenizer, spelled = lm.tokenizer, bpe.ROLES[1]
+    special = tokenizer.encode(spelled, bos=False)
+    assert len(special) == 1
+    letters = tokenizer.encode("the", bos=False)
+    ids = [*letters, *special, *letters, *tokenizer.encode("x", bos=False)]
+    for texts, kept, text in (
+        ([spelled], len(letters) + 1, "the"),
+        ([spelled + "t"], len(letters) + 2, "the"),
+        (["x"], len(ids), "thethe"),
+        (["x", spelled], len(letters) + 1, "the"),
+        (["h"], None, "t"),
+        (["@"], None, "thethex"),
+    ):
+        stops = Stops(texts, tokenizer)
+        if kept is not None:
+            assert stops.keep(ids) == kept
+        assert stops.cut(ids) == text
+    assert Stops(["@"], tokenizer).keep(ids) is None
+    end = tokenizer.decode_whole([tokenizer.eos_id])
+    assert not Stops([end], tokenizer) and not Stops(None, tokenizer) and not Stops([], tokenizer)
+
+
+def test_numbers_of_numpy_are_numbers(lm):
+    plain = lm.generate([ROWS[0]], max_new_tokens=4, temperature=1.0, seed=5, adapter=None)
+    other = lm.generate(
+        np.array([ROWS[0]]), max_new_tokens=np.int64(4), temperature=np.float64(1.0),
+        top_k=np.int32(0), seed=np.uint8(5), stop=None, adapter=None,
+    )  # fmt: skip
+    assert other == plain
+
+
 def test_soft_prompts_stand_in_for_their_tokens(lm):
     """Vectors equal to embeddings of tokens give the answer of those tokens."""
     soft = lm.tokenizer.soft_id
@@ -248,7 +286,40 @@ GENERATE = {
     "stop is a text": (dict(stop="ab"), "stop"),
     "stop on nothing": (dict(stop=[""]), "stop"),
     "seed out of range": (dict(seed=[-1]), "seed"),
-    "no role": (dict(prompts=[[{"content": "x"}]]), "role"),
+    "no role": (dict(prompts=[[{"content": "x"}]]), "prompt 0: .*role"),
+    "no prompts": (dict(prompts=None), "prompts must be a list.* not NoneType"),
+    "bytes, not a list": (dict(prompts=b"the cat"), "prompts must be a list.* not bytes"),
+    "a prompt of bytes": (dict(prompts=["a", b"the"]), "prompt 1 is of type bytes"),
+    "a prompt that is none": (dict(prompts=["a", None]), "prompt 1 is of type NoneType"),
+    "a prompt that is a number": (dict(prompts=[5]), "prompt 0 is of type int"),
+    "tokens of floats": (dict(prompts=[[5.0, 9.5]]), "prompt 0: token=5.0 must be a whole number"),
+    "tokens of truth values": (dict(prompts=[[True]]), "prompt 0: token=True"),
+    "tokens of texts": (dict(prompts=[["5", "9"]]), "prompt 0: token='5'"),
+    "tokens in lists": (dict(prompts=[[[5], [9, 9]]]), r"prompt 0: token=\[5\]"),
+    "half a character": (dict(prompts=["a", "b\ud83d"]), "prompt 1: .*half a surrogate pair"),
+    "messages and something else": (dict(prompts=[[CHAT[0], "b"]]), "prompt 0: messages: number 1"),
+    "limit none": (dict(max_new_tokens=None), "max_new_tokens=None must be a whole number"),
+    "limit a float": (dict(max_new_tokens=8.0), "max_new_tokens=8.0 must be a whole number"),
+    "limits with a float": (dict(max_new_tokens=[8.5]), r"max_new_tokens\[0\]=8.5"),
+    "limit true": (dict(max_new_tokens=True), "max_new_tokens=True"),
+    "seed none": (dict(seed=None), "seed=None must be a whole number"),
+    "seed a float": (dict(seed=0.5), "seed=0.5"),
+    "seeds of texts": (dict(seed=["1"]), r"seed\[0\]='1'"),
+    "temperature none": (dict(temperature=None), "temperature=None must be a finite number"),
+    "temperature a text": (dict(temperature="hot"), "temperature='hot'"),
+    "temperature nan": (dict(temperature=float("nan")), "temperature=nan"),
+    "temperature infinite": (dict(temperature=float("inf")), "temperature=inf"),
+    "top_k a float": (dict(top_k=2.5), "top_k=2.5 must be a whole number"),
+    "top_p none": (dict(top_p=None), "top_p=None"),
+    "min_p nan": (dict(min_p=float("nan")), "min_p=nan"),
+    "penalty infinite": (dict(repetition_penalty=float("inf")), "repetition_penalty=inf"),
+    "stop a number": (dict(stop=5), "stop=5 must be a list of texts"),
+    "stop on bytes": (dict(stop=[b"ab"]), "must be a text, not bytes"),
+    "stop on none": (dict(stop=[None]), "must be a text, not NoneType"),
+    "stop on half a character": (dict(stop=["\ud83d"]), "half a surrogate pair"),
+    "template a text": (dict(template="yes"), "template='yes' must be True, False or None"),
+    "adapter a list": (dict(adapter=["one"]), r"adapter=\['one'\] must be a name"),
+    "soft a number": (dict(soft=5), "soft has type int"),
 }
 
 

@@ -189,11 +189,27 @@ def test_seeds_and_counts_both_matter():
     assert 0 <= int(last[0]) < VOCAB
 
 
+@pytest.mark.parametrize("temperature", [9e-5, 1e-10, 1e-30, 1e-45, 5e-324, np.float32(1e-38)])
+def test_tiny_temperatures_are_greedy(temperature):
+    """Divided by them, logits leave the range of float32; ties are told apart by their place."""
+    logits = jnp.array([[-90.0, 88.0, 3.0, 87.9], [5.0, 2e4, 2e4, -2e4], [0.0, 0.0, 0.0, 0.0]])
+    seeds, counts = jnp.arange(3, dtype=jnp.uint32), jnp.zeros(3, jnp.int32)
+    for filters in ({}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}):
+        options = Sampling(temperature, **filters)
+        tokens, log_probs = choose(logits, options, seeds=seeds, counts=counts)
+        assert tokens.tolist() == [1, 1, 0] and options.greedy
+        np.testing.assert_allclose(log_probs, [0.0, -np.log(2), -np.log(4)], atol=1e-6)
+
+
 REFUSED = {
-    "temperature=-0.1 must be a number from 0": dict(temperature=-0.1),
+    "temperature=None must be a finite number": {"temperature": None},
+    "temperature=True must be a finite number": {"temperature": True},
+    "top_k=2.0 must be a whole number": {"top_k": 2.0},
+    "repetition_penalty=inf must be a finite number": {"repetition_penalty": float("inf")},
+    "temperature=-0.1 must be a finite number from 0": dict(temperature=-0.1),
     "temperature=nan": dict(temperature=float("nan")),
     "temperature=inf": dict(temperature=float("inf")),
-    "top_k=-1 must be a whole number from 0; 0 is off": dict(top_k=-1),
+    "top_k=-1 must be a whole number from 0": dict(top_k=-1),
     "top_p=0.0 must be above 0 and at most 1": dict(top_p=0.0),
     "top_p=1.1": dict(top_p=1.1),
     "min_p=-0.1 must be from 0 to 1": dict(min_p=-0.1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.values import whole_number
 from xrec_jax.llm import quantize
 from xrec_jax.llm.checkpoint import open_model
 from xrec_jax.llm.layout import build, check_shardings
@@ -22,6 +23,7 @@ from xrec_jax.llm.prefixes import bucket
 from xrec_jax.llm.sampler import Sampler
 from xrec_jax.llm.sampling import Sampling
 from xrec_jax.llm.schedule import Answer, Request
+from xrec_jax.llm.stops import Stops
 from xrec_jax.llm.tokenizer import Message, Tokenizer, load_tokenizer
 from xrec_jax.parallel.mesh import sharding
 
@@ -106,6 +108,8 @@ class LanguageModel:
         """
         if name is None:
             return None
+        if not isinstance(name, str):
+            raise UserError(f"adapter={name!r:.60} must be a name{did_you_mean('', self.adapters)}")
         if name in self.adapters:
             return self.adapters[name]
         if name == "default" and len(self.adapters) < 2:
@@ -127,7 +131,9 @@ class LanguageModel:
           UserError: on a token outside the vocabulary, or too many of them.
         """
         config = self.model.config
-        rows = [np.asarray(row) for row in token_ids]
+        if isinstance(token_ids, (str, bytes)) or not isinstance(token_ids, Iterable):
+            raise UserError("token_ids must be a list of rows of whole numbers: [[1, 2, 3]]")
+        rows = [_row(row) for row in token_ids]
         for number, row in enumerate(rows):
             if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
                 raise UserError(f"row {number} of token_ids must hold whole numbers: [[1, 2, 3]]")
@@ -159,7 +165,7 @@ class LanguageModel:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: Any = 0,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         adapter: str | None = "default",
         template: bool | None = None,
         soft: Sequence[np.ndarray] | None = None,
@@ -169,14 +175,14 @@ class LanguageModel:
         Args:
           prompts: texts, messages or token ids.
           max_new_tokens: most tokens of an answer; one number, or one a prompt.
-          temperature: 0 always takes the most likely token.
+          temperature: 0 (or below 0.0001) always takes the most likely token.
           top_k: see `sampling.Sampling`, as the next three.
           top_p: share of probability kept.
           min_p: least share of the best token's probability.
           repetition_penalty: of tokens seen before.
           seed: of the random choices; a number for all prompts, each then draws by its place, or
             one a prompt. A prompt with its seed gets the same answer in any company.
-          stop: texts that end an answer, which is cut before them.
+          stop: texts that end an answer, which is cut before them; they may spell special tokens.
           adapter: None is the base, "default" the adapter that was loaded.
           template: whether to use the chat template; default: if the model has one.
           soft: `[vectors, hidden]` a prompt, put in place of its first tokens `<|soft|>`.
@@ -188,36 +194,48 @@ class LanguageModel:
         Raises:
           UserError: on a value that is not valid, or a prompt that is too long.
         """
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
-            raise UserError("prompts must be a list: [prompt], even if there is only one")
-        if isinstance(stop, str) or not all(stop):
-            raise UserError(f"stop={stop!r} must be a list of texts that are not empty")
+        prompts = _listed(prompts)
         count = len(prompts)
+        stops = Stops(stop, self.tokenizer)
         options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        whole = (int, np.integer)
-        limits = [max_new_tokens] * count if isinstance(max_new_tokens, whole) else max_new_tokens
+        limits = _each(max_new_tokens, "max_new_tokens", count)
         seeds = (
-            [_mix(int(seed), place) for place in range(count)] if isinstance(seed, whole) else seed
+            _each(seed, "seed", count)
+            if _is_list(seed)
+            else [_mix(whole_number(seed, "seed"), place) for place in range(count)]
         )
-        for name, values in (("max_new_tokens", limits), ("seed", seeds), ("soft", soft)):
-            if values is not None and len(values) != count:
-                raise UserError(f"{name} has {len(values)} values for {count} prompts")
+        if soft is not None and (not _is_list(soft) or len(soft) != count):
+            what = f"{len(soft)} values" if _is_list(soft) else f"type {type(soft).__name__}"
+            raise UserError(f"soft has {what} for {count} prompts")
+        if template is not None and not isinstance(template, bool):
+            raise UserError(f"template={template!r:.60} must be True, False or None")
         requests = [
             self._request(
-                number, self._ids(prompt, template), int(limits[number]), int(seeds[number]),
+                number, self._ids(number, prompt, template), limits[number], seeds[number],
                 None if soft is None else soft[number],
             )
             for number, prompt in enumerate(prompts)
         ]  # fmt: skip
         answers = self.sampler.generate(
-            requests, sampling=options, adapter=self.adapter(adapter), stop=self._stopper(stop)
-        )
-        return [self._record(answer, stop) for answer in answers]
+            requests, sampling=options, adapter=self.adapter(adapter),
+            stop=stops.keep if stops else None,
+        )  # fmt: skip
+        return [self._record(answer, stops) for answer in answers]
 
-    def _ids(self, prompt: Any, template: bool | None) -> list[int]:
-        if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
-            return self.tokenizer.prompt(prompt, template=template)
-        return [int(token) for token in prompt]
+    def _ids(self, number: int, prompt: Any, template: bool | None) -> list[int]:
+        name = f"prompt {number}"
+        if isinstance(prompt, str) or _is_conversation(prompt):
+            try:
+                return self.tokenizer.prompt(prompt, template=template)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+        if _is_list(prompt):
+            tokens = prompt if isinstance(prompt, (list, tuple)) else np.asarray(prompt)
+            return [whole_number(token, f"{name}: token") for token in tokens]
+        raise UserError(
+            f"{name} is of type {type(prompt).__name__}; it must be a text, a list of messages, or "
+            "a list of token ids"
+        )
 
     def _request(
         self, number: int, ids: list[int], limit: int, seed: int, soft: np.ndarray | None
@@ -232,35 +250,54 @@ class LanguageModel:
             )
         return Request(ids, limit, seed, places, np.asarray(soft, np.float32))
 
-    def _stopper(self, stop: Sequence[str]) -> Any:
-        if not stop:
-            return None
-        decode = self.tokenizer.decode
-
-        def keep(ids: list[int]) -> int | None:
-            text = decode(ids)
-            if not any(end in text for end in stop):
-                return None
-            low, high = 0, len(ids)  # the fewest tokens whose text holds a stop string
-            while high - low > 1:
-                middle = (low + high) // 2
-                inside = any(end in decode(ids[:middle]) for end in stop)
-                low, high = (low, middle) if inside else (middle, high)
-            return high
-
-        return keep
-
-    def _record(self, answer: Answer, stop: Sequence[str]) -> Record:
-        text = self.tokenizer.decode(answer.ids)
-        found = [text.index(end) for end in stop if end in text]
+    def _record(self, answer: Answer, stops: Stops) -> Record:
         return {
-            "text": text[: min(found)] if found else text,
+            "text": stops.cut(answer.ids),
             "tokens": len(answer.ids),
             "log_prob": float(np.sum(answer.log_probs)),
             "stop": answer.stop,
             "ids": answer.ids,
             "log_probs": answer.log_probs,
         }
+
+
+def _row(row: Any) -> np.ndarray:
+    try:
+        return np.asarray(row)
+    except ValueError:  # rows of rows of several lengths
+        return np.zeros((0, 0))
+
+
+def _listed(prompts: Any) -> Sequence[Any]:
+    """The prompts, if they are several, or one in a list of its own."""
+    single = isinstance(prompts, (str, bytes, bytearray, Mapping)) or not hasattr(
+        prompts, "__len__"
+    )
+    if single or (len(prompts) and isinstance(prompts[0], Mapping)):
+        raise UserError(
+            "prompts must be a list: [prompt], even if there is only one, not "
+            f"{'messages' if not single else type(prompts).__name__}"
+        )
+    return prompts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (
+        isinstance(value, (np.ndarray, jax.Array)) and value.ndim > 0
+    )
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt)
+
+
+def _each(values: Any, name: str, count: int) -> list[int]:
+    """One whole number a prompt, from one for all or a list of them."""
+    if not _is_list(values):
+        return [whole_number(values, name)] * count
+    if len(values) != count:
+        raise UserError(f"{name} has {len(values)} values for {count} prompts")
+    return [whole_number(value, f"{name}[{place}]") for place, value in enumerate(values)]
 
 
 def _mix(seed: int, place: int) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.values import finite_number, whole_number
+
+_TINY = 1e-4  # temperatures below it: logits 0.003 apart are already 30 nats apart
+_LEAST = 1e-30  # below it float32 has no normal numbers to divide by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Sampling:
     Attributes:
       repetition_penalty: logits of tokens in the prompt or the answer are divided by it if
         positive, multiplied if negative; 1 is off.
-      temperature: 0 always takes the most likely token.
+      temperature: 0, or so little that it comes to the same, always takes the most likely token.
       top_k: only the k most likely, among equals the first; 0 is off.
       top_p: only the most likely ones that together reach this probability; 1 is off.
       min_p: only those at least this share of the most likely one's probability; 0 is off.
@@ -30,16 +35,22 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} must be a number from 0")
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be a whole number from 0; 0 is off")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            least = 0.0 if name == "temperature" else -math.inf
+            number = finite_number(getattr(self, name), name, least=least)
+            object.__setattr__(self, name, number)  # of NumPy's numbers Python's
+        object.__setattr__(self, "top_k", whole_number(self.top_k, "top_k", least=0))
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1; 1 is off")
         if not 0.0 <= self.min_p <= 1.0:
             raise UserError(f"min_p={self.min_p} must be from 0 to 1; 0 is off")
         if not self.repetition_penalty > 0.0:
             raise UserError(f"repetition_penalty={self.repetition_penalty} must be positive")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < _TINY
 
     @property
     def penalises(self) -> bool:
@@ -73,12 +84,16 @@ def choose(
       penalised: what a policy gradient needs.
     """
     temperature = options.temperature or 1.0
-    log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+    if temperature < _TINY:  # divided by it, logits would leave float32's range
+        best = jnp.max(logits, axis=-1, keepdims=True)
+        log_p = jax.nn.log_softmax((logits - best) / max(temperature, _LEAST), axis=-1)
+    else:
+        log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
     scores = logits
     if options.penalises and seen is not None:
         penalty = options.repetition_penalty
         scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    if options.temperature == 0.0:
+    if options.greedy:
         tokens = _best(scores)
     else:
         tokens = _sample(scores / temperature, options, seeds, counts)

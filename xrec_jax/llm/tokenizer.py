@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -151,6 +152,18 @@ class Tokenizer:
             )
             for row in rows
         ]
+
+    def decode_whole(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out."""
+        return self.hf.decode(
+            [int(n) for n in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    @functools.cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """How the tokens are spelled that `decode` leaves out."""
+        added = self.hf.added_tokens_decoder.values()
+        return tuple(sorted({token.content for token in added if token.special}))
 
     def prompt(self, given: str | Sequence[Message], *, template: bool | None = None) -> list[int]:
         """Ids after which the model writes its answer.

@@ -217,7 +217,7 @@ class Model:
         self._which = spec.name if spec.adapter else None
         self._lm, self._limit = lm, samples.max_new_tokens
         self._sampling = Sampling(samples.temperature, samples.top_k, samples.top_p)
-        self.repeats = samples.temperature == 0.0
+        self.repeats = self._sampling.greedy
 
     def write(self, cases: Sequence[Case]) -> Iterator[tuple[int, Written]]:
         """See `Explainer`."""

@@ -1,0 +1,52 @@
+"""Checks of single values that a script or notebook passes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from xrec_jax.core.errors import UserError
+
+
+def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
+    """A whole number; neither a truth value nor a float nor a text is one.
+
+    Args:
+      value: Python's or NumPy's.
+      name: for the message.
+      least: smallest that is valid.
+
+    Raises:
+      UserError: names the value.
+    """
+    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not fine or (least is not None and value < least):
+        bound = "" if least is None else f" from {least}"
+        raise UserError(f"{name}={_shown(value)} must be a whole number{bound}")
+    return int(value)
+
+
+def finite_number(value: Any, name: str, *, least: float = -math.inf) -> float:
+    """A finite number.
+
+    Raises:
+      UserError: names the value; also if it is below `least`.
+    """
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        number = float(value) if fine else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < least:
+        bound = "" if least == -math.inf else f" from {least:g}"
+        raise UserError(f"{name}={_shown(value)} must be a finite number{bound}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a value's own code; the message should still come
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
