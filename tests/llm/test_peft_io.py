@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests import runs
 from tests.llm.models import CONFIG, rewrite
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora
+from xrec_jax.llm import lora, peft_io
 from xrec_jax.llm.peft_io import Base, base_of, is_adapter, load_adapter, save_adapter
 from xrec_jax.parallel.mesh import make_mesh
 
@@ -130,6 +130,16 @@ def _cut(path):
     file.write_bytes(file.read_bytes()[:-10])
 
 
+ENDLESS = r"(?:(.)|(.)|.)*(?<=Z)\1"
+
+
+def _double(path):
+    """Names one tensor as another, so that the header has one name twice."""
+    file, other = path / "adapter_model.safetensors", KEY.replace("layers.1", "layers.0")
+    assert other != KEY
+    file.write_bytes(file.read_bytes().replace(other.encode(), KEY.encode(), 1))
+
+
 REFUSED = {
     "another method": (_config(peft_type="IA3"), "'IA3'"),
     "no method": (_config(peft_type=None), "peft_type"),
@@ -155,6 +165,21 @@ REFUSED = {
     "a target missing": (
         _config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"]), "k_proj", "missing",
     ),
+    "a pattern of many ways": (_config(target_modules="([a-z._0-9]+)+!"), "was not asked for"),
+    "a pattern without end": (_config(target_modules=ENDLESS), "target_modules", "takes too long"),
+    "excluded without end": (_config(exclude_modules=ENDLESS), "exclude_modules", "takes too long"),
+    "a pattern too long": (_config(target_modules="(a|b)" * 9999), "no pattern", "49995 char"),
+    "a pattern too deep": (_config(target_modules="(" * 3000 + ")" * 3000), "no pattern"),
+    "a pattern too large": (_config(target_modules="a{99999999999999999999}"), "no pattern"),
+    "targets no texts": (_config(target_modules=[1, "v_proj"]), "target_modules", "list of texts"),
+    "targets a number": (_config(target_modules=5), "target_modules='5'", "list of texts"),
+    "rank true": (_config(r=True), "r=True"),
+    "rank a float": (_config(r=2.0), "r=2.0"),
+    "alpha infinite": (_config(lora_alpha=1e400), "adapter_config.json, line 1"),
+    "alpha true": (_config(lora_alpha=True), "lora_alpha=True"),
+    "dropout below 0": (_config(lora_dropout=-0.1), "lora_dropout=-0.1"),
+    "rsLoRA a text": (_config(use_rslora="false"), "use_rslora='false' must be true or false"),
+    "a tensor twice": (_double, "twice"),
     "bad pattern": (_config(target_modules="(q_proj"), "no pattern"),
     "no config": (lambda p: (p / "adapter_config.json").unlink(), "adapter_config.json"),
     "config no JSON": (lambda p: (p / "adapter_config.json").write_text("{"), "line 1"),
@@ -179,6 +204,11 @@ REFUSED = {
         _weights(lambda w: w.update({KEY: np.zeros((2, 16), np.int8)})), KEY, "I8",
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(peft_io, "_PATTERN_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())

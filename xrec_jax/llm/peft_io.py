@@ -10,13 +10,17 @@ import dataclasses
 import math
 import pathlib
 import re
+import time
+import warnings
 from collections.abc import Container
 from typing import Any
 
 import numpy as np
+import regex
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.files import check_scheme, is_local, write_json
+from xrec_jax.core.values import finite_number, whole_number
 from xrec_jax.llm import tensorfile
 from xrec_jax.llm.config import LlamaConfig
 from xrec_jax.llm.hf import read_object
@@ -32,6 +36,8 @@ WEIGHTS = "adapter_model.safetensors"
 MARK = "xrec.json"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.([\w.]+))\.lora_([AB])\.weight")
+_LONGEST_PATTERN = 10_000  # characters
+_PATTERN_SECONDS = 5.0  # of all names; an honest pattern takes microseconds a name
 # Keys that change nothing in what a trained adapter computes.
 _NEUTRAL = {
     "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
@@ -164,6 +170,8 @@ def base_of(path: str | pathlib.Path) -> Base:
     path = pathlib.Path(path)
     if (path / MARK).is_file():
         base = read_object(path / MARK).get("base") or {}
+        if not isinstance(base, dict):
+            raise UserError(f"{path / MARK}: base={base!r:.80} must be an object")
         return Base(str(base.get("path", "")), str(base.get("fingerprint", "")))
     return Base(str(read_object(path / CONFIG).get("base_model_name_or_path") or ""))
 
@@ -185,14 +193,16 @@ def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, 
                 f"{where}: {key}={str(value)[:80]!r} is not supported; only plain LoRA (and "
                 "rsLoRA) on the projections of every layer is"
             )
-    rank, alpha = content.get("r"), content.get("lora_alpha")
-    dropout = content.get("lora_dropout", 0.0)
-    if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{where}: r={rank!r} must be a positive number")
-    if not isinstance(alpha, (int, float)) or not isinstance(dropout, (int, float)):
-        raise UserError(f"{where}: lora_alpha={alpha!r}, lora_dropout={dropout!r}: not numbers")
+    if not isinstance(content.get("use_rslora"), (bool, type(None))):
+        raise UserError(f"{where}: use_rslora={content['use_rslora']!r:.80} must be true or false")
+    rank = whole_number(content.get("r"), f"{where}: r", least=1)
+    alpha = finite_number(content.get("lora_alpha"), f"{where}: lora_alpha")
+    dropout = content.get("lora_dropout")
+    dropout = finite_number(0 if dropout is None else dropout, f"{where}: lora_dropout", least=0.0)
+    if dropout >= 1.0:
+        raise UserError(f"{where}: lora_dropout={dropout} must be below 1")
     scale = math.sqrt(rank) if content.get("use_rslora") else 1.0
-    return rank, float(alpha) * scale, float(dropout)
+    return rank, alpha * scale, dropout
 
 
 def _by_target(
@@ -242,10 +252,12 @@ def _check_targets(
     asked, excluded = content.get("target_modules"), content.get("exclude_modules")
     if asked is None:
         return
+    until = time.monotonic() + _PATTERN_SECONDS
     for target, (_, hf) in PROJECTIONS.items():
         for layer in range(model.num_layers):
             module = f"model.layers.{layer}.{hf}"
-            wanted = _matches(asked, module, where) and not _matches(excluded, module, where)
+            wanted = _matches(asked, "target_modules", module, where, until)
+            wanted = wanted and not _matches(excluded, "exclude_modules", module, where, until)
             if wanted != (target in found):
                 what = "is missing in" if wanted else "was not asked for but is in"
                 raise UserError(
@@ -253,18 +265,42 @@ def _check_targets(
                 )
 
 
-def _matches(asked: Any, module: str, where: pathlib.Path) -> bool:
+def _matches(asked: Any, key: str, module: str, where: pathlib.Path, until: float) -> bool:
     """PEFT's rule: a regular expression for the whole name, or a list of names or their ends."""
     if not asked:
         return False
     if asked == "all-linear":
         return True
     if isinstance(asked, str):
-        try:
-            return re.fullmatch(asked, module) is not None
-        except re.error as error:
-            raise UserError(f"{where}: target_modules={asked!r} is no pattern ({error})") from error
+        return _matches_pattern(asked, key, module, where, until)
+    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+        raise UserError(f"{where}: {key}={str(asked)[:80]!r} must be a text or a list of texts")
     return any(module == name or module.endswith(f".{name}") for name in asked)
+
+
+def _matches_pattern(
+    pattern: str, key: str, module: str, where: pathlib.Path, until: float
+) -> bool:
+    """Whether a regular expression matches a whole name, found out before the time `until`.
+
+    A pattern such as `([a-z]+)+!` tries more ways than there is time for, and comes from a
+    stranger's file.
+    """
+    shown = f"{key}={pattern[:80]!r}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about syntax that may change
+            if len(pattern) > _LONGEST_PATTERN:
+                raise re.error(f"{len(pattern)} characters")
+            re.compile(pattern)  # PEFT's own rules; the other package accepts more
+            left = max(until - time.monotonic(), 1e-3)
+            return regex.fullmatch(pattern, module, timeout=left) is not None
+    except TimeoutError as error:
+        raise UserError(
+            f"{where}: {shown} takes too long to match; write the modules as a list of names"
+        ) from error
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: {shown} is no pattern ({error})") from error
 
 
 def _module(target: str) -> str:
