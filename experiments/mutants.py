@@ -110,6 +110,18 @@ _JOINT = (
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
+        "valid_users_read_test_texts", "xrec_jax/pipelines/joint_recommender.py",
+        'rows = states.rows(TEST if group == "test" else VALID)',
+        "rows = states.rows(TEST)",
+        (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
+    ),
+    Mutant(
+        "valid_lists_of_test_candidates", "xrec_jax/pipelines/joint_rerank.py",
+        'rows = states.rows(TEST if group == "test" else VALID)',
+        "rows = states.rows(TEST)",
+        ("tests/pipelines/test_joint_items.py::test_lists_are_ranked_as_sorted_anew",),
+    ),
+    Mutant(
         "shuffled_texts_are_ones_own", "xrec_jax/pipelines/joint_systems.py",
         "array[rows] = array[other]",
         "array[rows] = array[rows]",

@@ -264,20 +264,21 @@ def test_a_text_is_worth_what_its_absence_costs(model):
     assert found["log_prob"].dtype == np.float32
 
 
-def test_lists_are_ranked_as_sorted_anew():
+@pytest.mark.parametrize(("group", "part"), [("test", TEST), ("few", VALID)])
+def test_lists_are_ranked_as_sorted_anew(group, part):
     one = made()
     with use_mesh(tiny.mesh()):
-        found = one.fused.evaluate("test", one.weights, one.frozen, one.read)
+        found = one.fused.evaluate(group, one.weights, one.frozen, one.read)
     split, states = one.data.split, one.states
-    of_user = {int(states.user[s]): int(s) for s in states.rows(TEST)}
+    of_user = {int(states.user[s]): int(s) for s in states.rows(part)}
+    before, held_out = [split.train], split.valid
+    if group == "test":
+        before, held_out = [split.train, split.valid], split.test
     moved = 0
     for place in range(0, len(found.users), 3):
         user = int(found.users[place])
-        seen = [
-            *split.train.item[split.train.user == user].tolist(),
-            *split.valid.item[split.valid.user == user].tolist(),
-        ]
-        [target] = split.test.item[split.test.user == user].tolist()
+        seen = [item for one in before for item in one.item[one.user == user].tolist()]
+        [target] = held_out.item[held_out.user == user].tolist()
         s = of_user.get(user)
         scores = [] if s is None else new_scores(one, cases_at(one, s), one.read)
         rank = naive_rank(one, s, scores, target, seen, user)
@@ -285,7 +286,7 @@ def test_lists_are_ranked_as_sorted_anew():
         assert found.masked["ndcg@10"][place] == pytest.approx(ndcg)
         assert found.masked["hit@3"][place] == (rank <= 3)
         moved += s is not None and rank <= CANDIDATES
-    assert moved and len(of_user) < len(found.users)
+    assert moved and (len(of_user) < len(found.users)) == (group == "test")
 
 
 def cases_at(one, s):
