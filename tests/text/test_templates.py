@@ -162,7 +162,7 @@ def test_a_long_prompt_that_does_not_match_is_refused_at_once():
     user = {"user_text": "hi"}
     text = render_prompt(published.PLACES, user=user, item=items[0], history=items[:60]).text
     assert len(parse_prompt(published.PLACES, text).history) == 60
-    broken = [text[:-3], text.replace("About", "Abuot"), text.replace("\n33. ", "\n33 - ")]
+    broken = [text.replace("\n33. ", "\n33 - "), text.replace("About", "Abuot"), text[::-1]]
     for prompt in broken:
         with pytest.raises(UserError, match="does not follow"):
             parse_prompt(published.PLACES, prompt)

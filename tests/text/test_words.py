@@ -43,30 +43,55 @@ def test_words_are_those_of_rouge_where_it_knows_the_letters():
     assert words.words("这部iPad好") == ["这", "部", "ipad", "好"]
     assert words.words("हिन्दी में") == ["हिन्दी", "में"]  # marks are part of their letters
     assert words.spelt_words("Hadn't 3d Œuvre हिन्दी 电影") == [
-        "Hadn't", "d", "Œuvre", "हिन्दी", "电", "影",
-    ]  # fmt: skip
+        "Hadn't",
+        "d",
+        "Œuvre",
+        "हिन्दी",
+        "电",
+        "影",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "latin"),
-    [("plain", True), ("", True), ("42", True), ("Über Köln", True), ("Фильм", False),
-     ("A film: Сталкер (1979), very slow", True), ("映画のTitle", True),
-     ("映画のタイトルA", False)],
-)  # fmt: skip
+    [
+        ("plain", True),
+        ("", True),
+        ("42", True),
+        ("Über Köln", True),
+        ("Фильм", False),
+        ("A film: Сталкер (1979), very slow", True),
+        ("映画のTitle", True),
+        ("映画のタイトルA", False),
+    ],
+)
 def test_mostly_latin(text, latin):
     assert words.is_latin(text) == latin
 
 
 SAME = [
-    ("Amélie", "AMELIE"), ("Ёлка", "елка"), ("Ωμέγα", "ωμεγα"), ("ＡＢＣ", "abc"),
+    ("Amélie", "AMELIE"),
+    ("Ёлка", "елка"),
+    ("Ωμέγα", "ωμεγα"),
+    ("ＡＢＣ", "abc"),
     ("ﾏﾄﾘｯｸｽ", "マトリックス"),
-    ("كِتَاب", "كتاب"), ("За́мок", "замок"), ("שָׁלוֹם", "שלום"), ("千と千尋（2001年）", "千と千尋"),
-    ("설국열차", "설국 열차"), ("한글", unicodedata.normalize("NFD", "한글")),
+    ("كِتَاب", "كتاب"),
+    ("За́мок", "замок"),
+    ("שָׁלוֹם", "שלום"),
+    ("千と千尋（2001年）", "千と千尋"),
+    ("설국열차", "설국 열차"),
+    ("한글", unicodedata.normalize("NFD", "한글")),
     ("Straße", "STRASSE"),
-]  # fmt: skip
+]
 OTHER = [
-    ("мой", "мои"), ("が", "か"), ("की", "का"), ("กี", "กุ"), ("ปี", "ปู"), ("ї", "і"), ("أ", "و"),
-]  # fmt: skip
+    ("мой", "мои"),
+    ("が", "か"),
+    ("की", "का"),
+    ("กี", "กุ"),
+    ("ปี", "ปู"),
+    ("ї", "і"),
+    ("أ", "و"),
+]
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
@@ -80,16 +105,25 @@ def test_titles_that_differ_in_what_is_a_letter(one, other):
 
 
 FINDS = [
-    ("Кино", "Смотрите Кино вечером", True), ("Кино", "Киноклуб", False),
-    ("もののけ姫", "あなたはもののけ姫が好き", True), ("英雄", "你喜欢英雄吗", True),
-    ("猫", "黑猫警长", False), ("猫", "电影《猫》很好", True),
-    ("アリ", "不思議の国のアリス", False), ("アリ", "映画アリを見る", True),
+    ("Кино", "Смотрите Кино вечером", True),
+    ("Кино", "Киноклуб", False),
+    ("もののけ姫", "あなたはもののけ姫が好き", True),
+    ("英雄", "你喜欢英雄吗", True),
+    ("猫", "黑猫警长", False),
+    ("猫", "电影《猫》很好", True),
+    ("アリ", "不思議の国のアリス", False),
+    ("アリ", "映画アリを見る", True),
     ("スターウォーズ", "スターウォーズシリーズ", True),
-    ("기생충", "기생충은 좋은 영화", True), ("부산", "부산행을 보세요", False),
-    ("설국열차", "영화 설국 열차에서는", True), ("겨울왕국", "내겨울왕국", False),
-    ("ร้านกาแฟ", "ไปร้านกาแฟกัน", True), ("मेला", "यह मेला है", True), ("मेल", "यह मेला है", False),
-    ("الجوكر", "فيلم الجوكر جيد", True), ("הנוכל", "ראה את הנוכל הערב", True),
-]  # fmt: skip
+    ("기생충", "기생충은 좋은 영화", True),
+    ("부산", "부산행을 보세요", False),
+    ("설국열차", "영화 설국 열차에서는", True),
+    ("겨울왕국", "내겨울왕국", False),
+    ("ร้านกาแฟ", "ไปร้านกาแฟกัน", True),
+    ("मेला", "यह मेला है", True),
+    ("मेल", "यह मेला है", False),
+    ("الجوكر", "فيلم الجوكر جيد", True),
+    ("הנוכל", "ראה את הנוכל הערב", True),
+]
 
 
 @pytest.mark.parametrize(("title", "text", "there"), FINDS)

@@ -13,8 +13,15 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.files import numbered_records
 
 # Names that other people's files use for our columns.
-ALIASES = {"pair": "item", "prompt_id": "item", "model": "system", "explainer": "system",
-           "annotator": "rater", "rater_id": "rater", "dataset": "group"}  # fmt: skip
+ALIASES = {
+    "pair": "item",
+    "prompt_id": "item",
+    "model": "system",
+    "explainer": "system",
+    "annotator": "rater",
+    "rater_id": "rater",
+    "dataset": "group",
+}
 # Names under which pandas, R and spreadsheets write the numbers of rows.
 _INDEX = re.compile(r"(unnamed: ?\d+|index|level_0|row|rownames?|no\.?|nr\.?|#)?", re.IGNORECASE)
 

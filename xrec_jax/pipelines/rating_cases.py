@@ -14,11 +14,10 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import joined, numbered_records, read_records
 from xrec_jax.pipelines import data_identity
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text import layout, templates
+from xrec_jax.text import layout
 from xrec_jax.text.fields import text_of, value_of
-from xrec_jax.text.parsing import parse_prompt
+from xrec_jax.text.parsing import read_prompt
 from xrec_jax.text.records import answer_files, join, prompt_hash
-from xrec_jax.text.templates import Template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +158,10 @@ def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[st
 
 def context(prompt: str) -> dict[str, Any]:
     """What stands in a prompt, see `RatedCase.context`; empty if no registered template fits."""
-    template, parsed = _parsed(prompt)
-    if template is None:
+    found = read_prompt(prompt)
+    if found is None:
         return {}
+    template, parsed = found
 
     def shown(text: str, fields: Mapping[str, str | None], slot: str, number: int) -> dict:
         title = next((f for f in layout.fields_of(slot) if f != "index"), None)
@@ -202,12 +202,3 @@ def _of_pair(pair: Mapping[str, Any] | None) -> dict[str, Any]:
         "history": [shown(entry["title"], entry["attributes"]) for entry in pair["history"]],
         "item": shown(pair["title"], pair["attributes"]),
     }
-
-
-def _parsed(prompt: str) -> tuple[Template | None, Any]:
-    for name in templates.names():
-        try:
-            return templates.get(name), parse_prompt(templates.get(name), prompt)
-        except UserError:
-            continue
-    return None, None

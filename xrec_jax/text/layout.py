@@ -94,28 +94,6 @@ def render(layout: str, value_of: Callable[[str], str | None], *, unknown: str) 
     return "".join(texts)
 
 
-def pattern_of(layout: str) -> str:
-    """A regular expression that matches what `render` makes, with a group for every field.
-
-    A field matches within one line. Fields are named by their place: `f0`, `f1`, ... in the order
-    of `fields_of`; one that comes twice must match the same text twice.
-    """
-    names = fields_of(layout)
-    seen: set[str] = set()
-    pattern = ""
-    for part in parse_layout(layout):
-        inner = ""
-        for piece in part.pieces:
-            if isinstance(piece, str):
-                inner += re.escape(piece)
-                continue
-            group = f"f{names.index(piece.name)}"
-            inner += f"(?P={group})" if piece.name in seen else f"(?P<{group}>.*?)"
-            seen.add(piece.name)
-        pattern += f"(?:{inner})?" if part.optional else inner
-    return pattern
-
-
 def text_value(
     row: Mapping[str, Any],
     column: str,

@@ -9,14 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from xrec_jax.core.errors import UserError
-from xrec_jax.text import templates
-from xrec_jax.text.parsing import Parsed, parse_prompt
+from xrec_jax.text.parsing import Parsed, read_prompt
 from xrec_jax.text.titles import normal_title
 
 LOOSE = "(numbered lines)"  # read without a template
 _ENTRY = re.compile(r"\s*(\d+)\s*[:.)]\s+(\S.*)")
-_ASKS = re.compile(r"(recommend|suggest|title).*:\s*$", re.IGNORECASE)
+_ASKS = re.compile(r"recommend|suggest|title", re.IGNORECASE)
 _TITLES = ("title", "name")
 _ENOUGH = 3  # equal latest entries of two histories of unequal length
 
@@ -73,16 +71,8 @@ def read_case(prompt: str, *, dataset: str = "", system: str = "") -> Case:
       system: kept with the case.
     """
     about = Case(level(prompt), dataset, system)
-    for name in templates.names():
-        template = templates.get(name)
-        # Published files trim white space around a prompt.
-        bare = dataclasses.replace(template, body=template.body.strip())
-        try:
-            found = parse_prompt(bare, prompt.strip())
-        except UserError:
-            continue
-        return _of_template(about, name, found)
-    return _loose(about, prompt)
+    found = read_prompt(prompt)
+    return _of_template(about, found[0].name, found[1]) if found else _loose(about, prompt)
 
 
 def read_cases(records: Iterable[Mapping[str, Any]]) -> list[Case]:
@@ -143,7 +133,7 @@ def _parts(prompt: str) -> tuple[list[str], list[str]]:
             history.append(found[2].split("; ")[0])
             last = place
     for place in range(last + 1, len(lines) - 1):
-        if _ASKS.search(lines[place]):
+        if lines[place].endswith(":") and _ASKS.search(lines[place]):
             return history, lines[place + 1 :]
     return history, []
 
