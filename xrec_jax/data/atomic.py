@@ -188,7 +188,7 @@ def _typed(texts: pl.Series, kind: str, file: DelimitedFile) -> pl.Series:
     if kind == "float":
         present = (texts != "").to_numpy()
         _require_numbers(texts.filter(pl.Series(present)), np.flatnonzero(present), file)
-        return texts.replace("", None).str.strip_chars_start().cast(pl.Float64)
+        return texts.replace("", None).str.strip_chars_start(" ").cast(pl.Float64)
     items = texts.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     if kind == "token_seq":
         return items

@@ -123,7 +123,7 @@ def first_fault(texts: pl.Series, kind: Kind) -> int | None:
     elif kind == "float64":
         faulty = exact.parse_numbers(texts).is_null()
     else:
-        numbers = texts.str.strip_chars_start().cast(pl.Float64, strict=False)
+        numbers = texts.str.strip_chars_start(" ").cast(pl.Float64, strict=False)
         faulty = exact.as_rating(numbers).is_null()
     row = faulty.arg_max()
     return row if row is not None and faulty[row] else None

@@ -25,7 +25,7 @@ def parse_numbers(texts: pl.Series) -> pl.Series:
     A text of many digits is kept if it is what the float64 prints with as many digits, as programs
     write it ("0.1000000000000000055"), and lost if it is not ("1234567890123456789").
     """
-    texts = texts.str.strip_chars_start()
+    texts = texts.str.strip_chars_start(" ")
     numbers = texts.cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
     digits = texts.str.replace("[eE].*$", "").str.replace_all("[^0-9]", "").str.strip_chars("0")

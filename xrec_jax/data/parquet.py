@@ -11,7 +11,7 @@ import polars as pl
 from xrec_jax.core import memory, quiet
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import columns as columns_lib
-from xrec_jax.data import delimited, exact
+from xrec_jax.data import delimited, exact, pages
 from xrec_jax.data.columns import Kind, Roles
 
 
@@ -111,6 +111,7 @@ def read_parquet_table(path: pathlib.Path) -> pl.DataFrame:
 
 def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
     with readable(path):
+        pages.check_pages(path, names)
         lazy = pl.scan_parquet(path, glob=False)
         rows = lazy.select(pl.len()).collect().item()
         # Polars keeps 16 bytes for a text and 8 for a number, and longer texts beside them.
