@@ -57,7 +57,7 @@ def resolve_roles(
     Raises:
       UserError: a named column is absent, a required role has none, or two roles share one.
     """
-    columns = options.section(config, "columns", ROLES)
+    columns = options.section(config, "columns", (*ROLES, "title"))
     chosen: dict[str, str] = {}
     for role in ROLES:
         asked = options.option(columns, role, "")

@@ -50,6 +50,7 @@ class Dataset:
       users: one row a user, aligned with `user_ids` (null where the file had no row); or None.
       items: likewise for items.
       parts: with a given split, the events of "train", "valid" and "test"; else None.
+      title: the column of `items` that names an item; None where there is none.
       reviews: what a user wrote of an item, by their rows.
       notes: counts worth reporting, for example `{"duplicates_dropped": 12}`.
     """
@@ -61,6 +62,7 @@ class Dataset:
     users: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
     parts: Mapping[str, Interactions] | None = None
+    title: str | None = None
     reviews: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 

@@ -36,7 +36,8 @@ def load(config: Any) -> Dataset:
           given split as train, valid and test files.
         name: of the data set; chooses among several atomic ones in a directory.
         columns: `user`, `item`, `timestamp`, `rating` -> column name; "" takes the usual name if
-          present.
+          present. `title` -> the column of the item table that names items, see
+          `tables.title_column`.
         users, items: paths of CSV or Parquet tables; the id column is that of `columns`.
         filters: see `filters.select`.
 
@@ -84,6 +85,10 @@ def load(config: Any) -> Dataset:
             for name, start, stop in zip(sizes, bounds[:-1], bounds[1:], strict=True)
         }
         notes["pairs_in_several_parts"] = _shared_pairs(events, part)
+    asked = options.option(options.option(config, "columns", {}), "title", "")
+    described = aligned["item"]
+    if asked and described is None:
+        raise UserError(f"columns.title={asked!r} needs an item table, and there is none")
     return Dataset(
         name=source.name,
         interactions=events,
@@ -92,6 +97,7 @@ def load(config: Any) -> Dataset:
         users=aligned["user"],
         items=aligned["item"],
         parts=parts,
+        title=None if described is None else tables.title_column(described.columns, asked),
         notes=notes,
     )
 

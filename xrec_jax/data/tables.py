@@ -13,6 +13,9 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data import columns as columns_lib
 from xrec_jax.data import delimited, parquet, readers, written
 
+# Columns that name an item, in order of preference.
+TITLES = ("name", "title", "movie_title")
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -105,6 +108,39 @@ def id_column(path: pathlib.Path, names: Sequence[str], tried: Sequence[str], ke
             return name
     wanted = " or ".join(map(repr, tried))
     raise UserError(f"{path}: no column {wanted} ({key}){did_you_mean(tried[0], names)}")
+
+
+def plain_name(column: str) -> str:
+    """A column's name as names are compared: "Movie Title" is "movie_title"."""
+    return "_".join(column.lower().replace("-", " ").replace("_", " ").split())
+
+
+def title_column(names: Sequence[str], asked: str = "") -> str | None:
+    """The column of an item table that names an item.
+
+    Args:
+      names: columns of the table without its id.
+      asked: the config's `columns.title`; "" takes the first of `TITLES`, whatever its case, one in
+        lower case before others.
+
+    Returns:
+      None where there is none.
+
+    Raises:
+      UserError: if the one asked for is not there.
+    """
+    if asked:
+        if asked not in names:
+            raise UserError(
+                f"columns.title={asked!r} is no column of the item table beside its id"
+                f"{did_you_mean(asked, names)}"
+            )
+        return asked
+    for title in TITLES:
+        alike = [name for name in names if plain_name(name) == title]
+        if alike:
+            return title if title in alike else alike[0]
+    return None
 
 
 def read_texts(file: delimited.DelimitedFile) -> pl.DataFrame:

@@ -131,7 +131,8 @@ def ground(
 ) -> dict[str, list[Grounding]]:
     """Mentions of titles and attribute values in every text."""
     table = data.dataset.items
-    columns = [name for name in pairs[0]["attributes"] if _tells(pairs, name)]
+    title = cases.title_column(data.dataset)
+    columns = [c for c in pairs[0]["attributes"] if c != title and _tells(pairs, c)]
     rows = [] if table is None else table.to_dicts()
     grounder = Grounder(
         cases.titles(data.dataset).tolist(),
@@ -143,7 +144,7 @@ def ground(
 def _tells(pairs: Sequence[Pair], column: str) -> bool:
     """Whether a column's values are words that a text may name."""
     cells = {str(pair["attributes"].get(column)) for pair in pairs}
-    return 1 < len(cells) <= _MOST_VALUES and column not in cases.TITLES
+    return 1 < len(cells) <= _MOST_VALUES
 
 
 def text_tables(

@@ -13,7 +13,7 @@ import numpy as np
 
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.data import keyed
+from xrec_jax.data import keyed, tables
 from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.histories import Histories
 from xrec_jax.llm.checkpoint import open_model
@@ -25,14 +25,12 @@ from xrec_jax.text.prompts import CountTokens, Prompt, render_prompt, select_his
 from xrec_jax.text.records import Pair, Planted, PlantedReason, prompt_hash
 from xrec_jax.text.templates import generic, names
 
-# Columns that name an item, in order of preference.
-TITLES = ("name", "title", "movie_title")
-
 
 def title_column(dataset: Dataset) -> str | None:
     """The column of the item table that names an item, if it has one."""
-    table = dataset.items
-    return next((c for c in TITLES if table is not None and c in table.columns), None)
+    if dataset.title is not None or dataset.items is None:
+        return dataset.title
+    return tables.title_column(dataset.items.columns)
 
 
 def titles(dataset: Dataset) -> np.ndarray:
@@ -40,8 +38,12 @@ def titles(dataset: Dataset) -> np.ndarray:
     table, column = dataset.items, title_column(dataset)
     if table is None or column is None:
         return dataset.item_ids
-    names = [" ".join(n) if isinstance(n, list) else n for n in table[column].to_list()]
-    return np.array([name or id_ for name, id_ in zip(names, dataset.item_ids, strict=True)])
+    cells = table[column].to_list()
+    names = [" ".join(map(str, n)) if isinstance(n, list) else n for n in cells]
+    found = ["" if name is None else str(name) for name in names]
+    return np.array(
+        [name if name.strip() else id_ for name, id_ in zip(found, dataset.item_ids, strict=True)]
+    )
 
 
 # What a pair may say beside its ids.
@@ -249,8 +251,9 @@ class CaseMaker:
         return Asked(found[0], found[1], *(record.get(key) for key in _GIVEN))
 
     def named(self, row: int) -> dict[str, Any]:
-        """A row of the item table whose plain name stands in the column `name_column`."""
-        return {**self._prompting.items[row], self.name_column: str(self._titles[row])}
+        """A row of the item table: its id as `item_id`, its plain name as `name_column`."""
+        own = {"item_id": str(self.data.dataset.item_ids[row])}
+        return {**self._prompting.items[row], **own, self.name_column: str(self._titles[row])}
 
     @functools.cached_property
     def name_column(self) -> str:

@@ -95,7 +95,14 @@ def describe(data: RunData, config: Any) -> str:
         f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} "
         f"test events; {ties}"
     )
-    return "\n".join([first, *_left_out(data, config), *_untested(data, config)])
+    lines = [first, *_left_out(data, config), *_untested(data, config)]
+    if dataset.items is not None and data.world is None and dataset.title is None:
+        columns = ", ".join(dataset.items.columns) or "none"
+        lines.append(
+            f"note: no column of titles in the item table ({columns}): texts name items by their "
+            "ids; data.columns.title names one"
+        )
+    return "\n".join(lines)
 
 
 def _left_out(data: RunData, config: Any) -> list[str]:

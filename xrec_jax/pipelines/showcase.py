@@ -6,6 +6,7 @@ true reasons, where the data is a planted world), and says what lies where in th
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
             config, data, rundir, mesh, users=np.array([row]), top_k=5, system=""
         )
     )  # fmt: skip
-    names = titles(dataset)
+    names = _told_apart(titles(dataset), dataset.item_ids)
     row_of = {str(id_): k for k, id_ in enumerate(dataset.item_ids)}
     lines = [f"User {dataset.user_ids[row]}, {len(items)} events; the last five:"]
     if dataset.users is not None and "user_text" in dataset.users.columns:
@@ -82,6 +83,15 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
             text = dataset.items["item_text"][item] if dataset.items is not None else ""
             lines += [f"     {text}", f"     true reasons: {reasons.describe()}"]
     return "\n".join(lines)
+
+
+def _told_apart(names: np.ndarray, ids: np.ndarray) -> list[str]:
+    """Names of items, with the id behind those that several items have."""
+    often = Counter(names.tolist())
+    return [
+        f"{name} ({id_})" if often[name] > 1 else name
+        for name, id_ in zip(names.tolist(), ids.tolist(), strict=True)
+    ]
 
 
 def describe_directory(rundir: RunDir) -> str:

@@ -87,7 +87,8 @@ def template_explanation(
 
     Args:
       item: row of the item.
-      history: rows of the item table, oldest first; the item itself is passed over.
+      history: rows of the item table, oldest first; the item itself is passed over: it is told by
+        `item_id`, where rows have it, or else by all of its values.
       user: row of the user; only `home_district` is read.
       key: what tells this pair from others; with the title it keys the choice of words.
       seed: of the draws.
@@ -103,7 +104,9 @@ def template_explanation(
     """
     name = _name(item, title)
     rng = keyed_random("template", seed, key, name)
-    entries = [row for row in history if _name(row, title) != name]
+    entries = [row for row in history if not _same_item(row, item)]
+    for row in entries:
+        _name(row, title)
     values = {"name": name, "entries": count_of(len(entries), "earlier choice")}
     if not entries:
         return sentence(_NO_HISTORY.format(**values))
@@ -182,6 +185,16 @@ def _name(row: Mapping[str, Any], title: str) -> str:
     if not row.get(title):
         raise UserError(f"an explanation needs the name of every item: no {title!r} in a row")
     return str(row[title])
+
+
+def _same_item(row: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+    """Whether two rows are one item's: by `item_id`, else by all that they say.
+
+    Not by the title, which several items may have.
+    """
+    if "item_id" in row and "item_id" in item:
+        return bool(row["item_id"] == item["item_id"])
+    return row is item or repr(row) == repr(item)  # NaN equals itself in writing
 
 
 def _columns(item: Mapping[str, Any], title: str) -> list[str]:

@@ -31,6 +31,7 @@ class Case:
       title: of the recommended item, as it stands; "" where it could not be read.
       history: titles shown, in order.
       user: texts of the profile; None where the prompt shows none.
+      unseen: whether the item is known, by its id, to be none of the history, whatever the titles.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Case:
     title: str = ""
     history: tuple[str, ...] = ()
     user: tuple[str | None, ...] | None = None
+    unseen: bool = False
 
     @property
     def read(self) -> bool:
@@ -78,7 +80,7 @@ def read_case(prompt: str, *, dataset: str = "", system: str = "") -> Case:
 def read_cases(records: Iterable[Mapping[str, Any]]) -> list[Case]:
     """Reads records with a `prompt`, and `dataset` and `recommender` where they have them.
 
-    A prompt that comes again is read once.
+    A prompt that comes again is read once. Records of a run's pairs also have `item` and `history`.
     """
     known: dict[tuple[str, str, str], Case] = {}
     cases = []
@@ -89,8 +91,18 @@ def read_cases(records: Iterable[Mapping[str, Any]]) -> list[Case]:
         )  # fmt: skip
         if key not in known:
             known[key] = read_case(key[0], dataset=key[1], system=key[2])
-        cases.append(known[key])
+        case = known[key]
+        cases.append(dataclasses.replace(case, unseen=True) if _is_unseen(record) else case)
     return cases
+
+
+def _is_unseen(record: Mapping[str, Any]) -> bool:
+    """Whether a record gives the ids of item and history, and the item is none of the history."""
+    history = record.get("history")
+    if not isinstance(history, list) or "item" not in record:
+        return False
+    shown = [entry.get("item") for entry in history if isinstance(entry, Mapping)]
+    return len(shown) == len(history) > 0 and None not in shown and record["item"] not in shown
 
 
 def _of_template(about: Case, name: str, found: Parsed) -> Case:

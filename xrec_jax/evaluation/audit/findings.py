@@ -109,16 +109,19 @@ class Names:
     """Readable names of the users and items of a data set.
 
     Attributes:
-      dataset: the data; an item's title is its first column of text, or of words, whose name ends
-        in "title" or "name".
+      dataset: the data; an item's title is the column that the data set knows as such, or else the
+        first of text, or of words, whose name ends in "title" or "name".
     """
 
     dataset: Dataset
 
     @functools.cached_property
     def _titles(self) -> pl.Series | None:
+        known = self.dataset.title
         for column in () if self.dataset.items is None else self.dataset.items.iter_columns():
-            if not column.name.lower().endswith(("title", "name")):
+            if known not in (None, column.name):
+                continue
+            if known is None and not column.name.lower().endswith(("title", "name")):
                 continue
             if column.dtype == pl.List(pl.String):
                 return column.list.join(" ")

@@ -48,7 +48,7 @@ def target_in_history(cases: Sequence[Case], role: str) -> Finding | None:
     read = [(place, case) for place, case in enumerate(cases) if case.read]
     if not read:
         return None
-    known = [(place, case) for place, case in read if case.target in case.shown]
+    known = [(at, case) for at, case in read if case.target in case.shown and not case.unseen]
     sizes = Counter(case.dataset for _, case in read)
     hits = Counter(case.dataset for _, case in known)
     latest = Counter(case.dataset for _, case in known if case.shown[-1] == case.target)

@@ -50,7 +50,9 @@ def data() -> ConfigDict:
             path="",
             users="",  # optional user table, for csv and parquet
             items="",  # optional item table
-            columns=dict(user="", item="", timestamp="", rating=""),  # "": the format's own names
+            # "": the format's own names; title is a column of the item table: name, title or
+            # movie_title, in whatever case
+            columns=dict(user="", item="", timestamp="", rating="", title=""),
             filters=dict(
                 min_rating=placeholder(float), user_core=0, item_core=0, duplicates="first"
             ),

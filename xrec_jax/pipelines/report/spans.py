@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from xrec_jax.data.tables import TITLES, plain_name
 from xrec_jax.evaluation.grounding import Grounder, cell_values
 from xrec_jax.evaluation.planted import agrees, planted_claims, world_vocabulary
 from xrec_jax.text.claims import read_claims
@@ -21,7 +22,6 @@ _SHOWN = {
     "absent_attribute": "unsupported",
 }
 _LONGEST = 40  # characters; longer cells are descriptions, not values
-_TITLES = ("name", "title", "movie_title")
 _MOST_NUMBERS = 20  # different ones; more are measurements, not values that a text names
 
 
@@ -48,7 +48,10 @@ class Marker:
             for entry in pair.get("history") or ():
                 known[entry["title"]] = None
                 seen[str(entry["item"])] = entry.get("attributes") or {}
-        self._grounder = Grounder(known, vocabulary([*seen.values(), *rows]))
+        values = vocabulary([*seen.values(), *rows])
+        # A column that holds nothing but titles names items, whatever it is called.
+        values = {column: own for column, own in values.items() if not known.keys() >= {*own}}
+        self._grounder = Grounder(known, values)
         self._world = world_vocabulary() if any(p.get("planted") for p in pairs) else None
 
     def spans(self, text: str, pair: Mapping[str, Any]) -> list[tuple[int, int, str]]:
@@ -85,7 +88,7 @@ def vocabulary(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     numbers = set()
     for row in rows:
         for column, cell in row.items():
-            if column in _TITLES or column.endswith("_text"):
+            if plain_name(column) in TITLES or column.endswith("_text"):
                 continue
             if isinstance(cell, (int, float)):
                 numbers.add(column)
