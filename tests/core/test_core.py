@@ -77,6 +77,21 @@ def test_is_local():
     assert not files.is_local("gs://bucket/a")
 
 
+@pytest.mark.parametrize("scheme", ["gs", "s3", "az", "hf", "https", "foo"])
+def test_no_remote_path_asks_the_network(monkeypatch, scheme):
+    """Without its package an object store is refused, and what is no object store always is."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("socket.socket.connect", None)
+    monkeypatch.setattr("socket.getaddrinfo", None)
+    path = f"{scheme}://bucket/file.jsonl"
+    for read in (
+        files.absolute, files.read_json, files.read_json_lines, files.read_records,
+        lambda p: files.check_file(p, "--output"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"^{path}: {scheme}:// (needs the package|is not)"):
+            read(path)
+
+
 def test_plain_is_json():
     value = {
         3: np.float32(0.5), "nan": float("nan"), "inf": np.inf, "int": np.int64(7),

@@ -108,7 +108,8 @@ def joined(spec: epath.PathLike) -> list[str]:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """`path` as an absolute path, where it is local."""
+    """`path` as an absolute path, where it is local; see `check_scheme`."""
+    check_scheme(path)
     return epath.Path(os.path.abspath(path) if is_local(path) else path)
 
 
@@ -205,6 +206,7 @@ def read_json(path: epath.PathLike) -> Any:
     Raises:
       UserError: if the file is missing or is not JSON; names the file and the line.
     """
+    check_scheme(path)
     try:
         data = epath.Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -216,6 +218,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 def iter_json_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file of a run, one at a time; see `read_json_lines`."""
+    check_scheme(path)
     file = epath.Path(path)
     if file.exists():
         with opened(file) as lines:
@@ -275,6 +278,7 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """The bytes of a file, unzipped where its name ends in ".gz"; every fault is one line."""
+    check_scheme(path)
     try:
         with epath.Path(path).open("rb") as file:
             zipped = str(path).endswith(".gz")
@@ -296,6 +300,7 @@ def check_file(path: epath.PathLike, flag: str) -> None:
     Raises:
       UserError: if there is a directory, or a part of the path is a file.
     """
+    check_scheme(path)
     if not is_local(path):
         return
     target = pathlib.Path(os.path.abspath(path))

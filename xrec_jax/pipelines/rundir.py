@@ -87,11 +87,8 @@ class RunDir:
         self._allow_imports = allow_imports
         try:
             self.path = files.absolute(path)
-            self.path.exists()
-        except ImportError as error:
-            raise UserError(
-                f"--workdir={path}: {error}; try pip install 'xrec_jax[gcs]'"
-            ) from error
+        except UserError as error:
+            raise UserError(f"--workdir={error}") from error
 
     @property
     def config_path(self) -> epath.Path:
