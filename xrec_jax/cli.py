@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from xrec_jax import overrides
 from xrec_jax.core import startup
-from xrec_jax.core.disk import WriteError
+from xrec_jax.core.disk import WriteError, unforeseen
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
 from xrec_jax.core.terminal import printable
@@ -182,7 +182,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         except UserError:
             raise
         except Exception as error:
-            if told := startup.no_devices(error):
+            if told := startup.no_devices(error) or unforeseen(error, _place(values)):
                 raise told from error
             raise
     except UserError as error:
@@ -190,6 +190,13 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         if isinstance(error, WriteError) and alone:
             _leave(2)
         return 2
+
+
+def _place(values: flags.FlagValues) -> str:
+    """Where a command works: its output or its run directory."""
+    places = [values[name].value for name in ("output", "workdir") if name in values]
+    first = next((place for place in places if place), ".")
+    return first if isinstance(first, str) else first[0]
 
 
 def _leave(status: int) -> NoReturn:

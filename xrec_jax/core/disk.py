@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -15,6 +17,8 @@ _CODES = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
+# Only a write ends in one of these.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
@@ -55,6 +59,45 @@ def write_error(
     return WriteError(f"cannot write {target}: {reason}{room}")
 
 
+@contextlib.contextmanager
+def writing(path: epath.PathLike, *, needed: int = 0) -> Iterator[None]:
+    """Makes one line of whatever a block that writes raises, if a disk is to blame.
+
+    Args:
+      path: what it writes.
+      needed: bytes that are to be written; 0 if unknown.
+
+    Raises:
+      WriteError: names the path, the cause, and what is free.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise write_error(path, error, needed=needed) from error
+    except Exception as error:  # of polars, tensorstore and others, who pass on the system's text
+        if error_code(error) in _WRITING:
+            raise write_error(path, error, needed=needed) from error
+        raise
+
+
+def unforeseen(error: Exception, where: epath.PathLike) -> UserError | None:
+    """One line for an error of a disk that nobody caught; None for all others.
+
+    Args:
+      error: what ended the command.
+      where: the directory that it worked in, where the error names no file.
+    """
+    code = error_code(error)
+    path = getattr(error, "filename", None) or where
+    if code in _WRITING:
+        return write_error(path, error, then="run the same command again")
+    if code in _CODES and isinstance(error, OSError) and error.filename:
+        return UserError(f"{error.filename}: {os.strerror(code)}")
+    return None
+
+
 def error_code(error: BaseException) -> int:
     """The system's number of an error, also where a library only passed on its text; 0: none."""
     seen: BaseException | None = error
@@ -65,7 +108,7 @@ def error_code(error: BaseException) -> int:
         for code in _CODES:
             if os.strerror(code) in text:
                 return code
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__
     return 0
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any, TypeAlias, cast
 from etils import epath
 
 from xrec_jax.core import jsonl, memory, process
+from xrec_jax.core.disk import write_error
 from xrec_jax.core.errors import UserError
 
 # Of a temporary name: process id, start of the process, and what tells apart two of one process;
@@ -132,7 +133,7 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
         write(os.fspath(temporary))
         os.replace(temporary, final)
     except OSError as error:
-        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+        raise write_error(final, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

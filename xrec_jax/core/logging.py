@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xrec_jax.core import files
 from xrec_jax.core.board import Board
+from xrec_jax.core.disk import writing
 from xrec_jax.core.terminal import printable
 
 
@@ -63,7 +64,7 @@ class MetricWriter:
         values = {name: files.plain(value) for name, value in sorted(metrics.items())}
         line = files.json_lines([{"stage": stage, "step": step, **values}])
         if self._local:
-            with self._path.open("ab") as file:
+            with writing(self._path), self._path.open("ab") as file:
                 file.write(line.encode())
         else:  # object stores cannot append
             before = self._path.read_bytes() if self._path.exists() else b""

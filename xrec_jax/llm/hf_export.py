@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xrec_jax.core.disk import writing
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import is_local, remove_leftovers, temporary_sibling, write_json
 from xrec_jax.llm import tensorfile
@@ -216,11 +217,10 @@ def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = temporary_sibling(final)
     missing = [parent for parent in final.parents if not parent.exists()]
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, final)  # onto an empty directory is fine
-    except OSError as error:
-        raise UserError(f"cannot write {final}: {error.strerror or error}") from error
+        with writing(final):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, final)  # onto an empty directory is fine
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in missing:  # made for nothing

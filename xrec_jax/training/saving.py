@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -55,3 +57,22 @@ def silence_orbax() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(one, _WithoutOrbax) for one in logger.filters):
             logger.addFilter(_WithoutOrbax())
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+
+
+class _WithoutClosedLoops:
+    """A hook that passes over what tensorstore prints of writes that outlive Orbax's event loop.
+
+    Args:
+      before: the hook that prints everything else.
+    """
+
+    def __init__(self, before: Callable[[Any], object]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        """Prints an exception that nobody can catch."""
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._before(unraisable)
