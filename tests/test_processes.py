@@ -11,6 +11,7 @@ import pytest
 
 from tests import runs, tiny
 from xrec_jax.core.errors import UserError
+from xrec_jax.parallel import peers
 from xrec_jax.parallel.distributed import initialize
 from xrec_jax.pipelines import run
 
@@ -118,8 +119,9 @@ def test_without_a_coordinator_nothing_is_started(monkeypatch):
     initialize()
 
 
-def test_a_sigterm_to_one_process_stops_both(tmp_path):
-    workdir, port = tmp_path / "w", runs.free_port()
+def training_pair(workdir):
+    """Two processes in the middle of a training that would take hours."""
+    port = runs.free_port()
     started = [
         runs.start(
             "run", f"--config={runs.CONFIG}:bpr", f"--workdir={workdir}",
@@ -130,11 +132,17 @@ def test_a_sigterm_to_one_process_stops_both(tmp_path):
         )
         for process in range(2)
     ]  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and started[0].poll() is None
+        time.sleep(0.1)
+    return started
+
+
+def test_a_sigterm_to_one_process_stops_both(tmp_path):
+    workdir = tmp_path / "w"
+    started = training_pair(workdir)
     try:
-        deadline = time.monotonic() + 120
-        while not (workdir / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline and started[0].poll() is None
-            time.sleep(0.1)
         started[0].send_signal(signal.SIGTERM)
         printed = [process.communicate(timeout=120) for process in started]
     finally:
@@ -145,3 +153,19 @@ def test_a_sigterm_to_one_process_stops_both(tmp_path):
     assert said[0] == said[1] and "recommend/bpr/0: saved at step" in said[0]
     step = int(said[0].split("saved at step ")[1].split()[0])
     assert (workdir / "checkpoints/recommend/bpr/0" / str(step)).is_dir()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_one_line(victim, tmp_path):
+    started = training_pair(tmp_path / "w")
+    survivor = started[1 - victim]
+    try:
+        started[victim].kill()
+        _, error = survivor.communicate(timeout=60)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    (line,) = error.splitlines()
+    assert line.startswith(f"xrec: error: process {victim}") and "is gone" in line
+    assert "Start all processes again" in line and survivor.returncode == peers.STATUS

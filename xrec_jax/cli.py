@@ -154,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             startup.next_interrupt_ends()
         print("xrec: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        if argv is None and os.environ.get("XREC_COORDINATOR"):
+            _leave(130)
         return 130
 
 
@@ -162,6 +164,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
+    shared = False  # with other processes, which may wait for this one for ever
     try:
         name, rest = _split_verb(arguments)
         if any(word in ("-h", "--help", "-help") for word in rest):
@@ -170,10 +173,14 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         startup.check_working_directory()
         values = _parse(name, rest)
         startup.import_jax()
+        from xrec_jax.parallel import peers
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 
-        initialize()
+        coordinator = initialize(command=name)
+        shared = bool(coordinator) and alone
+        if shared:
+            peers.NativeErrors(lambda text: peers.gone(text, coordinator))
         try:
             return VERBS[name].run(values)
         except Interrupted as stop:
@@ -184,10 +191,15 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         except Exception as error:
             if told := startup.no_devices(error) or unforeseen(error, _place(values)):
                 raise told from error
+            if shared:
+                if peers.lost_peer(error):
+                    peers.end_over(error, coordinator)
+                traceback.print_exc()
+                _leave(1)
             raise
     except UserError as error:
         print(printable(f"xrec: error: {error}"), file=sys.stderr)
-        if isinstance(error, WriteError) and alone:
+        if alone and (shared or isinstance(error, WriteError)):
             _leave(2)
         return 2
 

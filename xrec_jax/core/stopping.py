@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,9 +108,26 @@ def _watch(reader: int, stop: Stop, numbers: set[int]) -> None:
                 end_at_once(number)
 
 
+def set_native_handler(number: int, handler: ctypes._FuncPointer | None) -> int:
+    """Gives a signal to a handler that is called at once, also while native code runs.
+
+    Args:
+      number: of the signal.
+      handler: of `ctypes.CFUNCTYPE`, kept alive by the caller; None for the system's default.
+
+    Returns:
+      The address of the handler before; 0 for the system's default.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal.restype = ctypes.c_void_p
+    return library.signal(number, ctypes.cast(handler, ctypes.c_void_p) if handler else None) or 0
+
+
 def end_at_once(number: int) -> None:
     """Ends the process without waiting for anything."""
     name = signal.Signals(number).name
-    with contextlib.suppress(OSError):
-        os.write(2, f"xrec: {name} again: ended at once, with what was saved before\n".encode())
+    line = f"xrec: {name} again: ended at once, with what was saved before\n"
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be no stream
+        os.write(sys.stderr.fileno(), line.encode())
     os._exit(128 + number)

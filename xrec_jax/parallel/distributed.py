@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,27 +15,42 @@ import jax
 from jax.experimental import multihost_utils
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.stopping import Stop, listening
+from xrec_jax.core.stopping import Stop, listening, set_native_handler
+from xrec_jax.parallel import rendezvous
+from xrec_jax.parallel.peers import HEARTBEAT_S
 
 
-def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def initialize(
+    coordinator: str = "", processes: int = 0, process: int = -1, *, command: str = ""
+) -> str:
     """Joins this process to a multi-process run; does nothing for a single process.
 
     Arguments not given come from the environment: `XREC_COORDINATOR` (host:port),
     `XREC_PROCESSES`, `XREC_PROCESS`. `XREC_COORDINATOR=auto` lets JAX find them (TPU pods, SLURM).
+    `XREC_START_TIMEOUT` is how many seconds to wait for the others.
+
+    Args:
+      coordinator: host:port of process 0.
+      processes: how many there are.
+      process: which one this is.
+      command: what this process is to do, compared with the others'.
+
+    Returns:
+      The coordinator's address; "" for a single process.
 
     Raises:
-      UserError: if only some of the three are given.
+      UserError: if only some of the three are given, or make no sense, or a process does not come.
     """
     coordinator = coordinator or os.environ.get("XREC_COORDINATOR", "")
     if not coordinator:
         half_set = [name for name in ("XREC_PROCESSES", "XREC_PROCESS") if name in os.environ]
         if half_set:
             raise UserError(f"{' and '.join(half_set)} set without XREC_COORDINATOR (host:port)")
-        return
+        return ""
+    timeout = _timeout(os.environ.get("XREC_START_TIMEOUT", "60"))
     if coordinator == "auto":
-        _start()
-        return
+        _start(initialization_timeout=math.ceil(timeout))
+        return coordinator
     try:
         processes = processes or int(os.environ["XREC_PROCESSES"])
         process = process if process >= 0 else int(os.environ["XREC_PROCESS"])
@@ -43,13 +59,37 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
             "XREC_COORDINATOR is set: XREC_PROCESSES (how many) and XREC_PROCESS (which, from 0) "
             "must be whole numbers too"
         ) from error
-    _start(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    if processes < 1 or not 0 <= process < processes:
+        raise UserError(
+            f"XREC_PROCESS={process} of XREC_PROCESSES={processes}: processes are numbered from 0 "
+            "to one less than there are"
+        )
+    rendezvous.gather(
+        coordinator, processes=processes, process=process, timeout=timeout, command=command
+    )
+    _start(
+        coordinator_address=coordinator,
+        num_processes=processes,
+        process_id=process,
+        initialization_timeout=math.ceil(max(timeout, 30)),
+    )
+    return coordinator
+
+
+def _timeout(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 86_400:
+        raise UserError(f"XREC_START_TIMEOUT={text!r} must be seconds above 0, at most a day")
+    return seconds
 
 
 def _start(**settings: Any) -> None:
     try:
-        jax.distributed.initialize(**settings)
-    except (ValueError, RuntimeError) as error:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, **settings)
+    except (IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot join the other processes: {reason}") from error
     _jax_handler()
@@ -87,14 +127,9 @@ def _jax_handler() -> Callable[[int], object] | None:
     Returns:
       A function of the signal's number; None where JAX has installed none.
     """
-    library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = (
-        (ctypes.c_int, ctypes.c_void_p),
-        ctypes.c_void_p,
-    )
-    handler = library.signal(signal.SIGTERM, None)
+    handler = set_native_handler(signal.SIGTERM, None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if handler in (None, 1):  # default and ignore
+    if handler in (0, 1):  # default and ignore
         return None
     native = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
     return lambda _: native(signal.SIGTERM)

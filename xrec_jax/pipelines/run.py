@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.parallel import agreement
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.exclusive import exclusive, of_directory, refuse_second
 from xrec_jax.parallel.mesh import use_mesh
@@ -86,6 +87,8 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     import_extensions(config)
     stages = _stages(config)
     rundir = RunDir(workdir)
+    agreement.same_config(rundir.compared(config))
+    agreement.same_directory(rundir.path)
     lock = of_directory(rundir.path)
     refuse_second(lock)
     with open_mesh(config) as mesh:
@@ -93,6 +96,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
         rundir.check(config)
         identity = data_identity.identify(config, data)
+        agreement.same("data", identity["digest"], way_out="copy it to every host")
         data_identity.compare(rundir, identity)
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
@@ -127,6 +131,7 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     """
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = rundir.config()
+    agreement.same_config(rundir.compared(config))
     stages = _stages(config)
     with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
         data = data_identity.open_data(config, rundir, texts=True)

@@ -147,6 +147,15 @@ class RunDir:
                 raise UserError(f"cannot create --workdir={self.path}: {error.strerror}") from error
             files.write_json(self.config_path, mine)
 
+    def compared(self, config: ConfigDict) -> dict[str, Any]:
+        """Values of a configuration, by key, that all processes of a run must have in common."""
+        values = _flat(_as_json(config))
+        return {
+            key: value
+            for key, value in values.items()
+            if key.startswith("mesh.") or not key.startswith(_MOVABLE)
+        }
+
     def config(self, *, need_extensions: bool = True) -> ConfigDict:
         """The configuration of an existing run.
 

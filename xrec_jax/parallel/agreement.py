@@ -1,0 +1,118 @@
+"""What the processes of a run must have in common, compared before they begin."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from xrec_jax.core import files
+from xrec_jax.core.errors import UserError
+from xrec_jax.parallel.distributed import is_first
+
+_SEEN_S = 10.0  # network file systems show a new file late
+
+
+def texts_of_all(text: str) -> list[str]:
+    """A text of every process, on all of them, in the order of their numbers."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
+    padded = np.zeros(int(sizes.max()) + 1, np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def same(what: str, value: str, *, way_out: str) -> None:
+    """Refuses to go on where a process has something else than process 0.
+
+    Args:
+      what: is compared, such as "data".
+      value: of this process, such as a digest.
+      way_out: what to do, for the message.
+
+    Raises:
+      UserError: the same on every process.
+    """
+    values = texts_of_all(value)
+    for number, theirs in enumerate(values):
+        if theirs != values[0]:
+            raise UserError(f"process {number} has another {what} than process 0; {way_out}")
+
+
+def same_config(values: Mapping[str, Any]) -> None:
+    """As `same`, for a configuration; names the first key that differs.
+
+    Args:
+      values: by dotted key.
+    """
+    text = json.dumps(files.plain(values), sort_keys=True)
+    digests = texts_of_all(hashlib.sha256(text.encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    first, *others = map(json.loads, texts_of_all(text))
+    for number, theirs in enumerate(others, start=1):
+        for key in sorted(first.keys() | theirs.keys()):
+            if first.get(key) != theirs.get(key):
+                raise UserError(
+                    f"process {number} has {key}={theirs.get(key)!r} and process 0 "
+                    f"{key}={first.get(key)!r}; give every process the same --config"
+                )
+
+
+def same_directory(path: epath.PathLike) -> None:
+    """Refuses to go on where a process does not see the run directory of process 0.
+
+    Process 0 leaves a file there for a moment, which the others look for.
+
+    Raises:
+      UserError: the same on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    folder = epath.Path(path)
+    there = folder.exists()
+    token, *_ = texts_of_all(secrets.token_hex(8))
+    sign, refusal = folder / f".processes-{token}.tmp", ""
+    if is_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sign.write_text(token)
+        except OSError as error:
+            refusal = f"process 0 cannot write to {folder}: {error.strerror}"
+    refusal, *_ = texts_of_all(refusal)
+    missing = "" if refusal or _seen(sign) else "missing"
+    seen = texts_of_all(missing)
+    if is_first():
+        with contextlib.suppress(OSError):
+            sign.unlink(missing_ok=True)
+            if any(seen) and not there:
+                folder.rmdir()
+    if any(seen):
+        number = next(n for n, one in enumerate(seen) if one)
+        refusal = (
+            f"process {number} does not see the run directory of process 0, {folder}; every host "
+            "must have it at the same path, on storage that they share"
+        )
+    if refusal:
+        raise UserError(refusal)
+
+
+def _seen(sign: epath.Path) -> bool:
+    deadline = time.monotonic() + _SEEN_S
+    while not sign.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
