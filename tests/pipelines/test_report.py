@@ -565,8 +565,9 @@ def test_marks_count_as_the_browser_does(tmp_path):
     assert units[2 * start : 2 * end].decode("utf-16-le") == "Red Lantern"
 
 
-def test_half_a_character_pair_is_written_all_the_same(tmp_path):
+def test_half_a_character_pair_is_named_by_file_and_line(tmp_path):
     folder = full_run(tmp_path / "run", count=1)
     record = {**pair(0), "title": "x\ud83d"}
     (folder / "explanations" / "pairs.jsonl").write_text(json.dumps(record) + "\n")
-    read(folder)
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 1: .* half a surrogate pair"):
+        read(folder)

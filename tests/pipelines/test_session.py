@@ -13,10 +13,12 @@ import pytest
 import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
+from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import export, run
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.session import Run
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 
 FIELDS = {"user": str, "rank": int, "item": str, "score": float, "system": str}
@@ -181,8 +183,9 @@ def exported(finished, tmp_path_factory):  # noqa: F811
         export.recommend(str(finished), users=users, top_k=3, output=str(path), system="bpr")
         if path.suffix == ".parquet":
             return pl.read_parquet(path).to_dicts()
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return files.read_json_lines(path)
 
+    make.folder = folder
     return make
 
 
@@ -263,3 +266,11 @@ def test_an_output_file_is_replaced_whole(finished, tmp_path, capsys):  # noqa: 
     assert [json.loads(line)["user"] for line in path.read_text().splitlines()] == ["u00003"] * 2
     assert [file.name for file in path.parent.iterdir()] == ["o.jsonl"]
     assert "2 recommendations for 1 users written to" in capsys.readouterr().out
+
+
+def test_a_file_without_a_recommendation_has_its_columns(exported, monkeypatch):
+    """Nothing is left to recommend to users who have seen everything."""
+    monkeypatch.setattr(Run, "iter_recommend", lambda *_, **__: iter(()))
+    assert exported("all", "empty.parquet") == [] and exported("all", "empty.jsonl") == []
+    columns = pl.read_parquet_schema(exported.folder / "empty.parquet")
+    assert columns == export.SCHEMA == pl.read_parquet_schema(exported.folder / "o.parquet")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+
+def main_cutoff(ks: Iterable[int]) -> int:
+    """The cut-off that is shown first: 10 where a run has it, else the middle one."""
+    ks = sorted(ks)
+    return 10 if 10 in ks or not ks else ks[len(ks) // 2]
 
 
 def ranking_metrics(
@@ -32,9 +38,7 @@ def ranking_metrics(
     first = start[:-1]
     gain = 1.0 / np.log2(1.0 + ranks)
     best = np.minimum.reduceat(ranks, first)
-    ideal = np.concatenate(
-        [[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(max(count.max(), max(ks)))))]
-    )
+    ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(count.max())))])
     out = {}
     for k in ks:
         near = ranks <= k

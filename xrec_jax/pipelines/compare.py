@@ -32,7 +32,7 @@ from xrec_jax.pipelines.judge import (
 from xrec_jax.pipelines.meshes import saved_mesh
 from xrec_jax.pipelines.recommend import STAGE as RECOMMEND
 from xrec_jax.pipelines.recommend import per_user_values, seeds_of
-from xrec_jax.pipelines.report.tables import COLUMNS, cell, text_table
+from xrec_jax.pipelines.report.tables import cell, ranking_columns, text_table
 from xrec_jax.pipelines.rundir import RunDir
 
 _FILES = ("path", "users", "items")  # keys of config.data that may differ between equal data
@@ -248,11 +248,12 @@ def _paired(first: _Run, run: _Run, system: str, *, parts: set[str]) -> dict[str
 def _figures_text(runs: Sequence[_Run], figures: dict[str, Any]) -> str:
     names = [run.name for run in runs]
     rows = []
+    ranking = ranking_columns(figures.get(RECOMMEND, {}))
     for stage, systems in figures.items():
         for system, metrics in systems.items():
             for metric, row in metrics.items():
                 # The output file has them all.
-                if (stage == RECOMMEND and metric not in COLUMNS) or stage == BIAS:
+                if (stage == RECOMMEND and metric not in ranking) or stage == BIAS:
                     continue
                 shown = [cell(row["runs"].get(name)) for name in names]
                 differences = [_signed(row["differences"].get(name)) for name in names[1:]]

@@ -22,6 +22,16 @@ from xrec_jax.parallel.exclusive import exclusive, of_file
 from xrec_jax.pipelines.session import Run
 
 FORMATS = (".jsonl", ".parquet")
+# Columns of a Parquet file, of one without a row too.
+SCHEMA = pl.Schema(
+    {
+        "user": pl.String,
+        "rank": pl.Int64,
+        "item": pl.String,
+        "score": pl.Float64,
+        "system": pl.String,
+    }
+)
 
 
 class Listed(NamedTuple):
@@ -130,7 +140,7 @@ def recommend(
 
     def write(path: str) -> None:
         if output.endswith(".parquet"):
-            pl.DataFrame(records()).write_parquet(path)
+            pl.DataFrame(records(), schema=SCHEMA).write_parquet(path)
             return
         with epath.Path(path).open("wb") as file:
             for record in records():

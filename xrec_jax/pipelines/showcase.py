@@ -16,6 +16,7 @@ from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.histories import Histories
+from xrec_jax.evaluation.metrics import main_cutoff
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import bulk, explainers
@@ -161,10 +162,11 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         return
     say(f"\n{text}\n")
     evaluation = rundir.evaluation()["recommend"]
-    bound = evaluation.get("upper_bound", {}).get("test/ndcg@10")
+    k = main_cutoff(config.ranking.ks)
+    bound = evaluation.get("upper_bound", {}).get(f"test/ndcg@{k}")
     records = files.read_json_lines(rundir.path / "metrics.jsonl")
     path = rundir.path / "plots" / "learning_curves.png"
-    if learning_curves(records, path, bound=bound and bound["value"]):
+    if learning_curves(records, path, k=k, bound=bound and bound["value"]):
         say(f"learning curves: {path}")
     else:
         say("learning curves: not drawn, matplotlib is missing (pip install 'xrec_jax[report]')")

@@ -44,14 +44,19 @@ def curves(
 
 
 def learning_curves(
-    records: Iterable[Mapping[str, Any]], path: epath.PathLike, *, bound: float | None = None
+    records: Iterable[Mapping[str, Any]],
+    path: epath.PathLike,
+    *,
+    k: int = 10,
+    bound: float | None = None,
 ) -> bool:
-    """Draws training loss and validation NDCG@10 of every system, a thin line a seed.
+    """Draws training loss and validation NDCG@k of every system, a thin line a seed.
 
     Args:
       records: lines of `metrics.jsonl`.
       path: PNG to write.
-      bound: the best NDCG@10 that any recommender can expect, if known.
+      k: cut-off.
+      bound: the best NDCG@k that any recommender can expect, if known.
 
     Returns:
       False if matplotlib is not installed.
@@ -67,7 +72,7 @@ def learning_curves(
         system: (epochs, values / values[:, :1])
         for system, (epochs, values) in curves(records, "train/loss").items()
     }
-    scores = curves(records, "valid/ndcg@10")
+    scores = curves(records, f"valid/ndcg@{k}")
     for panel, found in zip(panels, (losses, scores), strict=True):
         for colour, (system, (epochs, values)) in zip(
             _COLOURS, sorted(found.items()), strict=False
@@ -80,7 +85,7 @@ def learning_curves(
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     panels[0].set_title("Training loss, share of the first epoch's")
-    panels[1].set_title("Validation NDCG@10, seen items masked")
+    panels[1].set_title(f"Validation NDCG@{k}, seen items masked")
     if bound is not None:
         panels[1].axhline(bound, color=_GREY, ls="--", lw=1, label="upper bound (test)")
     panels[1].set_ylim(bottom=0)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = ("test/ndcg@10", "test/hit@10", "test/recall@20", "test/mrr@10", "test_unmasked/ndcg@10")
+from xrec_jax.evaluation.metrics import main_cutoff
+
+_NDCG = re.compile(r"test/ndcg@(\d+)")
+
+
+def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The metrics that a table of recommenders shows, at the cut-offs that they were tested at."""
+    names = {name for figures in systems.values() for name in figures}
+    ks = [int(found[1]) for found in map(_NDCG.fullmatch, names) if found]
+    k, last = main_cutoff(ks), 20 if 20 in ks else max(ks, default=20)
+    return (
+        f"test/ndcg@{k}", f"test/hit@{k}", f"test/recall@{last}", f"test/mrr@{k}",
+        f"test_unmasked/ndcg@{k}",
+    )  # fmt: skip
 
 
 def cell(estimate: Mapping[str, Any] | None) -> str:
@@ -28,6 +42,6 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def ranking_table(systems: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a system; seen items masked except in the last column; 95 % intervals."""
-    header = ["system", *COLUMNS]
-    rows = [[name, *(cell(found.get(c)) for c in COLUMNS)] for name, found in systems.items()]
-    return text_table(header, rows)
+    columns = ranking_columns(systems)
+    rows = [[name, *(cell(found.get(c)) for c in columns)] for name, found in systems.items()]
+    return text_table(["system", *columns], rows)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xrec_jax.evaluation.intervals import Estimate, paired_difference
+from xrec_jax.evaluation.metrics import main_cutoff
 from xrec_jax.pipelines.report import wording
 from xrec_jax.pipelines.report.markup import Html, table, tag
 from xrec_jax.pipelines.report.material import Material, Section
@@ -22,8 +23,7 @@ BOUND = "upper_bound"
 
 def cutoff(material: Material) -> int:
     """The cut-off that is shown first: 10 where the run has it, else the middle one."""
-    ks = sorted(material.config.get("ranking", {}).get("ks") or (10,))
-    return 10 if 10 in ks else ks[len(ks) // 2]
+    return main_cutoff(material.config.get("ranking", {}).get("ks") or ())
 
 
 def main_metric(material: Material) -> str:
