@@ -18,7 +18,7 @@ from xrec_jax.core import startup
 from xrec_jax.core.disk import WriteError, unforeseen
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.memory import keep_freed_memory
-from xrec_jax.core.terminal import printable
+from xrec_jax.core.terminal import one_line, show
 from xrec_jax.verbs import VERBS
 
 
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if argv is None:
             startup.next_interrupt_ends()
-        print("xrec: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        show("xrec: interrupted; the same command goes on from what is saved", error=True)
         if argv is None and os.environ.get("XREC_COORDINATOR"):
             _leave(130)
         return 130
@@ -162,13 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str], *, alone: bool) -> int:
     keep_freed_memory()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        show(usage())
         return 0 if arguments else 2
     shared = False  # with other processes, which may wait for this one for ever
     try:
         name, rest = _split_verb(arguments)
         if any(word in ("-h", "--help", "-help") for word in rest):
-            print(_help(name, _define(name, rest)))
+            show(_help(name, _define(name, rest)))
             return 0
         startup.check_working_directory()
         values = _parse(name, rest)
@@ -184,7 +184,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         try:
             return VERBS[name].run(values)
         except Interrupted as stop:
-            print(f"xrec: {stop}", file=sys.stderr)
+            show(f"xrec: {stop}", error=True)
             return stop.status
         except UserError:
             raise
@@ -198,7 +198,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
                 _leave(1)
             raise
     except UserError as error:
-        print(printable(f"xrec: error: {error}"), file=sys.stderr)
+        show(one_line(f"xrec: error: {error}"), error=True)
         if alone and (shared or isinstance(error, WriteError)):
             _leave(2)
         return 2

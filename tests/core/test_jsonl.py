@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from xrec_jax.core import files, jsonl, logging
+from xrec_jax.core import files, jsonl
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.terminal import printable
 
 # Each is a line end to str.splitlines or to Python's universal newlines, and none to JSON.
 ENDS = "a\u2028b\u2029c\u0085d"
@@ -131,11 +130,3 @@ def test_half_a_surrogate_pair_is_never_written(tmp_path):
         with pytest.raises(UserError, match=r"half a surrogate pair .*\\ud83d"):
             write(path, {"a": "cut \ud83d"})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_texts_of_files_do_not_steer_a_terminal(capsys):
-    logging.say("title \x1b[2J\x9b1m \x07\r over\u202eturned\ud83d, น้ำ\u200cน\tand\n東京")
-    assert capsys.readouterr().out == (
-        "title \\x1b[2J\\x9b1m \\x07\\r over\\u202eturned\\ud83d, น้ำ\u200cน\tand\n東京\n"
-    )
-    assert printable("") == ""

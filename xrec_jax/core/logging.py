@@ -14,15 +14,15 @@ from tqdm import tqdm
 from xrec_jax.core import files
 from xrec_jax.core.board import Board
 from xrec_jax.core.disk import writing
-from xrec_jax.core.terminal import printable
+from xrec_jax.core.terminal import show
 
 
 def say(text: str) -> None:
     """Prints a line at once, so that a log file shows it while the run goes on.
 
-    What texts of files hold cannot steer the terminal.
+    What texts of files hold cannot steer the terminal, and a reader that has gone ends nothing.
     """
-    print(printable(text), flush=True)
+    show(text)
 
 
 class MetricWriter:
