@@ -235,7 +235,9 @@ def test_one_long_id_among_many_does_not_exhaust_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "e.csv", text)
     monkeypatch.setattr(memory, "available", lambda: 100 << 20)
     message = refusal(load, {"format": "csv", "path": path})
-    assert message.startswith("1,001 ids of up to 50,000 characters need at least 190.9 MiB")
+    assert message.startswith(
+        f"{path}: 1,001 ids of up to 50,000 characters need at least 190.9 MiB"
+    )
 
 
 def test_faults_of_the_text_are_shown_without_control_characters(tmp_path):

@@ -95,21 +95,24 @@ def order_ids(ids: pl.Series) -> pl.Series:
     return pl.concat([frame["id"].filter(negative).reverse(), frame["id"].filter(~negative)])
 
 
-def encode_ids(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+def encode_ids(ids: pl.Series, path: object) -> tuple[np.ndarray, np.ndarray]:
     """Maps ids to rows.
 
     Args:
       ids: `[n]` String without nulls.
+      path: where they come from, for messages.
 
     Returns:
       The distinct ids in the order of `order_ids`, `[num]` unicode, and `[n]` int32 rows into them.
+
+    Raises:
+      UserError: one long id would make the array of all larger than the memory.
     """
     distinct = order_ids(ids.unique())
     longest = cast(int, distinct.str.len_chars().max() or 0)
     # The array has room for the longest id in every place.
-    memory.require(
-        4 * longest * len(distinct), f"{len(distinct):,} ids of up to {longest:,} characters"
-    )
+    what = f"{path}: {len(distinct):,} ids of up to {longest:,} characters"
+    memory.require(4 * longest * len(distinct), what)
     rows = ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
     return np.array(distinct.to_list(), dtype=np.str_), rows
 

@@ -55,7 +55,7 @@ def load(config: Any) -> Dataset:
     sizes = {part: len(frame) for part, frame in source.events.items()}
     if not sum(sizes.values()):
         raise UserError(f"{options.option(config, 'path', '')}: the files hold no events")
-    events, user_ids, item_ids = _index(list(source.events.values()))
+    events, user_ids, item_ids = _index(list(source.events.values()), config)
     source.events.clear()  # the text of the ids is no longer needed
     part = np.repeat(np.arange(len(sizes), dtype=np.int8), list(sizes.values()))
 
@@ -102,12 +102,13 @@ def load(config: Any) -> Dataset:
     )
 
 
-def _index(frames: list[pl.DataFrame]) -> tuple[Interactions, np.ndarray, np.ndarray]:
+def _index(frames: list[pl.DataFrame], config: Any) -> tuple[Interactions, np.ndarray, np.ndarray]:
     """Turns the columns of `readers` into arrays; empties `frames` to free their text early."""
     frame = pl.concat(frames, how="vertical_relaxed")
     frames.clear()
-    user_ids, user = columns.encode_ids(frame["user"])
-    item_ids, item = columns.encode_ids(frame["item"])
+    path = options.option(config, "path", "")
+    user_ids, user = columns.encode_ids(frame["user"], path)
+    item_ids, item = columns.encode_ids(frame["item"], path)
     timestamp = rating = None
     if "timestamp" in frame.columns:
         timestamp = exact.exact_timestamps(frame["timestamp"])
