@@ -10,6 +10,8 @@ from etils import epath
 from xrec_jax.core import files, jsonl
 from xrec_jax.core.errors import UserError
 
+MOST_CHARACTERS = 1 << 16  # of a row; below what the parser itself bounds a cell by
+
 
 def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
     """Line (from 1) and cells of every row that is not blank, the header's among them.
@@ -22,9 +24,11 @@ def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
         cell, a cell that is too long, a NUL, bytes that are no UTF-8.
     """
     with files.opened(path) as file:
-        reader = csv.reader(_lines(file, path), strict=True)
+        lines = _Lines(file, path)
+        reader = csv.reader(lines, strict=True)
         while True:
             line = reader.line_num + 1
+            lines.row = line, 0
             try:
                 row = next(reader)
             except StopIteration:
@@ -35,12 +39,34 @@ def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
                 yield line, row
 
 
-def _lines(file: files.Bytes, path: epath.PathLike) -> Iterator[str]:
-    for number, data in jsonl.bounded_lines(file, path):
-        text = jsonl.decode(data, path, number)
+class _Lines:
+    """The lines of a file; no row may have more characters than a row has.
+
+    Attributes:
+      row: the line where the row begins that is being read, and its characters so far.
+    """
+
+    def __init__(self, file: files.Bytes, path: epath.PathLike):
+        self._lines, self._path = jsonl.bounded_lines(file, path), path
+        self.row = 1, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, data = next(self._lines)
+        text = jsonl.decode(data, self._path, number)
+        where, what = f"{self._path}, line {number}", ""
+        first, length = self.row[0], self.row[1] + len(text)
+        self.row = first, length
         if "\0" in text:
-            raise UserError(f"{path}, line {number}: not valid CSV (NUL is no character of a text)")
-        yield text
+            what = "NUL is no character of a text"
+        elif length > MOST_CHARACTERS:
+            where = f"{self._path}, line {first}"
+            what = f"a row of more than {MOST_CHARACTERS:,} characters; is a quote never closed?"
+        if what:
+            raise UserError(f"{where}: not valid CSV ({what})")
+        return text
 
 
 def _reason(error: csv.Error) -> str:

@@ -36,20 +36,27 @@ def read_key(path: epath.PathLike) -> dict[str, Any]:
 def _whole(key: Mapping[str, Any]) -> bool:
     """Whether a key holds all that answers are read by."""
     try:
-        cases, systems = key["cases"], set(key["systems"])
-        for case in cases:
-            if not {"item", "group", "gold", "broken"} <= case.keys():
-                return False
-        for sheet in key["sheets"].values():
-            for meaning in sheet["steps"].values():
-                named = ("system",) if "system" in meaning else ("first", "second")
-                if not 0 <= meaning["case"] < len(cases):
-                    return False
-                if not {meaning[name] for name in named} <= systems:
-                    return False
-        return bool(key["questions"]) and key["low"] < key["high"]
+        cases, systems, questions = key["cases"], key["systems"], key["questions"]
+        marks = key["low"], key["high"]
+        steps = [step for sheet in key["sheets"].values() for step in sheet["steps"].values()]
+        texts = [case[name] for case in cases for name in ("item", "group", "gold", "broken")]
+        return (
+            all(isinstance(found, list) and found for found in (cases, systems, questions))
+            and all(isinstance(text, str) for text in (*systems, *questions, *texts))
+            and all(isinstance(mark, (int, float)) and mark is not True for mark in marks)
+            and marks[0] < marks[1]
+            and all(_is_step(step, len(cases), systems) for step in steps)
+        )
     except (AttributeError, KeyError, TypeError):
         return False
+
+
+def _is_step(step: Mapping[str, Any], cases: int, systems: Sequence[str]) -> bool:
+    named = [step[name] for name in (("system",) if "system" in step else ("first", "second"))]
+    return (
+        type(step["case"]) is int and 0 <= step["case"] < cases
+        and all(name in systems for name in named) and len(set(named)) == len(named)
+    )  # fmt: skip
 
 
 def read(
