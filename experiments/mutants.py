@@ -80,6 +80,12 @@ _JOINT = (
         ),
     ),
     Mutant(
+        "spread_of_groups_always_divides", _JOINT_ROUND,
+        "lam=asked.ppo.lam, scale=asked.ppo.scale,",
+        "lam=asked.ppo.lam,",
+        (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
+    ),
+    Mutant(
         "kl_controller_stands_still", _JOINT_ROUND,
         "controller=put_replicated(after, setup.mesh),",
         "controller=state.controller,",

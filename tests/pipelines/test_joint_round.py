@@ -35,7 +35,6 @@ def paid_token(buffer):
         for token, rows in holds.items()
     }
     most = max(split.values())
-    assert most > 1
     return max((token for token in holds if split[token] == most), key=lambda t: holds[t].sum())
 
 
@@ -54,7 +53,7 @@ def learned(workdir, estimator, **changes):
             rewards=dict(log_prob_gain=0.0, pays=1.0),
             rollout=dict(group_size=GROUP, per_round=ANSWERS),
             ppo=dict(estimator=estimator, batch_size=ANSWERS, epochs=1, missing_eos=MISSING_EOS,
-                     policy=SGD, critic=SGD), **changes,
+                     scale=False, policy=SGD, critic=SGD), **changes,
         ))  # fmt: skip
         saved = newest(seed_run(workdir))[0]
         one.warm_policy = saved.best["policy"]
@@ -114,7 +113,8 @@ def test_a_token_that_is_paid_for_becomes_likelier(rounds, estimator):
     made = rounds[estimator]
     before, after = (said["log_probs"] for said in made.said)
     drawn = made.mask & (made.buffer.tokens == made.token)
-    assert drawn.sum() >= 3
+    holds = drawn.any(axis=1).reshape(-1, GROUP)
+    assert (holds.any(axis=1) & ~holds.all(axis=1)).sum() > 1
     rise = (after - before)[drawn]
     assert rise.mean() > 1e-3 and rise.mean() > (after - before)[made.mask & ~drawn].mean()
 
@@ -145,7 +145,7 @@ def test_answers_are_compared_with_those_to_the_same_prompt(rounds):
     for row in range(ANSWERS):
         first = row - row % GROUP
         own = scores[first : first + GROUP]
-        compared = (scores[row] - np.mean(own)) / (np.std(own) or 1.0)
+        compared = scores[row] - np.mean(own)
         length = made.buffer.length[row]
         for t in range(length):
             expected = compared - BETA * apart[row, t:length].sum()
