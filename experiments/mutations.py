@@ -10,7 +10,8 @@ The tests share finished runs (`XREC_TEST_RUNS`) that are made once, without a m
 notice is in the code that they call themselves. All of it takes about half an hour of two cores;
 `--only` takes some, and `--tests` runs other tests than those that are named.
 
-Leaves a table on the terminal and `experiments/results/mutations.json`, written after each.
+Leaves a table on the terminal and `experiments/results/mutations.json`, written after each; with
+`--only` the figures of the others stay.
 """
 
 from __future__ import annotations
@@ -164,6 +165,23 @@ def chosen(only: str) -> list[Mutant]:
     return [known[name] for name in names] or list(MUTANTS)
 
 
+def kept(path: pathlib.Path, only: str) -> dict[str, Any]:
+    """Figures of an earlier run that stay where only some mutations are run again."""
+    if not only or not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))["mutations"]
+    return {mutant.name: before[mutant.name] for mutant in MUTANTS if mutant.name in before}
+
+
+def write(path: pathlib.Path, found: dict[str, Any]) -> int:
+    """Writes the figures; returns how many mutations were not caught."""
+    caught = sum(one["caught"] for one in found.values())
+    ordered = {mutant.name: found[mutant.name] for mutant in MUTANTS if mutant.name in found}
+    table = {"caught": caught, "of": len(found), "mutations": ordered}
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return len(found) - caught
+
+
 def main() -> int:
     """Exit status 0 if every chosen mistake is caught."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -175,7 +193,8 @@ def main() -> int:
     mutants, others = chosen(args.only), [test for test in args.tests.split(",") if test]
     for mutant in mutants:  # before an hour is spent
         mutated(mutant, (ROOT / mutant.file).read_text(encoding="utf-8"))
-    found: dict[str, Any] = {}
+    path, missed = pathlib.Path(args.output), 0
+    found = kept(path, args.only)
     with tempfile.TemporaryDirectory(prefix="mutations_") as scratch:
         folder = pathlib.Path(scratch)
         runs = pathlib.Path(args.runs) if args.runs else folder / "shared"
@@ -190,11 +209,9 @@ def main() -> int:
             if output and not others:
                 print(output)
             sys.stdout.flush()
-            caught = sum(one["caught"] for one in found.values())
-            table = {"caught": caught, "of": len(found), "mutations": found}
-            pathlib.Path(args.output).write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{caught} of {len(found)} caught; {args.output}")
-    return 0 if caught == len(found) else 1
+            missed = write(path, found)
+    print(f"{len(found) - missed} of {len(found)} caught; {path}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

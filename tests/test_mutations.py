@@ -63,6 +63,17 @@ def test_names_are_chosen_and_wrong_ones_named():
         mutations.chosen("users")
 
 
+def test_figures_of_others_stay(tmp_path):
+    path = tmp_path / "some.json"
+    assert mutations.kept(path, "kl_pays") == {}
+    found = {"users_swapped": {"caught": False}, "kl_pays": {"caught": True}}
+    assert mutations.write(path, found) == 1
+    assert mutations.kept(path, "") == {} and mutations.kept(path, "kl_pays") == found
+    assert [*mutations.kept(path, "kl_pays")] == ["kl_pays", "users_swapped"]
+    mutations.write(path, found | {"gone": {"caught": True}})
+    assert mutations.kept(path, "kl_pays") == found
+
+
 def test_a_copy_holds_what_tests_need(tmp_path):
     mutations.copy_checkout(tmp_path / "checkout")
     for mutant in MUTANTS:
