@@ -177,10 +177,11 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         from xrec_jax.parallel.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 
-        coordinator = initialize(command=name)
+        coordinator = os.environ.get("XREC_COORDINATOR", "")
         shared = bool(coordinator) and alone
         if shared:
             peers.NativeErrors(lambda text: peers.gone(text, coordinator))
+        initialize(command=name)
         try:
             return VERBS[name].run(values)
         except Interrupted as stop:

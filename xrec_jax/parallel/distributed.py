@@ -22,7 +22,7 @@ from xrec_jax.parallel.peers import HEARTBEAT_S
 
 def initialize(
     coordinator: str = "", processes: int = 0, process: int = -1, *, command: str = ""
-) -> str:
+) -> None:
     """Joins this process to a multi-process run; does nothing for a single process.
 
     Arguments not given come from the environment: `XREC_COORDINATOR` (host:port),
@@ -35,9 +35,6 @@ def initialize(
       process: which one this is.
       command: what this process is to do, compared with the others'.
 
-    Returns:
-      The coordinator's address; "" for a single process.
-
     Raises:
       UserError: if only some of the three are given, or make no sense, or a process does not come.
     """
@@ -46,11 +43,11 @@ def initialize(
         half_set = [name for name in ("XREC_PROCESSES", "XREC_PROCESS") if name in os.environ]
         if half_set:
             raise UserError(f"{' and '.join(half_set)} set without XREC_COORDINATOR (host:port)")
-        return ""
+        return
     timeout = _timeout(os.environ.get("XREC_START_TIMEOUT", "60"))
     if coordinator == "auto":
         _start(initialization_timeout=math.ceil(timeout))
-        return coordinator
+        return
     try:
         processes = processes or int(os.environ["XREC_PROCESSES"])
         process = process if process >= 0 else int(os.environ["XREC_PROCESS"])
@@ -73,7 +70,6 @@ def initialize(
         process_id=process,
         initialization_timeout=math.ceil(max(timeout, 30)),
     )
-    return coordinator
 
 
 def _timeout(text: str) -> float:
@@ -91,6 +87,8 @@ def _start(**settings: Any) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, **settings)
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "coordinator_address" not in settings:
+            reason += " XREC_COORDINATOR=auto is for TPU pods and SLURM; else give host:port"
         raise UserError(f"cannot join the other processes: {reason}") from error
     _jax_handler()
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import selectors
@@ -94,7 +95,7 @@ def _listening(coordinator: str, port: int) -> Iterator[socket.socket]:
             way_out += ", or end what listens there, perhaps an earlier run"
         raise UserError(
             f"XREC_COORDINATOR={coordinator}: process 0 cannot listen on port {port} "
-            f"({error.strerror}); {way_out}"
+            f"({os.strerror(error.errno or errno.EADDRNOTAVAIL)}); {way_out}"
         ) from error
     with server:
         yield server
