@@ -6,7 +6,9 @@ that build the same bytes again (`mutant(data, seed, index)`).
 """
 
 import contextlib
+import copy
 import faulthandler
+import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -38,6 +40,35 @@ def mutant(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
     return ", ".join(done), data
 
 
+ODD: tuple[object, ...] = (
+    None, True, False, 0, -1, 7, 1.5, -0.0, 1e308, 10**30, "", "x", "\u00e9\u2028", "9" * 400,
+    "../x", [], {}, [None], [[1], 2], {"a": None}, ["x", 3], {"type": "x"},
+)  # fmt: skip
+
+
+def odd_value(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
+    """As `mutant`, of JSON that stays valid: up to three of its values are others, or are gone."""
+    generator = np.random.default_rng([seed, index, 1])
+    content, done = json.loads(data), []
+    for _ in range(1 + int(generator.integers(3))):
+        node, key = content, None
+        while isinstance(node, (dict, list)) and node:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            parent, key = node, keys[int(generator.integers(len(keys)))]
+            node = parent[key]
+            if generator.random() < 0.3:
+                break
+        if key is None:
+            break
+        if generator.random() < 0.2:
+            del parent[key]
+            done.append(f"without {key!r}")
+        else:
+            parent[key] = copy.deepcopy(ODD[int(generator.integers(len(ODD)))])
+            done.append(f"{key!r} as {parent[key]!r:.40}")
+    return ", ".join(done), json.dumps(content).encode()
+
+
 def survives(
     read: Callable[[Path], object],
     data: bytes,
@@ -48,6 +79,7 @@ def survives(
     seconds: float = 5.0,
     megabytes: int = 1024,
     check: Callable[[object], object] = lambda result: None,
+    damage: Callable[[bytes, int, int], tuple[str, bytes]] = mutant,
 ) -> int:
     """Runs `read(path)` over `count` damaged forms of `data`.
 
@@ -60,6 +92,7 @@ def survives(
       seconds: the most that one mutant may take.
       megabytes: the most by which the memory of this process may grow in all.
       check: asserts what must hold of everything that was read.
+      damage: from the data, the seed and an index to what was done and the damaged data.
 
     Returns:
       How many mutants were refused.
@@ -73,7 +106,7 @@ def survives(
     faults, refused = [], 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for index in range(count):
-        what, damaged = mutant(data, seed, index)
+        what, damaged = damage(data, seed, index)
         path.write_bytes(damaged)
         fault = None
         try:
@@ -92,7 +125,7 @@ def survives(
             fault = f"memory grew by {grown} MiB"
             before += grown << 10
         if fault:
-            faults.append(f"mutant(data, {seed}, {index}), {what}: {fault}")
+            faults.append(f"{damage.__name__}(data, {seed}, {index}), {what}: {fault}")
         if len(faults) == 10:
             break
     assert not faults, f"{path.name}:\n" + "\n".join(faults)

@@ -230,7 +230,7 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
                 f"{folder}: {parameter.name} is stored with shape {shape}; config.json asks for "
                 f"{list(parameter.shape)}"
             )
-    if mark.get("dtype") not in hf.DTYPES:
+    if not isinstance(mark.get("dtype"), str) or mark["dtype"] not in hf.DTYPES:
         raise UserError(f"{folder / MARK}: dtype {mark.get('dtype')!r} is not known")
     digest = str(mark.get("fingerprint"))
     sums = mark.get("checksums", {})

@@ -268,8 +268,13 @@ def check_directory(path: epath.PathLike) -> None:
     """
     check_scheme(path)
     folder = epath.Path(path)
-    if not folder.is_dir():
-        if folder.exists():
+    try:
+        there, whole = folder.exists(), folder.is_dir()
+    except OSError as error:  # a name that no file system takes
+        reason = error.strerror or error
+        raise UserError(f"{str(path)[:200]}: cannot be read ({reason})") from error
+    if not whole:
+        if there:
             raise UserError(f"{path}: is a file; give the directory that holds the whole model")
         raise UserError(
             f"{path}: no such directory; models are never downloaded, give the path of one"

@@ -67,7 +67,10 @@ def _read(folder: pathlib.Path, where: str) -> Any:
     logging.set_verbosity_error()  # what matters ends in an exception
     try:
         options = {} if plain else {"trust_remote_code": False}
-        return kind.from_pretrained(str(folder), local_files_only=True, **options)
+        made = kind.from_pretrained(str(folder), local_files_only=True, **options)
+        made.model_max_length = 1 << 60  # nothing is cut here, and files hold any value for it
+        made.decode(made("a")["input_ids"])
+        return made
     except _FATAL:
         raise
     except BaseException as error:  # `tokenizers` raises plain ones, and panics that are no others

@@ -25,6 +25,7 @@ from xrec_jax.llm.tensorfile import Tensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LONGEST_NAME = 200  # of a file, which file systems bound by 255 bytes
 _COMPUTED = "rotary_emb.inv_freq"  # older files keep it; it follows from the configuration
 # What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a kernel.
 _QUANTIZED = re.compile(
@@ -109,10 +110,15 @@ def _index(path: pathlib.Path) -> dict[str, str]:
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path / INDEX}: weight_map is missing or empty")
     for name, file in weights.items():
-        if not isinstance(file, str) or not file or pathlib.PurePath(file).name != file:
-            raise UserError(f"{path / INDEX}: tensor {name!r} lies in {file!r}, no file name")
+        plain = isinstance(file, str) and pathlib.PurePath(file).name == file
+        if not plain or not 0 < len(file) <= _LONGEST_NAME:
+            raise UserError(
+                f"{path / INDEX}: tensor {name[:80]!r} lies in {str(file)[:80]!r}, no file name"
+            )
         if not (path / file).is_file():
-            raise UserError(f"{path / INDEX}: it names {file} for tensor {name!r}, which is absent")
+            raise UserError(
+                f"{path / INDEX}: it names {file!r} for tensor {name!r}, which is absent"
+            )
     return weights
 
 
