@@ -8,6 +8,8 @@ import io
 import lzma
 import os
 import random
+import tempfile
+import threading
 import types
 
 import polars as pl
@@ -174,6 +176,30 @@ def test_what_is_printed_without_a_panic_is_printed_at_the_end(capfd):
         os.write(2, b"another\n")
         raise KeyError
     assert capfd.readouterr().err == "another\n"
+
+
+def test_reading_needs_no_temporary_file(tmp_path, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    path = write(tmp_path / "e.csv", "user_id,item_id\nu,a\n")
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert events_of(path) == [("u", "a")]
+
+
+def test_threads_hand_standard_error_back(capfd):
+    def work():
+        for _ in range(20):
+            with quiet.standard_error(unless=ValueError):
+                os.write(2, b".")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "." * 80 + "after"
 
 
 def test_records_read_are_compared_with_records_counted(tmp_path, monkeypatch):

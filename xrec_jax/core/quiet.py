@@ -6,7 +6,11 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from typing import IO
+
+_ONE_AT_A_TIME = threading.RLock()  # two threads would hand each other the wrong stream back
 
 
 @contextlib.contextmanager
@@ -19,27 +23,32 @@ def standard_error(*, unless: type[BaseException]) -> Iterator[None]:
     Args:
       unless: the exception that drops what was held back.
     """
-    try:
-        sys.stderr.flush()
-        screen = os.dup(2)
-    except (AttributeError, OSError, ValueError):  # there is no standard error
-        yield
-        return
-    failed = False
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        held = screen = None
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()
+            held = stack.enter_context(tempfile.TemporaryFile())
+            screen = os.dup(2)
+        if held is None or screen is None:  # no standard error, or no place to keep it
             yield
-        except unless:
-            failed = True
-            raise
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
-            os.dup2(screen, 2)
-            os.close(screen)
+        else:
+            yield from _held_back(held, screen, unless)
+
+
+def _held_back(held: IO[bytes], screen: int, unless: type[BaseException]) -> Iterator[None]:
+    failed = False
+    os.dup2(held.fileno(), 2)
+    try:
+        yield
+    except unless:
+        failed = True
+        raise
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+        with contextlib.suppress(OSError):
             held.seek(0)
-            text = held.read()
-            if text and not failed:
-                with contextlib.suppress(OSError):
-                    os.write(2, text)
+            if not failed and (text := held.read()):
+                os.write(2, text)
