@@ -117,3 +117,26 @@ def test_values_that_jax_refuses_are_one_line(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
     with pytest.raises(startup.UserError, match="JAX cannot start: invalid truth value 'maybe'"):
         startup.import_jax()
+
+
+def test_output_on_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
+    code = (
+        "import sys\n"
+        "from xrec_jax.core.terminal import show\n"
+        "show('first'); show('second')\n"
+        f"open({str(tmp_path / 'done')!r}, 'w').close()\n"
+        "show('error', error=True)\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tiny.CHECKOUT, stdout=full, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0 and (tmp_path / "done").exists()
+        first, second = done.stderr.splitlines()
+        assert "cannot write standard output (No space left on device)" in first
+        assert second == "error"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tiny.CHECKOUT, stdout=full, stderr=full
+        )
+        assert done.returncode == 0

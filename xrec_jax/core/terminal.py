@@ -24,17 +24,21 @@ def one_line(text: str) -> str:
 def show(text: str, *, error: bool = False) -> None:
     """Prints a line at once.
 
-    Where nobody reads any more (`xrec run ... | head -1`), the rest is said to nobody and the work
-    goes on: what it saves is not lost with the reader.
+    Where nobody reads any more (`xrec run ... | head -1`), or what reads is a file on a full disk,
+    the rest is said to nobody and the work goes on: what it saves is not lost with the reader.
 
     Args:
       text: the line.
       error: on the standard error instead of the standard output.
     """
+    stream = sys.stderr if error else sys.stdout
     try:
-        print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
-    except BrokenPipeError:
+        print(printable(text), file=stream, flush=True)
+    except OSError as problem:
         # What is still in the buffer goes there as well, so that the end of Python says nothing.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2 if error else 1)
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+        if not error and not isinstance(problem, BrokenPipeError):
+            reason = problem.strerror or str(problem)
+            show(f"xrec: cannot write standard output ({reason}); going on without it", error=True)

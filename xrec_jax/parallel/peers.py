@@ -20,6 +20,7 @@ from collections.abc import Callable
 import jax
 
 from xrec_jax.core.stopping import set_native_handler
+from xrec_jax.core.terminal import one_line, show
 
 HEARTBEAT_S = 30  # seconds of silence after which JAX takes a process for dead
 STATUS = 3  # of a process that ends because another one is gone
@@ -74,7 +75,7 @@ def end_over(error: BaseException, coordinator: str) -> None:
     if jax.process_count() > 2:
         who = "another process of the run"
     reason = " ".join(str(error).split())[:200]
-    print(f"xrec: error: {who} is gone ({reason}); {_AGAIN}", file=sys.stderr)
+    show(one_line(f"xrec: error: {who} is gone ({reason}); {_AGAIN}"), error=True)
     os._exit(STATUS)
 
 

@@ -16,7 +16,6 @@ import pathlib
 import platform
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ import jax
 
 import xrec_jax
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.terminal import show
 
 _EVERY_S = 5.0  # seconds between two lines on who is waited for
 _PATIENCE_S = 2.0  # for what connects and says nothing
@@ -297,4 +297,4 @@ def _named(numbers: list[int]) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"xrec: {text}", file=sys.stderr, flush=True)
+    show(f"xrec: {text}", error=True)
