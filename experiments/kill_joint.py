@@ -138,7 +138,9 @@ def checkpoints(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
                     ),
                     told, is_leaf=lambda one: hasattr(one, "shape"),
                 )  # fmt: skip
-                found = kept._load(step, {"state": asked, "data": None, "progress": None})
+                found = kept._checkpointer.load_checkpointables(
+                    step, {"state": asked, "data": None, "progress": None}
+                )
                 for path, leaf in jax.tree_util.tree_leaves_with_path(found["state"]):
                     array = np.asarray(leaf)
                     name = jax.tree_util.keystr(path, simple=True, separator="/")

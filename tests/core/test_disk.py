@@ -149,7 +149,7 @@ def test_a_checkpoint_that_may_not_grow(tmp_path):
 def test_a_model_that_may_not_grow_leaves_nothing(tmp_path):
     with (
         largest_file(1000),
-        pytest.raises(WriteError, match="cannot write .*model: File too large"),
+        pytest.raises(WriteError, match=r"cannot write .*model: File too large"),
         new_directory(tmp_path / "model") as folder,
     ):
         (folder / "weights").write_bytes(bytes(4000))

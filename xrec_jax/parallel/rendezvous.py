@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 
-import xrec_jax
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.terminal import show
 
@@ -31,16 +30,13 @@ _PATIENCE_S = 2.0  # for what connects and says nothing
 
 
 def code_version() -> str:
-    """The code that this process runs: our version with a digest of the sources, JAX and Python."""
+    """The code that this process runs: a digest of our sources, JAX's and Python's versions."""
     digest = hashlib.sha256()
-    folder = pathlib.Path(xrec_jax.__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     python = ".".join(platform.python_version_tuple()[:2])
-    return (
-        f"xrec_jax {xrec_jax.__version__} ({digest.hexdigest()[:12]}), jax {jax.__version__}, "
-        f"Python {python}"
-    )
+    return f"xrec_jax sources {digest.hexdigest()[:12]}, jax {jax.__version__}, Python {python}"
 
 
 def address(coordinator: str) -> tuple[str, int]:
