@@ -79,7 +79,7 @@ def wanted_users(run: Run, users: str) -> list[str] | None:
     listed = parse_users(users)
     if listed is None:
         return None
-    known = {str(name) for name in run.data.dataset.user_ids}
+    known = dict.fromkeys(map(str, run.data.dataset.user_ids))
     if users in known and not os.path.isfile(users):
         return [users]
     found = []
