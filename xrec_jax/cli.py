@@ -17,7 +17,7 @@ from xrec_jax import overrides
 from xrec_jax.core import startup
 from xrec_jax.core.disk import WriteError, unforeseen
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.memory import keep_freed_memory
+from xrec_jax.core.memory import exhausted, keep_freed_memory
 from xrec_jax.core.terminal import one_line, show
 from xrec_jax.verbs import VERBS
 
@@ -190,7 +190,8 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         except UserError:
             raise
         except Exception as error:
-            if told := startup.no_devices(error) or unforeseen(error, _place(values)):
+            told = startup.no_devices(error) or exhausted(error)
+            if told := told or unforeseen(error, _place(values)):
                 raise told from error
             if shared:
                 if peers.lost_peer(error):

@@ -66,3 +66,13 @@ def test_a_text_file_that_unzips_beyond_memory_is_refused_in_between(tmp_path, m
         UserError, match=r"x.jsonl.gz, line 36: the lines that follow need at least"
     ):
         files.read_records(path)
+
+
+def test_all_there_is_counts_swap_and_the_container(tmp_path, monkeypatch):
+    machine(tmp_path, monkeypatch)
+    memory._MEMINFO.write_text("MemTotal: 4096 kB\nSwapTotal: 1024 kB\nMemAvailable: 1 kB\n")
+    assert memory.total() == 5 << 20
+    machine(tmp_path, monkeypatch, group=(1 << 20, 0, 0))
+    assert memory.total() == 99 << 10
+    memory._MEMINFO.write_text("MemTotal: 4096 kB\n")
+    assert memory.total() == 1 << 20

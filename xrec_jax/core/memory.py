@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import pathlib
 import sys
@@ -59,6 +60,21 @@ def available() -> int | None:
     return min(known, default=None)
 
 
+def total() -> int | None:
+    """Bytes that this process could ever have: of the machine, its swap, its container, its limit.
+
+    None where the system does not tell, as outside Linux.
+    """
+    sizes = _meminfo()
+    known = [sizes["MemTotal"] + sizes.get("SwapTotal", 0)] if "MemTotal" in sizes else []
+    for limit, *_ in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            known.append(int(limit.read_text()))
+    if resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] > 0:
+        known.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    return min(known, default=None)
+
+
 def require(size: int, what: str) -> None:
     """Refuses what cannot fit, before it is allocated.
 
@@ -76,6 +92,18 @@ def require(size: int, what: str) -> None:
         )
 
 
+def exhausted(error: BaseException) -> UserError | None:
+    """One line for an error of an allocator, the host's or a device's; None for all others."""
+    text = " ".join(str(error).split())
+    device = "RESOURCE_EXHAUSTED" in text and "ut of memory" in text
+    if not device and not isinstance(error, MemoryError):
+        return None
+    return UserError(
+        f"out of memory ({text[:160] or 'the host has no more'}); lower batch sizes or lengths, or "
+        "use a machine with more"
+    )
+
+
 def amount(size: int) -> str:
     """A number of bytes as people write it, such as "1.5 GiB"."""
     value, unit = float(size), "bytes"
@@ -87,12 +115,16 @@ def amount(size: int) -> str:
 
 
 def _machine() -> int | None:
+    return _meminfo().get("MemAvailable")
+
+
+def _meminfo() -> dict[str, int]:
+    """The machine's memory by name, in bytes; empty where the system does not tell."""
     try:
         lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: line.split() for line in lines}
-    return int(sizes["MemAvailable"][1]) << 10 if "MemAvailable" in sizes else None
+        return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    except (OSError, IndexError, ValueError):
+        return {}
 
 
 def _container() -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from xrec_jax.core import files
+from xrec_jax.core import files, memory
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import say
 from xrec_jax.evaluation import rating_copies
@@ -80,9 +80,11 @@ def make(
         else rating_cases.of_run(workdir, systems, allow_imports=allow_imports)
     )
     shown = rating_sheets.choose(cases, pairs=pairs, gold=gold, seed=seed)
-    made = [
+    made = [rating_sheets.sheet(shown, preferences=preferences, seed=seed, number=1)]
+    memory.require(raters * len(made[0].html), f"--raters={raters}: the sheets")
+    made += [
         rating_sheets.sheet(shown, preferences=preferences, seed=seed, number=number + 1)
-        for number in range(raters)
+        for number in range(1, raters)
     ]
     names = list(shown[0].case.texts)
     key = {

@@ -27,6 +27,7 @@ from xrec_jax.pipelines import (
     pretrain,
     recommend,
     showcase,
+    sizes,
 )
 from xrec_jax.pipelines.datasets import RunData, describe, prepare
 from xrec_jax.pipelines.meshes import open_mesh, saved_mesh
@@ -98,6 +99,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         identity = data_identity.identify(config, data)
         agreement.same("data", identity["digest"], way_out="copy it to every host")
         data_identity.compare(rundir, identity)
+        sizes.check(config, data=data, mesh=mesh)
         for stage in stages:
             stage.check(config, data=data, mesh=mesh, rundir=rundir)
         with exclusive(lock):
