@@ -356,6 +356,16 @@ def test_explanations_from_elsewhere(tmp_path, capsys):
     rate.make(output=tmp_path / "kit", explanations=[both], pairs=2, gold=1)
     out = capsys.readouterr().out
     assert "warning: the word 'Ada' stands in a text" in out
+    # One file has its prompts trimmed, the other one whole.
+    for name, end in (("a", " \n\n"), ("b", "")):
+        one = [{"prompt": f"Why {n}?{end}", "completion": f"because {n}"} for n in range(3)]
+        write_text(tmp_path / f"{name}.jsonl", json_lines(one))
+    cases = rating_cases.of_files([f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"])
+    assert [list(case.texts) for case in cases] == [["a", "b"]] * 3
+    write_text(tmp_path / "p.jsonl", json_lines([*prompts, {"prompt_id": 3, "prompt": "Whose?"}]))
+    with pytest.raises(UserError, match=r"p\.jsonl, line 5: prompt_id=3 stands there twice"):
+        rating_cases.of_files([both])
+    write_text(tmp_path / "p.jsonl", json_lines(prompts))
     write_text(tmp_path / "e.jsonl", json_lines([{"prompt_id": 7, "completion": "x"}]))
     with pytest.raises(UserError, match=r"line 1: .*p\.jsonl has no prompt_id 7"):
         rating_cases.of_files([both])

@@ -113,10 +113,7 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
         if len(prompts_names) > 1:
             raise UserError(f"--explanations={name}: more than two files, PROMPTS+EXPLANATIONS")
         prompts_name = prompts_names[0] if prompts_names else ""
-        prompts = {
-            value_of(record, "prompt_id", f"{prompts_name}, line {number}"): record
-            for number, record in (numbered_records(prompts_name) if prompts_name else ())
-        }
+        prompts = _by_id(prompts_name) if prompts_name else {}
         stem = re.sub(r"\.jsonl(\.gz)?$", "", os.path.basename(texts_name))
         for number, record in numbered_records(texts_name):
             where = f"{texts_name}, line {number}"
@@ -133,18 +130,34 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
             item = prompt_hash(prompt)[:12]
             if "prompt_id" in asked:
                 item = text_of(asked, "prompt_id", where)
-            case = cases.setdefault((group, prompt), {"item": item, "texts": {}})
+            # A prompt that one file has trimmed and another one whole is the same.
+            key = group, " ".join(prompt.split())
+            case = cases.setdefault(key, {"item": item, "prompt": prompt, "texts": {}})
             case["texts"].setdefault(system, text)  # files may repeat an answer
             known.setdefault(system)
     chosen = _chosen(systems, list(known), ", ".join(names))
     kept = [
-        RatedCase(case["item"], group, prompt, {s: case["texts"][s] for s in chosen})
-        for (group, prompt), case in cases.items()
+        RatedCase(case["item"], group, case["prompt"], {s: case["texts"][s] for s in chosen})
+        for (group, _), case in cases.items()
         if all(case["texts"].get(s, "").strip() for s in chosen)
     ]
     if not kept:
         raise UserError(f"{', '.join(names)}: no prompt was answered by all of {', '.join(chosen)}")
     return kept
+
+
+def _by_id(path: str) -> dict[Any, dict[str, Any]]:
+    """The records of a file of prompts."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, record in numbered_records(path):
+        where = f"{path}, line {number}"
+        text_of(record, "prompt", where)
+        known = found.setdefault(value_of(record, "prompt_id", where), record)
+        if known["prompt"] != record["prompt"]:
+            raise UserError(
+                f"{where}: prompt_id={record['prompt_id']!r} stands there twice, with two prompts"
+            )
+    return found
 
 
 def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[str]:
