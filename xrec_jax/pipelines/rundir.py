@@ -227,7 +227,9 @@ def _make_absolute(config: dict[str, Any]) -> None:
     def absolute(path: str) -> str:
         return os.fspath(files.absolute(path))
 
-    def each_absolute(spec: str) -> str:
+    def each_absolute(spec: Any) -> Any:
+        if not isinstance(spec, str):
+            return spec  # the stage that reads it says what is wrong
         return "+".join(absolute(path) for path in files.joined(spec))
 
     for group, keys in (
