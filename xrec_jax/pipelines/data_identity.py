@@ -198,7 +198,8 @@ def _files(config: Any) -> Iterator[tuple[str, pathlib.Path]]:
     for stage, key in _TEXTS:
         if stage not in config.stages:
             continue
-        paths = [path for spec in config[stage][key] for path in files.joined(spec)]
+        specs = [spec for spec in config[stage][key] if isinstance(spec, str)]
+        paths = [path for spec in specs for path in files.joined(spec)]
         for number, path in enumerate(map(pathlib.Path, paths), start=1):
             if path.is_file():  # or else its stage says so, if it still needs it
                 yield f"{stage}.{key} {number}", path
