@@ -88,6 +88,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     import_extensions(config)
     stages = _stages(config)
     rundir = RunDir(workdir)
+    rundir.check_is_directory()
     agreement.same_config(rundir.compared(config))
     agreement.same_directory(rundir.path)
     lock = of_directory(rundir.path)

@@ -129,9 +129,12 @@ class RunDir:
                     f"{ours.get(key)!r}; use another --workdir, or the configuration it was "
                     "started with"
                 )
-        elif self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir={self.path} is a file, not a directory")
         return mine
+
+    def check_is_directory(self) -> None:
+        """Raises a `UserError` if a file is where the directory is to be."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is a file, not a directory")
 
     def start(self, config: ConfigDict) -> None:
         """Creates the directory, or checks that it holds a run of the same configuration.
