@@ -18,7 +18,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.pipelines import export, run
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.session import Run
+from xrec_jax.pipelines.session import Run, best_system
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 
 FIELDS = {"user": str, "rank": int, "item": str, "score": float, "system": str}
@@ -101,6 +101,24 @@ def test_the_default_is_the_best_on_validation(session, finished):  # noqa: F811
     table = json.loads((finished / "evaluation.json").read_text())["recommend"]
     best = max(tiny.MODELS, key=lambda name: table[name]["valid/ndcg@10"]["value"])
     assert session.recommend(["u00000"], top_k=1)[0]["system"] == best
+
+
+def test_a_figure_without_a_value_is_never_the_best(finished, tmp_path):  # noqa: F811
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(finished / "config.json", workdir)
+    figures = json.loads((finished / "evaluation.json").read_text())["recommend"]
+    config = RunDir(workdir).config()
+    best = best_system(config, RunDir(finished))
+    for systems in ([best], list(config.recommend)):
+        for name in systems:
+            for metric in figures[name].values():
+                metric["value"] = None
+        (workdir / "evaluation.json").write_text(json.dumps({"recommend": figures}))
+        if systems == [best]:
+            assert best_system(config, RunDir(workdir)) not in ("", best)
+    with pytest.raises(UserError, match=r"no recommender has a value of valid/.*--system"):
+        best_system(config, RunDir(workdir))
 
 
 def test_the_best_system_of_a_run_without_ndcg_at_10(tmp_path):

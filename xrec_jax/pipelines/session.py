@@ -36,7 +36,7 @@ def best_system(config: Any, rundir: RunDir) -> str:
     By the metric that chose the parameters, where all trained systems agree on it; else by NDCG.
 
     Raises:
-      UserError: if none is finished.
+      UserError: if none is finished, or none has a figure to choose by.
     """
     done = rundir.evaluation().get("recommend", {})
     finished = [name for name in config.recommend if name in done]
@@ -49,7 +49,14 @@ def best_system(config: Any, rundir: RunDir) -> str:
     }
     k = 10 if 10 in config.ranking.ks else config.ranking.ks[0]
     metric = metrics.pop() if len(metrics) == 1 else f"valid/ndcg@{k}"
-    return max(finished, key=lambda name: done[name][metric]["value"])
+    values = {name: done[name].get(metric, {}).get("value") for name in finished}
+    known = {name: value for name, value in values.items() if value is not None}
+    if not known:
+        raise UserError(
+            f"{rundir.evaluation_path}: no recommender has a value of {metric}, by which the best "
+            "is chosen; name one with --system"
+        )
+    return max(known, key=lambda name: known[name])
 
 
 def system_named(config: Any, rundir: RunDir, system: str) -> str:
