@@ -245,6 +245,21 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(folder, na
     assert capsys.readouterr().out == ""
 
 
+def test_a_manifest_that_a_kill_left_behind_is_made_up_for(folder):
+    save(folder, 2)
+    before = (folder / manifest.NAME).read_text()
+    save(folder, 4)
+    (folder / manifest.NAME).write_text(before)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        checkpoints.restore(toy.initial())
+    assert (folder / manifest.NAME).read_text() == before
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.restore(toy.initial())
+    found = manifest.read(folder)
+    assert found.step == 4 and found.folders.keys() == {2, 4}
+    assert found.folders[4] == manifest.file_sums(folder / "4")
+
+
 def test_a_damaged_manifest_changes_nothing(folder, capsys):
     save(folder, 2, 4)
     flip(folder / manifest.NAME)

@@ -178,7 +178,11 @@ class Checkpoints:
         write.join()
         if write.error is not None:
             raise self._failure(write.step, write.size, write.error) from write.error
-        self._manifest = manifest.pruned(self._manifest, write.step, write.files, self._steps())
+        self._note(write.step, write.files)
+
+    def _note(self, step: int, found: manifest.FileSums) -> None:
+        """Writes down that a checkpoint is complete, and its files."""
+        self._manifest = manifest.pruned(self._manifest, step, found, self._steps())
         if is_first():
             self._manifest.write(self.directory)
 
@@ -198,6 +202,10 @@ class Checkpoints:
             if found is not None:
                 if damaged:
                     self._fall_back(damaged, step)
+                elif (
+                    not self._read_only and step > self._manifest.step
+                ):  # killed before it was noted
+                    self._note(step, manifest.file_sums(self._folder(step)) if is_first() else {})
                 return state.replace(**found["state"]), found["data"], found["progress"]
             damaged[step] = reason
         folders = " and ".join(f"{self._folder(step)} ({why})" for step, why in damaged.items())
