@@ -161,7 +161,7 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
     Raises:
       UserError: names the file, the record and what is wrong.
     """
-    paths = files.joined(spec)
+    paths = files.joined(spec) if isinstance(spec, str) else []
     if len(paths) != 2:
         raise UserError(f"judge.explanations: {spec!r} must be two files, PROMPTS+EXPLANATIONS")
     asked: list[dict[str, Any]] = []

@@ -226,6 +226,8 @@ def _level(text: Text) -> str:
 
 
 def _joined(spec: str, asked: Any) -> list[str]:
+    if not isinstance(spec, str):
+        raise UserError(f"pretrain.files: {spec!r} must be a path")
     paths = files.joined(spec)
     records = list(files.numbered_records(paths[0]))
     last = paths[0]
