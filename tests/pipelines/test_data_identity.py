@@ -245,6 +245,17 @@ def test_only_the_part_that_agrees_is_paired(folder):
     assert found["test"]["count"] == 3 and found["valid"] is None
 
 
+def test_a_record_that_says_nothing_pairs_nothing(folder):
+    shutil.copytree(folder / "w", folder / "v")
+    for name in "wv":
+        (folder / name / "data.json").write_text(
+            '{"files": {"events": 3}, "users": {}, "items": {"sha256": 1}, "split": {"test": []}}'
+        )
+    for name in ("e.csv", "i.csv"):
+        (folder / name).unlink()
+    assert differences(folder, folder / "v") == {"valid": None, "test": None}
+
+
 def test_pairing_looks_at_ids_not_rows():
     one = {"users": {"sha256": "u"}, "items": {"sha256": "i"}, "split": {"test": {"pairs": "p"}}}
     assert data_identity.same_tested(one, one, "test")

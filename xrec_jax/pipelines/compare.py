@@ -216,7 +216,7 @@ def _other_ids(one: data_identity.Record | None, other: data_identity.Record | N
     """Whether it is known that two runs have other users or items."""
     if one is None or other is None:
         return False
-    return any(one[kind]["sha256"] != other[kind]["sha256"] for kind in ("users", "items"))
+    return any(one[kind].get("sha256") != other[kind].get("sha256") for kind in ("users", "items"))
 
 
 def _paired(first: _Run, run: _Run, system: str, *, parts: set[str]) -> dict[str, Estimate]:
