@@ -201,10 +201,10 @@ DAMAGE = {
     "empty": (TEXTS, lambda t: "", "quokka.jsonl"),
     "line that is a list": (TEXTS, lambda t: "[1]\n" + t, "quokka.jsonl, line 1"),
     "line twice": (TEXTS, lambda t: t + t[: t.index("\n") + 1], "quokka.jsonl", "twice"),
-    "no hash": (TEXTS, first(prompt_hash=None), "record 1", "'prompt_hash'"),
+    "no hash": (TEXTS, first(prompt_hash=None), "line 1", "'prompt_hash'"),
     "another prompt": (TEXTS, first(prompt_hash="0" * 32), "quokka", "'p0'", "another prompt"),
-    "no text": (TEXTS, first(text=None), "record 1", "'text'"),
-    "text that is a number": (TEXTS, first(text=3), "record 1", "'text'"),
+    "no text": (TEXTS, first(text=None), "line 1", "'text'"),
+    "text that is a number": (TEXTS, first(text=3), "line 1", "'text'"),
     "user of elsewhere": (TEXTS, first(user="u9"), "quokka.jsonl", "'u9'"),
     "pair without a prompt": ("explanations/pairs.jsonl", first(prompt=None), "pair", "'prompt'"),
 }
@@ -228,7 +228,7 @@ RUN = {
     "ratings.json": ("[1]", "ratings.json"),
     "metrics.jsonl": ("[1]\n", "metrics.jsonl, line 1"),
     "explanations/pairs.jsonl": ("[1]\n", "pairs.jsonl, line 1"),
-    "./explanations/pairs.jsonl": ('{"user": "a"}\n', "pairs.jsonl, record 1", "'item'"),
+    "./explanations/pairs.jsonl": ('{"user": "a"}\n', "pairs.jsonl, line 1", "'item'"),
 }
 
 

@@ -90,7 +90,7 @@ def test_every_file_of_the_run_directory(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
         "tensorboard",
-        "tokenizer", "base", "adapter", "instructions", "explanations", "plots",
+        "tokenizer", "base", "adapter", "instructions", "explanations", "plots", "done",
     }  # fmt: skip
     for stage in STAGES:
         found = {path.name for path in (finished / "checkpoints" / stage).iterdir()}

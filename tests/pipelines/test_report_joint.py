@@ -428,7 +428,9 @@ def test_a_round_that_was_done_again_counts_once(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     folder = write_run(tmp_path / "run", count=1)
     write_lines(folder / "joint/1/rounds.jsonl", [{"round": "one"}])
-    with pytest.raises(UserError, match=r"joint/1/rounds.jsonl, record 1, is damaged: round='one'"):
+    with pytest.raises(
+        UserError, match=r"joint/1/rounds.jsonl, line 1 is damaged: 'round' is 'one'"
+    ):
         read(folder)
 
 

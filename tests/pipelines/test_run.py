@@ -45,7 +45,7 @@ def stamps(workdir):
 def test_every_file_of_the_run_directory(finished):  # noqa: F811
     assert {path.name for path in finished.iterdir()} == {
         "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
-        "tensorboard",
+        "tensorboard", "done",
     }  # fmt: skip
     for name, steps in STEPS.items():
         folder = finished / "checkpoints" / "recommend" / name / "0"

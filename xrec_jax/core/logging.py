@@ -11,10 +11,13 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from xrec_jax.core import files
+from xrec_jax.core import files, schema
 from xrec_jax.core.board import Board
 from xrec_jax.core.disk import writing
 from xrec_jax.core.terminal import show
+
+_LINE: schema.Schema = {"stage": schema.TEXT, "step": schema.WHOLE}
+_VALUE = schema.or_null(schema.NUMBER)
 
 
 def say(text: str) -> None:
@@ -23,6 +26,21 @@ def say(text: str) -> None:
     What texts of files hold cannot steer the terminal, and a reader that has gone ends nothing.
     """
     show(text)
+
+
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Lines of a `metrics.jsonl`; a torn last one, left by a kill in mid-write, is dropped.
+
+    Raises:
+      UserError: names the line that is damaged.
+    """
+    records = files.read_json_lines(path)
+    for number, record in enumerate(records, start=1):
+        where = f"{path}, record {number}"
+        schema.check(record, _LINE, where, "put it back, or delete the file: only curves need it")
+        for name in record.keys() - _LINE.keys():
+            schema.check(record, {name: _VALUE}, where)
+    return records
 
 
 class MetricWriter:
@@ -51,7 +69,7 @@ class MetricWriter:
         """Forgets what `stage` logged after `step`: that part is about to be run again."""
         if not self._enabled:
             return
-        records = files.read_json_lines(self._path)
+        records = read_metrics(self._path)
         kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
         if self._path.exists():
             files.write_text(self._path, files.json_lines(kept))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from xrec_jax.core import files
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.histories import Histories
@@ -31,11 +30,11 @@ from xrec_jax.evaluation.overlap import derangement
 from xrec_jax.evaluation.text_metrics import text_metrics
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import cases, explain
+from xrec_jax.pipelines import cases, explain, run_records
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.recommend import seeds_of
 from xrec_jax.pipelines.report.tables import text_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.text.records import Pair, join
 
@@ -47,6 +46,9 @@ _SHOWN = (
     "grounding/hallucinated_titles", "grounding/attributes_precision",
     "counterfactual/comprehensiveness",
 )  # fmt: skip
+
+# Of a pair.
+_READ = ("title", "system", "history", "attributes", "profile_attributes", "planted")
 
 Table = dict[str, dict[str, Estimate]]
 
@@ -78,9 +80,15 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
     """Measures, where that is not done yet."""
     del writer
-    if STAGE not in rundir.evaluation():
+    if not {STAGE, BIAS} <= rundir.evaluation().keys():
         evaluate(config, data=data, mesh=mesh, rundir=rundir)
         meet("assess")
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config, rundir
+    return Left([], (BIAS,))
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
@@ -98,8 +106,7 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
     differences = group_differences(config, pairs, texts, groundings)
     if is_first():
-        rundir.write_evaluation(STAGE, table)
-        rundir.write_evaluation(BIAS, bias.bias_estimates(differences))
+        rundir.write_evaluation(STAGE, table, **{BIAS: bias.bias_estimates(differences)})
         say(summary(table, differences))
 
 
@@ -110,13 +117,13 @@ def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str
       UserError: if a file is missing or does not belong to the others.
     """
     folder = explain.folder(rundir)
-    pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")
+    pairs = run_records.pairs(rundir, *_READ)
     if not pairs:
         raise UserError(f"{folder / 'pairs.jsonl'}: no pair; run stage 'explain' first")
     texts = {}
     for spec in explain.specs(config, rundir):
         path = folder / f"{spec.name}.jsonl"
-        records: list[Any] = files.read_json_lines(path)
+        records = run_records.explanations(rundir, path)
         texts[spec.name] = [one.explanation["text"] for one in join(pairs, records, where=path)]
     return pairs, texts
 
@@ -234,7 +241,7 @@ def counterfactual_tables(
 
 def held_out_tables(rundir: RunDir, *, resamples: int) -> Table:
     """Overlap with the references of the instruction set's held-out prompts, named `held_out/`."""
-    records = files.read_json_lines(explain.folder(rundir) / "held_out.jsonl")
+    records = run_records.held_out_answers(rundir)
     table: Table = {}
     for name in (BASE, TUNED):
         found = [record for record in records if name in record and record.get("reference")]

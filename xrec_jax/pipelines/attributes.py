@@ -34,7 +34,7 @@ from xrec_jax.pipelines.attribute_cases import STAGE, Questions
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.language import LoadedBase
 from xrec_jax.pipelines.report.tables import text_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 from xrec_jax.text.attributes import Attribute, Question, Value, answer_text
 from xrec_jax.text.records import prompt_hash
@@ -147,6 +147,12 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     _finish(config, found, base, rundir)
 
 
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config
+    return Left([rundir.path / STAGE])
+
+
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Answers the held-out questions again, with the saved adapter.
 
@@ -179,18 +185,7 @@ def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:
         "base": base.identity().fingerprint,
         "questions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
-    path = rundir.path / STAGE / "identity.json"
-    before = files.read_json(path) if path.exists() else now
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"{rundir.path}: attributes was started with another content of the {name} "
-                f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
-                "--workdir"
-            )
-    if is_first() and not path.exists():
-        files.write_json(path, now)
-    meet("attributes/identity")
+    rundir.keep_identity(rundir.path / STAGE / "identity.json", now, started=STAGE)
 
 
 def _answers(config: Any, base: LoadedBase, adapter: Adapter | None, found: Questions) -> Answers:
@@ -271,6 +266,7 @@ def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> 
             }
             for place, one in enumerate(found.held_out)
         ]
+        rundir.reopen(STAGE)
         files.write_text(rundir.path / STAGE / "answers.jsonl", files.json_lines(records))
         rundir.write_evaluation(STAGE, table)
         say(figures_table(found, table))

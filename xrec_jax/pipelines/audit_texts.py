@@ -11,11 +11,10 @@ from xrec_jax.core.logging import say
 from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.cases import level
 from xrec_jax.evaluation.rating_rows import joined, read_rows
-from xrec_jax.pipelines import corpora
+from xrec_jax.pipelines import corpora, run_records
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.fields import text_of
-from xrec_jax.text.records import answer_files, whole
 
 Outcomes = list[checks.Finding | None]
 _WRITERS = ("model", "explainer", "system")
@@ -135,7 +134,7 @@ def check_run(rundir: RunDir) -> Outcomes:
     if all(parts):
         outcomes += _check_parts(train, [_flat(record) for record in parts[1]])
     folder = rundir.path / "explanations"
-    answered = lines(folder / "held_out.jsonl")
+    answered = run_records.held_out_answers(rundir)
     if answered:  # what `instruct` generated
         asked = checks.read_cases(answered)
         outcomes += checks.check_answers(
@@ -149,9 +148,7 @@ def check_run(rundir: RunDir) -> Outcomes:
             ],
             "held_out",
         )
-    pairs = lines(folder / "pairs.jsonl")
-    for number, pair in enumerate(pairs, start=1):
-        whole(pair, ("prompt", "prompt_hash"), f"{folder / 'pairs.jsonl'}, record {number}")
+    pairs = run_records.pairs(rundir)
     if pairs:
         cases = checks.read_cases(pairs)
         outcomes += checks.check_prompts(cases, "pairs")
@@ -159,16 +156,13 @@ def check_run(rundir: RunDir) -> Outcomes:
             outcomes.append(checks.overlap(checks.read_cases(train), cases, "instruct", "pairs"))
         hashes = [str(pair["prompt_hash"]) for pair in pairs]
         answers = []
-        for path in answer_files(folder):
-            records = lines(path)
-            for number, record in enumerate(records, start=1):
-                whole(record, ("explainer", "prompt_hash", "text"), f"{path}, record {number}")
-            answers += _joined(records, hashes, cases)
+        for path in run_records.explainer_files(rundir):
+            answers += _joined(run_records.explanations(rundir, path, "explainer"), hashes, cases)
         if answers:
             ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
             outcomes += checks.check_ids(_first_of_each(answers), ids, "explanations")
             outcomes += checks.check_answers(answers, "explanations")
-    verdicts = lines(rundir.path / "judge" / "verdicts.jsonl")
+    verdicts = run_records.verdicts(rundir)
     if verdicts:
         orders = [("", str(one["first"]), str(one["second"])) for one in verdicts]
         outcomes.append(checks.shown_in_one_order(orders, "verdicts"))

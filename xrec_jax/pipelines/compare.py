@@ -19,7 +19,7 @@ from xrec_jax.evaluation.intervals import Estimate, paired_difference
 from xrec_jax.llm.peft_io import is_adapter
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import contests, data_identity, language
+from xrec_jax.pipelines import contests, data_identity, language, run_records
 from xrec_jax.pipelines.assess import BIAS
 from xrec_jax.pipelines.contests import Contest
 from xrec_jax.pipelines.judge import (
@@ -232,8 +232,8 @@ def _paired(first: _Run, run: _Run, system: str, *, parts: set[str]) -> dict[str
         if not all(path.exists() for path in paths):
             return {}
         values.append(per_user_values(one.config, system, one.rundir))
-        with np.load(paths[0]) as file:
-            users.append({key: file[key] for key in file.files if key.endswith("_users")})
+        seed = seeds_of(one.config, system)[0]
+        users.append(run_records.per_user(one.rundir, f"{RECOMMEND}/{system}/{seed}"))
     found = {}
     resamples = first.config.ranking.resamples
     for metric in values[0].keys() & values[1].keys():
@@ -275,9 +275,7 @@ def _signed(estimate: Estimate | None) -> str:
 
 def _truth(runs: Sequence[_Run]) -> list[Any]:
     """Pairs of all runs whose planted reasons are known."""
-    return [
-        pair for run in runs for pair in explanations_of(run.rundir) if pair["planted"] is not None
-    ]
+    return [pair for run in runs for pair in explanations_of(run.rundir) if pair.get("planted")]
 
 
 def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str, Any] | None:
@@ -296,7 +294,7 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
     split = judge_path(first.rundir) / "split.json"
     if judge is None and split.exists():
         every = len(contest.prompts)
-        learned = set(files.read_json(split)["train"]["prompts"])
+        learned = set(run_records.learned_prompts(first.rundir))
         contest = contests.without_hashes(contest, learned)
         if len(contest.prompts) < every:
             notes = [*notes, f"without {every - len(contest.prompts)} prompts that the judge of "

@@ -15,10 +15,11 @@ from xrec_jax.data import keyed
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.audit.cases import CaseIndex, read_case
 from xrec_jax.evaluation.intervals import Estimate
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.report.tables import cell, text_table
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.fields import value_of
-from xrec_jax.text.records import answer_files, join, prompt_hash
+from xrec_jax.text.records import join, prompt_hash
 
 _FITS = 200  # bootstrap samples of the length-controlled ratio, a fit each
 Figures = dict[str, dict[str, Estimate]]
@@ -130,10 +131,10 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
       UserError: if its files do not belong together.
     """
     folder = rundir.path / "explanations"
-    pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")
+    pairs = run_records.pairs(rundir)
     texts: dict[str, list[str | None]] = {}
-    for path in answer_files(folder) if pairs else []:
-        records: list[Any] = files.read_json_lines(path)
+    for path in run_records.explainer_files(rundir) if pairs else []:
+        records = run_records.explanations(rundir, path)
         texts[path.stem] = [one.explanation["text"] for one in join(pairs, records, where=path)]
     if len(texts) < least:
         return None

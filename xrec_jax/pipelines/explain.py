@@ -21,12 +21,12 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.exclusive import exclusive, of_file, refuse_second
-from xrec_jax.pipelines import asking, bulk, explainers, export, language
+from xrec_jax.pipelines import asking, bulk, explainers, export, language, run_records
 from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker, choose_prompts
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.explainers import Explainer, Spec
 from xrec_jax.pipelines.instruct import figures_table, text_figures
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.session import Run, recommended_pairs, system_named
 from xrec_jax.pipelines.shards import Parts
 
@@ -132,6 +132,12 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     meet("explain")
 
 
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    names = ("pairs", *(spec.name for spec in specs(config, rundir)))
+    return Left([folder(rundir) / f"{name}.jsonl" for name in names])
+
+
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Measures the texts of the finished stage again.
 
@@ -144,7 +150,7 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         path = folder(rundir) / f"{spec.name}.jsonl"
         if not path.exists():
             raise UserError(f"{path}: missing; stage 'explain' is not finished")
-        records = files.read_json_lines(path)
+        records = run_records.explanations(rundir, path, "stop")
         table[spec.name] = text_figures(records, resamples=config.ranking.resamples)
     if is_first():
         rundir.write_evaluation(STAGE, table)

@@ -32,12 +32,12 @@ from xrec_jax.llm.sampling import Sampling
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import gather
-from xrec_jax.pipelines import corpora, language, train_language
+from xrec_jax.pipelines import corpora, language, run_records, train_language
 from xrec_jax.pipelines.corpora import Instructions
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.language import LoadedBase
 from xrec_jax.pipelines.report.tables import text_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 from xrec_jax.text.instructions import write_instructions
 from xrec_jax.text.templates import template_from
@@ -126,17 +126,7 @@ def _same_as_before(found: Instructions, base: LoadedBase, rundir: RunDir) -> No
         "instructions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
     path = rundir.path / "instructions" / "identity.json"
-    if path.exists():
-        before = files.read_json(path)
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{rundir.path}: tuning was started with another content of the {name} "
-                    f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
-                    "--workdir"
-                )
-    elif is_first():
-        files.write_json(path, now)
+    rundir.keep_identity(path, now, started="tuning")
 
 
 def make_task(
@@ -209,7 +199,7 @@ def _sample_during(
     if is_first():
         path = rundir.path / "explanations" / "during_training.jsonl"
         step = int(state.step)
-        kept = [record for record in files.read_json_lines(path) if record["step"] < step]
+        kept = [r for r in run_records.answers_during_training(rundir) if r["step"] < step]
         new = [
             {"step": step, "prompt": one.prompt, "text": record["text"], "stop": record["stop"]}
             for one, record in zip(found.held_out, records, strict=False)
@@ -250,6 +240,7 @@ def _finish(
             for number, one in enumerate(found.held_out[: len(prompts)])
         ]
         path = rundir.path / "explanations" / "held_out.jsonl"
+        rundir.reopen(STAGE)
         files.write_text(path, files.json_lines(records))
         rundir.write_evaluation(STAGE, table)
         say(figures_table(table))
@@ -287,6 +278,20 @@ def side_by_side(record: dict[str, Any], *, width: int = 46) -> str:
         left, right = (column[row] if row < len(column) else "" for column in columns)
         lines.append(f"{left:<{width}} | {right}".rstrip())
     return "\n".join(lines)
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config
+    answers = rundir.path / "explanations"
+    return Left(
+        [
+            language.adapter_path(rundir),
+            rundir.path / "instructions",
+            answers / "during_training.jsonl",
+            answers / "held_out.jsonl",
+        ]
+    )
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:

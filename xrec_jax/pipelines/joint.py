@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core import files
+from xrec_jax.core.arrays import write_npz
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.evaluation.intervals import Estimate, estimate, estimates, exact, paired_difference
@@ -24,7 +26,7 @@ from xrec_jax.llm.lora import Adapter
 from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import gather
-from xrec_jax.pipelines import joint_checks, joint_items, language
+from xrec_jax.pipelines import joint_checks, joint_items, language, run_records
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.joint_recommender import system_of
 from xrec_jax.pipelines.joint_seed import SeedRun
@@ -32,7 +34,7 @@ from xrec_jax.pipelines.joint_setup import JointSetup
 from xrec_jax.pipelines.joint_states import TEST
 from xrec_jax.pipelines.joint_systems import ALONE, JOINT, Systems
 from xrec_jax.pipelines.report.tables import text_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 from xrec_jax.text.pairs import split_pair
 from xrec_jax.text.words import word_count
@@ -69,6 +71,14 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     _finish(config, setup, rundir)
 
 
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    left = [rundir.path / STAGE, rundir.path / "adapter_joint"]
+    for seed in config.seeds:
+        left += [rundir.per_user(f"{STAGE}/{seed}"), _texts_of(rundir, seed)]
+    return Left(left)
+
+
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Compares the systems again, from their saved per-user figures and texts.
 
@@ -86,6 +96,11 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 def _setup(config: Any, data: RunData, mesh: Mesh, rundir: RunDir) -> JointSetup:
     base = language.load_base(config, rundir, mesh)
     return JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+
+
+def _texts_of(rundir: RunDir, seed: int) -> epath.Path:
+    """File of a seed's final texts."""
+    return rundir.path / "explanations" / f"joint_{seed}.jsonl"
 
 
 def _leave(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
@@ -114,7 +129,7 @@ def _leave(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
                     {"user": str(ids[states.user[s]]), **named, "system": name, "text": text,
                      "why": why, "why_not": why_not}
                 )  # fmt: skip
-    path = setup.rundir.path / "explanations" / f"joint_{seed}.jsonl"
+    path = _texts_of(setup.rundir, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, files.json_lines(records))
     arrays = {
@@ -123,13 +138,7 @@ def _leave(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
     }  # fmt: skip
     arrays["users"] = figures[JOINT]["users"]
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-    done = setup.rundir.per_user(f"{STAGE}/{seed}")
-    done.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(done, write)
+    write_npz(setup.rundir.per_user(f"{STAGE}/{seed}"), arrays)
     meet("joint")
 
 
@@ -149,10 +158,9 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
     resamples = config.ranking.resamples
     per_seed = []
     for seed in config.seeds:
-        with np.load(rundir.per_user(f"{STAGE}/{seed}")) as file:
-            per_seed.append({key: file[key] for key in file.files if key != "users"})
-            users = file["users"]
-    values = {key: np.stack([one[key] for one in per_seed]) for key in per_seed[0]}
+        per_seed.append(run_records.per_user(rundir, f"{STAGE}/{seed}"))
+    users = per_seed[0]["users"]
+    values = run_records.stacked(per_seed, rundir.path / "per_user" / STAGE)
     names = list(dict.fromkeys(key.split("/")[0] for key in values))
     kept = np.isin(users, setup.states.user[setup.states.rows(TEST)])
     kept &= ~np.isin(users, setup.taught_users)  # taught users may be known
@@ -217,9 +225,9 @@ def _add_texts(
             (str(users[states.user[s]]), name.get("item")): int(s)
             for s, name in zip(test, names, strict=True)
         }
-        path = rundir.path / "explanations" / f"joint_{seed}.jsonl"
+        path = _texts_of(rundir, seed)
         by_system: dict[str, list[Any]] = {}
-        for record in files.read_json_lines(path):
+        for record in run_records.joint_texts(rundir, path):
             by_system.setdefault(record["system"], []).append(record)
         for name, records in by_system.items():
             records = [r for r in records if (r["user"], r.get("item")) in of_record]
@@ -255,7 +263,7 @@ def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
     first, last, stopped, gains = [], [], 0, []
     sampled: list[tuple[float, float]] = []  # in the first round and in the last
     for seed in config.seeds:
-        rounds = files.read_json_lines(rundir.path / STAGE / str(seed) / "rounds.jsonl")
+        rounds = run_records.rounds(rundir, str(seed))
         # The rule of `guards.check_round`; a round that tripped a guard is never the one kept.
         asked, best = config.joint.guards, rounds[0]
         for one in rounds[1:]:

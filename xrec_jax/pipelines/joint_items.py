@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from xrec_jax.core import files
+from xrec_jax.core.arrays import write_npz
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import say
 from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.joint_case_texts import WRITERS
 from xrec_jax.pipelines.joint_cases import JointCases, cases_of, placed
@@ -107,8 +108,8 @@ def of_finished(setup: JointSetup, seed: int) -> JointSetup:
     """`of_seed` for a seed whose candidates are known."""
     if not is_reranked(setup.config):
         return setup
-    with _path(setup, seed).open("rb") as file, np.load(file) as arrays:
-        candidates = arrays["candidates"]
+    shape = (len(setup.states), setup.asked.candidates)
+    candidates = run_records.candidates(setup.rundir, _path(setup, seed), shape)
     write = WRITERS[setup.asked.states.source](setup.config, setup.data, setup.states)
     return CaseSetup(setup, cases_of(setup.states, candidates, write))
 
@@ -123,12 +124,5 @@ def _path(setup: JointSetup, seed: int) -> epath.Path:
 
 
 def _keep(path: epath.Path, candidates: np.ndarray) -> None:
-    if not is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(temporary: str) -> None:
-        with epath.Path(temporary).open("wb") as file:
-            np.savez_compressed(file, candidates=candidates)  # type: ignore[arg-type]
-
-    files.write_atomic(path, write)
+    if is_first():
+        write_npz(path, {"candidates": candidates})

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core import files
-from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.joint import guards
 from xrec_jax.joint.guards import GuardState
 from xrec_jax.joint.state import Explanations, JointState, Rollout, part_of
-from xrec_jax.parallel.distributed import is_first, meet, sigterm
+from xrec_jax.parallel.distributed import is_first, sigterm
 from xrec_jax.parallel.mesh import gather, put_replicated
 from xrec_jax.pipelines import joint_items
 from xrec_jax.pipelines.joint_policy import PolicyTask
@@ -169,20 +168,7 @@ class SeedRun:
             "warm start's texts": _digest(sorted(states.teacher.items())),
             "recommender": _tree_digest(self.alone),
         }
-        path = self.folder / "identity.json"
-        if path.exists():
-            before = files.read_json(path)
-            for name, value in now.items():
-                if before.get(name) != value:
-                    raise UserError(
-                        f"{self.setup.rundir.path}: {self.stage} was started with another content "
-                        f"of the {name} ({str(before.get(name))[:12]}, now {value[:12]}); give the "
-                        "same, or another --workdir"
-                    )
-        elif is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, now)
-        meet("joint identity")
+        self.setup.rundir.keep_identity(self.folder / "identity.json", now, started=self.stage)
 
     def shape(self) -> JointState:
         """A state with the shapes and shardings of a saved one."""

@@ -11,11 +11,13 @@ import numpy as np
 from etils import epath
 
 from xrec_jax.core import files
+from xrec_jax.core.arrays import write_npz
 from xrec_jax.core.logging import say
 from xrec_jax.data import keyed
 from xrec_jax.joint.state import JointState
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import gather
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.joint_cases import JointCases
 from xrec_jax.pipelines.joint_recommender import FusedTask, another
 from xrec_jax.pipelines.joint_seed import SeedRun
@@ -83,8 +85,7 @@ class Systems:
                 if is_first():
                     value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
                     say(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
-            with np.load(path) as file:
-                found[name] = {key: file[key] for key in file.files}
+            found[name] = run_records.system_figures(self.setup.rundir, path)
         return found
 
     def texts(self, name: str) -> list[str]:
@@ -104,7 +105,7 @@ class Systems:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_text(path, files.json_lines(records))
             meet(f"{name}.jsonl")
-        return [record["text"] for record in files.read_json_lines(path)]
+        return run_records.state_texts(self.setup.rundir, path, self.rows)
 
     def _write_texts(self, name: str) -> list[str]:
         states, run = self.setup.states, self.run
@@ -252,11 +253,5 @@ def mask_titles(texts: list[str], titles: Any) -> list[str]:
 
 def _write(path: epath.Path, arrays: Arrays) -> None:
     if is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-        def write(temporary: str) -> None:
-            with epath.Path(temporary).open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-        files.write_atomic(path, write)
+        write_npz(path, arrays)
     meet(str(path.name))

@@ -34,7 +34,7 @@ from xrec_jax.llm.peft_io import save_adapter
 from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.mesh import batch_divisor, gather
-from xrec_jax.pipelines import contests, language, train_language
+from xrec_jax.pipelines import contests, language, run_records, train_language
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.judgements import (
     Asking,
@@ -45,7 +45,7 @@ from xrec_jax.pipelines.judgements import (
 )
 from xrec_jax.pipelines.language import LoadedBase
 from xrec_jax.pipelines.report.tables import cell, text_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 from xrec_jax.text.judging import Judgement
 from xrec_jax.text.records import prompt_hash
@@ -131,6 +131,12 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     _finish(config, found, base, mesh=mesh, rundir=rundir)
 
 
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config
+    return Left([judge_path(rundir), rundir.path / "judgements"])
+
+
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Asks the saved judge again.
 
@@ -147,7 +153,7 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 
 def explanations_of(rundir: RunDir) -> list[Any]:
     """The pairs of a run's `explain` stage; empty before it is done."""
-    return files.read_json_lines(rundir.path / "explanations" / "pairs.jsonl")
+    return run_records.pairs(rundir)
 
 
 def planted_judge(pairs: Sequence[Any]) -> judging.Judge:
@@ -161,7 +167,11 @@ def planted_judge(pairs: Sequence[Any]) -> judging.Judge:
     """
     if not pairs:
         raise UserError("judge.source='planted' needs the pairs of a finished stage 'explain'")
-    truth = {pair["prompt"]: pair["planted"] for pair in pairs}
+    truth = {pair["prompt"]: pair.get("planted") for pair in pairs}
+    if None in truth.values():
+        raise UserError(
+            "judge.source='planted' needs pairs with true reasons, and some of the run's have none"
+        )
 
     def judge(prompt: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         unknown = [text for text in prompt if text not in truth]
@@ -189,19 +199,7 @@ def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> No
         "judgements": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
     path = rundir.path / "judgements" / "identity.json"
-    meet("judgements looked for")
-    if path.exists():
-        before = files.read_json(path)
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{rundir.path}: the judge was started with another content of the {name} "
-                    f"({str(before.get(name))[:12]}, now {value[:12]}); give the same, or another "
-                    "--workdir"
-                )
-    meet("judgements compared")
-    if is_first():
-        files.write_json(path, now)
+    rundir.keep_identity(path, now, started="the judge")
 
 
 def make_task(
@@ -262,6 +260,7 @@ def _finish(
     """Measures the judge on held-out judgements, then lets it compare explanations."""
     judge = load_judge(config, rundir, base, mesh, label="judge")
     table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
+    rundir.reopen(STAGE)
     if is_first():
         files.write_json(judge_path(rundir) / "split.json", _split(found, config))
         say(judge_lines(table["judge"]))
@@ -289,6 +288,7 @@ def _compare(
             more = f"; {describe()}" if describe is not None else ""
             say(f"judge: {contest.source}: {result.note}{more}")
             say(contests.contest_table(result))
+    rundir.reopen(STAGE)
     if is_first():
         judge_path(rundir).mkdir(exist_ok=True)
         files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))

@@ -31,7 +31,7 @@ from xrec_jax.pipelines import (
 from xrec_jax.pipelines.datasets import RunData, need_world
 from xrec_jax.pipelines.joint_file_texts import plain_texts
 from xrec_jax.pipelines.judgements import judgements
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_language import LanguageTask, packed
 
 STAGE = "pretrain"
@@ -163,6 +163,12 @@ def _check_later(config: Any, data: RunData, tokenizer: Tokenizer, shape: LlamaC
     if "attributes" in config.stages:
         asked = attribute_cases.questions(config, data, tokenizer=tokenizer)
         attributes.check_rows(config, asked, tokenizer, shape)
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config
+    return Left([rundir.path / "base", rundir.path / "tokenizer"])
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import joined, numbered_records, read_records
-from xrec_jax.pipelines import data_identity
+from xrec_jax.core.files import joined, numbered_records
+from xrec_jax.pipelines import data_identity, run_records
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text import layout
 from xrec_jax.text.fields import text_of, value_of
 from xrec_jax.text.parsing import read_prompt
-from xrec_jax.text.records import answer_files, join, prompt_hash
+from xrec_jax.text.records import join, prompt_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,13 @@ def of_run(
             "config.stages and run it again"
         )
     data_identity.check_unread(rundir)
-    pairs = read_records(folder / "pairs.jsonl")
-    records = {path.stem: read_records(path) for path in answer_files(folder)}
+    pairs = run_records.pairs(rundir, "title", "profile", "history", "attributes")
+    if not pairs:
+        raise UserError(f"{folder / 'pairs.jsonl'}: no record in it")
+    paths = run_records.explainer_files(rundir)
+    records = {path.stem: run_records.explanations(rundir, path) for path in paths}
     chosen = _chosen(systems, list(records), f"{folder}")
-    answered = {
-        name: join(pairs, records[name], where=folder / f"{name}.jsonl")  # type: ignore[arg-type]
-        for name in chosen
-    }
+    answered = {name: join(pairs, records[name], where=folder / f"{name}.jsonl") for name in chosen}
     return [
         RatedCase(
             item=f"{pair['user']} {pair['item']}", group="", prompt=pair["prompt"],

@@ -13,10 +13,10 @@ from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.intervals import Estimate, estimates, exact
 from xrec_jax.parallel.distributed import is_first, meet
-from xrec_jax.pipelines import defaults
+from xrec_jax.pipelines import defaults, run_records
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.report.tables import ranking_table
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.pipelines.rundir import Left, RunDir
 from xrec_jax.pipelines.train_recommender import RecommenderTask
 
 STAGE = "recommend"
@@ -57,6 +57,12 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     _finish(config, data, rundir)
 
 
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    stages = [f"{STAGE}/{name}/{s}" for name in config.recommend for s in seeds_of(config, name)]
+    return Left([rundir.per_user(stage) for stage in stages])
+
+
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Evaluates every saved system again, from its checkpoints.
 
@@ -69,6 +75,7 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
                 raise UserError(
                     f"{STAGE}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
                 )
+    rundir.reopen(STAGE)
     for name in config.recommend:
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         for seed in seeds_of(config, name):
@@ -87,11 +94,9 @@ def _finish(config: Any, data: RunData, rundir: RunDir) -> None:
 
 def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:
     """Metric name to `[seeds, users]` values of a finished system."""
-    runs = []
-    for seed in seeds_of(config, name):
-        with np.load(rundir.per_user(f"{STAGE}/{name}/{seed}")) as file:
-            runs.append({key: file[key] for key in file.files if "/" in key})
-    return {key: np.stack([values[key] for values in runs]) for key in runs[0]}
+    seeds = seeds_of(config, name)
+    arrays = [run_records.per_user(rundir, f"{STAGE}/{name}/{seed}") for seed in seeds]
+    return run_records.stacked(arrays, rundir.path / "per_user" / STAGE / name)
 
 
 def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str, Estimate]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,6 +48,7 @@ STAGES = {
     "showcase": showcase,
     "report": report,
 }
+_ALWAYS = ("showcase", "report")  # they run again at every start
 
 
 def _stages(config: Any) -> list[Any]:
@@ -119,10 +122,39 @@ def _run_stages(
         say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
     writer = MetricWriter(rundir.path, enabled=is_first())
     try:
-        for stage in stages:
-            stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
+        for name, stage in zip(config.stages, stages, strict=True):
+            gone = None if name in _ALWAYS else rundir.gone(name)
+            if gone != []:
+                with _remade(name, gone or [], rundir):
+                    stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
+                _mark(name, config, rundir)
     finally:
         writer.close()
+
+
+@contextlib.contextmanager
+def _remade(name: str, gone: list[str], rundir: RunDir) -> Iterator[None]:
+    """Around the run of a stage that is not done, or whose files are not all there any more.
+
+    Raises:
+      UserError: if the stage did not make again what was gone; its mark stays then.
+    """
+    mark = rundir.marks.take(name) if is_first() else ""
+    yield
+    for file in gone:
+        if "/" in file and not (rundir.path / file).exists():
+            if is_first():
+                rundir.marks.put(name, mark)
+            raise UserError(
+                f"{rundir.path / file} is gone, and stage {name!r}, which left it, does not make "
+                "it alone again; put it back, or use another --workdir"
+            )
+
+
+def _mark(name: str, config: Any, rundir: RunDir) -> None:
+    """Marks a stage as done; what runs at every start never is."""
+    if name not in _ALWAYS:
+        rundir.mark_done(name, STAGES[name].left(config, rundir))
 
 
 def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
@@ -140,6 +172,7 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
         data = data_identity.open_data(config, rundir, texts=True)
         if is_first():
             files.remove_leftovers(rundir.path, below=True)
-        for stage in stages:
+        for name, stage in zip(config.stages, stages, strict=True):
             stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
+            _mark(name, config, rundir)
     return rundir

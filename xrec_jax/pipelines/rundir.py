@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from xrec_jax.core import files
+from xrec_jax.core import files, identity, schema
 from xrec_jax.core.errors import UserError
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.core.logging import read_metrics
+from xrec_jax.core.marks import Marks
+from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.pipelines import defaults
+from xrec_jax.pipelines.stored_config import check_types
 
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
@@ -31,6 +36,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             out |= _flat(item, f"{prefix}{key}.")
         return out
     return {prefix[:-1]: value}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config that decide what is computed."""
+    return {key: value for key, value in _flat(config).items() if not key.startswith(_MOVABLE)}
 
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
@@ -74,6 +84,18 @@ def import_extensions(config: Any) -> None:
             raise UserError(f"config.imports: {name!r} fails when imported ({reason})") from error
 
 
+class Left(NamedTuple):
+    """What a finished stage leaves in the run directory.
+
+    Attributes:
+      paths: files, and folders with all that is in them; perhaps some that are not there.
+      sections: of `evaluation.json` besides that of the stage's own name.
+    """
+
+    paths: Sequence[epath.Path]
+    sections: tuple[str, ...] = ()
+
+
 class RunDir:
     """Paths and small files of a run.
 
@@ -98,6 +120,11 @@ class RunDir:
     def evaluation_path(self) -> epath.Path:
         return self.path / "evaluation.json"
 
+    @functools.cached_property
+    def marks(self) -> Marks:
+        """Of finished stages."""
+        return Marks(self.path)
+
     def checkpoints(self, stage: str) -> epath.Path:
         """Folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
@@ -119,7 +146,7 @@ class RunDir:
         mine = _as_json(config)
         _make_absolute(mine)  # later verbs may be called from another folder
         if self.config_path.exists():
-            theirs = _flat(_with_defaults(_object(self.config_path)))
+            theirs = _flat(_with_defaults(self._stored_config()))
             ours = _flat(mine)
             for key in sorted(theirs.keys() | ours.keys()):
                 if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
@@ -148,7 +175,35 @@ class RunDir:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"cannot create --workdir={self.path}: {error.strerror}") from error
-            files.write_json(self.config_path, mine)
+            self._keep_config(mine)
+
+    def _keep_config(self, mine: dict[str, Any]) -> None:
+        """Writes `config.json`, and beside the marks what in it decides what is computed."""
+        if self.config_path.exists() and files.read_json(self.config_path) == mine:
+            if self.marks.settings() is None:
+                self.marks.write_settings(_settings(mine))
+            return
+        self.marks.write_settings(None)  # a kill in between leaves none rather than another's
+        files.write_json(self.config_path, mine)
+        self.marks.write_settings(_settings(mine))
+
+    def _stored_config(self) -> dict[str, Any]:
+        """Content of `config.json`.
+
+        Raises:
+          UserError: if it is damaged, or was changed since the run was started.
+        """
+        stored = _object(self.config_path)
+        check_types(stored, _as_json(defaults.base()), self.config_path)
+        now = _settings(stored)
+        kept = self.marks.settings() or now
+        for key in sorted(kept.keys() | now.keys()):
+            if kept.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.config_path}: {key}={now.get(key)!r} was {kept.get(key)!r} when the "
+                    "run was started; put it back, or start another --workdir with the new value"
+                )
+        return stored
 
     def compared(self, config: ConfigDict) -> dict[str, Any]:
         """Values of a configuration, by key, that all processes of a run must have in common."""
@@ -171,7 +226,7 @@ class RunDir:
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
-        config = ConfigDict(_tuples(_with_defaults(_object(self.config_path))))
+        config = ConfigDict(_tuples(_with_defaults(self._stored_config())))
         new = [name for name in _extensions(config) if name not in sys.modules]
         if self._allow_imports:
             import_extensions(config)
@@ -186,21 +241,80 @@ class RunDir:
         """Content of `evaluation.json`; empty before the first stage is done."""
         if not self.evaluation_path.exists():
             return {}
-        found = _object(self.evaluation_path)
-        for stage, systems in found.items():
-            if not isinstance(systems, dict) or not all(
-                isinstance(figures, dict) for figures in systems.values()
-            ):
-                raise UserError(
-                    f"{self.evaluation_path}: {stage!r} does not hold figures of systems; delete "
-                    "it and run the stage again"
-                )
+        found = self._sections()
+        for name, systems in found.items():
+            self.marks.check_section("evaluation", name, systems)
         return found
 
-    def write_evaluation(self, stage: str, systems: dict[str, Any]) -> None:
-        """Replaces one stage of `evaluation.json`."""
+    def _sections(self) -> dict[str, Any]:
+        found = _object(self.evaluation_path)
+        schema.check_figures(
+            found, self.evaluation_path, "put it back, or delete it and run `xrec evaluate`"
+        )
+        return found
+
+    def write_evaluation(self, stage: str, systems: dict[str, Any], **more: dict[str, Any]) -> None:
+        """Replaces one stage of `evaluation.json`, and what else the stage writes, all at once.
+
+        Args:
+          stage: name of the stage and of its section.
+          systems: its content.
+          **more: further sections of the stage.
+        """
+        self.reopen(stage)
         if is_first():
-            files.write_json(self.evaluation_path, self.evaluation() | {stage: systems})
+            kept = self._sections() if self.evaluation_path.exists() else {}
+            files.write_json(self.evaluation_path, kept | {stage: systems, **more})
+
+    def keep_identity(self, path: epath.Path, now: Mapping[str, str], *, started: str) -> None:
+        """Keeps what a stage was started with; refuses to go on with something else.
+
+        All processes call it.
+
+        Args:
+          path: the stage's `identity.json`.
+          now: digests by name.
+          started: subject of messages, such as "tuning".
+
+        Raises:
+          UserError: names what is another one.
+        """
+        meet(f"{path.name} looked for")
+        known = identity.is_known(path, now, workdir=self.path, started=started)
+        meet(f"{path.name} compared")  # before anybody writes
+        if is_first() and not known:
+            files.write_json(path, now)
+
+    # What is done.
+
+    def gone(self, stage: str) -> list[str] | None:
+        """What a finished stage left and is not there any more; None if it is not marked as done.
+
+        Raises:
+          UserError: if a file or a figure was changed since.
+        """
+        return self.marks.missing(stage, self.evaluation())
+
+    def reopen(self, stage: str) -> None:
+        """Says, before anything of a stage changes, that it is not done; see `mark_done`."""
+        if is_first():
+            self.marks.remove(stage)
+
+    def mark_done(self, stage: str, left: Left) -> None:
+        """Marks a stage as done, on the first process."""
+        if is_first():
+            found = self.evaluation()
+            self.marks.write(
+                stage,
+                left.paths,
+                evaluation={n: found[n] for n in (stage, *left.sections) if n in found},
+                metrics=self.lines_of(stage, read_metrics(self.path / "metrics.jsonl")),
+            )
+
+    @staticmethod
+    def lines_of(stage: str, records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Lines of `metrics.jsonl` that a stage wrote."""
+        return [r for r in records if f"{r['stage']}/".startswith(f"{stage}/")]
 
 
 def _object(path: epath.Path) -> dict[str, Any]:

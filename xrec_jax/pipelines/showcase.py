@@ -19,7 +19,7 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.metrics import main_cutoff
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import bulk, explainers
+from xrec_jax.pipelines import bulk, explainers, run_records
 from xrec_jax.pipelines.cases import case_maker, titles
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.instruct import side_by_side
@@ -105,11 +105,11 @@ def describe_directory(rundir: RunDir) -> str:
 
 def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
     """The first pairs of a finished `explain` stage, with the answers of base and tuned model."""
-    folder = rundir.path / "explanations"
-    pairs: list[Any] = files.read_json_lines(folder / "pairs.jsonl")[:_SHOWN]
+    folder = run_records.answers_folder(rundir)
+    pairs = run_records.pairs(rundir, "title", "reasons", most=_SHOWN)
     answers = {}
     for name in ("base", "tuned"):
-        records: list[Any] = files.read_json_lines(folder / f"{name}.jsonl")[:_SHOWN]
+        records = run_records.explanations(rundir, folder / f"{name}.jsonl", most=_SHOWN)
         answers[name] = [one.explanation["text"] for one in join(pairs, records)]
     return [
         {"user": pair["user"], "title": pair["title"], "reasons": pair["reasons"]}
@@ -164,7 +164,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     evaluation = rundir.evaluation()["recommend"]
     k = main_cutoff(config.ranking.ks)
     bound = evaluation.get("upper_bound", {}).get(f"test/ndcg@{k}")
-    records = files.read_json_lines(rundir.path / "metrics.jsonl")
+    records = run_records.metrics(rundir)
     path = rundir.path / "plots" / "learning_curves.png"
     if learning_curves(records, path, k=k, bound=bound and bound["value"]):
         say(f"learning curves: {path}")

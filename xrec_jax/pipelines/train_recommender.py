@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax import recommenders
-from xrec_jax.core import files
+from xrec_jax.core.arrays import write_npz
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.data.histories import Histories
@@ -223,10 +221,4 @@ class RecommenderTask:
         if not is_first():
             return
 
-        def write(temporary: str) -> None:
-            with epath.Path(temporary).open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        path = self.rundir.per_user(self.stage(seed))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(path, write)
+        write_npz(self.rundir.per_user(self.stage(seed)), arrays)

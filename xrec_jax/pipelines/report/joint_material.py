@@ -10,8 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from xrec_jax.core import files
-from xrec_jax.core.errors import UserError
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.report.markup import Html, tag
 from xrec_jax.pipelines.report.material import Material
 from xrec_jax.pipelines.report.numbers import bounds, figure, known, p_value
@@ -115,8 +114,8 @@ def _place(path: epath.Path) -> tuple[bool, int, str]:
 
 
 def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
-    rounds = _by_round(folder / "rounds.jsonl", ())
-    samples = _by_round(folder / "samples.jsonl", ("user", "text"))
+    rounds = _by_round(run_records.rounds(rundir, folder.name), ())
+    samples = _by_round(run_records.samples(rundir, folder.name), ("user",))
     users = list(dict.fromkeys(str(record["user"]) for record in samples))[:MOST_USERS]
     return Seed(
         folder.name, rounds, [r for r in samples if str(r["user"]) in users],
@@ -124,18 +123,9 @@ def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
     )  # fmt: skip
 
 
-def _by_round(path: epath.Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def _by_round(records: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[Any]:
     """Records by round; of those that say the same thing again, after a resume, the last."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for place, record in enumerate(files.read_json_lines(path), start=1):
-        where = f"{path}, record {place}, is damaged"
-        at = number(record.get("round"))
-        if at is None or at != int(at):
-            raise UserError(f"{where}: round={record.get('round')!r} is not a whole number")
-        for key in keys:
-            if record.get(key) is None:
-                raise UserError(f"{where}: there is no {key!r}")
-        found[int(at), *(str(record[key]) for key in keys if key != "text")] = record
+    found = {(r["round"], *(r[key] for key in keys)): r for r in records}
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 

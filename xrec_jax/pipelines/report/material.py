@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from xrec_jax.core import files
-from xrec_jax.core.errors import UserError
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.cases import titles
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import answer_files, whole
 
 MOST_PAIRS = 5000  # that a page holds
 _FIRST = ("template", "base", "tuned")
@@ -113,7 +109,7 @@ def load(rundir: RunDir, *, data: RunData | None = None) -> Material:
     """
     config = files.plain(rundir.config(need_extensions=False).to_dict())
     path = rundir.path
-    audit = _optional(path / "audit.json")
+    audit = run_records.audit(rundir)
     sizes = (audit or {}).get("data")
     named: list[str] = []
     items: list[dict[str, Any]] = []
@@ -121,13 +117,13 @@ def load(rundir: RunDir, *, data: RunData | None = None) -> Material:
         sizes = _sizes(data)
         named = [str(title) for title in titles(data.dataset)]
         items = [] if data.dataset.items is None else data.dataset.items.to_dicts()
-    pairs, answers, more = _explained(path / "explanations")
+    pairs, answers, more = _explained(rundir)
     return Material(
         name=path.name, config=config, evaluation=rundir.evaluation(),
-        metrics=files.read_json_lines(path / "metrics.jsonl"),
+        metrics=run_records.metrics(rundir),
         pairs=pairs, more_pairs=more, answers=answers,
-        verdicts=files.read_json_lines(path / "judge" / "verdicts.jsonl"),
-        audit=audit, ratings=_optional(path / "ratings.json"),
+        verdicts=run_records.verdicts(rundir),
+        audit=audit, ratings=run_records.ratings(rundir),
         sizes=sizes, titles=named, items=items, rundir=rundir,
     )  # fmt: skip
 
@@ -141,41 +137,24 @@ def _sizes(data: RunData) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _optional(path: epath.Path) -> Any:
-    if not path.exists():
-        return None
-    found = files.read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object; the file was not written by a run")
-    return found
-
-
 def _explained(
-    folder: epath.Path,
+    rundir: RunDir,
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], bool]:
     """Pairs, answers of every explainer, and whether there are more than the page holds."""
-    pairs, more = _first_lines(folder / "pairs.jsonl")
+    pairs = run_records.pairs(rundir, "title", most=MOST_PAIRS + 1)
     answers = {}
-    for number, pair in enumerate(pairs, start=1):
-        where = f"{folder / 'pairs.jsonl'}, record {number}"
-        whole(pair, ("user", "item", "title", "prompt"), where)
     if pairs:
-        for path in answer_files(folder):
-            found, _ = _first_lines(path)
-            if found and {"explainer", "text"} <= found[0].keys():
+        for path in run_records.explainer_files(rundir):
+            found = run_records.explanations(rundir, path, "explainer", most=MOST_PAIRS)
+            if found:
                 answers[path.stem] = found
-        return pairs, answers, more
+        return pairs[:MOST_PAIRS], answers, len(pairs) > MOST_PAIRS
     # Without stage `explain` there may be the few that stage `showcase` explains.
-    shown, more = _first_lines(folder / "recommended.jsonl")
+    shown = run_records.recommended(rundir, MOST_PAIRS + 1)
+    more, shown = len(shown) > MOST_PAIRS, shown[:MOST_PAIRS]
     for explainer in ("base", "tuned"):
-        if shown and all(explainer in record for record in shown):
+        if shown and all(record.get(explainer) is not None for record in shown):
             answers[explainer] = [
                 {"user": r["user"], "item": r["item"], "text": r[explainer]} for r in shown
             ]
     return shown if answers else [], answers, more
-
-
-def _first_lines(path: epath.Path) -> tuple[list[dict[str, Any]], bool]:
-    """The first records of a JSON-lines file, and whether more follow; a torn end is dropped."""
-    records = list(itertools.islice(files.iter_json_lines(path), MOST_PAIRS + 1))
-    return records[:MOST_PAIRS], len(records) > MOST_PAIRS

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.intervals import Estimate, paired_difference
 from xrec_jax.evaluation.metrics import main_cutoff
+from xrec_jax.pipelines import run_records
 from xrec_jax.pipelines.report import wording
 from xrec_jax.pipelines.report.markup import Html, table, tag
 from xrec_jax.pipelines.report.material import Material, Section
@@ -126,8 +128,11 @@ def _per_user(material: Material, system: str, name: str) -> np.ndarray | None:
         path = material.rundir.per_user(f"recommend/{system}/{seed}")
         if not path.exists():
             continue
-        with path.open("rb") as file, np.load(file) as arrays:
-            if name not in arrays.files:
-                return None
-            runs.append(arrays[name])
+        arrays = run_records.per_user(material.rundir, f"recommend/{system}/{seed}")
+        if name not in arrays:
+            return None
+        runs.append(arrays[name])
+    if len({len(values) for values in runs}) > 1:
+        folder = material.rundir.per_user(f"recommend/{system}").with_suffix("")
+        raise UserError(f"{folder}: its seeds were tested on different numbers of users")
     return np.stack(runs) if runs else None
