@@ -134,7 +134,7 @@ def check_run(rundir: RunDir) -> Outcomes:
     if all(parts):
         outcomes += _check_parts(train, [_flat(record) for record in parts[1]])
     folder = rundir.path / "explanations"
-    answered = run_records.held_out_answers(rundir)
+    answered = run_records.held_out_answers(rundir, "prompt")
     if answered:  # what `instruct` generated
         asked = checks.read_cases(answered)
         outcomes += checks.check_answers(

@@ -61,7 +61,7 @@ EXPLANATION: Schema = {
     "adapter": perhaps(TEXT),
 }
 _HELD_OUT: Schema = {
-    "prompt": TEXT,
+    "prompt": perhaps(TEXT),
     "reference": perhaps(TEXT),
     "base": perhaps(TEXT),
     "tuned": perhaps(TEXT),

@@ -364,7 +364,8 @@ def _make_absolute(config: dict[str, Any]) -> None:
             found[key] = absolute(found[key])
     for group, key in (("pretrain", "files"), ("judge", "explanations")):
         if group in config:
-            config[group][key] = [each_absolute(spec) for spec in config[group][key]]
+            paths = config[group][key]  # whatever else somebody gave is the stage's to refuse
+            config[group][key] = [each_absolute(p) if isinstance(p, str) else p for p in paths]
 
 
 def _tuples(value: Any) -> Any:
