@@ -63,7 +63,7 @@ class Marks:
                 "stage": stage,
                 "files": dict(sorted(found.items())),
                 "evaluation": sections,
-                "metrics": {stage: section_digest(list(metrics))},
+                "metrics": {stage: section_digest(_untimed(metrics))},
             },
         )
 
@@ -146,6 +146,8 @@ class Marks:
           name: of the section, or the stage.
           value: what is there now.
         """
+        if kind == "metrics":
+            value = _untimed(value)
         for stage in self._stages():
             digest = self._read(stage)[kind].get(name)
             if digest is not None and digest != section_digest(value):
@@ -204,6 +206,11 @@ def section_digest(value: Any) -> str:
     """The SHA-256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(files.plain(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _untimed(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lines without what depends on the clock."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def _lists_files(value: Any) -> bool:

@@ -21,7 +21,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, say
 from xrec_jax.parallel.distributed import is_first, meet
 from xrec_jax.parallel.exclusive import exclusive, of_file, refuse_second
-from xrec_jax.pipelines import asking, bulk, explainers, export, language, run_records
+from xrec_jax.pipelines import asking, bulk, explainers, export, language, run_records, shards
 from xrec_jax.pipelines.cases import Asked, CaseMaker, case_maker, choose_prompts
 from xrec_jax.pipelines.datasets import RunData, need_events
 from xrec_jax.pipelines.explainers import Explainer, Spec
@@ -116,6 +116,8 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
 
     for number, (spec, path) in enumerate(zip(chosen, paths, strict=True)):
         if path.exists():
+            if is_first():
+                shards.remove_parts(path)
             continue
         meet(f"{spec.name} looked for")
         given = {"pairs": asking.digest(pairs_path)}

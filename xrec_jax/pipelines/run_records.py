@@ -16,14 +16,27 @@ from xrec_jax.core import files, schema
 from xrec_jax.core.arrays import read_npz
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import read_metrics
-from xrec_jax.core.schema import NUMBER, OBJECT, TEXT, WHOLE, Schema, of_list, perhaps, record_of
+from xrec_jax.core.schema import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    Schema,
+    of_list,
+    of_object,
+    or_null,
+    perhaps,
+    record_of,
+)
 from xrec_jax.pipelines.rundir import RunDir
 from xrec_jax.text.records import OTHER_FILES
 
 Record = dict[str, Any]
 
 _REASON = record_of(
-    {"attribute": TEXT, "value": TEXT, "phrase": TEXT, "contribution": NUMBER}, "a reason"
+    {"attribute": TEXT, "value": TEXT, "phrase": perhaps(TEXT), "contribution": perhaps(NUMBER)},
+    "a reason",
 )
 _PLANTED = record_of({"for": of_list(_REASON), "against": of_list(_REASON)}, "planted reasons")
 _ENTRY = record_of(
@@ -71,14 +84,22 @@ _HELD_OUT: Schema = {
 _DURING: Schema = {"step": WHOLE, "prompt": TEXT, "text": TEXT}
 _RECOMMENDED: Schema = {"user": TEXT, "item": TEXT, "base": perhaps(TEXT), "tuned": perhaps(TEXT)}
 _VERDICT: Schema = {
-    "user": perhaps(TEXT),
-    "item": perhaps(TEXT),
+    "user": or_null(TEXT),
+    "item": or_null(TEXT),
     "first": TEXT,
     "second": TEXT,
     "p_first": NUMBER,
 }
 _ROUND: Schema = {"round": WHOLE, "verdict": perhaps(TEXT)}
-_SAMPLE: Schema = {"round": WHOLE, "user": schema.ID, "text": TEXT}
+_SAID = Kind("a reason or its words", lambda value: isinstance(value, (dict, str)))
+_SAMPLE: Schema = {
+    "round": WHOLE,
+    "user": schema.ID,
+    "text": TEXT,
+    "part": perhaps(TEXT),
+    "planted": perhaps(of_object(of_list(_SAID))),
+    "f1": perhaps(NUMBER),
+}
 _JOINT_TEXT: Schema = {"user": TEXT, "item": perhaps(TEXT), "system": TEXT, "text": TEXT}
 _STATE_TEXT: Schema = {"state": WHOLE, "text": TEXT}
 _PART = record_of({"prompts": of_list(TEXT)}, "a part")
@@ -87,11 +108,20 @@ _FINDING = record_of(
     {"severity": TEXT, "code": TEXT, "message": TEXT, "advice": TEXT, "count": NUMBER,
      "total": NUMBER, "examples": perhaps(of_list(TEXT))}, "a finding",
 )  # fmt: skip
-_AUDIT: Schema = {
-    "findings": perhaps(of_list(_FINDING)),
-    "passed": perhaps(of_list(TEXT)),
-    "data": perhaps(OBJECT),
+_SIZES: Schema = {
+    "name": perhaps(TEXT),
+    "users": perhaps(NUMBER),
+    "items": perhaps(NUMBER),
+    "events": perhaps(NUMBER),
+    "parts": perhaps(of_object(NUMBER)),
 }
+_AUDIT: Schema = {
+    "findings": of_list(_FINDING)._replace(needed=False),
+    "passed": of_list(TEXT)._replace(needed=False),
+    "count": of_object(NUMBER)._replace(needed=False),
+    "data": perhaps(record_of(_SIZES, "sizes")),
+}
+_EPOCH: Schema = {"train/epoch": NUMBER}  # of a recommender's line
 
 
 def needing(fields: Schema, *names: str) -> Schema:
@@ -249,6 +279,9 @@ def state_texts(rundir: RunDir, path: epath.Path, rows: np.ndarray) -> list[str]
 def metrics(rundir: RunDir) -> list[Record]:
     """Lines of `metrics.jsonl`; a torn last one is left out."""
     records = read_metrics(rundir.path / "metrics.jsonl")
+    for number, record in enumerate(records, start=1):
+        if record["stage"].startswith("recommend/"):
+            schema.check(record, _EPOCH, f"{rundir.path / 'metrics.jsonl'}, record {number}")
     stages = dict.fromkeys(str(record["stage"]).split("/")[0] for record in records)
     for stage in stages:
         rundir.marks.check_section("metrics", stage, rundir.lines_of(stage, records))

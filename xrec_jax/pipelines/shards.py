@@ -224,6 +224,13 @@ class Parts:
         folder.rmtree()
 
 
+def remove_parts(output: epath.Path) -> None:
+    """Removes what a kill left of the parts of an output that is whole."""
+    for name in (f"{output.name}.parts", f"{output.name}.parts.done"):
+        if (output.parent / name).exists():
+            (output.parent / name).rmtree()
+
+
 def _check(data: bytes, expected: list[tuple[str, str]], path: epath.Path) -> None:
     try:
         found = jsonl.log_records(io.BytesIO(data), path)

@@ -64,7 +64,7 @@ def _wanted(value: Any, default: Any) -> str:
     if isinstance(default, int):
         return "" if _is_number(value) and isinstance(value, int) else "a whole number"
     if isinstance(default, float):
-        return "" if _is_number(value) else "a number"
+        return "" if value is None or _is_number(value) else "a number"  # null: no limit
     return "" if isinstance(value, str) else "a text"
 
 

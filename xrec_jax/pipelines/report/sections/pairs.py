@@ -183,7 +183,8 @@ def _reasons(pair: Mapping[str, Any]) -> list[list[Any]]:
     planted = pair.get("planted")
     if planted:
         sides: Iterable[tuple[str, int]] = (("for", 1), ("against", 0))
-        return [[r["phrase"], side] for name, side in sides for r in planted.get(name) or ()]
+        reasons = [(r, side) for name, side in sides for r in planted.get(name) or ()]
+        return [[r.get("phrase") or f"{r['attribute']} {r['value']}", side] for r, side in reasons]
     if pair.get("reasons"):
         before, _, after = str(pair["reasons"]).partition("against: ")
         return [[r, 1] for r in before.split("; ") if r] + [[r, 0] for r in after.split(", ") if r]

@@ -1,0 +1,307 @@
+"""A run killed before every one of its file operations: does each rerun end with the same bytes?
+
+    JAX_PLATFORMS=cpu python experiments/kill_walk.py --config=configs/quickstart.py:tiny \
+        --output=experiments/results/kill_walk_quickstart.json
+
+What a kill leaves is the directory as it is at that moment. So a config is run once undisturbed,
+and before every file operation in its run directory (opening to write, renaming, removing, making a
+folder) the directory is copied; behind an opening once more with the file empty, or with half a
+line at its end. Then each copy that differs from the others is put in the run's place, the same run
+is made again up to the end of the stage that was cut off, and what it leaves is compared with what
+the undisturbed run had left there: all files byte by byte, but for times.
+
+`--kills=N` adds real ones: SIGKILL hits processes of their own before operations that are spread
+over the run, and each is run to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # works without an installation, too
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
+_HALF = b'{"stage": "rec'  # of a line
+Hook = Callable[[str, tuple[str, ...]], None]
+_watchers: list[Hook] = []  # of the one audit hook of this process, which cannot be removed
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if not _watchers:
+        return
+    if event == "open":
+        path, flags = args[0], args[2]
+        if isinstance(flags, int) and flags & _WRITES and isinstance(path, (str, bytes)):
+            _tell("append" if flags & os.O_APPEND else "open", (os.fsdecode(path),))
+    elif event in _CHANGES:
+        folders = [a for a in args if isinstance(a, int) and not isinstance(a, bool) and a >= 0]
+        base = (
+            os.readlink(f"/proc/self/fd/{folders[-1]}") if folders and event != "os.mkdir" else ""
+        )
+        paths = [os.fsdecode(a) for a in args if isinstance(a, (str, bytes, os.PathLike))]
+        _tell(event, tuple(os.path.join(base, path) for path in paths))
+
+
+def _tell(event: str, paths: tuple[str, ...]) -> None:
+    for watcher in list(_watchers):
+        watcher(event, paths)
+
+
+@contextlib.contextmanager
+def watched(folder: pathlib.Path, hook: Hook) -> Iterator[None]:
+    """Calls `hook(operation, paths)` before every file operation below a folder."""
+    if not getattr(sys, "_xrec_kill_walk", False):
+        sys.addaudithook(_audit)
+        sys._xrec_kill_walk = True  # type: ignore[attr-defined]
+    inside, lock = f"{folder}{os.sep}", threading.RLock()
+
+    def told(event: str, paths: tuple[str, ...]) -> None:
+        if any(os.path.abspath(path).startswith(inside) for path in paths):
+            with lock:
+                hook(event, paths)
+
+    _watchers.append(told)
+    try:
+        yield
+    finally:
+        _watchers.remove(told)
+
+
+class State(NamedTuple):
+    """What a kill leaves.
+
+    Attributes:
+      number: of the operation that did not happen any more, from 1.
+      operation: and what it was about, relative to the run directory.
+      stage: that was running.
+      half: whether the operation had begun: a file was opened and nothing, or half, written.
+      copy: of the directory.
+    """
+
+    number: int
+    operation: str
+    stage: str
+    half: bool
+    copy: pathlib.Path
+
+
+class Walk:
+    """States of a run directory, one before each file operation.
+
+    Args:
+      folder: the run directory; must not exist.
+      copies: folder for copies of it.
+    """
+
+    def __init__(self, folder: pathlib.Path, copies: pathlib.Path):
+        self.folder, self._copies = folder, copies
+        self.stage = ""
+        self.operations = 0
+        self.states: list[State] = []
+        self.ends: dict[str, dict[str, str]] = {}  # stage to what is there at its end
+        self._seen: set[str] = set()
+
+    def begin(self, stage: str) -> None:
+        """Notes that a stage begins, so that the one before it is done."""
+        if self.stage:
+            self.ends[self.stage] = contents(self.folder)
+        self.stage = stage
+
+    def __call__(self, event: str, paths: tuple[str, ...]) -> None:
+        """Copies the directory before an operation, where it is another than before."""
+        if f"{os.sep}tensorboard" in paths[-1]:
+            return
+        self.operations += 1
+        named = " -> ".join(os.path.relpath(path, self.folder) for path in paths)
+        self._keep(f"{event} {named}", None, b"")
+        if event in ("open", "append"):
+            self._keep(f"{event} {named}", paths[0], _HALF if event == "append" else b"")
+
+    def _keep(self, operation: str, opened: str | None, text: bytes) -> None:
+        place = self._copies / f"{len(self.states):05d}"
+        copy_tree(self.folder, place)
+        if opened is not None:
+            file = place / os.path.relpath(opened, self.folder)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            before = file.read_bytes() if text and file.exists() else b""
+            file.unlink(missing_ok=True)
+            file.write_bytes(before + text)
+        digest = hashlib.sha256(json.dumps(everything(place)).encode()).hexdigest()
+        if digest in self._seen:
+            shutil.rmtree(place)
+            return
+        self._seen.add(digest)
+        state = State(self.operations, operation, self.stage, opened is not None, place)
+        self.states.append(state)
+
+
+def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a run directory without its TensorBoard files; files may vanish on the way."""
+    target.mkdir(parents=True)
+    if not source.exists():
+        return
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if name != "tensorboard"]
+        there = target / os.path.relpath(folder, source)
+        for name in folders:
+            (there / name).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(os.path.join(folder, name), there / name)
+
+
+def everything(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Name and digest of all that is in a folder, but for what names a process or a time."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = re.sub(r"\d+-\w*-[0-9a-f]{8}\.tmp", "tmp", str(path.relative_to(folder)))
+        digest = ""
+        if path.is_file() and not name.startswith(".") and "checkpoints" not in name:
+            digest = hashlib.sha256(_untimed(path)).hexdigest()
+        found.append((name, digest))
+    return found
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """Digests of all that a run leaves, without times, TensorBoard's files and the lock.
+
+    Checkpoints count by their names; see `arrays` for what is in them.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        first = name.split(os.sep)[0]
+        if first in ("tensorboard", ".lock") or (first == "checkpoints" and path.is_file()):
+            continue
+        if first == "checkpoints" and any(part.isdigit() for part in path.parent.parts[-2:]):
+            continue
+        digest = hashlib.sha256(_untimed(path)).hexdigest() if path.is_file() else "folder"
+        found[name] = digest
+    return found
+
+
+def _untimed(path: pathlib.Path) -> bytes:
+    """A file's bytes without what depends on the clock."""
+    data = path.read_bytes()
+    if path.name in ("metrics.jsonl", "rounds.jsonl"):
+        lines = []
+        for line in data.splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                kept = {k: v for k, v in record.items() if not k.startswith("time/")}
+                lines.append(json.dumps(kept).encode() + b"\n")
+            except ValueError:
+                lines.append(line)  # half a line
+        return b"".join(lines)
+    if path.parent.name == "done":  # a mark holds digests of files with times
+        return re.sub(rb'"[^"]*(rounds\.jsonl)": \{[^}]*\}', b"", data)
+    return b"" if path.name == "report.html" else data
+
+
+def arrays(folder: pathlib.Path) -> dict[str, str]:
+    """Digests of all arrays of all checkpoints of a run."""
+    import jax
+    import numpy as np
+    from orbax.checkpoint import v1 as ocp
+
+    found = {}
+    for place in sorted((folder / "checkpoints").rglob("*")):
+        if not (place.is_dir() and place.name.isdigit() and (place / "state").is_dir()):
+            continue
+        with ocp.training.Checkpointer(place.parent) as kept:
+            loaded = kept.load_checkpointables(int(place.name), {"state": None})
+        for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"]):
+            name = f"{place.relative_to(folder)}{jax.tree_util.keystr(path)}"
+            if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+            found[name] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    return found
+
+
+class Enough(BaseException):
+    """A rerun has come to the end of the stage that was cut off."""
+
+
+@contextlib.contextmanager
+def stages_watched(before: Callable[[str], None]) -> Iterator[None]:
+    """Calls `before(stage)` when a stage of a run begins, also one that is done already."""
+    from xrec_jax.pipelines import run
+
+    original: dict[str, Any] = dict(run.STAGES)
+
+    class Watched:
+        """A stage that says when it begins."""
+
+        def __init__(self, name: str):
+            self._name = name
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "run":
+                before(self._name)
+            return getattr(original[self._name], name)
+
+    try:
+        run.STAGES.update({name: Watched(name) for name in original})  # type: ignore[misc]
+        yield
+    finally:
+        run.STAGES.update(original)
+
+
+def walk(make: Callable[[], Any], folder: pathlib.Path, copies: pathlib.Path) -> Walk:
+    """Runs undisturbed, and keeps every state that a kill could leave.
+
+    Args:
+      make: makes a config.
+      folder: the run directory; must not exist.
+      copies: folder for copies of it.
+    """
+    from xrec_jax.pipelines import run
+
+    found = Walk(folder, copies)
+    with stages_watched(found.begin), watched(folder, found):
+        run.run(make(), folder)
+    found.ends[found.stage] = contents(folder)
+    found.ends[""] = found.ends[found.stage]  # a kill before the first stage: to the very end
+    return found
+
+
+def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = False) -> list[str]:
+    """Puts a state in the run's place, runs again, and compares.
+
+    Args:
+      make: makes the config.
+      found: of the undisturbed run.
+      state: one of its states.
+      whole: run to the end, whatever stage was cut off.
+
+    Returns:
+      Names of what differs; empty if all is as it should be.
+    """
+    from xrec_jax.pipelines import run
+
+    shutil.rmtree(found.folder, ignore_errors=True)
+    shutil.copytree(state.copy, found.folder)
+    until = "" if whole else state.stage
+    names = list(make().stages)
+    later = names[names.index(until) + 1 :] if until else []
+
+    def before(stage: str) -> None:
+        if stage in later:
+            raise Enough
+
+    with contextlib.suppress(Enough), stages_watched(before):
+        run.run(make(), found.folder)
+    now, then = contents(found.folder), found.ends[until]
+    return [name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)]
