@@ -30,7 +30,7 @@ from xrec_jax.core.schema import (
     record_of,
 )
 from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import OTHER_FILES
+from xrec_jax.text.records import answer_files
 
 Record = dict[str, Any]
 
@@ -193,12 +193,8 @@ def explainer_files(rundir: RunDir) -> list[epath.Path]:
     """Files of explanations that lie beside the pairs, whoever put them there."""
     joint = rundir.path / "joint"
     seeds = [path.name for path in joint.iterdir()] if joint.exists() else []
-    others = {*OTHER_FILES, *(f"joint_{seed}" for seed in seeds)}  # final texts of seeds
-    return [
-        path
-        for path in sorted(answers_folder(rundir).glob("*.jsonl"))
-        if path.stem not in others and not path.name.startswith(".")
-    ]
+    final = {f"joint_{seed}" for seed in seeds}  # their last texts
+    return [path for path in answer_files(answers_folder(rundir)) if path.stem not in final]
 
 
 def held_out_answers(rundir: RunDir, *needed: str) -> list[Record]:
