@@ -16,15 +16,21 @@ over the run, and each is run to its end.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -305,3 +311,102 @@ def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = F
         run.run(make(), found.folder)
     now, then = contents(found.folder), found.ends[until]
     return [name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)]
+
+
+def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, Any]]:
+    """Kills processes of their own before operations spread over the run, then runs to the end.
+
+    Args:
+      command: of the run; this file is what makes it die, see `die_at`.
+      found: of the undisturbed run, whose place they take.
+      count: of kills.
+    """
+    records = []
+    for number in range(1, count + 1):
+        shutil.rmtree(found.folder, ignore_errors=True)
+        at = number * found.operations // (count + 1)
+        dying = [sys.executable, __file__, "--die_at", str(at), "--folder", str(found.folder)]
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        killed = subprocess.run([*dying, *command], cwd=ROOT, **quiet)
+        again = subprocess.run([sys.executable, "-m", "xrec_jax", *command], cwd=ROOT, **quiet)
+        now, then = contents(found.folder), found.ends[""]
+        differs = [
+            name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)
+        ]
+        hit = killed.returncode == -signal.SIGKILL
+        records.append(
+            {"operation": at, "hit": hit, "status": again.returncode, "differs": differs}
+        )
+        print(records[-1], flush=True)
+    return records
+
+
+def die_at(number: int, folder: pathlib.Path, arguments: list[str]) -> int:
+    """Runs a command line that SIGKILL ends before a file operation."""
+    from xrec_jax import cli
+
+    count = 0
+
+    def hook(event: str, paths: tuple[str, ...]) -> None:
+        nonlocal count
+        if f"{os.sep}tensorboard" not in paths[-1]:
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with watched(folder, hook):
+        return cli.main(arguments)
+
+
+def main() -> None:
+    """Reads the command line, walks, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/quickstart.py:tiny")
+    parser.add_argument("--output", default="")
+    parser.add_argument("--kills", type=int, default=0, help="real ones")
+    parser.add_argument("--every", type=int, default=1, help="only each n-th state")
+    parser.add_argument("--die_at", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    args, command = parser.parse_known_args()
+    if args.die_at:
+        sys.exit(die_at(args.die_at, pathlib.Path(args.folder), command))
+    name, _, variant = args.config.partition(":")
+
+    def make() -> Any:
+        module: dict[str, Any] = {}
+        exec(compile((ROOT / name).read_text(), name, "exec"), module)
+        return module["get_config"](variant)
+
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        found = walk(make, folder / "run", folder / "copies")
+        saved = arrays(found.folder)
+        print(f"{found.operations} operations, {len(found.states)} states", flush=True)
+        records = []
+        for state in found.states[:: args.every]:
+            differs = rerun(make, found, state)
+            record = {"operation": state.operation, "number": state.number, "stage": state.stage,
+                      "half": state.half, "differs": differs}  # fmt: skip
+            records.append(record)
+            if differs:
+                print(record, flush=True)
+        last = rerun(make, found, found.states[-1], whole=True)
+        result = {
+            "config": args.config, "operations": found.operations, "states": len(found.states),
+            "tried": len(records), "differ": [r for r in records if r["differs"]],
+            "stages": {s: sum(r["stage"] == s for r in records) for s in found.ends if s},
+            "arrays_differ": [] if last else [k for k, v in arrays(found.folder).items()
+                                              if saved.get(k) != v],
+            "kills": real_kills(["run", f"--config={args.config}", f"--workdir={found.folder}"],
+                                found, args.kills),
+            "seconds": time.monotonic() - begin, "python": platform.python_version(),
+            "machine": platform.machine(),
+        }  # fmt: skip
+    print(json.dumps({k: v for k, v in result.items() if k != "kills"}, indent=1))
+    if args.output:
+        (ROOT / args.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
