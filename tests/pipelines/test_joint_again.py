@@ -92,6 +92,7 @@ def test_without_a_round_the_warm_start_is_what_is_tested(joint, tmp_path):  # n
     config = json.loads((workdir / "config.json").read_text())
     config["joint"].update(rounds=0, systems=["sft"])
     (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "done" / "config.json").unlink()  # else the other value is refused
     with runs.one_device():
         run.run(RunDir(workdir).config(), workdir)
     (only,) = jsonl(workdir / "joint" / "0" / "rounds.jsonl")
