@@ -1,8 +1,10 @@
 """Checkpoints: exact round trips, other meshes, what is kept, damage."""
 
 import errno
+import logging
 import re
 import shutil
+import threading
 from unittest import mock
 
 import flax.linen as nn
@@ -380,6 +382,27 @@ def test_a_failed_write_is_one_line_at_the_next_look_and_nothing_waits(folder, m
     assert re.search(r"\(needs up to \d+ bytes, [\d.]+ .B are free there\)", message)
     assert message.endswith("make room and run the same command again: it goes on from step 3")
     assert "\n" not in message and manifest.read(folder).step == 3
+
+
+def test_a_write_that_never_ends_is_given_up_once_its_error_is_logged(folder, monkeypatch):
+    """On several processes Orbax waits for its peers before it raises, perhaps for minutes."""
+    never = threading.Event()
+    with pytest.raises(WriteError, match="No space left on device"), Checkpoints(folder) as one:
+        response = mock.Mock(**{"result.side_effect": never.wait})
+        saving = mock.Mock(return_value=response)
+        monkeypatch.setattr(one._checkpointer, "save_checkpointables_async", saving)
+        one.save(at(5), {"step": 5}, {"best": None})
+        one.check()
+        (writes,) = [f for f in logging.getLogger("absl").filters if hasattr(f, "errors")]
+        error = OSError(errno.ENOSPC, "No space left on device")
+        told = logging.LogRecord(
+            "absl", logging.ERROR, "/x/orbax/y.py", 1, "failed", (), (OSError, error, None)
+        )
+        assert not writes.filter(told)
+        one.check()
+    never.set()
+    Checkpoints(folder).__exit__()
+    assert writes.errors == []
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

@@ -18,7 +18,7 @@ _CODES = (
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 # Only a write ends in one of these.
-_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
@@ -77,7 +77,7 @@ def writing(path: epath.PathLike, *, needed: int = 0) -> Iterator[None]:
     except OSError as error:
         raise write_error(path, error, needed=needed) from error
     except Exception as error:  # of polars, tensorstore and others, who pass on the system's text
-        if error_code(error) in _WRITING:
+        if error_code(error) in WRITING:
             raise write_error(path, error, needed=needed) from error
         raise
 
@@ -91,7 +91,7 @@ def unforeseen(error: Exception, where: epath.PathLike) -> UserError | None:
     """
     code = error_code(error)
     path = getattr(error, "filename", None) or where
-    if code in _WRITING:
+    if code in WRITING:
         return write_error(path, error, then="run the same command again")
     if code in _CODES and isinstance(error, OSError) and error.filename:
         return UserError(f"{error.filename}: {os.strerror(code)}")

@@ -163,7 +163,7 @@ class Checkpoints:
         Raises:
           WriteError: names the cause, what was needed and what is free.
         """
-        if self._write is not None and not self._write.is_alive():
+        if self._write is not None and (self._write.failed() or not self._write.is_alive()):
             self.wait()
 
     def wait(self) -> None:
@@ -175,7 +175,7 @@ class Checkpoints:
         write, self._write = self._write, None
         if write is None:
             return
-        write.join()
+        write.wait()
         if write.error is not None:
             raise self._failure(write.step, write.size, write.error) from write.error
         self._note(write.step, write.files)

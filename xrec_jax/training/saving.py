@@ -11,8 +11,11 @@ from typing import Any
 
 from etils import epath
 
+from xrec_jax.core.disk import WRITING, error_code
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.training.manifest import FileSums, file_sums
+
+_LOOK = 0.2  # seconds between two looks at what was logged
 
 
 class BackgroundWrite(threading.Thread):
@@ -33,6 +36,21 @@ class BackgroundWrite(threading.Thread):
         self.error: BaseException | None = None
         self.start()
 
+    def failed(self) -> bool:
+        """Whether the write has failed, as far as is known; returns at once.
+
+        Orbax raises an error only after a barrier of all processes, which may take minutes to be
+        given up where a peer is stuck in another one; what it logs is known at once.
+        """
+        if self.error is None and (logged := _orbax_filter().errors):
+            self.error = logged[0]
+        return self.error is not None
+
+    def wait(self) -> None:
+        """Waits until everything is on disk, or it is known that it will not be."""
+        while self.is_alive() and not self.failed():
+            self.join(_LOOK)
+
     def run(self) -> None:
         """Waits until everything is on disk, and notes what the files hold."""
         try:
@@ -44,11 +62,31 @@ class BackgroundWrite(threading.Thread):
 
 
 class _WithoutOrbax(logging.Filter):
-    """Drops what is logged of an error that Orbax also raises: tracebacks from every thread."""
+    """Drops what is logged of an error that Orbax also raises: tracebacks from every thread.
+
+    Attributes:
+      errors: those of writes that were logged since the last one began.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BaseException] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is shown."""
         text = f"{record.pathname} {record.getMessage()} {record.exc_info}".replace("\\", "/")
-        return "/orbax/" not in text and "tensorstore" not in text
+        if "/orbax/" not in text and "tensorstore" not in text:
+            return True
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if error is not None and error_code(error) in WRITING:
+            self.errors.append(error)
+        return False
+
+
+def _orbax_filter() -> _WithoutOrbax:
+    """The filter of Orbax's logger."""
+    logger = logging.getLogger("absl")
+    return next(one for one in logger.filters if isinstance(one, _WithoutOrbax))
 
 
 def silence_orbax() -> None:
@@ -57,6 +95,7 @@ def silence_orbax() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(one, _WithoutOrbax) for one in logger.filters):
             logger.addFilter(_WithoutOrbax())
+    _orbax_filter().errors.clear()
     if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
         sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
 
