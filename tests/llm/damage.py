@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.llm.models import rewrite, write
+from xrec_jax.core.errors import UserError
+from xrec_jax.llm import hf
 
 
 def weights(change):
@@ -57,3 +60,15 @@ def sharded(change):
 
 def index(**changed):
     return lambda path: rewrite(path / "model.safetensors.index.json", **changed)
+
+
+def refused_unread(path, monkeypatch, damage, *named):
+    """Checks that a damaged checkpoint is refused by name before any tensor is read."""
+    write(path)
+    damage(path)
+    monkeypatch.setattr("xrec_jax.llm.tensorfile.Tensor.chunks", None)
+    with pytest.raises(UserError) as error:
+        hf.load_params(path)
+    for name in named:
+        assert name in str(error.value)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

@@ -14,6 +14,7 @@ from tests.llm.damage import config as _config
 from tests.llm.damage import content as _bytes
 from tests.llm.damage import header as _header
 from tests.llm.damage import put as _put
+from tests.llm.damage import refused_unread
 from tests.llm.damage import sharded as _sharded
 from tests.llm.damage import weights as _weights
 from tests.llm.models import CONFIG, rewrite, write
@@ -156,15 +157,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("case", DAMAGE.values(), ids=DAMAGE.keys())
 def test_damage_is_told_before_anything_is_loaded(tmp_path, monkeypatch, case):
-    change, *named = case
-    write(tmp_path)
-    change(tmp_path)
-    monkeypatch.setattr("xrec_jax.llm.tensorfile.Tensor.chunks", None)
-    with pytest.raises(UserError) as error:
-        hf.load_params(tmp_path)
-    for name in named:
-        assert name in str(error.value)
-    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    refused_unread(tmp_path, monkeypatch, *case)
 
 
 def test_an_adapter_is_no_base(tmp_path):
