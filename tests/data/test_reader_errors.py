@@ -69,6 +69,7 @@ BAD_ATOMIC = {
         "user_idd:token\titem_id:token\n1\t2\n",
         ["columns.user", "did you mean 'user_idd'"],
     ),
+    "commas": (INTER.replace("\t", ",") + "1,2,3,4\n", ["line 1: one column", "with tabs"]),
     "utf-8": (INTER.encode() + b"1\t2\t3\t4\n1\t\xff\t3\t4\n", ["line 3", "not UTF-8", "0xff"]),
     "utf-16": (INTER.encode("utf-16"), ["line 1", "not UTF-8"]),
 }
@@ -114,6 +115,9 @@ BAD_CSV = {
     "date after number": ("user,item,timestamp\n1,2,5\n1,3,2020-01-01\n", ["line 3", "2020"]),
     "long text": ("user,item,rating\n1,2," + "y" * 99 + "\n", ["'" + "y" * 60 + "...'"]),
     "twice": ("user,item,item\n1,2,3\n", ["'item'", "twice"]),
+    "semicolons": ("user;item;rating\n1;2;4,5\n", ["line 1: columns separated by semicolons"]),
+    "bars": ("user|item\n1|2\n", ["line 1: columns separated by vertical bars", "commas"]),
+    "separator": ("sep=,\nuser,item\n1,2\n", ["line 1: a separator", "delete this line"]),
 }
 
 
@@ -122,6 +126,23 @@ def test_csv_errors(tmp_path, case):
     text, fragments = BAD_CSV[case]
     path = write(tmp_path / "a.csv", text)
     fails({"format": "csv", "path": path}, "a.csv", *fragments)
+
+
+@pytest.mark.parametrize("train", ["2024-01-31", "1.5", "7"])
+def test_a_part_without_an_event_has_times_of_no_type(tmp_path, train):
+    for part, row in {"train": f"1,2,{train}\n", "valid": "", "test": f"1,3,{train}\n"}.items():
+        write(tmp_path / f"{part}.csv", "user,item,timestamp\n" + row)
+    found = load({"format": "csv", "path": tmp_path})
+    assert [len(part) for part in found.parts.values()] == [1, 0, 1]
+    frame = pl.read_csv(tmp_path / "train.csv", try_parse_dates=True)
+    for part, rows in {"train": frame, "test": frame}.items():
+        rows.write_parquet(tmp_path / f"{part}.parquet")
+    untyped = dict.fromkeys(frame.columns, pl.Null)  # as pandas writes a table without a row
+    pl.DataFrame(schema=untyped).write_parquet(tmp_path / "valid.parquet")
+    for path in tmp_path.glob("*.csv"):
+        path.unlink()
+    found = load({"format": "parquet", "path": tmp_path})
+    assert [len(part) for part in found.parts.values()] == [1, 0, 1]
 
 
 def test_faults_far_into_a_file(tmp_path):

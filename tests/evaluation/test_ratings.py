@@ -290,6 +290,15 @@ def test_long_and_wide_tables_are_read(tmp_path):
         ('item,system,fun\n1,"a"b,5\n', "line 2: .*text stands behind a closing quote"),
         ("item,system,fun\n1,a,\0\n", "line 2: .*NUL"),
         ("item,system,fun\r1,a,5\r", "line 1: .* carriage returns alone"),
+        ("item;system;fun\n1;a;4,5\n", "line 1: columns separated by semicolons; .*commas"),
+        ("item\tsystem\tfun\n1\ta\t5\n", "line 1: columns separated by tabs"),
+        ("sep=,\nitem,system,fun\n1,a,5\n", "line 1: a separator instead of a header; delete"),
+        ("item,system,fun\n1,a,1_0\n", "line 2: fun is '1_0', not a number"),
+        ("item,system,fun\n1,a,4\n2,a ,3\n", "line 3: system is 'a ', elsewhere 'a'"),
+        (
+            "rater,item,system,question,value,versus\nx,1,a,preference,1,b\nx,1,b ,fun,1,\n",
+            "line 3: system is 'b ', elsewhere 'b'; they differ in blanks alone",
+        ),
         ("item,system,fun\n1," + "a" * 70_000 + ",5\n", "line 2: .*more than 65,536 characters"),
     ],
 )
@@ -351,6 +360,7 @@ def test_records_of_ratings_hold_plain_values(tmp_path):
             "line 2: 'item' and 'pair' both name",
         ),
         ('{"item": null, "system": "b", "fun": 1}', "line 2: item is empty"),
+        ('{"item": 7.0, "system": "b", "fun": 1}', "line 2: item is 7.0; write it as text"),
         ('{"item": "a\\ud83d", "system": "b", "fun": 1}', "line 2: .* half a surrogate pair"),
     ):
         path.write_text("\n" + record)

@@ -369,12 +369,19 @@ def test_explanations_from_elsewhere(tmp_path, capsys):
     write_text(tmp_path / "e.jsonl", json_lines([{"prompt_id": 7, "completion": "x"}]))
     with pytest.raises(UserError, match=r"line 1: .*p\.jsonl has no prompt_id 7"):
         rating_cases.of_files([both])
+    again = [{"prompt": "x", "completion": text} for text in ("y", "y", "z")]
+    write_text(tmp_path / "e.jsonl", json_lines(again[:2]))
+    assert rating_cases.of_files([f"{tmp_path}/e.jsonl"])[0].texts == {"e": "y"}
+    write_text(tmp_path / "e.jsonl", json_lines(again))
+    with pytest.raises(UserError, match="line 3: e answers this prompt again, with another text"):
+        rating_cases.of_files([f"{tmp_path}/e.jsonl"])
     write_text(tmp_path / "e.jsonl", json_lines([{"prompt": "x", "txt": "y"}]))
     with pytest.raises(UserError, match="no key 'text'; did you mean 'txt'"):
         rating_cases.of_files([f"{tmp_path}/e.jsonl"])
     for record, message in (
         ({"prompt": "x", "completion": None}, "e.jsonl, line 1: completion is null"),
         ({"prompt": None, "completion": "y"}, "prompt is null"),
+        ({"prompt": "x", "model": ["a"], "completion": "y"}, "model must be text or a number"),
         ({"prompt": "x", "prompt_id": None, "completion": "y"}, "prompt_id is null"),
         ({"prompt": "x", "completion": ["y"]}, r"completion must be text or a number, not \['y'\]"),
     ):

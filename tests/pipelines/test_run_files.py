@@ -203,6 +203,19 @@ def test_other_figures_are_refused_until_they_are_made_again(marked):
     assert marked.evaluation() == json.loads(good)
 
 
+def test_a_config_that_no_verb_could_open_starts_no_run(tmp_path):
+    made = tiny.config("popularity")
+    with made.ignore_type():
+        made.instruct.template = dict(name="generic", item_columns=("title",))
+    RunDir(tmp_path / "w").start(made)
+    assert RunDir(tmp_path / "w").config().instruct.template.item_columns == ("title",)
+    with made.ignore_type():
+        made.ranking.resamples = "50"
+    with pytest.raises(UserError, match="--config: ranking.resamples='50' is not a whole number"):
+        RunDir(tmp_path / "v").start(made)
+    assert not (tmp_path / "v").exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [

@@ -1,19 +1,22 @@
 """Names of items: which column holds them, and items of one name stay different items."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests import runs, tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.tables import title_column
 from xrec_jax.evaluation import audit
-from xrec_jax.pipelines import assess, run, showcase
+from xrec_jax.pipelines import assess, run, session, showcase
 from xrec_jax.pipelines.cases import titles, use_generic_prompts
 from xrec_jax.pipelines.datasets import describe, prepare
 from xrec_jax.pipelines.report import spans
+from xrec_jax.text.layout import text_value
 from xrec_jax.text.template_explainer import template_explanation
 
 EVENTS = "user_id,item_id,timestamp\nann,a,1\nann,b,2\nann,c,3\nben,b,1\nben,c,2\nben,d,3\n"
@@ -58,6 +61,20 @@ def test_a_key_names_the_column_of_titles(tmp_path):
 def test_titles_that_are_numbers_read_as_written(tmp_path):
     _, found = data(tmp_path, "item_id,title\na,1984\nb,0\nc,300\nd,\n")
     assert titles(found.dataset).tolist() == ["1984", "0", "300", "d"]
+
+
+def test_titles_are_spelt_as_in_prompts(tmp_path):
+    _, found = data(tmp_path, 'item_id,title\na,"Two\r\nlines"\nb," \t"\nc,Ümläut 😀\nd,"\n"\n')
+    assert titles(found.dataset).tolist() == ["Two lines", "b", "Ümläut 😀", "d"]
+    table = pl.DataFrame({"title": [1984.0, float("nan"), None, 2.5]})
+    numbered = dataclasses.replace(found.dataset, items=table)
+    assert titles(numbered).tolist() == ["1984", "b", "c", "2.5"]
+    assert [text_value(row, "title") for row in table.to_dicts()] == ["1984", None, None, "2.5"]
+
+
+def test_blank_and_large_values_in_prompts():
+    row = {"blank": " \t", "list": [" ", "x", ""], "blanks": [" "], "id": np.int64(2**53 + 1)}
+    assert [text_value(row, column) for column in row] == [None, "x", None, "9007199254740993"]
 
 
 def test_a_table_without_titles_is_said(tmp_path):
@@ -119,6 +136,8 @@ def test_a_run_keeps_items_of_one_title_apart(tmp_path):
     texts = [json.loads(line) for line in (folder / "template.jsonl").read_text().splitlines()]
     [text] = [one["text"] for one in texts if one["user"] == "ann"]
     assert "like silks, such as Hat and Cap" in text  # the silk hat is an earlier choice
+    # A run whose config spells out its prompts opens again.
+    assert [one["item"] for one in session.restore(tmp_path / "w").recommend(["ann"])] == ["d"]
     # The audit of the run does not take one hat for the other; of prompts alone it cannot tell.
     apart = audit.prompts.target_in_history(audit.read_cases(pairs), "pairs")
     bare = audit.prompts.target_in_history(

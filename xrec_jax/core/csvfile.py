@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -37,6 +37,17 @@ def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
                 raise UserError(f"{path}, line {line}: not valid CSV ({_reason(error)})") from error
             if row:
                 yield line, row
+
+
+def other_separator(header: Sequence[str]) -> str:
+    """What to do about a header that something else than commas separates; "" if they do."""
+    if header and header[0].lower().startswith("sep="):
+        return "a separator instead of a header; delete this line and separate columns with commas"
+    if len(header) == 1:
+        for character, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+            if character in header[0]:
+                return f"columns separated by {name}; save the file with commas"
+    return ""
 
 
 class _Lines:

@@ -119,7 +119,10 @@ def open_atomic(path: pathlib.Path) -> AtomicFile:
     """
     types: dict[str, str] = {}
     names = []
-    for entry in delimited.read_header(path, "\t", None):
+    header = delimited.read_header(path, "\t", None)
+    if len(header) == 1 and header[0].count(":") > 1:
+        raise UserError(f"{path}: line 1: one column; atomic files separate columns with tabs")
+    for entry in header:
         name, colon, kind = entry.rpartition(":")
         if not colon or not name:
             raise UserError(

@@ -43,6 +43,8 @@ def _typed(path: pathlib.Path, values: pl.Series, role: str) -> pl.Series:
     dtype = values.dtype
     if role in columns_lib.REQUIRED:
         return id_strings(values, path)
+    if not len(values):  # a table without a row often has columns without a type
+        return pl.Series(values.name, [], pl.Float32 if role == "rating" else pl.Int64)
     if role == "timestamp" and dtype == pl.String:
         return exact.parse_datetimes(values)
     if role == "timestamp" and dtype in (pl.Date, pl.Datetime):
@@ -95,7 +97,7 @@ def id_strings(values: pl.Series, path: pathlib.Path) -> pl.Series:
       UserError: it holds neither text nor integers; a float such as 7.0 has no one spelling.
     """
     dtype = values.dtype
-    if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
+    if len(values) and not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
         raise UserError(f"{path}: column {values.name!r} holds {dtype}, not ids (text or integers)")
     return values.cast(pl.String)
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import polars as pl
 
+from xrec_jax.core.csvfile import other_separator
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import columns as columns_lib
 from xrec_jax.data import delimited, exact
@@ -30,13 +31,16 @@ def open_csv(path: pathlib.Path) -> DelimitedFile:
     """Opens a comma- or tab-separated file with a header, quotes as in RFC 4180.
 
     Raises:
-      UserError: as `delimited.read_header` and `delimited.with_names`.
+      UserError: something else separates the columns, or as `delimited.read_header` and
+        `delimited.with_names`.
     """
     separator = ","
     names = delimited.read_header(path, separator, '"')
     if len(names) == 1 and "\t" in names[0]:
         separator = "\t"
         names = delimited.read_header(path, separator, '"')
+    elif way_out := other_separator(names):
+        raise UserError(f"{path}: line 1: {way_out}")
     return delimited.with_names(path, separator, '"', names)
 
 

@@ -167,13 +167,21 @@ def _read(
     events: dict[str, pl.DataFrame] = {}
     for part, path in paths.items():
         events[part] = frame = read(part, path)
-        first = next(iter(events.values()))
-        if "timestamp" in frame.columns:
-            kinds = [table["timestamp"].dtype.is_temporal() for table in (first, frame)]
-            if kinds[0] != kinds[1]:
-                other = paths[next(iter(events))].name
-                raise UserError(f"{path}: timestamps are numbers or dates, but not as in {other}")
+        if "timestamp" not in frame.columns:
+            continue
+        # A part without an event has times of no type.
+        first = next((part for part, frame in events.items() if len(frame)), part)
+        kinds = [events[p]["timestamp"].dtype.is_temporal() for p in (first, part)]
+        if kinds[0] != kinds[1] and len(frame):
+            raise UserError(
+                f"{path}: timestamps are numbers or dates, but not as in {paths[first].name}"
+            )
     if all("timestamp" in frame.columns for frame in events.values()):
+        filled = [frame for frame in events.values() if len(frame)]
+        kind = filled[0]["timestamp"].dtype if filled else pl.Int64()
+        for part, frame in events.items():
+            if not len(frame):
+                events[part] = frame.with_columns(pl.col("timestamp").cast(kind))
         times = exact.one_type([frame["timestamp"] for frame in events.values()])
         for (part, path), column in zip(paths.items(), times, strict=True):
             if column.null_count():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from xrec_jax.core.csvfile import csv_rows
+from xrec_jax.core.csvfile import csv_rows, other_separator
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.files import numbered_records
 
@@ -64,6 +64,8 @@ def read_rows(path: epath.PathLike) -> RatingRows:
 def _of_csv(path: epath.PathLike) -> RatingRows:
     lines = csv_rows(path)
     first, header = next(lines, (1, []))
+    if way_out := other_separator(header):
+        raise UserError(f"{path}, line {first}: {way_out}")
     rows = []
     for line, cells in lines:
         if len(cells) != len(header):

@@ -127,10 +127,12 @@ def read_ratings(path: epath.PathLike) -> Answers:
     asked = [name for name in present if name not in ("rater", "item", "system", "group")]
     if not long and not asked:
         raise UserError(f"{path}: it has no column with ratings beside {', '.join(present)}")
+    spelt: dict[tuple[str, str], str] = {}
     ratings: dict[tuple[str, ...], Rating] = {}
     preferences: dict[tuple[str, ...], Preference] = {}
     for line, row in found.rows:
         where = f"{path}, line {line}"
+        _check_names(row, spelt, where)
         said = [(str(row.get("question") or ""), row.get("value"))] if long else []
         for question, raw in said or [(name, row.get(name)) for name in asked]:
             if raw is None or raw == "":
@@ -165,6 +167,20 @@ def _add(into: dict, key: tuple[str, ...], answer: Rating | Preference, where: s
     into[key] = answer
 
 
+def _check_names(row: Mapping[str, Any], spelt: dict[tuple[str, str], str], where: str) -> None:
+    """Refuses names that would make two of one: "base" and "base ", 7 and 7.0."""
+    for column in ("rater", "item", "system", "group", "question", "versus"):
+        value = row.get(column)
+        if isinstance(value, float):
+            raise UserError(f"{where}: {column} is {value}; write it as text or a whole number")
+        name, kind = str(value or ""), "system" if column == "versus" else column
+        first = spelt.setdefault((kind, name.strip()), name)
+        if first != name:
+            raise UserError(
+                f"{where}: {column} is {name!r}, elsewhere {first!r}; they differ in blanks alone"
+            )
+
+
 def _named(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if value is None or value == "":
@@ -179,7 +195,8 @@ def _number(raw: Any, where: str) -> float:
         value = float(raw)
     except (TypeError, ValueError):
         value = math.nan
-    if isinstance(raw, bool) or not math.isfinite(value):
+    # Python reads "1_0" as ten.
+    if isinstance(raw, bool) or "_" in str(raw) or not math.isfinite(value):
         raise UserError(f"{where} is {raw!r}, not a number")
     return value
 

@@ -21,6 +21,7 @@ from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
 from xrec_jax.pipelines import corpora, language
 from xrec_jax.pipelines.datasets import RunData
 from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.text.layout import text_value
 from xrec_jax.text.prompts import CountTokens, Prompt, render_prompt, select_history
 from xrec_jax.text.records import Pair, Planted, PlantedReason, prompt_hash
 from xrec_jax.text.templates import generic, names
@@ -34,15 +35,14 @@ def title_column(dataset: Dataset) -> str | None:
 
 
 def titles(dataset: Dataset) -> np.ndarray:
-    """A readable name of every item: `[num_items]`; its id where the data has no name."""
+    """A readable name of every item as prompts spell it: `[num_items]`; its id without one."""
     table, column = dataset.items, title_column(dataset)
     if table is None or column is None:
         return dataset.item_ids
     cells = table[column].to_list()
-    names = [" ".join(map(str, n)) if isinstance(n, list) else n for n in cells]
-    found = ["" if name is None else str(name) for name in names]
+    names = [text_value({column: cell}, column, joiner=" ") for cell in cells]
     return np.array(
-        [name if name.strip() else id_ for name, id_ in zip(found, dataset.item_ids, strict=True)]
+        [id_ if name is None else name for name, id_ in zip(names, dataset.item_ids, strict=True)]
     )
 
 

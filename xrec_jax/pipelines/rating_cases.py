@@ -125,15 +125,17 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
                     raise UserError(f"{where}: {prompts_name} has no prompt_id {id_!r}")
             prompt = text_of(asked, "prompt", where)
             group = str(asked.get("dataset") or "")
-            system = str(record.get("model") or record.get("explainer") or stem)
+            key = next((key for key in ("model", "explainer") if record.get(key)), "")
+            system = text_of(record, key, where) if key else stem
             text = text_of(record, "completion" if "completion" in record else "text", where)
             item = prompt_hash(prompt)[:12]
             if "prompt_id" in asked:
                 item = text_of(asked, "prompt_id", where)
             # A prompt that one file has trimmed and another one whole is the same.
-            key = group, " ".join(prompt.split())
-            case = cases.setdefault(key, {"item": item, "prompt": prompt, "texts": {}})
-            case["texts"].setdefault(system, text)  # files may repeat an answer
+            asked_alike = group, " ".join(prompt.split())
+            case = cases.setdefault(asked_alike, {"item": item, "prompt": prompt, "texts": {}})
+            if case["texts"].setdefault(system, text) != text:  # files may repeat an answer
+                raise UserError(f"{where}: {system} answers this prompt again, with another text")
             known.setdefault(system)
     chosen = _chosen(systems, list(known), ", ".join(names))
     kept = [

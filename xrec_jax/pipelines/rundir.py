@@ -170,6 +170,8 @@ class RunDir:
           UserError: see `check`; or if it cannot be written.
         """
         mine = self.check(config)
+        # What no later verb could open is refused before anything is computed.
+        check_types(mine, _as_json(defaults.base()), "--config", "change it in the config")
         if is_first():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

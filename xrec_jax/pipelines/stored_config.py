@@ -1,4 +1,4 @@
-"""A `config.json` that somebody may have edited: every value must be of its key's type."""
+"""Every value of a `config.json` must be of its key's type: when it is written, and when read."""
 
 from __future__ import annotations
 
@@ -11,41 +11,60 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines.defaults.training import training_defaults
 
 _WAY_OUT = "put the file back as the run wrote it"
+# The default is a name, and a group of keys may stand in its place.
+_NAME_OR_GROUP = ("instruct.template",)
 
 
-def check_types(stored: Mapping[str, Any], known: Mapping[str, Any], path: epath.Path) -> None:
-    """Refuses values that no config of this library can have written.
+def check_types(
+    stored: Mapping[str, Any],
+    known: Mapping[str, Any],
+    path: epath.PathLike,
+    way_out: str = _WAY_OUT,
+) -> None:
+    """Refuses values that no run can read back.
 
     Args:
       stored: content of the file.
       known: the defaults, as JSON.
       path: of the file.
+      way_out: what can be done about it.
 
     Raises:
       UserError: names the file, the key, the value and what it should be.
     """
-    _check_group(stored, known, path, "")
+    try:
+        _check_all(stored, known)
+    except _WrongValueError as error:
+        raise UserError(f"{path}: {error}; {way_out}") from None
+
+
+class _WrongValueError(Exception):
+    """Says which key is wrong."""
+
+
+def _check_all(stored: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    _check_group(stored, known, "")
     train = training_defaults().to_dict()
     for name, system in stored.get("recommend", {}).items():
         key = f"recommend.{name}"
         if not isinstance(system, dict):
-            raise _refused(path, key, system, "a group of keys")
-        _check_group(system, {"model": "", "hparams": {}, "train": train}, path, f"{key}.")
+            raise _wrong(key, system, "a group of keys")
+        _check_group(system, {"model": "", "hparams": {}, "train": train}, f"{key}.")
         for needed in ("model", "hparams", "train"):
             if needed not in system:
-                raise UserError(f"{path}: {key} has no {needed!r}; {_WAY_OUT}")
+                raise _WrongValueError(f"{key} has no {needed!r}")
 
 
-def _check_group(
-    stored: Mapping[str, Any], known: Mapping[str, Any], path: epath.Path, prefix: str
-) -> None:
-    for name in known.keys() & stored.keys():
-        value, default = stored[name], known[name]
+def _check_group(stored: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    for name in sorted(known.keys() & stored.keys()):
+        key, value, default = f"{prefix}{name}", stored[name], known[name]
+        if key in _NAME_OR_GROUP and isinstance(value, dict):
+            continue
         wanted = _wanted(value, default)
         if wanted:
-            raise _refused(path, f"{prefix}{name}", value, wanted)
+            raise _wrong(key, value, wanted)
         if isinstance(default, dict) and default:
-            _check_group(value, default, path, f"{prefix}{name}.")
+            _check_group(value, default, f"{key}.")
 
 
 def _wanted(value: Any, default: Any) -> str:
@@ -72,7 +91,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _refused(path: epath.Path, key: str, value: Any, wanted: str) -> UserError:
+def _wrong(key: str, value: Any, wanted: str) -> _WrongValueError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return UserError(f"{path}: {key}={shown} is not {wanted}; {_WAY_OUT}")
+    return _WrongValueError(f"{key}={shown} is not {wanted}")

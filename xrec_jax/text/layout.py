@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,7 @@ def text_value(
       absent: texts that mean "no value".
 
     Returns:
-      The text on one line; None for None, NaN, an empty text or list, or one of `absent`.
+      The text on one line; None for None, NaN, a blank text, an empty list, or one of `absent`.
 
     Raises:
       UserError: where the row has no such column.
@@ -128,14 +129,14 @@ def text_value(
         elif hasattr(value, "to_list"):
             value = value.to_list()
         if isinstance(value, (list, tuple)):
-            members = [text for text in map(_scalar_text, value) if text is not None]
+            members = [text for text in map(_scalar_text, value) if text and text.strip()]
             joined = joiner.join(members)
             value = render(listed, {"list": joined}.__getitem__, unknown="") if members else None
         else:
             value = _scalar_text(value)
     # A line break inside a title would look like the next line of the layout.
     value = None if value is None else re.sub(r"\s*[\r\n]+\s*", " ", value)
-    return None if not value or value in absent else value
+    return None if not value or not value.strip() or value in absent else value
 
 
 def _scalar_text(value: Any) -> str | None:
@@ -144,10 +145,12 @@ def _scalar_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if hasattr(value, "__float__") and hasattr(value, "is_integer"):  # Python and NumPy numbers
+        if isinstance(value, numbers.Integral):  # a float could not hold all of its digits
+            return str(int(value))
         number = float(value)
         if math.isnan(number):
             return None
-        if math.isfinite(number) and number.is_integer() and not isinstance(value, int):
+        if math.isfinite(number) and number.is_integer():
             return str(int(number))
     return str(value)
 
