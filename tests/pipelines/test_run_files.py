@@ -211,7 +211,7 @@ def test_a_config_that_no_verb_could_open_starts_no_run(tmp_path):
     assert RunDir(tmp_path / "w").config().instruct.template.item_columns == ("title",)
     with made.ignore_type():
         made.ranking.resamples = "50"
-    with pytest.raises(UserError, match="--config: ranking.resamples='50' is not a whole number"):
+    with pytest.raises(UserError, match=r"--config: ranking\.resamples='50' is not a whole number"):
         RunDir(tmp_path / "v").start(made)
     assert not (tmp_path / "v").exists()
 
