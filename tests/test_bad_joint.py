@@ -198,6 +198,7 @@ def begun(joint, workdir, **changed):  # noqa: F811
             place = place[part]
         place[last] = value
     path.write_text(json.dumps(config))
+    (workdir / "done" / "config.json").unlink()  # else the other value is refused
     return workdir
 
 
@@ -206,7 +207,8 @@ def go_on(workdir):
     config = workdir.parent / "saved_config.py"
     config.write_text(
         "from xrec_jax.pipelines.rundir import RunDir\n"
-        f"def get_config(arg=''):\n    return RunDir({str(workdir)!r}).config()\n"
+        "def get_config(arg=''):\n"
+        f"    return RunDir({str(workdir)!r}, allow_imports=True).config()\n"
     )
     with runs.one_device():
         return cli.main(["run", f"--config={config}", f"--workdir={workdir}"])
