@@ -49,6 +49,11 @@ def test_a_mark_lists_what_a_stage_left(root):
     Marks(root).check_section("evaluation", "somebody's own", {})
 
 
+def test_a_file_in_place_of_the_marks_is_named(tmp_path):
+    (tmp_path / "done").write_text("x")
+    one_line(lambda: Marks(epath.Path(tmp_path)), f"{tmp_path / 'done'} is a file", "delete")
+
+
 def test_what_is_gone_is_not_done(root):
     (root / "judge" / "inner" / "b.bin").unlink()
     assert Marks(root).missing("judge", []) == ["judge", "judge/inner/b.bin"]

@@ -164,6 +164,7 @@ def test_refused(message):
         from_hf(MINIMAL | REFUSED[message], where="dir/config.json")
     assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("dir/config.json: ")
+    assert str(error.value).count("dir/config.json") == 1
 
 
 @pytest.mark.parametrize("key", sorted(MINIMAL.keys() - LLAMA.keys()))

@@ -176,6 +176,8 @@ REFUSED = {
     "rank true": (_config(r=True), "r=True"),
     "rank a float": (_config(r=2.0), "r=2.0"),
     "alpha infinite": (_config(lora_alpha=1e400), "adapter_config.json, line 1"),
+    "alpha 0": (_config(lora_alpha=0), "adapter_config.json: lora_alpha=0"),
+    "alpha negative": (_config(lora_alpha=-4), "adapter_config.json: lora_alpha=-4"),
     "alpha true": (_config(lora_alpha=True), "lora_alpha=True"),
     "dropout below 0": (_config(lora_dropout=-0.1), "lora_dropout=-0.1"),
     "rsLoRA a text": (_config(use_rslora="false"), "use_rslora='false' must be true or false"),

@@ -98,6 +98,21 @@ def test_no_beginning_where_the_model_has_none(changed):
     assert tokenizer.bos_id == 0 and tokenizer.encode("the")[0] != 0
 
 
+def test_texts_begin_as_they_do_elsewhere_though_no_file_names_the_token(changed):
+    (changed / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(changed)
+    assert tokenizer.hf.bos_token_id is None and tokenizer.bos_id == 0
+    assert tokenizer.encode("the cat") == tokenizer.hf("the cat")["input_ids"]
+    assert tokenizer.encode("<s>the") == tokenizer.encode("the")
+
+
+def test_a_text_has_one_reading(changed):
+    content = json.loads((changed / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 1.0  # leaves every merge out
+    rewrite(changed / "tokenizer.json", model=content["model"])
+    assert len(load_tokenizer(changed).encode("the cat likes the river", bos=False)) < 15
+
+
 def test_soft_places_are_single_tokens(tokenizer):
     ids = tokenizer.encode(f"a{SOFT}{SOFT} b")
     assert ids.count(tokenizer.soft_id) == 2

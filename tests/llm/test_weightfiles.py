@@ -146,6 +146,9 @@ DAMAGE = {
     "header nested too deep": (
         _bytes(lambda b: (80_000).to_bytes(8, "little") + b"[" * 80_000), "no JSON",
     ),
+    "a pointer of Git LFS": (
+        _bytes(lambda b: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "git lfs pull",
+    ),
     "a shard holds what the index finds elsewhere": (
         _sharded(_second_copy), SHARD, "model-00001-of-00002", "stale",
     ),

@@ -40,6 +40,24 @@ def refused(command, folder):
     return str(error.value)
 
 
+def test_a_link_to_nowhere_is_no_directory(tmp_path):
+    (tmp_path / "w").symlink_to(tmp_path / "gone")
+    said = refused(lambda: run.run(tiny.config("popularity"), tmp_path / "w"), tmp_path)
+    assert f"{tmp_path / 'w'} is a link to {tmp_path / 'gone'}, which is not there" in said
+
+
+def test_figures_and_marks_stay_where_evaluate_cannot_end(copied):
+    shutil.move(copied / "checkpoints" / "recommend" / "bpr", copied / "away")
+    said = refused(lambda: run.evaluate(copied), copied)
+    assert "recommend/bpr/0 has no checkpoint" in said
+    assert f"delete {copied / 'per_user' / 'recommend' / 'bpr' / '0.npz'} and run" in said
+    shutil.move(copied / "away", copied / "checkpoints" / "recommend" / "bpr")
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": 5}\n{}\n')
+    assert "metrics.jsonl, record" in refused(lambda: run.evaluate(copied), copied)
+    assert "metrics.jsonl, record" in refused(lambda: run.run(tiny.config(), copied), copied)
+
+
 def test_a_second_run_is_refused_before_it_reads_data(tmp_path, monkeypatch):
     held(tmp_path / "w" / ".lock")
     monkeypatch.setattr(run, "prepare", None)

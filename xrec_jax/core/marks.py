@@ -28,11 +28,19 @@ class Marks:
 
     Args:
       root: the run directory.
+
+    Raises:
+      UserError: if something else is where their folder is to be.
     """
 
     def __init__(self, root: epath.Path):
         self._root = root
         self._folder = root / "done"
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(
+                f"{self._folder} is a file; the marks of finished stages belong in a folder of "
+                "that name: put it back, or delete the file, then what is there is taken as it is"
+            )
 
     def write(
         self,
@@ -125,6 +133,11 @@ class Marks:
             else:
                 self._compare(stage, name, content)
         return gone
+
+    def has_file(self, path: epath.Path) -> bool:
+        """Whether a marked stage left a file."""
+        name = str(path.relative_to(self._root))
+        return any(name in self._read(stage)["files"] for stage in self._stages())
 
     def check_file(self, path: epath.Path) -> None:
         """Refuses a file that is another one than the stage left that made it.

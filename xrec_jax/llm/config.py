@@ -141,22 +141,23 @@ def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaCo
             "head_dim is not there"
         )
     theta, scaling = _rope(config, where)
+    values: dict[str, Any] = {
+        "vocab_size": _whole(config, "vocab_size", where),
+        "hidden_size": hidden,
+        "intermediate_size": _whole(config, "intermediate_size", where),
+        "num_layers": _whole(config, "num_hidden_layers", where),
+        "num_heads": heads,
+        "num_kv_heads": heads if kv is None else _whole(config, "num_key_value_heads", where),
+        "head_dim": hidden // heads if head_dim is None else _whole(config, "head_dim", where),
+        "max_positions": _whole(config, "max_position_embeddings", where, default=2048),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "rms_eps": _number(config, "rms_norm_eps", where, default=1e-6),
+        "tie_embeddings": _flag(config, "tie_word_embeddings", where),
+        "initializer_range": _number(config, "initializer_range", where, default=0.02),
+    }
     try:
-        return LlamaConfig(
-            vocab_size=_whole(config, "vocab_size", where),
-            hidden_size=hidden,
-            intermediate_size=_whole(config, "intermediate_size", where),
-            num_layers=_whole(config, "num_hidden_layers", where),
-            num_heads=heads,
-            num_kv_heads=heads if kv is None else _whole(config, "num_key_value_heads", where),
-            head_dim=hidden // heads if head_dim is None else _whole(config, "head_dim", where),
-            max_positions=_whole(config, "max_position_embeddings", where, default=2048),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            rms_eps=_number(config, "rms_norm_eps", where, default=1e-6),
-            tie_embeddings=_flag(config, "tie_word_embeddings", where),
-            initializer_range=_number(config, "initializer_range", where, default=0.02),
-        )
+        return LlamaConfig(**values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -197,6 +197,8 @@ def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, 
         raise UserError(f"{where}: use_rslora={content['use_rslora']!r:.80} must be true or false")
     rank = whole_number(content.get("r"), f"{where}: r", least=1)
     alpha = finite_number(content.get("lora_alpha"), f"{where}: lora_alpha")
+    if alpha <= 0:
+        raise UserError(f"{where}: lora_alpha={alpha} must be a positive number")
     dropout = content.get("lora_dropout")
     dropout = finite_number(0 if dropout is None else dropout, f"{where}: lora_dropout", least=0.0)
     if dropout >= 1.0:

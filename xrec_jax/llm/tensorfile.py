@@ -32,6 +32,7 @@ DTYPES = {
 # Bits of the exponent: all set in infinities and NaNs, and in nothing else.
 _EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
 _SUMS = "crc32"  # key of the header's metadata: eight hexadecimal digits a tensor, in their order
+_POINTER = b"version https://git-lfs"  # what a clone without Git LFS holds instead of a file
 _MAX_HEADER = 100_000_000  # the format's own limit
 _CHUNK = 1 << 25  # bytes read at once
 
@@ -121,6 +122,12 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > _MAX_HEADER or 8 + length > size:
+                file.seek(0)
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise UserError(
+                        f"{path}: only a pointer of Git LFS, not the file itself; fetch it with "
+                        "`git lfs pull`"
+                    )
                 raise UserError(
                     f"{path}: not a safetensors file, or truncated: it has {size} bytes and a "
                     f"header of {length}"

@@ -47,7 +47,11 @@ class Tokenizer:
         self.where = where
         generation = generation or Generation()
         own = tokenizer.eos_token_id
+        # As `transformers` begins a text, also where no file names the token that begins one.
+        self._start: list[int] = _start(tokenizer)
         self.bos_id: int | None = tokenizer.bos_token_id
+        if self.bos_id is None and self._start:
+            self.bos_id = self._start[0]
         # Any of them ends a text; the tokenizer's own comes first and is the one that we write.
         self.eos_ids: tuple[int, ...] = tuple(
             dict.fromkeys([*([] if own is None else [own]), *generation.eos_ids])
@@ -57,8 +61,6 @@ class Tokenizer:
         self.pad_id: int = next(pad for pad in pads if pad is not None)
         soft = tokenizer.get_vocab().get(SOFT)
         self.soft_id: int | None = soft
-        first = tokenizer("a", verbose=False)["input_ids"][:1]
-        self._start: list[int] = first if first == [self.bos_id] else []  # of a text
         self._beyond: dict[int, str] = {}  # tokens that the model has no row for
         self._rows = 0  # of the model's embedding, once that is known
         self._chat: ChatTemplate | None = None
@@ -297,6 +299,15 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     if not folder.is_dir():
         raise UserError(f"{path}: no such directory; tokenizers are never downloaded")
     return Tokenizer(read_tokenizer(folder), read_generation(folder), where=str(path))
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before every text: one token, or nothing."""
+    whole, bare = (
+        tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"]
+        for special in (True, False)
+    )
+    return list(whole[:1]) if whole[1 : 1 + len(bare)] == bare != whole else []
 
 
 def check_text(text: Any, what: str = "text") -> str:

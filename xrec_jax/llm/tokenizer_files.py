@@ -69,6 +69,10 @@ def _read(folder: pathlib.Path, where: str) -> Any:
         options = {} if plain else {"trust_remote_code": False}
         made = kind.from_pretrained(str(folder), local_files_only=True, **options)
         made.model_max_length = 1 << 60  # nothing is cut here, and files hold any value for it
+        if getattr(made.backend_tokenizer.model, "dropout", None):
+            made.backend_tokenizer.model.dropout = (
+                None  # it is for training; texts have one reading
+            )
         made.decode(made("a")["input_ids"])
         return made
     except _FATAL:

@@ -10,14 +10,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import check_file, write_json
+from xrec_jax.core.files import write_json
 from xrec_jax.core.logging import say
 from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.load import load
 from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.findings import listing, percent, plural
 from xrec_jax.parallel.distributed import is_first
-from xrec_jax.pipelines import audit_profiles, audit_texts
+from xrec_jax.pipelines import audit_profiles, audit_texts, outputs
 from xrec_jax.pipelines.data_identity import open_data
 from xrec_jax.pipelines.datasets import RunData, prepare
 from xrec_jax.pipelines.rundir import RunDir
@@ -121,7 +121,7 @@ def _check_output(output: str) -> None:
     if output and not output.endswith(".json"):
         raise UserError(f"--output={output}: the name must end in .json")
     if output:
-        check_file(output, "--output")
+        outputs.check_output(output)
 
 
 def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:

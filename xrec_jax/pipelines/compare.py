@@ -19,7 +19,7 @@ from xrec_jax.evaluation.intervals import Estimate, paired_difference
 from xrec_jax.llm.peft_io import is_adapter
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import contests, data_identity, language, run_records
+from xrec_jax.pipelines import contests, data_identity, language, outputs, run_records
 from xrec_jax.pipelines.assess import BIAS
 from xrec_jax.pipelines.contests import Contest
 from xrec_jax.pipelines.judge import (
@@ -73,7 +73,7 @@ def compare(
       UserError: if there are fewer than two runs, one is none, or the data of one changed.
     """
     if output:
-        files.check_file(output, "--output")
+        outputs.check_output(output)
     runs = _open(workdirs, allow_imports)
     chosen = _judge_named(judge) if isinstance(judge, str) and judge else judge
     result: dict[str, Any] = {

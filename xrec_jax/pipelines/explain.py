@@ -204,7 +204,7 @@ def explain(
     Raises:
       UserError: on anything that is unknown, missing, or does not fit together.
     """
-    export.check_output(output)
+    export.check_output(output, pairs=pairs, users=users)
     refuse_second(of_file(output))
     for name, value in (
         ("history", history), ("max_new_tokens", max_new_tokens), ("batch", batch),

@@ -10,7 +10,6 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.files import (
-    check_file,
     json_lines,
     remove_leftovers,
     text_lines,
@@ -19,6 +18,7 @@ from xrec_jax.core.files import (
 from xrec_jax.core.logging import Progress, say
 from xrec_jax.parallel.distributed import is_first
 from xrec_jax.parallel.exclusive import exclusive, of_file
+from xrec_jax.pipelines import outputs
 from xrec_jax.pipelines.session import Run
 
 FORMATS = (".jsonl", ".parquet")
@@ -94,13 +94,18 @@ def wanted_users(run: Run, users: str) -> list[str] | None:
     return list(dict.fromkeys(found))  # nobody is asked for twice
 
 
-def check_output(output: str) -> None:
-    """Raises a `UserError` unless a file of that name can be written and ends in a known format."""
+def check_output(output: str, **reads: str) -> None:
+    """Raises a `UserError` unless a file of that name can be written and ends in a known format.
+
+    Args:
+      output: the file.
+      **reads: flags and the files that they may name, which must be others.
+    """
     if not output:
         raise UserError("--output is missing; give a file ending in .jsonl or .parquet")
     if epath.Path(output).suffix not in FORMATS:
         raise UserError(f"--output={output}: the name must end in {' or '.join(FORMATS)}")
-    check_file(output, "--output")
+    outputs.check_output(output, reads={f"--{flag}": [path] for flag, path in reads.items()})
 
 
 def recommend(
@@ -122,7 +127,7 @@ def recommend(
       system: which recommender; default the best on validation.
       allow_imports: import the modules that the run's config names.
     """
-    check_output(output)
+    check_output(output, users=users)
     parse_users(users)
     run = Run(workdir, allow_imports=allow_imports)
     wanted = wanted_users(run, users)  # a wrong id is found before the output's folder is made

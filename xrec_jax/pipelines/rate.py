@@ -17,6 +17,7 @@ from xrec_jax.evaluation.rating_summary import summary
 from xrec_jax.evaluation.ratings import read_ratings
 from xrec_jax.pipelines import (
     data_identity,
+    outputs,
     rating_cases,
     rating_exports,
     rating_sheets,
@@ -174,7 +175,8 @@ def collect(
     if target is not None:
         if target.suffix != ".json":
             raise UserError(f"--output={output}: the name must end in .json")
-        files.check_file(output, "--output")
+        reads = {"--key": [key], "--ratings": [ratings], "the command": exports}
+        outputs.check_output(output, reads=reads)
     if target is None and workdir:
         rundir = RunDir(workdir, allow_imports=allow_imports)
         rundir.config(need_extensions=False)  # to say early that this is no run

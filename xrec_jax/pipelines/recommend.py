@@ -75,10 +75,16 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
                 raise UserError(
                     f"{STAGE}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
                 )
+    tasks = [
+        RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
+        for name in config.recommend
+    ]
+    for task in tasks:
+        for seed in seeds_of(config, task.name):
+            task.check_checkpoint(seed)
     rundir.reopen(STAGE)
-    for name in config.recommend:
-        task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
-        for seed in seeds_of(config, name):
+    for task in tasks:
+        for seed in seeds_of(config, task.name):
             task.write_per_user(seed, *task.restore(seed))
     _finish(config, data, rundir)
 

@@ -100,6 +100,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         data = prepare(config.data)
         config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
         rundir.check(config)
+        rundir.check_records()
         identity = data_identity.identify(config, data)
         agreement.same("data", identity["digest"], way_out="copy it to every host")
         data_identity.compare(rundir, identity)
@@ -170,6 +171,7 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     stages = _stages(config)
     with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
         data = data_identity.open_data(config, rundir, texts=True)
+        rundir.check_records()
         if is_first():
             files.remove_leftovers(rundir.path, below=True)
         for name, stage in zip(config.stages, stages, strict=True):

@@ -159,9 +159,21 @@ class RunDir:
         return mine
 
     def check_is_directory(self) -> None:
-        """Raises a `UserError` if a file is where the directory is to be."""
+        """Raises a `UserError` if a file, or a link to nowhere, is where the directory is to be."""
+        if files.is_local(self.path) and os.path.islink(self.path) and not self.path.exists():
+            target = os.readlink(self.path)
+            raise UserError(f"--workdir={self.path} is a link to {target}, which is not there")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file, not a directory")
+
+    def check_records(self) -> None:
+        """Reads what a finished stage's mark is made of, before anything is changed.
+
+        Raises:
+          UserError: if figures or metrics are damaged.
+        """
+        self.evaluation()
+        read_metrics(self.path / "metrics.jsonl")
 
     def start(self, config: ConfigDict) -> None:
         """Creates the directory, or checks that it holds a run of the same configuration.

@@ -191,6 +191,19 @@ class RecommenderTask:
                 evaluate=lambda s: self.evaluate("valid", s.params, s.frozen).means("valid"),
             )  # fmt: skip
 
+    def _lost(self, seed: int) -> UserError:
+        """What to do where a seed has no checkpoint."""
+        way = "run `xrec run` first"
+        if (file := self.rundir.per_user(self.stage(seed))).exists():
+            way = f"put it back, or delete {file} and run `xrec run`, which trains it again"
+        folder = self.rundir.checkpoints(self.stage(seed))
+        return UserError(f"{self.stage(seed)} has no checkpoint in {folder}; {way}")
+
+    def check_checkpoint(self, seed: int) -> None:
+        """Raises a `UserError` if the folder is gone that `restore` needs."""
+        if self.trained and not self.rundir.checkpoints(self.stage(seed)).exists():
+            raise self._lost(seed)
+
     def restore(self, seed: int) -> tuple[Any, Any]:
         """Best parameters of the newest checkpoint, and the frozen arrays.
 
@@ -200,13 +213,11 @@ class RecommenderTask:
         state = self.initial_state(seed)
         if not self.trained:
             return state.params, state.frozen
+        self.check_checkpoint(seed)
         folder = self.rundir.checkpoints(self.stage(seed))
-        missing = f"{self.stage(seed)} has no checkpoint in {folder}; run `xrec run` first"
-        if not folder.exists():
-            raise UserError(missing)
         with Checkpoints(folder, read_only=True) as checkpoints:
             if checkpoints.latest is None:
-                raise UserError(missing)
+                raise self._lost(seed)
             state, _, _ = checkpoints.restore(state)
         return state.best_params, state.frozen
 
