@@ -1,17 +1,25 @@
 """A run killed before every one of its file operations: does each rerun end with the same bytes?
 
     JAX_PLATFORMS=cpu python experiments/kill_walk.py --config=configs/quickstart.py:tiny \
-        --output=experiments/results/kill_walk_quickstart.json
+        --minutes=8 --kills=1 --output=experiments/results/kill_walk_quickstart.json
 
 What a kill leaves is the directory as it is at that moment. So a config is run once undisturbed,
-and before every file operation in its run directory (opening to write, renaming, removing, making a
-folder) the directory is copied; behind an opening once more with the file empty, or with half a
-line at its end. Then each copy that differs from the others is put in the run's place, the same run
-is made again up to the end of the stage that was cut off, and what it leaves is compared with what
-the undisturbed run had left there: all files byte by byte, but for times.
+and before every file operation in its run directory (creating, emptying or appending to a file,
+linking, renaming, removing, making a folder) the directory is copied; behind an opening once more
+with the file empty, or with half a line at its end. What TensorStore writes into a checkpoint is
+not seen, only the folders that it is written to and renamed from. TensorBoard's files count as
+nothing. Then each copy that differs from the others is put in the run's place, the same run is made
+again in this process up to the end of the stage that was cut off, and what it leaves is compared
+with what the undisturbed run had left there: all files byte by byte, but for times, the report and
+the inside of checkpoints, whose names must be the same. At the end the last state is run to the end
+of the run, and the arrays of all checkpoints are compared.
+
+All of it takes hours where there is a language model. `--every=N` takes one state of N,
+`--stages=pretrain,instruct` those of some stages, `--minutes=M` begins no rerun after M minutes;
+the states are so ordered that any beginning of them is spread over stages and kinds of operations.
 
 `--kills=N` adds real ones: SIGKILL hits processes of their own before operations that are spread
-over the run, and each is run to its end.
+over the run, and each is run to its end in another one.
 """
 
 from __future__ import annotations
@@ -19,11 +27,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,7 +47,9 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # works without an installation, too
 
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+from experiments.run_contents import arrays, contents, copy_tree, everything  # noqa: E402
+
+_BEGINS = os.O_CREAT | os.O_TRUNC | os.O_APPEND  # other openings leave a file as it is
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
 _HALF = b'{"stage": "rec'  # of a line
 Hook = Callable[[str, tuple[str, ...]], None]
@@ -49,7 +61,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, flags = args[0], args[2]
-        if isinstance(flags, int) and flags & _WRITES and isinstance(path, (str, bytes)):
+        if isinstance(flags, int) and flags & _BEGINS and isinstance(path, (str, bytes)):
             _tell("append" if flags & os.O_APPEND else "open", (os.fsdecode(path),))
     elif event in _CHANGES:
         folders = [a for a in args if isinstance(a, int) and not isinstance(a, bool) and a >= 0]
@@ -153,89 +165,6 @@ class Walk:
         self.states.append(state)
 
 
-def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a run directory without its TensorBoard files; files may vanish on the way."""
-    target.mkdir(parents=True)
-    if not source.exists():
-        return
-    for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if name != "tensorboard"]
-        there = target / os.path.relpath(folder, source)
-        for name in folders:
-            (there / name).mkdir(parents=True, exist_ok=True)
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(os.path.join(folder, name), there / name)
-
-
-def everything(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Name and digest of all that is in a folder, but for what names a process or a time."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = re.sub(r"\d+-\w*-[0-9a-f]{8}\.tmp", "tmp", str(path.relative_to(folder)))
-        digest = ""
-        if path.is_file() and not name.startswith(".") and "checkpoints" not in name:
-            digest = hashlib.sha256(_untimed(path)).hexdigest()
-        found.append((name, digest))
-    return found
-
-
-def contents(folder: pathlib.Path) -> dict[str, str]:
-    """Digests of all that a run leaves, without times, TensorBoard's files and the lock.
-
-    Checkpoints count by their names; see `arrays` for what is in them.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        first = name.split(os.sep)[0]
-        if first in ("tensorboard", ".lock") or (first == "checkpoints" and path.is_file()):
-            continue
-        if first == "checkpoints" and any(part.isdigit() for part in path.parent.parts[-2:]):
-            continue
-        digest = hashlib.sha256(_untimed(path)).hexdigest() if path.is_file() else "folder"
-        found[name] = digest
-    return found
-
-
-def _untimed(path: pathlib.Path) -> bytes:
-    """A file's bytes without what depends on the clock."""
-    data = path.read_bytes()
-    if path.name in ("metrics.jsonl", "rounds.jsonl"):
-        lines = []
-        for line in data.splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-                kept = {k: v for k, v in record.items() if not k.startswith("time/")}
-                lines.append(json.dumps(kept).encode() + b"\n")
-            except ValueError:
-                lines.append(line)  # half a line
-        return b"".join(lines)
-    if path.parent.name == "done":  # a mark holds digests of files with times
-        return re.sub(rb'"[^"]*(rounds\.jsonl)": \{[^}]*\}', b"", data)
-    return b"" if path.name == "report.html" else data
-
-
-def arrays(folder: pathlib.Path) -> dict[str, str]:
-    """Digests of all arrays of all checkpoints of a run."""
-    import jax
-    import numpy as np
-    from orbax.checkpoint import v1 as ocp
-
-    found = {}
-    for place in sorted((folder / "checkpoints").rglob("*")):
-        if not (place.is_dir() and place.name.isdigit() and (place / "state").is_dir()):
-            continue
-        with ocp.training.Checkpointer(place.parent) as kept:
-            loaded = kept.load_checkpointables(int(place.name), {"state": None})
-        for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["state"]):
-            name = f"{place.relative_to(folder)}{jax.tree_util.keystr(path)}"
-            if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            found[name] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-    return found
-
-
 class Enough(BaseException):
     """A rerun has come to the end of the stage that was cut off."""
 
@@ -307,10 +236,43 @@ def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = F
         if stage in later:
             raise Enough
 
-    with contextlib.suppress(Enough), stages_watched(before):
-        run.run(make(), found.folder)
+    try:
+        with contextlib.suppress(Enough), stages_watched(before):
+            run.run(make(), found.folder)
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}".replace(str(found.folder), "RUN")]
     now, then = contents(found.folder), found.ends[until]
     return [name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)]
+
+
+def spread(states: list[State], every: int) -> list[State]:
+    """One state of n, spread over stages, kinds of operations and time.
+
+    Args:
+      states: in the order of the run.
+      every: one of how many is taken.
+
+    Returns:
+      The states, so ordered that any beginning is spread, too: the stages take turns, and a stage
+      has one state of every kind, metrics first, before it has a second of one.
+    """
+    stages: dict[str, dict[tuple[str, bool], list[State]]] = {}
+    for state in states:
+        kind = (re.sub(r"[0-9a-f-]*\d[0-9a-f-]*", "#", state.operation), state.half)
+        stages.setdefault(state.stage, {}).setdefault(kind, []).append(state)
+    turns = []
+    for kinds in stages.values():
+        scattered = sorted(kinds, key=lambda k: ("metrics.jsonl" not in k[0], _scattered(k)))
+        # The last of a kind first: it has most to lose.
+        same = (sorted(kinds[kind], key=lambda s: -s.number) for kind in scattered)
+        turns.append([s for turn in itertools.zip_longest(*same) for s in turn if s is not None])
+    taken = [s for turn in itertools.zip_longest(*turns) for s in turn if s is not None]
+    return taken[: -(-len(states) // every)]
+
+
+def _scattered(kind: tuple[str, bool]) -> str:
+    """A key of an order that has nothing to do with that of the run."""
+    return hashlib.sha256(repr(kind).encode()).hexdigest()
 
 
 def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, Any]]:
@@ -364,7 +326,9 @@ def main() -> None:
     parser.add_argument("--config", default="configs/quickstart.py:tiny")
     parser.add_argument("--output", default="")
     parser.add_argument("--kills", type=int, default=0, help="real ones")
-    parser.add_argument("--every", type=int, default=1, help="only each n-th state")
+    parser.add_argument("--every", type=int, default=1, help="only one state of n")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no rerun begins after them")
+    parser.add_argument("--stages", default="", help="only states of these, with commas between")
     parser.add_argument("--die_at", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     args, command = parser.parse_known_args()
@@ -384,7 +348,10 @@ def main() -> None:
         saved = arrays(found.folder)
         print(f"{found.operations} operations, {len(found.states)} states", flush=True)
         records = []
-        for state in found.states[:: args.every]:
+        asked = args.stages.split(",") if args.stages else [*found.ends]
+        for state in spread([s for s in found.states if s.stage in asked], args.every):
+            if time.monotonic() - begin > 60 * args.minutes:
+                break
             differs = rerun(make, found, state)
             record = {"operation": state.operation, "number": state.number, "stage": state.stage,
                       "half": state.half, "differs": differs}  # fmt: skip
@@ -393,6 +360,7 @@ def main() -> None:
                 print(record, flush=True)
         last = rerun(make, found, found.states[-1], whole=True)
         result = {
+            "command": shlex.join(["experiments/kill_walk.py", *sys.argv[1:]]),
             "config": args.config, "operations": found.operations, "states": len(found.states),
             "tried": len(records), "differ": [r for r in records if r["differs"]],
             "stages": {s: sum(r["stage"] == s for r in records) for s in found.ends if s},

@@ -1,5 +1,6 @@
 """Killed before a file operation, and run again: the same bytes as if nothing had happened."""
 
+import os
 import pathlib
 
 import pytest
@@ -40,6 +41,33 @@ def test_the_walk_passes_every_kind_of_operation(walked):
     assert walked.operations >= len({state.number for state in walked.states}) > 60
     finished = walked.ends["report"]
     assert "done/assess.json" in finished and not any(".tmp" in name for name in finished)
+
+
+def test_only_what_changes_a_folder_is_an_operation(tmp_path):
+    (tmp_path / "old").write_text("text")
+    told = []
+    with kill_walk.watched(tmp_path, lambda event, paths: told.append((event, *paths))):
+        (tmp_path / "old").read_text()
+        os.close(os.open(tmp_path / "old", os.O_RDWR))
+        with pytest.raises(FileNotFoundError):
+            os.open(tmp_path / "none", os.O_RDWR)
+        (tmp_path / "new").write_text("text")
+        with (tmp_path / "old").open("a") as file:
+            file.write("more")
+        os.replace(tmp_path / "new", tmp_path / "newer")
+    new, old = str(tmp_path / "new"), str(tmp_path / "old")
+    renamed = ("os.rename", new, str(tmp_path / "newer"))
+    assert told == [("open", new), ("append", old), renamed]
+
+
+def test_any_beginning_of_the_states_is_spread(tmp_path):
+    def state(number, stage, operation):
+        return kill_walk.State(number, operation, stage, False, tmp_path)
+
+    states = [state(n, "pretrain", f"os.mkdir checkpoints/{n}") for n in range(1, 10)]
+    states += [state(10, "pretrain", "append metrics.jsonl"), state(11, "instruct", "open a")]
+    assert [s.number for s in kill_walk.spread(states, 3)] == [10, 11, 9, 8]
+    assert sorted(kill_walk.spread(states, 1)) == states
 
 
 def test_a_kill_between_two_writes_changes_nothing(walked):
