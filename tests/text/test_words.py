@@ -147,3 +147,11 @@ def test_words_that_say_something():
     assert content_words("喜欢咖啡") == ["喜", "欢", "咖", "啡"]
     assert content_words("조용한 카페") == ["조용한", "카페"]
     assert content_words("an ox, the cafés") == ["café"]
+
+
+@pytest.mark.parametrize("mark", ["\u00ad", "\u200b", "\u200f", "\u2060", "\ufeff", "\u202a"])
+def test_what_cannot_be_seen_parts_no_words(mark):
+    assert words.words(f"An a{mark}bbey{mark} {mark}ü") == ["an", "abbey", "ü"]
+    assert words.spelt_words(f"a{mark}bbey ü") == ["abbey", "ü"]
+    assert normal_title(f"a{mark}bbey") == "abbey"
+    assert same_title(f"{mark}Abbey Road{mark}", "Abbey Road")

@@ -43,6 +43,8 @@ _PART = regex.compile(r"[\p{L}\p{M}\p{N}]")
 _APART = regex.compile(
     rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}\p{{S}}]]\p{{M}}*|[\u3000-\u303f\uff00-\uffef]", regex.V1
 )
+# Characters without width that tell where a line may break or which way it runs.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 # Marks that writers may leave out without another word coming out: accents of Latin and Greek,
 # stress and the dots of "ё" in Cyrillic, vowel points of Arabic and Hebrew.
 _OPTIONAL = regex.compile(
@@ -73,8 +75,11 @@ def spelt_words(text: str) -> list[str]:
 
 
 def composed(text: str) -> str:
-    """The text with letters and their marks as single characters, where there are such (NFC)."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    """The text with letters and their marks as single characters, where there are such (NFC).
+
+    What cannot be seen, such as a hyphen for the end of a line, is left out: it parts no words.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
 
 def word_count(text: str) -> int:
@@ -127,7 +132,7 @@ def without_marks(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = _OPTIONAL.sub("", unicodedata.normalize("NFKD", text))
+    text = _OPTIONAL.sub("", unicodedata.normalize("NFKD", _INVISIBLE.sub("", text)))
     return unicodedata.normalize("NFC", text)
 
 

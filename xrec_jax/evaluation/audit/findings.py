@@ -137,7 +137,7 @@ class Names:
         """Such as `item 'Toy Story' (1)`, without a title `item 1`."""
         title = None if self._titles is None else self._titles[int(row)]
         name = self.dataset.item_ids[row]
-        return f"item {name}" if not title else f"item {title!r} ({name})"
+        return f"item {name}" if not title or not title.strip() else f"item {title!r} ({name})"
 
     def pair(self, user: Row, item: Row) -> str:
         """Such as `user 13, item 'Toy Story' (1)`."""
