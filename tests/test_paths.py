@@ -112,6 +112,19 @@ def test_such_a_key_with_a_wrong_name_or_value(arguments, named):
         overrides.apply(ConfigDict({"items": {"keys": 1}}), overrides.separate(arguments)[1])
 
 
+def test_a_key_that_there_is_not_is_named_with_its_group():
+    config = ConfigDict({"mesh": {"data": 1}, "seeds": (1,)})
+    right = ["--config=c.py", "--config.mesh.data=2", "--config.seeds[0]=2", "--workdir=w", "-x"]
+    overrides.check_keys(right, config)
+    for argument, message in (
+        ("--config.mesh.xyz=1", "--config.mesh.xyz: no key 'xyz'; valid: data"),
+        ("-config.mesg.data", "--config.mesg.data: no key 'mesg'; did you mean 'mesh'"),
+        ("--config.seeds.x=1", "--config.seeds.x: no key 'x'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            overrides.check_keys([*right, argument], config)
+
+
 def test_a_path_for_a_tuple_reads_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a b,c.jsonl", "it's.jsonl", "0"):

@@ -112,7 +112,9 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
     arguments, by_hand = overrides.separate(arguments)
     values = _define(name, arguments)
     if "config" in values:
-        arguments = overrides.quoted(arguments, _check_config_file(arguments))
+        config = _check_config_file(arguments)
+        overrides.check_keys(arguments, config)
+        arguments = overrides.quoted(arguments, config)
         values = _define(name, arguments)  # the library looks for overrides here
     elif by_hand:
         raise UserError(f"{name} has no flag --config.{by_hand[0].key}")

@@ -80,6 +80,35 @@ def _quoted(argument: str, config: Any) -> str:
     return f"--config.{match[1]}={(match[2],)!r}"
 
 
+def check_keys(arguments: Sequence[str], config: Any) -> None:
+    """Raises a `UserError` for an override of a key that the config has not.
+
+    Args:
+      arguments: of a verb.
+      config: of its config file; None without one.
+    """
+    for argument in arguments if config is not None else ():
+        match = _OVERRIDE.fullmatch(argument)
+        if match is not None and "[" not in match[1]:  # that is an entry of a tuple
+            _holder(config, match[1])
+
+
+def _holder(config: ConfigDict, key: str) -> ConfigDict:
+    """The group that holds a key.
+
+    Raises:
+      UserError: if there is no such key; names the nearest.
+    """
+    *groups, last = key.split(".")
+    holder: Any = config
+    for part in [*groups, last]:
+        if not isinstance(holder, ConfigDict) or part not in holder:
+            valid = list(holder) if isinstance(holder, ConfigDict) else []
+            raise UserError(f"--config.{key}: no key {part!r}{did_you_mean(part, valid)}")
+        group, holder = holder, holder[part]
+    return group
+
+
 def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
     """Sets values in a config, each read as the library reads those of other keys.
 
@@ -91,15 +120,10 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
       UserError: names the key that there is not, or the value that does not fit.
     """
     for key in dict.fromkeys(override.key for override in overrides):
-        *groups, last = key.split(".")
-        holder: Any = config
-        for place, part in enumerate([*groups, last]):
-            if not isinstance(holder, ConfigDict) or part not in holder:
-                valid = list(holder) if isinstance(holder, ConfigDict) else []
-                raise UserError(f"--config.{key}: no key {part!r}{did_you_mean(part, valid)}")
-            if place < len(groups):
-                holder = holder[part]
-        holder[last] = _read(holder, key, [one.text for one in overrides if one.key == key])
+        holder = _holder(config, key)
+        holder[key.split(".")[-1]] = _read(
+            holder, key, [one.text for one in overrides if one.key == key]
+        )
 
 
 def _read(holder: ConfigDict, key: str, texts: Sequence[str]) -> Any:
