@@ -15,8 +15,9 @@ the inside of checkpoints, whose names must be the same. At the end the last sta
 of the run, and the arrays of all checkpoints are compared.
 
 All of it takes hours where there is a language model. `--every=N` takes one state of N,
-`--stages=pretrain,instruct` those of some stages, `--minutes=M` begins no rerun after M minutes;
-the states are so ordered that any beginning of them is spread over stages and kinds of operations.
+`--stages=pretrain,instruct` those of some stages, `--minutes=M` begins no rerun later than M
+minutes after the undisturbed run; the states are so ordered that any beginning of them is spread
+over stages and kinds of operations.
 
 `--kills=N` adds real ones: SIGKILL hits processes of their own before operations that are spread
 over the run, and each is run to its end in another one.
@@ -327,7 +328,7 @@ def main() -> None:
     parser.add_argument("--output", default="")
     parser.add_argument("--kills", type=int, default=0, help="real ones")
     parser.add_argument("--every", type=int, default=1, help="only one state of n")
-    parser.add_argument("--minutes", type=float, default=1e9, help="no rerun begins after them")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of reruns")
     parser.add_argument("--stages", default="", help="only states of these, with commas between")
     parser.add_argument("--die_at", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
@@ -347,10 +348,10 @@ def main() -> None:
         found = walk(make, folder / "run", folder / "copies")
         saved = arrays(found.folder)
         print(f"{found.operations} operations, {len(found.states)} states", flush=True)
-        records = []
+        records, walked = [], time.monotonic()
         asked = args.stages.split(",") if args.stages else [*found.ends]
         for state in spread([s for s in found.states if s.stage in asked], args.every):
-            if time.monotonic() - begin > 60 * args.minutes:
+            if time.monotonic() - walked > 60 * args.minutes:
                 break
             differs = rerun(make, found, state)
             record = {"operation": state.operation, "number": state.number, "stage": state.stage,
