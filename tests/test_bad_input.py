@@ -277,6 +277,7 @@ def test_checkpoint_of_another_shape(copied, capsys):
     config = json.loads(path.read_text())
     config["recommend"]["bpr"]["hparams"]["dim"] = 16
     path.write_text(json.dumps(config))
+    (copied / "run" / "done" / "config.json").unlink()  # else the other value is refused
     refuses(capsys, copied, ["evaluate", f"--workdir={copied}/run"], "embedding", "12", "16")
 
 

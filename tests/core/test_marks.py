@@ -85,10 +85,11 @@ def test_changed_figures_and_lines_are_named(root):
     Marks(root).check_section("metrics", "judge", timed)  # times are nobody's figures
 
 
-def test_a_mark_that_is_taken_can_be_put_back(root):
+def test_a_mark_that_is_removed_can_be_put_back(root):
     before = (root / "done" / "judge.json").read_text()
-    text = Marks(root).take("judge")
-    assert Marks(root).missing("judge", []) is None and Marks(root).take("judge") == ""
+    text = Marks(root).text("judge")
+    Marks(root).remove("judge")
+    assert Marks(root).missing("judge", []) is None and Marks(root).text("judge") == ""
     Marks(root).put("judge", text)
     assert (root / "done" / "judge.json").read_text() == before
 

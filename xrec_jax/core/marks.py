@@ -101,17 +101,14 @@ class Marks:
         else:
             files.write_json(path, settings)
 
-    def take(self, stage: str) -> str:
-        """Removes a mark; its text, "" if there is none."""
+    def text(self, stage: str) -> str:
+        """Content of a mark, "" if there is none."""
         path = self._path(stage)
-        text = path.read_text() if path.exists() else ""
-        self.remove(stage)
-        return text
+        return path.read_text() if path.exists() else ""
 
     def put(self, stage: str, text: str) -> None:
-        """Writes a mark back that `take` removed."""
-        if text:
-            files.write_text(self._path(stage), text)
+        """Writes a mark back as it was."""
+        files.write_text(self._path(stage), text)
 
     def missing(self, stage: str, sections: Iterable[str]) -> list[str] | None:
         """What a marked stage left and is not there any more; None if it has no mark.

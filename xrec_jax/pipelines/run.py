@@ -140,16 +140,32 @@ def _remade(name: str, gone: list[str], rundir: RunDir) -> Iterator[None]:
     Raises:
       UserError: if the stage did not make again what was gone; its mark stays then.
     """
-    mark = rundir.marks.take(name) if is_first() else ""
-    yield
-    for file in gone:
-        if "/" in file and not (rundir.path / file).exists():
-            if is_first():
-                rundir.marks.put(name, mark)
+    with _mark_kept(name, rundir):
+        rundir.reopen(name)
+        yield
+        for file in gone:
+            if "/" not in file or (rundir.path / file).exists():
+                continue
             raise UserError(
                 f"{rundir.path / file} is gone, and stage {name!r}, which left it, does not make "
                 "it alone again; put it back, or use another --workdir"
             )
+
+
+@contextlib.contextmanager
+def _mark_kept(name: str, rundir: RunDir) -> Iterator[None]:
+    """Puts the mark of a stage back where a mistake ends it before it changed what it had left."""
+    mark = rundir.marks.text(name) if is_first() else ""
+    try:
+        yield
+    except UserError:
+        if mark and is_first():
+            rundir.marks.put(name, mark)
+            try:
+                rundir.gone(name)
+            except UserError:  # something is written anew already, so the mark is of the past
+                rundir.marks.remove(name)
+        raise
 
 
 def _mark(name: str, config: Any, rundir: RunDir) -> None:
@@ -175,6 +191,7 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
         if is_first():
             files.remove_leftovers(rundir.path, below=True)
         for name, stage in zip(config.stages, stages, strict=True):
-            stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
+            with _mark_kept(name, rundir):
+                stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
             _mark(name, config, rundir)
     return rundir
