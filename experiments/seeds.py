@@ -39,6 +39,8 @@ from xrec_jax.core.errors import UserError  # noqa: E402
 from xrec_jax.core.files import read_json, write_json  # noqa: E402
 from xrec_jax.pipelines.report.tables import text_table  # noqa: E402
 
+_P_VALUE = re.compile(r"(^|[/_])p$")  # nothing to average
+
 
 def predicted(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of a figure over runs, and the interval that one further run falls into.
@@ -67,7 +69,7 @@ def predicted(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def together(runs: Sequence[Mapping[str, Any]], pattern: str) -> dict[str, Any]:
-    """`predicted` of every figure that all runs have and whose name matches.
+    """`predicted` of every figure that all runs have and whose name matches, but for p-values.
 
     Args:
       runs: contents of `evaluation.json`.
@@ -81,7 +83,7 @@ def together(runs: Sequence[Mapping[str, Any]], pattern: str) -> dict[str, Any]:
         for system, figures in systems.items():
             for name in figures:
                 everywhere = [run.get(stage, {}).get(system, {}).get(name) for run in runs]
-                if not re.search(pattern, f"{stage}/{system}/{name}"):
+                if not re.search(pattern, f"{stage}/{system}/{name}") or _P_VALUE.search(name):
                     continue
                 if any(one is None or one.get("value") is None for one in everywhere):
                     continue

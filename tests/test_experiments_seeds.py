@@ -37,8 +37,10 @@ def test_coverage_of_a_further_run():
 
 def test_figures_that_all_runs_have():
     first = {"assess": {"tuned": {"planted/f1": _figure(0.4), "text/words": _figure(9.0)}}}
+    first["assess"]["tuned"] |= {"planted/p": _figure(0.01), "planted/f1_p": _figure(0.01)}
     second = {"assess": {"tuned": {"planted/f1": _figure(0.6)}, "base": {"planted/f1": _figure(0)}}}
-    table = together([first, second], r"f1$|words")
+    second["assess"]["tuned"] |= {"planted/p": _figure(0.02), "planted/f1_p": _figure(0.02)}
+    table = together([first, second], r"f1$|words|p$")
     assert table.keys() == {"assess/tuned"}
     assert table["assess/tuned"].keys() == {"planted/f1"}
     assert table["assess/tuned"]["planted/f1"]["values"] == [0.4, 0.6]
