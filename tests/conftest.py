@@ -2,6 +2,16 @@
 
 import os
 import pathlib
+import signal
+
+# Tests send signals; whoever started them (`nohup`, a shell's background job) may ignore some.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",

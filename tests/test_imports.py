@@ -21,6 +21,7 @@ def stranger(finished, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(finished, workdir)
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"imports": ["stranger_code"]}))
+    (workdir / "done" / "config.json").unlink()  # a stranger's own run was started so
     (tmp_path / "stranger_code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield workdir, ran.exists

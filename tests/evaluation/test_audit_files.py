@@ -213,11 +213,19 @@ def test_run_directory(tmp_path):
         for n in (2, 3, 4)
     ]
     answers = [
-        {"prompt_hash": f"h{n}", "explainer": "tuned", "text": f"Go to place {n}.", "stop": "eos"}
+        {
+            "user": str(n),
+            "item": str(n),
+            "prompt_hash": f"h{n}",
+            "explainer": "tuned",
+            "text": f"Go to place {n}.",
+            "stop": "eos",
+        }
         for n in (2, 3, 4)
     ]
     answers[1]["stop"] = "length"
-    verdict = {"prompt_hash": "h2", "first": "base", "second": "tuned", "p_first": 0.25}
+    verdict = {"user": "2", "item": "2", "prompt_hash": "h2", "first": "base", "second": "tuned"}
+    verdict |= {"p_first": 0.25}
     for name, records in {
         "instructions/train": instructions,
         "instructions/held_out": [{"prompt": prompts[0], "completion": "Near."}],

@@ -110,7 +110,7 @@ BAD = {
         ["import-hf", "--path={folder}/empty", "--output={folder}/o"], "config.json",
     ),
     "import of an adapter": (
-        ["import-hf", "--path={folder}/adapter", "--output={folder}/o"], "config.json",
+        ["import-hf", "--path={folder}/adapter", "--output={folder}/o"], "is an adapter, not",
     ),
     "import onto something": (
         ["import-hf", "--path={folder}/base", "--output={folder}/adapter"], "not empty",

@@ -260,7 +260,7 @@ DAMAGE = {
     "cut to nothing": (_bytes(lambda b: b[:4]), "model.safetensors", "not a safetensors file"),
     "empty": (_bytes(lambda b: b""), "model.safetensors", "not a safetensors file"),
     "longer": (_bytes(lambda b: b + b"x"), "model.safetensors", "damaged"),
-    "a pointer": (_bytes(lambda b: b"version https://git-lfs.github.com/spec/v1"), "not a safeten"),
+    "a pointer": (_bytes(lambda b: b"version https://git-lfs.github.com/spec/v1"), "of Git LFS"),
     "header no JSON": (_bytes(lambda b: b[:8] + b"x" + b[9:]), "model.safetensors", "no JSON"),
     "header no object": (_bytes(lambda b: (2).to_bytes(8, "little") + b"[]"), "no JSON object"),
     "entry without a shape": (_header(lambda h: h[KERNEL].pop("shape")), KERNEL, "damaged header"),

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel import mesh as mesh_lib
+from xrec_jax.parallel import rendezvous
 from xrec_jax.parallel.distributed import initialize, is_first
 from xrec_jax.parallel.mesh import make_mesh, sharding, use_mesh
 
@@ -130,13 +131,16 @@ def test_several_processes_need_all_three_settings(monkeypatch):
     monkeypatch.setenv("XREC_PROCESSES", "2")
     with pytest.raises(UserError, match="XREC_PROCESS "):
         initialize()
-    started = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: started.append((a, k)))
+    started, gathered = [], []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: started.append(k))
+    monkeypatch.setattr(rendezvous, "gather", lambda *a, **k: gathered.append((a, k)))
     initialize(process=1)
     settings = {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 1}
-    assert started == [((), settings)]
+    assert len(started) == 1 and settings.items() <= started[0].items()
+    (((where,), how),) = gathered  # before JAX starts
+    assert where == "localhost:1" and (how["process"], how["processes"]) == (1, 2)
     initialize("auto")
-    assert started[1:] == [((), {})]
+    assert len(gathered) == 1 and not settings.keys() & started[1].keys()
     monkeypatch.delenv("XREC_COORDINATOR")
     with pytest.raises(UserError, match="XREC_PROCESSES set without XREC_COORDINATOR"):
         initialize()  # else every host would run alone, in the same directory

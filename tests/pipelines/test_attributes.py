@@ -333,7 +333,10 @@ def test_tuning_that_breaks_the_weights_leaves_no_adapter(directory, tmp_path, e
         (dict(max_new_tokens=0), "attributes.max_new_tokens=0 must be at least 1"),
         (dict(max_new_tokens=120), "max_new_tokens=120 more do not fit the 128"),
         (dict(length=500), "attributes.length=500, but the model takes 128"),
-        (dict(length=9), "attributes, training questions: example 0 has .* more than the 9"),
+        (
+            dict(length=9),
+            "attributes, training questions: .* has 38 tokens, more than the 9",
+        ),
     ],
 )
 def test_bad_settings_are_refused(directory, tmp_path, changed, message):
