@@ -8,6 +8,7 @@ from tests import tiny
 from xrec_jax.core import memory
 from xrec_jax.core.errors import UserError
 from xrec_jax.pipelines import defaults, run, sizes
+from xrec_jax.pipelines.defaults.training import check_training, training_defaults
 
 GIB = 1 << 30
 HUGE = 10**9
@@ -42,6 +43,7 @@ def test_what_works_is_not_refused():
         "ranking.resamples", "recommend.bpr.train.batch_size", "recommend.bpr.hparams.dim",
         "recommend.bpr.hparams.negatives", "recommend.sasrec.hparams.length",
         "recommend.sasrec.hparams.inner", "recommend.lightgcn.hparams.layers",
+        "recommend.bpr.train.prefetch",
     ],
 )  # fmt: skip
 def test_a_size_of_a_recommender(key):
@@ -58,7 +60,7 @@ def test_a_size_of_a_recommender(key):
         "llm.vocab_size", "llm.hidden_size", "llm.intermediate_size", "llm.num_layers",
         "instruct.lora.rank", "judge.lora.rank", "joint.lora.rank", "instruct.length",
         "pretrain.train.batch_size", "instruct.train.batch_size", "joint.rollout.per_round",
-        "attributes.max_new_tokens", "joint.explain.max_new_tokens",
+        "attributes.max_new_tokens", "joint.explain.max_new_tokens", "instruct.train.prefetch",
     ],
 )  # fmt: skip
 def test_a_size_of_a_language_model(key):
@@ -71,6 +73,15 @@ def test_a_stage_that_does_not_run_needs_nothing():
     with config.unlocked():
         config.update_from_flattened_dict({"instruct.length": HUGE, "llm.num_layers": HUGE})
     checked(config)
+
+
+def test_counts_beyond_32_bits():
+    train = training_defaults()
+    train.epochs = 2**31 - 1
+    check_training(train, "recommend.bpr.train", [train.metric])
+    train.epochs = 2**31
+    with pytest.raises(UserError, match=r"^x\.train\.epochs=2147483648 must be at most 2147483647"):
+        check_training(train, "x.train", [train.metric])
 
 
 def test_nothing_is_written(tmp_path):

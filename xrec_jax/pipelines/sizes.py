@@ -101,6 +101,8 @@ def _recommender(system: Any, where: str, data: RunData) -> Iterator[Need]:
     batch = _whole(system.train.batch_size)
     rows = 4 * batch * (length + dim)
     yield Need(f"{where}.train.batch_size", batch, rows, "the rows of a batch and their vectors")
+    ahead = _whole(system.train.prefetch)
+    yield Need(f"{where}.train.prefetch", ahead, 4 * batch * ahead, "the batches prepared ahead")
     if count := values.get("negatives", 0):
         yield Need(f"{where}.hparams.negatives", count, 4 * batch * count, "those of a batch")
 
@@ -153,6 +155,9 @@ def _section(section: Any, where: str, shape: LlamaConfig) -> Iterator[Need]:
         yield Need(f"{where}.length", length, length * 2 * shape.hidden_size, "one row")
         size = batch * length * (4 + 2 * shape.hidden_size // parts)
         yield Need(f"{where}.train.batch_size", batch, size, "the rows and their hidden states")
+        ahead = _whole(train.get("prefetch", 1))
+        size = 4 * batch * length * ahead
+        yield Need(f"{where}.train.prefetch", ahead, size, "the batches prepared ahead")
     for key, value in _named(values, "max_new_tokens"):
         size = 4 * value * shape.num_layers * shape.num_kv_heads * shape.head_dim
         yield Need(f"{where}.{key}", value, size, "keys and values of one answer")

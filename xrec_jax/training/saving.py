@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etils import epath
+from jax import process_count
 
 from xrec_jax.core.disk import WRITING, error_code
 from xrec_jax.parallel.distributed import is_first
@@ -39,10 +40,12 @@ class BackgroundWrite(threading.Thread):
     def failed(self) -> bool:
         """Whether the write has failed, as far as is known; returns at once.
 
-        Orbax raises an error only after a barrier of all processes, which may take minutes to be
-        given up where a peer is stuck in another one; what it logs is known at once.
+        With several processes Orbax raises an error only after a barrier of all of them, which may
+        take minutes to be given up where a peer is stuck in another one; what it logs is known at
+        once. A log record does not say which write it is of, and may come late, so with one process
+        only what the write itself raises counts.
         """
-        if self.error is None and (logged := _orbax_filter().errors):
+        if self.error is None and process_count() > 1 and (logged := _orbax_filter().errors):
             self.error = logged[0]
         return self.error is not None
 

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 
+_MOST = 2**31 - 1
+
 
 def training_defaults() -> ConfigDict:
     """How a model is trained."""
@@ -78,6 +80,8 @@ def check_training(train: Any, where: str, metrics: Sequence[str]) -> None:
     for key in ("batch_size", "epochs", "evaluate_every", "checkpoint_every", "prefetch"):
         if train[key] < 1:
             raise UserError(f"{where}.{key}={train[key]} must be positive")
+        if train[key] > _MOST:  # steps are counted in 32 bits on the device
+            raise UserError(f"{where}.{key}={train[key]} must be at most {_MOST}")
     for key in ("log_every", "patience"):
         if train[key] < 0:
             raise UserError(f"{where}.{key}={train[key]} must not be negative")
