@@ -9,7 +9,7 @@ NDCG@20. Expected figures and the time they take stand in README.md.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:

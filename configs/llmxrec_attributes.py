@@ -16,7 +16,7 @@ occupation .221 are the majority's own figures, age within 5 years .400 (the con
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/llmxrec"
 

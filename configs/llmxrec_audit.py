@@ -13,7 +13,7 @@ refusals by ChatGLM2, 174 attribute answers that do not parse.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/llmxrec"
 

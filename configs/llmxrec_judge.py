@@ -20,7 +20,7 @@ ml-100k, steam) against 75.65, 85.29 and 75.50 %. Its time was not measured on a
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/llmxrec"
 

@@ -25,7 +25,7 @@ reasoned from memory needs.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:

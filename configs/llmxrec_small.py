@@ -13,7 +13,7 @@ is left out. `:tiny` needs no files.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/llmxrec"
 

@@ -12,7 +12,7 @@ perplexity of the explanations 2.3 (base 9,443) with seed 0. `:tiny` shrinks it 
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:

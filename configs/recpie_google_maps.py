@@ -9,7 +9,7 @@ log-probability of valid users' places; NDCG@10 of the explained users .0495 alo
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/google-maps"
 

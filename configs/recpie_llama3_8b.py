@@ -11,7 +11,7 @@ test without files.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 DATA = "../shared/data/google-maps"
 

@@ -15,7 +15,7 @@ table.
 
 from ml_collections import ConfigDict
 
-from xrec_jax.pipelines import defaults
+from xrec_jax import defaults
 
 ABLATIONS = {
     # What the recommender reads instead of trained explanations; nothing is trained jointly.

@@ -30,22 +30,23 @@ from typing import Any
 
 import numpy as np
 
+from xrec_jax.commands.run import run as run_stages
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import write_json
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage.files import write_json
+from xrec_jax.data.run_data import RunData, prepare
 from xrec_jax.evaluation.bias import Comparison, compare_groups, explanation_figures
-from xrec_jax.evaluation.grounding import Grounder, ground_pairs, vocabulary_of
-from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
-from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import corpora, language
-from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.meshes import saved_mesh
-from xrec_jax.pipelines.prompting import visits_to_explain
-from xrec_jax.pipelines.run import run as run_stages
-from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.building import Case, build_instructions
-from xrec_jax.text.explanations import Length
-from xrec_jax.text.instructions import Instruction, write_instructions
-from xrec_jax.text.sampling import one_answer_each, select
+from xrec_jax.evaluation.texts.grounding import Grounder, ground_pairs, vocabulary_of
+from xrec_jax.llm import run_base
+from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.parallel.mesh import saved_mesh, use_mesh
+from xrec_jax.run_config import read_config
+from xrec_jax.tasks import instructions, prompting
+from xrec_jax.tasks.prompting import visits_to_explain
+from xrec_jax.text.records.instructions import Instruction, write_instructions
+from xrec_jax.text.records.splits import one_answer_each, select
+from xrec_jax.text.synthetic.explanations import Length
+from xrec_jax.text.synthetic.instructions import Case, build_instructions
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = ("woman", "man")
@@ -65,7 +66,7 @@ class Writer:
     """
 
     def __init__(self, config: Any, data: RunData, tokenizer: Tokenizer):
-        self.prompting = corpora.prompting(config.instruct, data, tokenizer)
+        self.prompting = prompting.prompting(config.instruct, data, tokenizer)
         self.data = data
         users = data.dataset.users
         self.gender = [] if users is None else users["gender"].to_list()
@@ -160,12 +161,12 @@ def tune(config: Any, args: argparse.Namespace, name: str, path: pathlib.Path) -
 
 def answers_of(rundir: RunDir, prompts: Sequence[str], tuned: bool) -> list[str]:
     """Answers of the adapter of an arm, or of its base."""
-    config = rundir.config()
+    config = read_config(rundir)
     with use_mesh(saved_mesh(config)) as mesh:
-        base = language.load_base(config, rundir, mesh)
-        adapters = {"tuned": language.tuned_adapter(rundir, base)} if tuned else {}
-        lm = language.language_model(config, base, adapters)
-        records = language.answer(config, lm, prompts, "tuned" if tuned else None)
+        base = run_base.load_base(config, rundir, mesh)
+        adapters = {"tuned": run_base.tuned_adapter(rundir, base)} if tuned else {}
+        lm = run_base.language_model(config, base, adapters)
+        records = run_base.answer(config, lm, prompts, "tuned" if tuned else None)
     return [record["text"] for record in records]
 
 
@@ -236,7 +237,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
         path = folder / f"{name}.jsonl"
         write_instructions(path, pool)
         rundir = tune(config, args, name, path)
-        used = corpora.read_instructions(rundir.path / "instructions" / "train.jsonl")
+        used = instructions.read_instructions(rundir.path / "instructions" / "train.jsonl")
         result["sets"][name] = words_by_group(used)
         for explainer, tuned in ((("base", False),) if not figures else ()) + ((name, True),):
             texts = answers_of(rundir, prompts, tuned)

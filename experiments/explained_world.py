@@ -9,13 +9,14 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from xrec_jax.llm.bpe import train_bpe
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.hf import Generation
-from xrec_jax.llm.hf_export import save_params
-from xrec_jax.pipelines import defaults, run
-from xrec_jax.pipelines.cases import Asked, CaseMaker
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax import defaults
+from xrec_jax.commands import run
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.llm.io.bpe import train_bpe
+from xrec_jax.llm.io.hf import Generation
+from xrec_jax.llm.io.hf_export import save_params
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.tasks.requests import Asked, CaseMaker
 
 _TEXTS = 400  # prompts that the tokenizer is trained on
 
@@ -53,8 +54,8 @@ def make(
     config.instruct.samples.max_new_tokens = max_new_tokens
     config.llm.generation_batch = batch
     rundir = run.run(config, workdir)
-    from xrec_jax.llm.llama import Llama
-    from xrec_jax.pipelines.datasets import prepare
+    from xrec_jax.data.run_data import prepare
+    from xrec_jax.llm.model.llama import Llama
 
     maker = CaseMaker(config, prepare(config.data))
     step = max(1, users // _TEXTS)

@@ -25,20 +25,20 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from xrec_jax.api import Run
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import read_json_lines, write_json
-from xrec_jax.evaluation.planted import (
+from xrec_jax.core.storage.files import read_json_lines, write_json
+from xrec_jax.evaluation.faithfulness.planted import (
     ATTRIBUTES,
     PlantedScores,
     compare,
     score_texts,
     world_vocabulary,
 )
-from xrec_jax.pipelines import assess
-from xrec_jax.pipelines.session import Run
-from xrec_jax.text.explanations import explain
-from xrec_jax.text.records import join
-from xrec_jax.text.template_explainer import unfaithful_explanation
+from xrec_jax.stages import assess
+from xrec_jax.text.records.explanations import join
+from xrec_jax.text.synthetic.explanations import explain
+from xrec_jax.text.synthetic.template_explainer import unfaithful_explanation
 
 ROOT = epath.Path(__file__).resolve().parents[1]
 COLUMNS = ("planted/precision", "planted/recall", "planted/f1", "planted/micro_f1")

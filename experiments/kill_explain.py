@@ -28,7 +28,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # works without an installation, too
 
-from xrec_jax.core import files  # noqa: E402
+from xrec_jax.core.storage import files  # noqa: E402
 
 SIZES = dict(
     vocab_size=1024, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
@@ -148,14 +148,14 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     import jax
 
     from experiments import explained_world
-    from xrec_jax.pipelines import export
+    from xrec_jax.commands import recommend
 
     draw, program, run = random.Random(args.seed), args.program.split(), folder / "run"
     explained_world.make(
         run, users=args.users, items=400, visits=8.0, history=0, max_new_tokens=3, batch=512,
         sizes=SIZES,
     )  # fmt: skip
-    export.recommend(
+    recommend.recommend(
         str(run), users="all", top_k=args.top_k, output=str(folder / "recommended.jsonl")
     )
     job = Job(program, run, folder / "killed.jsonl", "all", args)

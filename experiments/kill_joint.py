@@ -32,7 +32,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # works without an installation, too
 
-from xrec_jax.core import files  # noqa: E402
+from xrec_jax.core.storage import files  # noqa: E402
 
 
 class Run:

@@ -23,9 +23,9 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
 
-_ROUND = "tests/pipelines/test_joint_round.py::"
-_INSIDE = "tests/pipelines/test_joint_inside.py::"
-_JOINT_ROUND = "xrec_jax/pipelines/joint_round.py"
+_ROUND = "tests/joint/test_round.py::"
+_INSIDE = "tests/joint/test_inside.py::"
+_JOINT_ROUND = "xrec_jax/joint/round.py"
 
 _JOINT = (
     Mutant(
@@ -59,7 +59,7 @@ _JOINT = (
         (_INSIDE + "test_every_training_state_is_drawn_before_any_comes_again",),
     ),
     Mutant(
-        "greedy_rollouts", "xrec_jax/pipelines/joint_setup.py",
+        "greedy_rollouts", "xrec_jax/joint/setup.py",
         "return Sampling(temperature=self.asked.rollout.temperature)",
         "return Sampling(temperature=0.0)",
         (_ROUND + "test_rollouts_are_drawn_from_the_policy",),
@@ -92,49 +92,49 @@ _JOINT = (
         (_ROUND + "test_the_weight_of_the_kl_follows_its_target",),
     ),
     Mutant(
-        "kl_pays", "xrec_jax/training/advantages.py",
+        "kl_pays", "xrec_jax/training/rl/advantages.py",
         "return advantages - penalty, score - penalty",
         "return advantages + penalty, score - penalty",
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
-        "kl_within_the_group", "xrec_jax/training/advantages.py",
+        "kl_within_the_group", "xrec_jax/training/rl/advantages.py",
         "group_advantages(score[:, 0], groups",
         "group_advantages((score - penalty)[:, 0], groups",
         ("tests/training/test_advantages.py::test_equal_scores_stay_equal_beside_a_kl",),
     ),
     Mutant(
-        "parameters_chosen_on_test_users", "xrec_jax/pipelines/joint_systems.py",
+        "parameters_chosen_on_test_users", "xrec_jax/joint/controls.py",
         'fused.evaluate("few", params, frozen, read)',
         'fused.evaluate("test", params, frozen, read)',
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
-        "looked_at_events_are_test_events", "xrec_jax/pipelines/joint_recommender.py",
+        "looked_at_events_are_test_events", "xrec_jax/joint/recommender.py",
         "few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))",
         "few = split.test.take(np.isin(split.test.user, self.setup.valid_users))",
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
-        "valid_users_read_test_texts", "xrec_jax/pipelines/joint_recommender.py",
+        "valid_users_read_test_texts", "xrec_jax/joint/recommender.py",
         'rows = states.rows(TEST if group == "test" else VALID)',
         "rows = states.rows(TEST)",
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
-        "valid_lists_of_test_candidates", "xrec_jax/pipelines/joint_rerank.py",
+        "valid_lists_of_test_candidates", "xrec_jax/joint/reranker.py",
         'rows = states.rows(TEST if group == "test" else VALID)',
         "rows = states.rows(TEST)",
-        ("tests/pipelines/test_joint_items.py::test_lists_are_ranked_as_sorted_anew",),
+        ("tests/joint/test_granularity.py::test_lists_are_ranked_as_sorted_anew",),
     ),
     Mutant(
-        "shuffled_texts_are_ones_own", "xrec_jax/pipelines/joint_systems.py",
+        "shuffled_texts_are_ones_own", "xrec_jax/joint/controls.py",
         "array[rows] = array[other]",
         "array[rows] = array[rows]",
         (_INSIDE + "test_shuffled_texts_are_those_of_other_users",),
     ),
     Mutant(
-        "another_user_is_the_same", "xrec_jax/pipelines/joint_recommender.py",
+        "another_user_is_the_same", "xrec_jax/joint/recommender.py",
         "    return place\n",
         "    return np.arange(len(users))\n",
         (
@@ -143,25 +143,25 @@ _JOINT = (
         ),
     ),
     Mutant(
-        "rewarded_against_ones_own_text", "xrec_jax/pipelines/joint_recommender.py",
+        "rewarded_against_ones_own_text", "xrec_jax/joint/recommender.py",
         '"other_encoding": encoding[other], "other_present": present[other],',
         '"other_encoding": encoding[places], "other_present": present[places],',
-        ("tests/pipelines/test_joint_setup.py::test_a_text_is_worth_its_mean_over_the_targets",),
+        ("tests/joint/test_setup.py::test_a_text_is_worth_its_mean_over_the_targets",),
     ),
     Mutant(
-        "pretrained_on_held_out_visits", "xrec_jax/pipelines/corpora.py",
+        "pretrained_on_held_out_visits", "xrec_jax/tasks/instructions.py",
         "histories = Histories.of([data.split.train], data.dataset.num_users)",
         "histories = Histories.of([data.dataset.interactions], data.dataset.num_users)",
-        ("tests/pipelines/test_corpora.py::test_no_held_out_visit_is_pretrained_on",),
+        ("tests/tasks/test_pretraining.py::test_no_held_out_visit_is_pretrained_on",),
     ),
     Mutant(
-        "readings_of_held_out_reviews", "xrec_jax/pipelines/joint_world.py",
+        "readings_of_held_out_reviews", "xrec_jax/joint/states/world.py",
         "reviews, train = world.reviews, data.learned",
         "reviews, train = world.reviews, data.dataset.interactions",
-        ("tests/pipelines/test_corpora.py::test_no_held_out_visit_is_pretrained_on",),
+        ("tests/tasks/test_pretraining.py::test_no_held_out_visit_is_pretrained_on",),
     ),
     Mutant(
-        "warm_start_without_an_end", "xrec_jax/pipelines/joint_policy.py",
+        "warm_start_without_an_end", "xrec_jax/joint/actor.py",
         "answers = [[*row, tokenizer.eos_id] for row in ids]",
         "answers = [[*row] for row in ids]",
         (_INSIDE + "test_the_warm_start_learns_to_end",),
@@ -173,38 +173,38 @@ _JOINT = (
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
-        "texts_of_the_last_round", "xrec_jax/pipelines/joint_systems.py",
+        "texts_of_the_last_round", "xrec_jax/joint/controls.py",
         'JOINT: self.state.best["policy"], "sft"',
         'JOINT: self.state.policy["params"]["policy"], "sft"',
         (_INSIDE + "test_final_texts_are_the_best_explainers",),
     ),
     Mutant(
-        "recommender_learns_from_rolled_out_users", "xrec_jax/pipelines/joint_setup.py",
+        "recommender_learns_from_rolled_out_users", "xrec_jax/joint/setup.py",
         "return self.states.divided(self.asked.rollout.held_out)[0]",
         "return self.states.divided(self.asked.rollout.held_out)[1]",
-        ("tests/pipelines/test_joint_setup.py::test_lessons_are_those_of_a_plain_loop",),
+        ("tests/joint/test_setup.py::test_lessons_are_those_of_a_plain_loop",),
     ),
     Mutant(
-        "taught_users_counted", "xrec_jax/pipelines/joint.py",
+        "taught_users_counted", "xrec_jax/stages/joint.py",
         "kept &= ~np.isin(users, setup.taught_users)",
         "kept &= kept",
-        ("tests/pipelines/test_joint_again.py::test_evaluate_gives_the_same_figures",),
+        ("tests/joint/test_again.py::test_evaluate_gives_the_same_figures",),
     ),
 )  # fmt: skip
 
-_RANKING = "xrec_jax/evaluation/ranking.py"
+_RANKING = "xrec_jax/evaluation/ranking/evaluator.py"
 _RECOMMEND = (
     Mutant(
-        "trained_on_test_events", "xrec_jax/pipelines/datasets.py",
+        "trained_on_test_events", "xrec_jax/data/run_data.py",
         "            return train\n",
         "            return self.dataset.interactions\n",
-        ("tests/pipelines/test_run.py::test_no_held_out_event_is_trained_on",),
+        ("tests/commands/test_run.py::test_no_held_out_event_is_trained_on",),
     ),
     Mutant(
-        "epochs_chosen_on_the_test", "xrec_jax/pipelines/train_recommender.py",
+        "epochs_chosen_on_the_test", "xrec_jax/training/recommender.py",
         'evaluate=lambda s: self.evaluate("valid", s.params, s.frozen)',
         'evaluate=lambda s: self.evaluate("test", s.params, s.frozen)',
-        ("tests/pipelines/test_run.py::test_epochs_are_chosen_on_validation_events",),
+        ("tests/commands/test_run.py::test_epochs_are_chosen_on_validation_events",),
     ),
     Mutant(
         "seen_items_not_masked", _RANKING,
@@ -212,7 +212,7 @@ _RECOMMEND = (
         '"seen": np.full((len(rows), width), -1, np.int32)}',
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
-            "tests/pipelines/test_run.py::test_ranks_are_those_of_a_plain_loop",
+            "tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",
         ),
     ),
     Mutant(
@@ -221,11 +221,11 @@ _RECOMMEND = (
         "per_target[0, place] = np.roll(batch.masked[: len(users)], 1, axis=0)[real]",
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
-            "tests/pipelines/test_run.py::test_ranks_are_those_of_a_plain_loop",
+            "tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",
         ),
     ),
     Mutant(
-        "ties_counted_for_the_target", "xrec_jax/evaluation/ranks.py",
+        "ties_counted_for_the_target", "xrec_jax/evaluation/ranking/ranks.py",
         "not_lower = ~(scores[:, None, :] < own[:, :, None]) & (ids < num_items)",
         "not_lower = (scores[:, None, :] > own[:, :, None]) & (ids < num_items)",
         ("tests/evaluation/test_ranks.py::test_ranks_hand_worked",),
@@ -237,22 +237,22 @@ _RECOMMEND = (
         ("tests/data/test_splits.py::test_leave_one_out",),
     ),
     Mutant(
-        "test_without_the_validation_event", "xrec_jax/pipelines/train_recommender.py",
+        "test_without_the_validation_event", "xrec_jax/training/recommender.py",
         '"test": ([split.train, split.valid], split.test),',
         '"test": ([split.train], split.test),',
-        ("tests/pipelines/test_run.py::test_ranks_are_those_of_a_plain_loop",),
+        ("tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",),
     ),
 )  # fmt: skip
 
 _LANGUAGE = (
     Mutant(
-        "prompt_tokens_trained", "xrec_jax/llm/tokenizer.py",
+        "prompt_tokens_trained", "xrec_jax/llm/io/tokenizer.py",
         "[False] * len(begin) + [True] * len(answer)",
         "[True] * len(begin) + [True] * len(answer)",
         ("tests/llm/test_tokenizer.py::test_without_a_template",),
     ),
     Mutant(
-        "eos_not_trained", "xrec_jax/llm/tokenizer.py",
+        "eos_not_trained", "xrec_jax/llm/io/tokenizer.py",
         "[False] * len(begin) + [True] * len(answer)",
         "[False] * len(begin) + [True] * (len(answer) - 1) + [False]",
         ("tests/llm/test_tokenizer.py::test_without_a_template",),
@@ -270,31 +270,31 @@ _LANGUAGE = (
         ("tests/data/test_packing.py::test_a_row_by_hand",),
     ),
     Mutant(
-        "held_out_prompts_tuned_on", "xrec_jax/pipelines/corpora.py",
+        "held_out_prompts_tuned_on", "xrec_jax/tasks/instructions.py",
         "train = [one for one in made[spare:] if one.group not in groups]",
         "train = made",
-        ("tests/pipelines/test_corpora.py::test_a_world_is_split_by_prompt",),
+        ("tests/tasks/test_pretraining.py::test_a_world_is_split_by_prompt",),
     ),
     Mutant(
-        "held_out_answers_pretrained_on", "xrec_jax/pipelines/corpora.py",
+        "held_out_answers_pretrained_on", "xrec_jax/tasks/instructions.py",
         "kept = [text for text in texts if not any(part in _level(text) for part in forbidden)]",
         "kept = [*texts]",
-        ("tests/pipelines/test_corpora.py::test_what_holds_a_held_out_prompt_or_answer_is_left_out",),
+        ("tests/tasks/test_pretraining.py::test_what_holds_a_held_out_prompt_or_answer_is_left_out",),
     ),
     Mutant(
-        "everything_trained", "xrec_jax/pipelines/corpora.py",
+        "everything_trained", "xrec_jax/tasks/instructions.py",
         "np.array(rendered.trained, bool)",
         "np.ones(len(rendered.ids), bool)",
         (
-            "tests/pipelines/test_corpora.py::"
+            "tests/tasks/test_pretraining.py::"
             "test_running_text_is_cut_and_of_readings_the_answer_is_trained",
         ),
     ),
     Mutant(
-        "questions_show_the_answer", "xrec_jax/pipelines/attribute_cases.py",
+        "questions_show_the_answer", "xrec_jax/tasks/attributes.py",
         'hidden = tuple(asked.item) if key == "item" else ()',
         "hidden: tuple[str, ...] = ()",
-        ("tests/pipelines/test_attributes.py::test_questions_from_a_world",),
+        ("tests/stages/test_attributes.py::test_questions_from_a_world",),
     ),
 )  # fmt: skip
 
@@ -322,22 +322,22 @@ _JUDGING = (
         ),
     ),
     Mutant(
-        "judge_trained_on_one_order", "xrec_jax/pipelines/judgements.py",
+        "judge_trained_on_one_order", "xrec_jax/tasks/judgements.py",
         "for one in both_orders(found):",
         "for one in [one for one in found for _ in range(2)]:",
-        ("tests/pipelines/test_judge.py::test_only_the_answer_is_trained_in_both_orders",),
+        ("tests/stages/test_judge.py::test_only_the_answer_is_trained_in_both_orders",),
     ),
     Mutant(
-        "judgements_split_by_row", "xrec_jax/text/judging.py",
+        "judgements_split_by_row", "xrec_jax/text/records/judgements.py",
         "cases or [one.prompt for one in judgements]",
         "[str(row) for row in range(len(judgements))]",
         ("tests/text/test_judgements.py::test_no_prompt_is_on_both_sides_of_the_split",),
     ),
     Mutant(
-        "truth_prefers_the_worse", "xrec_jax/pipelines/judge.py",
+        "truth_prefers_the_worse", "xrec_jax/stages/judge.py",
         "np.sign(scores[0] - scores[1])",
         "np.sign(scores[1] - scores[0])",
-        ("tests/pipelines/test_judge.py::test_the_truth_judges_a_planted_world",),
+        ("tests/stages/test_judge.py::test_the_truth_judges_a_planted_world",),
     ),
 )  # fmt: skip
 
@@ -373,7 +373,7 @@ _AUDIT = (
         ("tests/evaluation/test_audit.py::test_global_time_leak",),
     ),
     Mutant(
-        "audit_of_a_run_leaves_out_its_texts", "xrec_jax/pipelines/audit.py",
+        "audit_of_a_run_leaves_out_its_texts", "xrec_jax/auditing/run.py",
         "        *audit_texts.check_run(rundir),\n",
         "",
         ("tests/evaluation/test_audit_files.py::test_run_directory",),

@@ -29,10 +29,11 @@ import numpy as np
 import optax
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import write_json
-from xrec_jax.llm import checkpoint, quantize
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama
+from xrec_jax.core.storage.files import write_json
+from xrec_jax.llm.io import checkpoint
+from xrec_jax.llm.model import quantize
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STORAGE = ("float32", "bfloat16", "int8", "nf4")

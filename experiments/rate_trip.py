@@ -27,9 +27,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from xrec_jax.commands import rate
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import json_lines, read_json, write_text
-from xrec_jax.pipelines import rate
+from xrec_jax.core.storage.files import json_lines, read_json, write_text
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key that WebDriver names an element with
 KEYS = {"Enter": "\ue007", "ArrowDown": "\ue015", "ArrowRight": "\ue014"}

@@ -38,12 +38,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from xrec_jax.commands.run import run as run_stages
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.files import write_atomic, write_json
-from xrec_jax.pipelines.recommend import seeds_of
-from xrec_jax.pipelines.report.tables import text_table
-from xrec_jax.pipelines.run import run as run_stages
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage.files import write_atomic, write_json
+from xrec_jax.evaluation.tables import text_table
+from xrec_jax.run_config import read_config
+from xrec_jax.training.recommender import seeds_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FULL, ALONE, JOINT = "full", "alone", "joint"
@@ -165,7 +166,7 @@ def base_of(args: argparse.Namespace, config: ConfigDict) -> RunDir:
         mine = config.copy_and_resolve_references()
         mine.name, mine.stages = "recpie_world_base", ("recommend", "pretrain")
         run_stages(mine, base.path)
-    theirs = base.config()
+    theirs = read_config(base)
     for key in different(theirs, config, among=_MADE_FROM):
         raise UserError(
             f"{given} was made with {key}={flat(theirs.to_dict()).get(key)!r}, not "
@@ -206,7 +207,7 @@ def is_finished(rundir: RunDir, config: ConfigDict, *, more_seeds: bool = False)
     """Whether a run holds the joint stage of this config, maybe with more controls, or seeds."""
     if not rundir.config_path.exists() or JOINT not in rundir.evaluation():
         return False
-    theirs = rundir.config()
+    theirs = read_config(rundir)
     if not set(config.joint.systems) <= set(theirs.joint.systems):
         return False
     if not set(config.seeds) <= set(theirs.seeds):

@@ -38,14 +38,14 @@ sys.path.append(str(ROOT))  # the other experiment is found without an installat
 
 from experiments import recpie_ablations as sweep  # noqa: E402
 from xrec_jax.core.errors import UserError  # noqa: E402
-from xrec_jax.core.files import write_json  # noqa: E402
-from xrec_jax.evaluation.intervals import estimate, paired_difference  # noqa: E402
-from xrec_jax.evaluation.significance import sign_flip  # noqa: E402
-from xrec_jax.pipelines.datasets import prepare  # noqa: E402
-from xrec_jax.pipelines.joint_setup import states_of  # noqa: E402
-from xrec_jax.pipelines.joint_states import TEST  # noqa: E402
-from xrec_jax.pipelines.report.tables import cell, text_table  # noqa: E402
-from xrec_jax.pipelines.rundir import RunDir  # noqa: E402
+from xrec_jax.core.rundir import RunDir  # noqa: E402
+from xrec_jax.core.storage.files import write_json  # noqa: E402
+from xrec_jax.data.run_data import prepare  # noqa: E402
+from xrec_jax.evaluation.statistics.intervals import estimate, paired_difference  # noqa: E402
+from xrec_jax.evaluation.statistics.significance import sign_flip  # noqa: E402
+from xrec_jax.evaluation.tables import cell, text_table  # noqa: E402
+from xrec_jax.joint.setup import states_of  # noqa: E402
+from xrec_jax.joint.states.base import TEST  # noqa: E402
 
 TRUE = "planted"
 SYSTEMS = (sweep.ALONE, sweep.JOINT, TRUE)

@@ -36,8 +36,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # also without an installation
 
 from xrec_jax.core.errors import UserError  # noqa: E402
-from xrec_jax.core.files import read_json, write_json  # noqa: E402
-from xrec_jax.pipelines.report.tables import text_table  # noqa: E402
+from xrec_jax.core.storage.files import read_json, write_json  # noqa: E402
+from xrec_jax.evaluation.tables import text_table  # noqa: E402
 
 _P_VALUE = re.compile(r"(^|[/_])p$")  # nothing to average
 

@@ -8,18 +8,19 @@ import pytest
 
 from tests import tiny
 from tests.runs import joint  # noqa: F401 (a fixture)
-from xrec_jax.evaluation.planted import world_vocabulary
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.data.run_data import prepare
+from xrec_jax.evaluation.faithfulness.planted import world_vocabulary
+from xrec_jax.joint.recommender import system_of
+from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.states.base import TEST
+from xrec_jax.joint.trainer import SeedRun
+from xrec_jax.llm import run_base
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import language
-from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.joint_recommender import system_of
-from xrec_jax.pipelines.joint_seed import SeedRun
-from xrec_jax.pipelines.joint_setup import JointSetup
-from xrec_jax.pipelines.joint_states import TEST
-from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.train_recommender import RecommenderTask
-from xrec_jax.text.claims import read_claims
+from xrec_jax.run_config import read_config
+from xrec_jax.text.claims.reader import read_claims
 from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.recommender import RecommenderTask
 
 ROUNDS = 2
 TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
@@ -41,10 +42,10 @@ def arrays(path):
 
 def seed_run(workdir, changes=None):
     """The seed of a run, maybe with other values of `joint`; inside a mesh."""
-    config, rundir = RunDir(workdir).config(), RunDir(workdir)
+    config, rundir = read_config(RunDir(workdir)), RunDir(workdir)
     config.joint.update(changes or {})
     data, mesh = prepare(config.data), tiny.mesh(1)
-    base = language.load_base(config, rundir, mesh)
+    base = run_base.load_base(config, rundir, mesh)
     setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
     task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
     return SeedRun(setup, task, 0)

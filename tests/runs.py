@@ -20,15 +20,17 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from xrec_jax.commands import run
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.data.run_data import prepare
 from xrec_jax.data.world.vocabulary import KINDS, MOODS
-from xrec_jax.llm.config import LlamaConfig, from_hf
+from xrec_jax.joint import trainer
+from xrec_jax.llm.model.config import LlamaConfig, from_hf
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.pipelines import joint_seed, run
-from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.train_recommender import RecommenderTask
-from xrec_jax.text.pairs import join_pair, taste_pair
+from xrec_jax.run_config import read_config
+from xrec_jax.text.synthetic.taste_pairs import join_pair, taste_pair
 from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.recommender import RecommenderTask
 
 CONFIG = str(tiny.CHECKOUT / "tests" / "tiny_config.py")
 
@@ -84,7 +86,7 @@ def one_device() -> Iterator[None]:
 @contextlib.contextmanager
 def cut_after(step: int) -> Iterator[None]:
     """Ends a joint stage once the checkpoint of a step is on disk, as a kill would."""
-    save = joint_seed._save
+    save = trainer._save
 
     def saved(checkpoints, state, *rest):
         save(checkpoints, state, *rest)
@@ -93,7 +95,7 @@ def cut_after(step: int) -> Iterator[None]:
             raise Cut
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint_seed, "_save", saved)
+        patch.setattr(trainer, "_save", saved)
         with contextlib.suppress(Cut):
             yield
             raise AssertionError(f"step {step} never came")
@@ -169,7 +171,7 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 def last_checkpoint(workdir: pathlib.Path, name: str, seed: int = 0) -> dict[str, Any]:
     """Everything in the newest checkpoint of a system, on the host."""
-    config = RunDir(workdir).config()
+    config = read_config(RunDir(workdir))
     mesh = tiny.mesh()
     with use_mesh(mesh):
         task = RecommenderTask(

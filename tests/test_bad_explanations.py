@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 
 from tests import tiny
-from tests.pipelines.test_rate import explained
+from tests.rating.test_rate import explained
 from tests.test_bad_input import refuses
 from tests.test_bad_language import CONFIG
 from xrec_jax import cli
-from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.text.records import join
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.run_config import start_run
+from xrec_jax.text.records.explanations import join
 
 GOOD = '{"user": "u00001", "item": "p00001"}\n'
 JUDGE = """number = 3
@@ -66,7 +67,7 @@ def kept(tmp_path_factory):
     (folder / "d.jsonl").mkdir()
     config = tiny.language("recommend")
     for name in ("run", "one", "two"):
-        RunDir(folder / name).start(config)
+        start_run(RunDir(folder / name), config)
         done = {"popularity": {"valid/ndcg@10": {"value": 0.1, "low": 0.1, "high": 0.1}}}
         RunDir(folder / name).write_evaluation("recommend", done)
     explained(folder / "one")

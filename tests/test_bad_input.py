@@ -25,11 +25,11 @@ FILES = {
     "undefined.py": "def get_config():\n    return learning_rate\n",
     "import.py": "import no_such_module_anywhere\n",
     "value.py": "def get_config():\n    raise ValueError('seed must be even')\n",
-    "model.py": "from xrec_jax.pipelines import defaults\n\n\ndef get_config():\n"
+    "model.py": "from xrec_jax import defaults\n\n\ndef get_config():\n"
     "    defaults.base().recommend.it = defaults.system('sasrce')\n",
-    "hparam.py": "from xrec_jax.pipelines import defaults\n\n\ndef get_config():\n"
+    "hparam.py": "from xrec_jax import defaults\n\n\ndef get_config():\n"
     "    defaults.base().recommend.it = defaults.system('bpr', dims=8)\n",
-    "train_key.py": "from xrec_jax.pipelines import defaults\n\n\ndef get_config():\n"
+    "train_key.py": "from xrec_jax import defaults\n\n\ndef get_config():\n"
     "    defaults.base().recommend.it = defaults.system('bpr', train=dict(epoch=8))\n",
     "good.csv": "user_id,item_id,timestamp\na,x,1\na,y,2\na,z,3\na,w,4\n",
     "column.csv": "user_id,itm_id,timestamp\na,x,1\n",

@@ -13,8 +13,8 @@ from tests.runs import joint  # noqa: F401 (a fixture)
 from tests.test_bad_input import refuses
 from xrec_jax import cli
 from xrec_jax.core.errors import UserError
-from xrec_jax.joint import rewards
 from xrec_jax.joint.guards import GuardState
+from xrec_jax.joint.rewards import parts as rewards
 from xrec_jax.parallel.mesh import use_mesh
 
 CONFIG = """import pathlib
@@ -206,9 +206,9 @@ def go_on(workdir):
     """Runs `xrec run` with the config that a run directory holds."""
     config = workdir.parent / "saved_config.py"
     config.write_text(
-        "from xrec_jax.pipelines.rundir import RunDir\n"
+        "from xrec_jax.core.rundir import RunDir\n"
         "def get_config(arg=''):\n"
-        f"    return RunDir({str(workdir)!r}, allow_imports=True).config()\n"
+        f"    return read_config(RunDir({str(workdir)!r}, allow_imports=True))\n"
     )
     with runs.one_device():
         return cli.main(["run", f"--config={config}", f"--workdir={workdir}"])

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.llm import models
-from tests.pipelines.test_language import write_set
+from tests.stages.test_language import write_set
 from tests.test_bad_input import refuses
 
 CONFIG = """from tests import tiny

@@ -46,7 +46,7 @@ def test_help_lists_every_verb(word, capsys):
 
 def test_answers_may_be_given_as_files(monkeypatch):
     found = {}
-    monkeypatch.setattr("xrec_jax.pipelines.rate.collect", lambda *a, **k: found.update(k, files=a))
+    monkeypatch.setattr("xrec_jax.commands.rate.collect", lambda *a, **k: found.update(k, files=a))
     line = "rate collect ada.json bela.json --key=KEY.json --answers=eve.json --partial"
     assert cli.main(line.split()) == 0
     assert found["files"] == (["eve.json", "ada.json", "bela.json"],)
@@ -114,7 +114,7 @@ def test_sigterm_ends_with_status_143(monkeypatch, capsys, tmp_path):
     def interrupted(*_):
         raise Interrupted("recommend/bpr/0", 7)
 
-    monkeypatch.setattr("xrec_jax.pipelines.run.run", interrupted)
+    monkeypatch.setattr("xrec_jax.commands.run.run", interrupted)
     status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
     assert status == 143
     error = capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capsys, tmp
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xrec_jax.pipelines.run.run", interrupted)
+    monkeypatch.setattr("xrec_jax.commands.run.run", interrupted)
     status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
     assert status == 130
     error = capsys.readouterr().err

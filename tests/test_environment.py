@@ -14,7 +14,7 @@ import pytest
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax import cli
-from xrec_jax.core import startup
+from xrec_jax.core.runtime import startup
 
 RUN = ["run", f"--config={runs.CONFIG}:popularity"]
 
@@ -24,7 +24,7 @@ RUN = ["run", f"--config={runs.CONFIG}:popularity"]
 )
 def test_a_platform_that_is_not_there_is_one_line(platforms, device, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr("xrec_jax.pipelines.run.run", lambda *_: jax.devices(device))
+    monkeypatch.setattr("xrec_jax.commands.run.run", lambda *_: jax.devices(device))
     assert cli.main([*RUN, f"--workdir={tmp_path}/w"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "JAX finds no device" in line and "JAX_PLATFORMS=cpu" in line and device in line
@@ -35,7 +35,7 @@ def test_other_errors_keep_their_stack(monkeypatch, tmp_path):
     def fails(*_):
         raise RuntimeError("Unable to initialize backend")
 
-    monkeypatch.setattr("xrec_jax.pipelines.run.run", fails)
+    monkeypatch.setattr("xrec_jax.commands.run.run", fails)
     with pytest.raises(RuntimeError, match="Unable to initialize backend"):
         cli.main([*RUN, f"--workdir={tmp_path}/w"])
 
@@ -122,7 +122,7 @@ def test_values_that_jax_refuses_are_one_line(monkeypatch):
 def test_output_on_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
     code = (
         "import sys\n"
-        "from xrec_jax.core.terminal import show\n"
+        "from xrec_jax.core.runtime.terminal import show\n"
         "show('first'); show('second')\n"
         f"open({str(tmp_path / 'done')!r}, 'w').close()\n"
         "show('error', error=True)\n"

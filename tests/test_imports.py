@@ -9,9 +9,10 @@ import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax import cli
+from xrec_jax.commands import run
 from xrec_jax.core.errors import UserError
-from xrec_jax.pipelines import run
-from xrec_jax.pipelines.rundir import RunDir, import_extensions
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.run_config import import_extensions, read_config
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_run_imports_what_its_own_config_names(stranger, tmp_path):
     config.imports = ("stranger_code",)
     run.run(config, tmp_path / "other")
     assert ran()
-    assert RunDir(tmp_path / "other").config().imports == ("stranger_code",)
+    assert read_config(RunDir(tmp_path / "other")).imports == ("stranger_code",)
 
 
 @pytest.mark.parametrize(

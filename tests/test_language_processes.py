@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests import runs, tiny
-from xrec_jax.llm.hf import load_params
-from xrec_jax.llm.peft_io import base_of, load_adapter
-from xrec_jax.pipelines import run
+from xrec_jax.commands import run
+from xrec_jax.llm.io.hf import load_params
+from xrec_jax.llm.io.peft_io import base_of, load_adapter
 
 CONFIG = """from tests import tiny
 

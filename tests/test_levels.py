@@ -8,17 +8,29 @@ import pytest
 import xrec_jax
 
 ROOT = pathlib.Path(xrec_jax.__file__).parent
-LEVELS = {
-    "core": 0,
-    "parallel": 1,
-    "data": 2, "recommenders": 2, "llm": 2, "text": 2,
-    "training": 3,
-    "evaluation": 4, "joint": 4,
-    "pipelines": 5,
-    "cli": 6, "overrides": 6, "verbs": 6, "__main__": 6, "__init__": 6,
-}  # fmt: skip
-# (importing package, imported package) on one level; the entry points are one layer.
-ALLOWED_SIBLINGS = {("__main__", "cli"), ("cli", "verbs"), ("cli", "overrides")}
+# From the bottom up; packages of one level do not import each other.
+FLOORS = (
+    ("core",),
+    ("parallel",),
+    ("data", "llm", "recommenders", "text"),
+    ("evaluation",),
+    ("training",),
+    ("tasks",),
+    ("inference",),
+    ("joint",),
+    ("auditing", "rating", "report"),
+    ("stages",),
+    ("defaults",),
+    ("run_config",),
+    ("api",),
+    ("commands",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+LEVELS = {package: level for level, floor in enumerate(FLOORS) for package in floor}
+LARGEST_FOLDER = 15  # modules, besides `__init__`
+# (importing package, imported package) on one level or upward: the entry points are one layer.
+ALLOWED_SIBLINGS: set[tuple[str, str]] = set()
 
 
 def package_of(module: str) -> str:
@@ -101,9 +113,11 @@ def test_the_walk_sees_the_whole_library():
         ("xrec_jax.data.world.world", "from ...recommenders import base"),
         ("xrec_jax.data.load", "from .. import training"),
         ("xrec_jax.training.loop", "from xrec_jax import restore"),
-        ("xrec_jax.evaluation.ranking", "import xrec_jax"),
-        ("xrec_jax.pipelines.run", "from xrec_jax import __version__"),
-        ("xrec_jax.pipelines.run", "from xrec_jax.novelty import x"),
+        ("xrec_jax.evaluation.ranking.ranks", "import xrec_jax"),
+        ("xrec_jax.evaluation.bias", "from xrec_jax.training import loop"),
+        ("xrec_jax.joint.round", "from xrec_jax.stages import joint"),
+        ("xrec_jax.commands.run", "from xrec_jax import __version__"),
+        ("xrec_jax.commands.run", "from xrec_jax.novelty import x"),
     ],
 )  # fmt: skip
 def test_the_walk_catches(module, source):
@@ -113,11 +127,11 @@ def test_the_walk_catches(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("xrec_jax.pipelines.run", "from xrec_jax import recommenders"),
-        ("xrec_jax.pipelines.run", "from xrec_jax.pipelines.report import tables"),
+        ("xrec_jax.commands.run", "from xrec_jax import recommenders"),
+        ("xrec_jax.stages.report", "from xrec_jax.report import page"),
         ("xrec_jax.data.world.world", "from . import config\nfrom ...core import errors"),
         ("xrec_jax.recommenders.mf", "import numpy as np\nfrom jax import numpy"),
-        ("xrec_jax.evaluation.ranking", "from xrec_jax.data.histories import Histories"),
+        ("xrec_jax.evaluation.ranking.ranks", "from xrec_jax.data.histories import Histories"),
     ],
 )
 def test_the_walk_lets_pass(module, source):
@@ -129,3 +143,66 @@ def test_a_package_resolves_relative_imports_from_itself():
     assert violations(source, "xrec_jax.recommenders", is_package=True) == [
         "xrec_jax.recommenders:2 imports xrec_jax.training"
     ]
+
+
+def imports_of_modules() -> dict[str, set[str]]:
+    """Every module with the modules that it imports, wherever the import stands."""
+    sources = {module: (path.read_text(), is_package) for path, module, is_package in modules()}
+    edges: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        edges[module] = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                edges[module] |= {name if name in sources else node.module for name in names}
+            elif isinstance(node, ast.Import):
+                edges[module] |= {alias.name for alias in node.names}
+    return {module: edges[module] & set(sources) - {module} for module in sources}
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, straight or through others."""
+    reached: dict[str, set[str]] = {}
+    for start in edges:
+        seen, left = set(), [start]
+        while left:
+            for module in edges[left.pop()] - seen:
+                seen.add(module)
+                left.append(module)
+        reached[start] = seen
+    groups = {
+        tuple(sorted(other for other in reached[one] if one in reached[other]))
+        for one in edges
+        if one in reached[one]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_circle_of_imports():
+    assert circles(imports_of_modules()) == []
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+
+
+def test_no_stage_imports_another():
+    edges = imports_of_modules()
+    stages = {m for m in edges if m.startswith("xrec_jax.stages.") and has_run(m)}
+    assert len(stages) == 10
+    assert {(one, other) for one in stages for other in edges[one] & stages} == set()
+
+
+def has_run(module: str) -> bool:
+    """Whether a module of `stages` is a stage."""
+    path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    names = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
+    return {"run", "evaluate", "check"} <= names
+
+
+def test_no_folder_is_too_large():
+    counts: dict[str, int] = {}
+    for path, _, is_package in modules():
+        folder = str(path.parent.relative_to(ROOT))
+        counts[folder] = counts.get(folder, 0) + (not is_package)
+    assert max(counts.values()) <= LARGEST_FOLDER, counts

@@ -8,13 +8,16 @@ from ml_collections import ConfigDict
 
 from tests import runs
 from tests.test_bad_input import refuses
-from xrec_jax import cli, overrides
-from xrec_jax.core import files
+from xrec_jax import cli
+from xrec_jax.api import restore
+from xrec_jax.commands import overrides
 from xrec_jax.core.errors import UserError
-from xrec_jax.pipelines import contests, corpora, explainers, rating_cases
-from xrec_jax.pipelines.rundir import RunDir
-from xrec_jax.pipelines.session import restore
-from xrec_jax.text.records import answer_files
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage import files
+from xrec_jax.inference import comparisons, explainers
+from xrec_jax.rating import items
+from xrec_jax.tasks import pretraining
+from xrec_jax.text.records.explanations import answer_files
 
 ODD = "c++ a,b 'q' \"é 日\" #%20=x"
 EVENTS = "user_id,item_id,timestamp\nann,a,1\nann,b,2\nann,c,3\nben,b,1\nben,c,2\nben,d,3\n"
@@ -49,14 +52,14 @@ def test_a_joined_file_may_lie_in_a_folder_with_a_plus(tmp_path):
         [{"prompt_id": 1, "model": m, "completion": f"because {m}"} for m in "AB"]
     ))  # fmt: skip
     spec = f"{prompts}+{texts}"
-    assert contests.read_contest(spec).texts == {"A": ["because A"], "B": ["because B"]}
-    [case] = rating_cases.of_files([spec])
+    assert comparisons.read_contest(spec).texts == {"A": ["because A"], "B": ["because B"]}
+    [case] = items.of_files([spec])
     assert case.prompt == "why?" and case.texts == {"A": "because A", "B": "because B"}
     asked = ConfigDict(dict(files=(spec,), fields=("prompt", "completion"), keep=dict(field="")))
-    found = corpora.file_texts(ConfigDict(dict(pretrain=asked)))
+    found = pretraining.file_texts(ConfigDict(dict(pretrain=asked)))
     assert found == ["why?\n\nbecause A", "why?\n\nbecause B"]
     with pytest.raises(UserError, match="more than two files"):
-        rating_cases.of_files([f"{spec}+{texts}"])
+        items.of_files([f"{spec}+{texts}"])
 
 
 def test_an_adapter_in_a_folder_with_an_equals_sign(tmp_path, monkeypatch):

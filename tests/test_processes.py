@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests import runs, tiny
+from xrec_jax.commands import run
 from xrec_jax.core.errors import UserError
-from xrec_jax.parallel import peers
-from xrec_jax.parallel.distributed import initialize
-from xrec_jax.pipelines import run
+from xrec_jax.core.runtime import peers
+from xrec_jax.core.runtime.distributed import initialize
 
 STEPS = {"sasrec": 4, "lightgcn": 22}
 

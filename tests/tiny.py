@@ -12,15 +12,15 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from xrec_jax.llm.bpe import train_bpe
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.hf import Generation
-from xrec_jax.llm.hf_export import save_params
-from xrec_jax.llm.llama import Llama
+from xrec_jax import defaults
+from xrec_jax.data.run_data import RunData, prepare
+from xrec_jax.joint.config import shrink
+from xrec_jax.llm.io.bpe import train_bpe
+from xrec_jax.llm.io.hf import Generation
+from xrec_jax.llm.io.hf_export import save_params
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import make_mesh
-from xrec_jax.pipelines import defaults
-from xrec_jax.pipelines.datasets import RunData, prepare
-from xrec_jax.pipelines.defaults.joint import shrink
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = CHECKOUT.parent / "shared" / "data"

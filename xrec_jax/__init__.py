@@ -8,14 +8,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_llm", "restore"]
 
 if typing.TYPE_CHECKING:
+    from xrec_jax.api import restore
     from xrec_jax.llm.language_model import load_llm
-    from xrec_jax.pipelines.session import restore
 
 
 def __getattr__(name: str) -> object:
     """Imports the public functions on first use, so that `import xrec_jax` stays instant."""
     if name == "restore":
-        from xrec_jax.pipelines.session import restore
+        from xrec_jax.api import restore
 
         return restore
     if name == "load_llm":

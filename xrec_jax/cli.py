@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from xrec_jax import overrides
-from xrec_jax.core import startup
-from xrec_jax.core.disk import WriteError, unforeseen
+from xrec_jax.commands import overrides
+from xrec_jax.commands.verbs import VERBS
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.memory import exhausted, keep_freed_memory
-from xrec_jax.core.terminal import one_line, show
-from xrec_jax.verbs import VERBS
+from xrec_jax.core.runtime import startup
+from xrec_jax.core.runtime.memory import exhausted, keep_freed_memory
+from xrec_jax.core.runtime.terminal import one_line, show
+from xrec_jax.core.storage.disk import WriteError, unforeseen
 
 
 def usage() -> str:
@@ -175,8 +175,8 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         startup.check_working_directory()
         values = _parse(name, rest)
         startup.import_jax()
-        from xrec_jax.parallel import peers
-        from xrec_jax.parallel.distributed import initialize
+        from xrec_jax.core.runtime import peers
+        from xrec_jax.core.runtime.distributed import initialize
         from xrec_jax.training.loop import Interrupted
 
         coordinator = os.environ.get("XREC_COORDINATOR", "")

@@ -30,7 +30,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # works without an installation, too
 
-from xrec_jax.core import files  # noqa: E402
+from xrec_jax.core.storage import files  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 TOP_K = 10
@@ -43,10 +43,11 @@ class Ours:
     def __init__(self, folder: pathlib.Path):
         import numpy as np
 
+        from xrec_jax.api import Run
+        from xrec_jax.inference import explainers
+        from xrec_jax.inference.recommendations import recommended_pairs
         from xrec_jax.parallel.mesh import use_mesh
-        from xrec_jax.pipelines import explainers
-        from xrec_jax.pipelines.cases import case_maker
-        from xrec_jax.pipelines.session import Run, recommended_pairs
+        from xrec_jax.tasks.requests import case_maker
 
         self._folder, self._turn = folder, 0
         self._run = Run(folder / "run")
@@ -72,8 +73,8 @@ class Ours:
 
     def answer(self, count: int) -> dict[str, Any]:
         """Explains the first pairs, from rows to the finished file."""
-        from xrec_jax.pipelines import bulk
-        from xrec_jax.pipelines.shards import Parts
+        from xrec_jax.inference import bulk
+        from xrec_jax.inference.shards import Parts
 
         self._turn += 1
         output = self._folder / f"ours-{self._turn}.jsonl"
@@ -100,7 +101,7 @@ def make(folder: pathlib.Path, users: int) -> None:
 
 def serve(folder: pathlib.Path) -> None:
     """Calls the method of `Ours` that each line of standard input names."""
-    from xrec_jax.core.memory import keep_freed_memory
+    from xrec_jax.core.runtime.memory import keep_freed_memory
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not look like an answer

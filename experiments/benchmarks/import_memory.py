@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from xrec_jax import cli
-from xrec_jax.llm import checkpoint, hf, hf_export
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.layout import Parameter, parameters
+from xrec_jax.llm.io import checkpoint, hf, hf_export
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.layout import Parameter, parameters
 
 # TinyLlama 1.1B's sizes.
 CONFIG = LlamaConfig(

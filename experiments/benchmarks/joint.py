@@ -63,6 +63,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from xrec_jax.run_config import read_config
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # works without an installation, too
 
@@ -101,22 +103,23 @@ class Bench:
 
     def __init__(self, workdir: pathlib.Path, mesh: Any, seed: int):
         from xrec_jax.core.logging import MetricWriter
+        from xrec_jax.core.rundir import RunDir
+        from xrec_jax.data.run_data import prepare
         from xrec_jax.joint import guards
         from xrec_jax.joint.guards import GuardOptions, GuardState
-        from xrec_jax.pipelines import language
-        from xrec_jax.pipelines.datasets import prepare
-        from xrec_jax.pipelines.joint_recommender import system_of
-        from xrec_jax.pipelines.joint_seed import SeedRun
-        from xrec_jax.pipelines.joint_setup import JointSetup
-        from xrec_jax.pipelines.rundir import RunDir, import_extensions
-        from xrec_jax.pipelines.train_recommender import RecommenderTask
+        from xrec_jax.joint.recommender import system_of
+        from xrec_jax.joint.setup import JointSetup
+        from xrec_jax.joint.trainer import SeedRun
+        from xrec_jax.llm import run_base
+        from xrec_jax.run_config import import_extensions, read_config
         from xrec_jax.training.checkpoint import Checkpoints
+        from xrec_jax.training.recommender import RecommenderTask
 
         rundir = RunDir(workdir)
-        config = rundir.config()
+        config = read_config(rundir)
         import_extensions(config)
         data = prepare(config.data)
-        base = language.load_base(config, rundir, mesh)
+        base = run_base.load_base(config, rundir, mesh)
         self.setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
         # Speed is looked at, not whether the run should go on.
         kept = ("min_delta", "gain_metric")
@@ -242,11 +245,11 @@ class Bench:
 
     def sides(self, count: int, *, ending: bool) -> dict[str, Callable[[], int]]:
         """Ways to answer the same prompts; each gives the number of tokens that it wrote."""
-        from xrec_jax.data import keyed
-        from xrec_jax.llm.lora import Adapter
-        from xrec_jax.llm.sampler import Sampler
-        from xrec_jax.pipelines import explainers
-        from xrec_jax.pipelines.cases import Asked, Case
+        from xrec_jax.core import rng
+        from xrec_jax.inference import explainers
+        from xrec_jax.llm.generation.sampler import Sampler
+        from xrec_jax.llm.model.lora import Adapter
+        from xrec_jax.tasks.requests import Asked, Case
 
         setup, run = self.setup, self.run
         eos = setup.base.tokenizer.eos_ids if ending else NEVER
@@ -264,7 +267,7 @@ class Bench:
         cases = [
             Case(
                 Asked(0, 0), "", "", prompts.ids[s, : prompts.length[s]].tolist(), [],
-                int(keyed.fold(*key, place)) % (1 << 32),
+                int(rng.fold(*key, place)) % (1 << 32),
             )
             for place, s in enumerate(states.tolist())
         ]  # fmt: skip
@@ -353,7 +356,7 @@ class Bench:
 
 def tiny_run(folder: pathlib.Path) -> pathlib.Path:
     """Recommender and base of the config's :tiny variant."""
-    from xrec_jax.pipelines import run
+    from xrec_jax.commands import run
 
     config = runpy.run_path(str(ROOT / "configs" / "recpie_world.py"))["get_config"]("tiny")
     config.stages = ("recommend", "pretrain")
@@ -366,9 +369,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from experiments.benchmarks import llm_work
-    from xrec_jax.parallel.mesh import use_mesh
-    from xrec_jax.pipelines.meshes import saved_mesh
-    from xrec_jax.pipelines.rundir import RunDir
+    from xrec_jax.core.rundir import RunDir
+    from xrec_jax.parallel.mesh import saved_mesh, use_mesh
 
     device = jax.devices()[0]
     setting: dict[str, Any] = {
@@ -379,7 +381,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         workdir = pathlib.Path(args.workdir) if args.workdir else tiny_run(folder / "run")
-        config = RunDir(workdir).config()
+        config = read_config(RunDir(workdir))
         mesh = saved_mesh(config)
         with use_mesh(mesh):
             bench = Bench(copied(workdir, folder / "copy", args.seed), mesh, args.seed)
@@ -430,7 +432,7 @@ def main() -> None:
         os.sched_setaffinity(0, range(args.first_core, args.first_core + args.cores))
     if not args.gpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
-    from xrec_jax.core.memory import keep_freed_memory
+    from xrec_jax.core.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     results = measure(args)

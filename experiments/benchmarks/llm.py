@@ -160,7 +160,7 @@ def show(label: str, entry: dict[str, Any]) -> None:
 
 def tuning(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     """LoRA steps; also the agreement of both sides, and the matrix rate between passes."""
-    from xrec_jax.llm.config import LlamaConfig
+    from xrec_jax.llm.model.config import LlamaConfig
 
     pair = Pair(folder, args)
     results: dict[str, Any] = {}
@@ -390,7 +390,7 @@ def main() -> None:
             f"--sections: no {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}"
         )
     if args.gpu:
-        from xrec_jax.core.memory import keep_freed_memory
+        from xrec_jax.core.runtime.memory import keep_freed_memory
 
         keep_freed_memory()
     results = llm_device.accelerator(args) if args.gpu else run(args)

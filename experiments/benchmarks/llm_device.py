@@ -24,7 +24,7 @@ def random_params(config: Any, dtype: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from xrec_jax.llm import layout
+    from xrec_jax.llm.model import layout
 
     leaves, tree = jax.tree.flatten(layout.abstract(config, dtype))
     make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
@@ -57,7 +57,7 @@ def accelerator(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from xrec_jax.llm.config import LlamaConfig
+    from xrec_jax.llm.model.config import LlamaConfig
     from xrec_jax.parallel.devices import peak_flops
 
     device = jax.devices()[0]
@@ -87,7 +87,7 @@ def device_tuning(config: Any, params: Any, peak: float, args: Any) -> list[dict
     import jax
     import jax.numpy as jnp
 
-    from xrec_jax.llm.llama import Llama
+    from xrec_jax.llm.model.llama import Llama
     from xrec_jax.parallel.mesh import make_mesh, use_mesh
 
     found, mesh = [], make_mesh(devices=jax.devices()[:1])
@@ -142,9 +142,9 @@ def device_decoding(config: Any, params: Any, results: Any, args: Any) -> list[d
     import jax
     import jax.numpy as jnp
 
-    from xrec_jax.llm.llama import Llama
-    from xrec_jax.llm.sampler import Sampler
-    from xrec_jax.llm.schedule import Request
+    from xrec_jax.llm.generation.sampler import Sampler
+    from xrec_jax.llm.generation.schedule import Request
+    from xrec_jax.llm.model.llama import Llama
 
     rng, found = np.random.default_rng(0), []
     prompt, new, batch = args.prompt, args.new, args.decode_batch

@@ -34,7 +34,7 @@ def lora_training(model: Any, base: Any, targets: tuple[str, ...], mesh: Any) ->
     """
     import optax
 
-    from xrec_jax.llm import lora
+    from xrec_jax.llm.model import lora
     from xrec_jax.training.instruct import instruct_step
     from xrec_jax.training.loop import compile_step
     from xrec_jax.training.state import initializer
@@ -75,8 +75,9 @@ class Ours:
     def __init__(self, folder: pathlib.Path):
         import jax
 
-        from xrec_jax.llm import hf, schedule
-        from xrec_jax.llm.llama import Llama
+        from xrec_jax.llm.generation import schedule
+        from xrec_jax.llm.io import hf
+        from xrec_jax.llm.model.llama import Llama
         from xrec_jax.parallel.mesh import make_mesh
 
         self._folder = folder
@@ -145,7 +146,7 @@ class Ours:
         return {"seconds": seconds / steps, "first_loss": first}
 
     def _sampler(self, batch: int, schedule: str, **options: Any) -> Any:
-        from xrec_jax.llm.sampler import Sampler
+        from xrec_jax.llm.generation.sampler import Sampler
 
         key = (batch, schedule, *options.items())
         if key not in self._samplers:
@@ -155,7 +156,7 @@ class Ours:
         return self._samplers[key]
 
     def _requests(self, ids: Any, limits: Any) -> list[Any]:
-        from xrec_jax.llm.schedule import Request
+        from xrec_jax.llm.generation.schedule import Request
 
         pairs = zip(ids, limits, strict=True)
         return [Request(list(map(int, row)), int(limit)) for row, limit in pairs]
@@ -197,7 +198,7 @@ class Ours:
           prompt: tokens to read.
           schedule: "continuous" or "static".
         """
-        from xrec_jax.llm.schedule import Run
+        from xrec_jax.llm.generation.schedule import Run
 
         wanted = self._work[f"limits_{limits}"]
         requests = self._requests(self._work["mixed_ids"][:, :prompt], wanted)
@@ -263,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    from xrec_jax.core.memory import keep_freed_memory
+    from xrec_jax.core.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     serve(args.folder)

@@ -29,10 +29,10 @@ HISTORY = 12  # films in a prompt that shares its beginning: about 350 tokens in
 
 def user_prompts(data: str, tokenizer_folder: pathlib.Path, users: int) -> tuple[list, str]:
     """LLMXRec's movie prompts, ten recommended items a user: token ids, and where they are from."""
-    from xrec_jax.core import files
-    from xrec_jax.llm.bpe import train_bpe
-    from xrec_jax.text.prompts import render_prompt
-    from xrec_jax.text.published import MOVIE
+    from xrec_jax.core.storage import files
+    from xrec_jax.llm.io.bpe import train_bpe
+    from xrec_jax.text.prompts.published import MOVIE
+    from xrec_jax.text.prompts.render import render_prompt
 
     rng, begin, end = random.Random(0), "title and class:\n", "\n\nUse ONLY"
     if pathlib.Path(data).is_file():
@@ -86,9 +86,9 @@ def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
     import jax
     from flax import linen as nn
 
-    from xrec_jax.llm.config import LlamaConfig
-    from xrec_jax.llm.hf_export import save_params
-    from xrec_jax.llm.llama import Llama
+    from xrec_jax.llm.io.hf_export import save_params
+    from xrec_jax.llm.model.config import LlamaConfig
+    from xrec_jax.llm.model.llama import Llama
 
     config = LlamaConfig(**TINY)
     params = jax.jit(lambda key: nn.unbox(Llama(config).init(key)))(jax.random.key(0))

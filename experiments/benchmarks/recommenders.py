@@ -43,17 +43,17 @@ PEER = {
 
 def measure(model: str, data: str, seed: int, target: float, repeats: int) -> dict[str, Any]:
     """Trains one model in this process until the target is reached, then times ranking."""
-    from xrec_jax.core.memory import keep_freed_memory
+    from xrec_jax.core.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     import jax
     import numpy as np
 
     from xrec_jax.core.logging import MetricWriter
-    from xrec_jax.pipelines.datasets import prepare
-    from xrec_jax.pipelines.meshes import open_mesh
-    from xrec_jax.pipelines.rundir import RunDir
-    from xrec_jax.pipelines.train_recommender import RecommenderTask
+    from xrec_jax.core.rundir import RunDir
+    from xrec_jax.data.run_data import prepare
+    from xrec_jax.parallel.mesh import open_mesh
+    from xrec_jax.training.recommender import RecommenderTask
 
     compiling: list[float] = []
 
@@ -123,7 +123,7 @@ def ranking_rates(task: Any, state: Any, mesh: Any, repeats: int) -> dict[str, f
     """
     import jax
 
-    from xrec_jax.evaluation.ranking import item_and_user_tables, rank_batch
+    from xrec_jax.evaluation.ranking.evaluator import item_and_user_tables, rank_batch
 
     evaluator = task._evaluators["valid"]
     tables = item_and_user_tables(task.model, state.params, state.frozen)

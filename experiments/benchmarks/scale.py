@@ -50,15 +50,15 @@ def write(folder: pathlib.Path, events: int, users: int, items: int) -> None:
 def child(folder: str) -> None:
     """Reads, splits, starts training; prints one JSON line."""
     begin = time.perf_counter()
-    from xrec_jax.core.memory import keep_freed_memory
+    from xrec_jax.core.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
+    from xrec_jax import defaults
     from xrec_jax.core.logging import MetricWriter
-    from xrec_jax.pipelines import defaults
-    from xrec_jax.pipelines.datasets import prepare
-    from xrec_jax.pipelines.meshes import open_mesh
-    from xrec_jax.pipelines.rundir import RunDir
-    from xrec_jax.pipelines.train_recommender import RecommenderTask
+    from xrec_jax.core.rundir import RunDir
+    from xrec_jax.data.run_data import prepare
+    from xrec_jax.parallel.mesh import open_mesh
+    from xrec_jax.training.recommender import RecommenderTask
 
     config = defaults.base()
     config.data.update(dict(format="atomic", path=folder))

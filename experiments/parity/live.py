@@ -28,8 +28,9 @@ import torch
 import transformers
 
 from experiments.parity import checkpoints, make_goldens, ours
-from xrec_jax.llm import hf_export, lora, peft_io, tensorfile
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.io import hf_export, peft_io, tensorfile
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.llama import Llama
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "tests" / "llm" / "golden"

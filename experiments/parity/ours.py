@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xrec_jax.llm import hf, layout, peft_io
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.llm.losses import cross_entropy
+from xrec_jax.llm.io import hf, peft_io
+from xrec_jax.llm.model import layout
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.lora import Adapter, LoraConfig
+from xrec_jax.llm.model.losses import cross_entropy
 
 CHECKPOINTS = ("llama2", "llama3", "llama31", "llama32", "linear", "dynamic")
 LORA = ("qv", "all")

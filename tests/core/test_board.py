@@ -52,7 +52,7 @@ def test_event_files_hold_every_number_at_once(tmp_path):
 
 
 def test_an_object_store_gets_the_whole_file_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("xrec_jax.core.files.is_local", lambda path: False)
+    monkeypatch.setattr("xrec_jax.core.storage.files.is_local", lambda path: False)
     board = Board(tmp_path)
     board.scalars({"x/y": 2.0}, 4)
     assert not any(tmp_path.iterdir())

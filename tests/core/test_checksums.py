@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.core import checksums
-from xrec_jax.core.checksums import json_checksum, tree_checksums
+from xrec_jax.core.storage import checksums
+from xrec_jax.core.storage.checksums import json_checksum, tree_checksums
 from xrec_jax.parallel.mesh import sharding
 
 RANDOM = np.random.default_rng(4)

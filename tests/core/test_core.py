@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.core import errors, files, trees
+from xrec_jax.core import errors, trees
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, Progress
+from xrec_jax.core.storage import files
 from xrec_jax.parallel.mesh import put_replicated, sharding
 
 

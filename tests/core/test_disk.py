@@ -11,11 +11,11 @@ import pytest
 
 from tests.training import toy
 from xrec_jax import cli
-from xrec_jax.core import disk, files
-from xrec_jax.core.disk import WriteError, unforeseen, write_error, writing
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
-from xrec_jax.llm.hf_export import new_directory
+from xrec_jax.core.storage import disk, files
+from xrec_jax.core.storage.disk import WriteError, unforeseen, write_error, writing
+from xrec_jax.llm.io.hf_export import new_directory
 from xrec_jax.training.checkpoint import Checkpoints
 
 

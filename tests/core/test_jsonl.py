@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from xrec_jax.core import files, jsonl
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.storage import files, jsonl
 
 # Each is a line end to str.splitlines or to Python's universal newlines, and none to JSON.
 ENDS = "a\u2028b\u2029c\u0085d"

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from xrec_jax.core import files, lock, process
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.lock import Lock
+from xrec_jax.core.runtime import process
+from xrec_jax.core.storage import files, lock
+from xrec_jax.core.storage.lock import Lock
 
 HELD = """
 import sys, time

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from xrec_jax.core import arrays, files, identity, schema
+from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, read_metrics
-from xrec_jax.core.marks import Marks
+from xrec_jax.core.storage import arrays, files, schema
+from xrec_jax.core.storage.marks import Marks
 
 FIGURES = {"bpr": {"test/ndcg@10": {"value": 0.5, "low": 0.4, "high": 0.6, "count": 7}}}
 LINES = [{"stage": "judge", "step": 1, "train/loss": 0.25}]

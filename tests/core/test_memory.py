@@ -4,8 +4,9 @@ import gzip
 
 import pytest
 
-from xrec_jax.core import files, memory
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.runtime import memory
+from xrec_jax.core.storage import files
 
 GIB = 1 << 30
 

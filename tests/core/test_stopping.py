@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests import tiny
-from xrec_jax.core import stopping
-from xrec_jax.core.stopping import SIGNALS, listening
+from xrec_jax.core.runtime import stopping
+from xrec_jax.core.runtime.stopping import SIGNALS, listening
 
 
 def send(number):

@@ -6,7 +6,7 @@ import sys
 
 from xrec_jax import cli
 from xrec_jax.core.logging import say
-from xrec_jax.core.terminal import one_line, printable
+from xrec_jax.core.runtime.terminal import one_line, printable
 
 
 def test_texts_of_files_do_not_steer_a_terminal(capsys):
@@ -29,7 +29,7 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
     done = tmp_path / "done"
     code = (
         "import pathlib, sys\n"
-        "from xrec_jax.core.terminal import show\n"
+        "from xrec_jax.core.runtime.terminal import show\n"
         "for number in range(9):\n"
         "    show('line' * 20000)\n"
         "    show('error' * 20000, error=True)\n"

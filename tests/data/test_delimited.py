@@ -15,10 +15,11 @@ import types
 import polars as pl
 import pytest
 
-from xrec_jax.core import memory, quiet
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import delimited, readers, records
+from xrec_jax.core.runtime import memory, quiet
 from xrec_jax.data.load import load
+from xrec_jax.data.readers import delimited, records
+from xrec_jax.data.readers import events as readers
 
 HEADER = "user_id,item_id,timestamp,title\n"
 

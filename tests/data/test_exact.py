@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import exact
 from xrec_jax.data.load import load, split
+from xrec_jax.data.readers import exact
 
 NANO = "2024-01-01T10:00:00.00000000"
 

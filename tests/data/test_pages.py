@@ -5,10 +5,10 @@ import io
 import polars as pl
 import pytest
 
-from xrec_jax.core import memory
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import pages
+from xrec_jax.core.runtime import memory
 from xrec_jax.data.load import load
+from xrec_jax.data.readers import pages
 
 FRAME = pl.DataFrame(
     {

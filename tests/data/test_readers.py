@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiny import SHARED, needs_shared_data
-from xrec_jax.data.columns import order_ids
 from xrec_jax.data.load import load
+from xrec_jax.data.readers.columns import order_ids
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 

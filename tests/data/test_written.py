@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import tables, written
 from xrec_jax.data.load import load
-from xrec_jax.text.layout import text_value
+from xrec_jax.data.readers import tables, written
+from xrec_jax.text.prompts.layout import text_value
 
 PARIS = pl.Series([datetime.datetime(2024, 7, 1, 8, 30)]).dt.replace_time_zone("UTC")
 MOMENTS = [datetime.datetime(2024, 1, 31, 10, 30), datetime.datetime(2024, 2, 1)]

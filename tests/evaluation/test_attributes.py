@@ -5,8 +5,8 @@ import pytest
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation import attributes as scoring
-from xrec_jax.evaluation.significance import mcnemar, sign_flip
-from xrec_jax.text.attributes import Attribute
+from xrec_jax.evaluation.statistics.significance import mcnemar, sign_flip
+from xrec_jax.text.records.attributes import Attribute
 
 GENDER = Attribute("user gender", ("female", "male"))
 KIND = Attribute("kind", ("bar", "cafe", "park"))

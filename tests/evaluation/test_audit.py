@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 
 from tests.tiny import SHARED, needs_shared_data
+from xrec_jax import defaults
+from xrec_jax.commands import audit as audit_command
 from xrec_jax.core.errors import UserError
+from xrec_jax.data import run_data
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.load import load, split
 from xrec_jax.evaluation import audit
 from xrec_jax.evaluation.audit.data import duplicate_pairs, gini
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, largest
-from xrec_jax.pipelines import audit as pipeline
-from xrec_jax.pipelines import datasets, defaults
 
 LEAVE_ONE_OUT = audit.Protocol("leave_one_out")
 RATIO = audit.Protocol("ratio")
@@ -368,7 +369,7 @@ def config_of(**data) -> Any:
 
 
 def audited(config, path):
-    status = pipeline.audit(config, output=str(path))
+    status = audit_command.audit(config, output=str(path))
     record = json.loads(path.read_text())
     assert set(record) == {"data", "count", "findings", "passed"}
     return status, record, {finding["code"]: finding for finding in record["findings"]}
@@ -389,7 +390,7 @@ def test_generated_world_is_clean(tmp_path, capsys):
 def test_coarse_world_ties():
     config = config_of()
     config.data.world.num_users, config.data.world.time_resolution = 50, 86400 * 30
-    data = datasets.prepare(config.data)
+    data = run_data.prepare(config.data)
     found = check(data.dataset, data.split, LEAVE_ONE_OUT)
     assert found["tied_test_event"].count == data.split.tied_users > 0
     assert found["tied_test_event"].severity == "warning"
@@ -431,13 +432,13 @@ def test_leak_is_an_error(tmp_path, capsys):
     assert found["pairs_in_training"]["examples"] == ["user ann, item a"]
     out = capsys.readouterr().out
     assert out.index("error: pairs_in_training, 1 of 2 (50 %)") < out.index("info: ")
-    assert pipeline.audit(config) == 1
+    assert audit_command.audit(config) == 1
 
 
 def test_wrong_output_name_stops_before_work(tmp_path):
     config = config_of(format="csv", path="nowhere.csv")
     with pytest.raises(UserError, match=r"--output=.*audit\.txt: the name must end in \.json"):
-        pipeline.audit(config, output=str(tmp_path / "audit.txt"))
+        audit_command.audit(config, output=str(tmp_path / "audit.txt"))
     assert not list(tmp_path.iterdir())
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from tests import tiny
 from tests.evaluation.test_audit_judgements import grid
-from xrec_jax import cli
+from xrec_jax import cli, defaults
+from xrec_jax.auditing import run as pipeline
+from xrec_jax.commands import audit
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import json_lines
-from xrec_jax.pipelines import audit as pipeline
-from xrec_jax.pipelines import datasets, defaults
-from xrec_jax.pipelines.rundir import RunDir
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage.files import json_lines
+from xrec_jax.data import run_data
 
 TITLES = ["Alpine Inn", "Bamboo Bar", "Cedar Cafe", "Dune Diner", "Ember Eatery"]
 
@@ -51,7 +52,7 @@ def texts(**changed):
 
 
 def audited(config, tmp_path):
-    status = pipeline.audit(config, output=str(tmp_path / "audit.json"))
+    status = audit.audit(config, output=str(tmp_path / "audit.json"))
     record = json.loads((tmp_path / "audit.json").read_text())
     return status, record, {finding["code"]: finding for finding in record["findings"]}
 
@@ -120,7 +121,7 @@ def test_writers_are_named_in_judgements(tmp_path):
 )  # fmt: skip
 def test_mistakes(tmp_path, sets, message):
     with pytest.raises(UserError, match=message):
-        pipeline.audit(write(tmp_path, **sets))
+        audit.audit(write(tmp_path, **sets))
 
 
 def test_a_null_is_no_word(tmp_path):
@@ -157,7 +158,7 @@ def test_a_null_is_no_word(tmp_path):
         (dict(judgements=[judged, judged | {"second": None}]), "line 2: second is null"),
     ):
         with pytest.raises(UserError, match=message):
-            pipeline.audit(write(tmp_path, **sets))
+            audit.audit(write(tmp_path, **sets))
     # A key that need not be there is the same as null.
     lines = [{"prompt": "a", "completion": '{"age": null, "sex": "f"}', "dataset": None}]
     assert audited(write(tmp_path, attributes=lines), tmp_path)[0] == 0
@@ -176,10 +177,10 @@ def test_ratings_table(tmp_path):
     assert found["ratings/out_of_scale"]["total"] == 2
     (tmp_path / "r.csv").write_text("item,model,fun,fun\n1,a,5,12\n")
     with pytest.raises(UserError, match="column 'fun' stands twice"):
-        pipeline.audit(config)
+        audit.audit(config)
     (tmp_path / "r.csv").write_text("itm,model\n1,a\n")
     with pytest.raises(UserError, match="no column 'item'; did you mean 'itm'"):
-        pipeline.audit(config)
+        audit.audit(config)
 
 
 def test_generated_world_and_its_instructions_are_clean(tmp_path):
@@ -238,7 +239,7 @@ def test_run_directory(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json_lines(records))
     config = write(tmp_path)
-    found = pipeline.audit_run(RunDir(run), config, datasets.prepare(config.data))
+    found = pipeline.audit_run(RunDir(run), config, run_data.prepare(config.data))
     assert json.loads((run / "audit.json").read_text()) == json.loads(json.dumps(found.record()))
     assert {one.code: one.count for one in found.findings} == {
         "instruct/also_in_held_out": 1, "instruct/also_in_pairs": 1, "instruct/reanswered": 1,

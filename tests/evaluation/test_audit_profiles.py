@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.pipelines.test_joint_files import twin
+from tests.joint.test_state_files import twin
+from xrec_jax import defaults
+from xrec_jax.auditing.profiles import profile_findings
 from xrec_jax.core.errors import UserError
+from xrec_jax.data.run_data import prepare
 from xrec_jax.evaluation.audit import collect
 from xrec_jax.evaluation.audit.nearness import Texts, overlaps
 from xrec_jax.evaluation.audit.profiles import profile_checks, users_in_some_parts
-from xrec_jax.pipelines import defaults
-from xrec_jax.pipelines.audit_profiles import profile_findings
-from xrec_jax.pipelines.datasets import prepare
-from xrec_jax.pipelines.joint_file_texts import read_states_file
-from xrec_jax.text.pair_files import PairText, content_words
+from xrec_jax.joint.states.file_texts import read_states_file
+from xrec_jax.text.records.profiles import PairText, content_words
 
 
 def findings(made, rows=None):

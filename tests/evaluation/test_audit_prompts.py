@@ -4,8 +4,8 @@ import pytest
 
 from xrec_jax.evaluation import audit
 from xrec_jax.evaluation.audit.cases import LOOSE, CaseIndex, read_case, same_case
-from xrec_jax.text import published
-from xrec_jax.text.prompts import render_prompt
+from xrec_jax.text.prompts import published
+from xrec_jax.text.prompts.render import render_prompt
 
 USER = {"age": 31, "gender": "female", "occupation": "baker"}
 TITLES = [f"{word} of {other}" for word in ("House", "Night", "Song") for other in "ABCDEFGHIJ"]

@@ -10,7 +10,7 @@ from scipy import stats
 from tests import tiny
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import read_records
+from xrec_jax.core.storage.files import read_records
 from xrec_jax.evaluation.bias import (
     REST,
     bias_estimates,
@@ -18,13 +18,13 @@ from xrec_jax.evaluation.bias import (
     explanation_figures,
     thirds,
 )
-from xrec_jax.evaluation.grounding import Grounding, Span
-from xrec_jax.evaluation.sentiment import sentiment
-from xrec_jax.pipelines import corpora
-from xrec_jax.pipelines.report.sections import bias as section
+from xrec_jax.evaluation.texts.grounding import Grounding, Span
+from xrec_jax.evaluation.texts.sentiment import sentiment
+from xrec_jax.report.sections import bias as section
+from xrec_jax.tasks import instructions
 from xrec_jax.text import get, parse_prompt
-from xrec_jax.text.instructions import Instruction, write_instructions
-from xrec_jax.text.sampling import match_lengths, one_answer_each
+from xrec_jax.text.records.instructions import Instruction, write_instructions
+from xrec_jax.text.records.splits import match_lengths, one_answer_each
 
 
 def _hedges(a, b):
@@ -226,9 +226,9 @@ def test_one_answer_to_each_prompt():
 def test_balanced_sets_of_a_world_and_of_a_file(tmp_path):
     config = tiny.config("popularity")
     config.instruct.update(dict(examples=24, held_out=0.25, history=2))
-    plain = corpora.instructions(config, tiny.data(), seed=0)
+    plain = instructions.instructions(config, tiny.data(), seed=0)
     config.instruct.balance = "gender"
-    found = corpora.instructions(config, tiny.data(), seed=0)
+    found = instructions.instructions(config, tiny.data(), seed=0)
     assert found.held_out == plain.held_out
     assert len(found.train) == 24
     counts = dict.fromkeys(("man", "woman"), 0)
@@ -242,7 +242,7 @@ def test_balanced_sets_of_a_world_and_of_a_file(tmp_path):
     assert "balanced by gender: man " in found.notes[-1]
     config.instruct.balance = "gendre"
     with pytest.raises(UserError, match="did you mean 'gender'"):
-        corpora.instructions(config, tiny.data(), seed=0)
+        instructions.instructions(config, tiny.data(), seed=0)
 
     path = tmp_path / "set.jsonl"
     pool = _pool({"f": [9, 8, 7, 6, 5, 9, 9], "m": [5, 6, 7, 2, 3]})
@@ -252,16 +252,16 @@ def test_balanced_sets_of_a_world_and_of_a_file(tmp_path):
     ]
     write_instructions(path, [*pool, *longer])
     config.instruct.update(dict(source="file", path=str(path), balance="gender", examples=6))
-    found = corpora.instructions(config, tiny.data(), seed=0)
+    found = instructions.instructions(config, tiny.data(), seed=0)
     groups = [one.group for one in found.train]
     assert len(found.train) == len(set(groups)) == 6  # one answer a prompt
     assert [one.meta["gender"] for one in found.train].count("f") == 3
     config.instruct.examples = 0
     with pytest.raises(UserError, match=r"instruct\.examples: how many"):
-        corpora.instructions(config, tiny.data(), seed=0)
+        instructions.instructions(config, tiny.data(), seed=0)
     config.instruct.update(dict(balance="sex", examples=6))
     with pytest.raises(UserError, match="a record has no such key"):
-        corpora.instructions(config, tiny.data(), seed=0)
+        instructions.instructions(config, tiny.data(), seed=0)
 
 
 @needs_shared_data

@@ -17,9 +17,9 @@ from tests import tiny
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.histories import Histories
-from xrec_jax.evaluation.counterfactual import counterfactual
-from xrec_jax.evaluation.fold_in import Prior, fold_in, user_prior
-from xrec_jax.evaluation.log_probs import target_log_probs
+from xrec_jax.evaluation.faithfulness.counterfactual import counterfactual
+from xrec_jax.evaluation.ranking.fold_in import Prior, fold_in, user_prior
+from xrec_jax.evaluation.ranking.log_probs import target_log_probs
 from xrec_jax.parallel.mesh import put_sharded, sharding, use_mesh
 from xrec_jax.recommenders.base import Tables
 

@@ -5,8 +5,8 @@ import pytest
 
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import read_records
-from xrec_jax.evaluation.grounding import (
+from xrec_jax.core.storage.files import read_records
+from xrec_jax.evaluation.texts.grounding import (
     Grounder,
     Grounding,
     Span,
@@ -16,8 +16,8 @@ from xrec_jax.evaluation.grounding import (
     ratio_of_sums,
     vocabulary_of,
 )
-from xrec_jax.evaluation.titles import Trie, aliases, words_of
 from xrec_jax.text import get, parse_prompt
+from xrec_jax.text.titles.match import Trie, aliases, words_of
 
 CATALOGUE = [
     "Matrix, The (1999)", "Star Wars (1977)", "Star Wars: The Clone Wars (2008)", "Seven (Se7en)",

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from xrec_jax.evaluation import planted
-from xrec_jax.evaluation.counterfactual import Counterfactual
-from xrec_jax.evaluation.grounding import ratio_of_sums
-from xrec_jax.evaluation.intervals import (
+from xrec_jax.evaluation.faithfulness import planted
+from xrec_jax.evaluation.faithfulness.counterfactual import Counterfactual
+from xrec_jax.evaluation.statistics.intervals import (
     bootstrap_means,
     estimate,
     exact,
     owners,
     paired_difference,
 )
-from xrec_jax.evaluation.text_metrics import diversity, mean_of
+from xrec_jax.evaluation.texts.grounding import ratio_of_sums
+from xrec_jax.evaluation.texts.text_metrics import diversity, mean_of
 
 
 def test_means_vary_as_theory_says():

@@ -7,9 +7,9 @@ import pytest
 from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.judging.readout import AnswerReader
-from xrec_jax.llm import lora
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import put_replicated, use_mesh
 
 SHAPE = LlamaConfig(**(tiny.LLAMA.__dict__ | {"max_positions": 300}))

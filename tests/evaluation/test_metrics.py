@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from xrec_jax.evaluation.metrics import ranking_metrics
+from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 
 
 def test_hand_worked():

@@ -10,11 +10,11 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.reasons import Reason, Reasons
 from xrec_jax.data.world.world import generate
-from xrec_jax.evaluation import planted
-from xrec_jax.evaluation.significance import sign_flip
-from xrec_jax.text.claims import Claim
-from xrec_jax.text.explanations import explain
-from xrec_jax.text.template_explainer import template_explanation, unfaithful_explanation
+from xrec_jax.evaluation.faithfulness import planted
+from xrec_jax.evaluation.statistics.significance import sign_flip
+from xrec_jax.text.claims.reader import Claim
+from xrec_jax.text.synthetic.explanations import explain
+from xrec_jax.text.synthetic.template_explainer import template_explanation, unfaithful_explanation
 
 TRUTH = [
     Claim("kind", "for", "bar"),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tests.tiny import SHARED, needs_shared_data
-from xrec_jax.evaluation import audit, rating_summary
-from xrec_jax.evaluation.rating_copies import clusters, copies, rows_of_answers
-from xrec_jax.evaluation.ratings import Answers, Preference, Rating, read_ratings
+from xrec_jax.evaluation import audit
+from xrec_jax.evaluation.ratings import summary as rating_summary
+from xrec_jax.evaluation.ratings.copies import clusters, copies, rows_of_answers
+from xrec_jax.evaluation.ratings.ratings import Answers, Preference, Rating, read_ratings
 
 SYSTEMS, QUESTIONS = ("a", "b", "c"), ("clear", "true")
 

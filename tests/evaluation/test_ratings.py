@@ -10,10 +10,10 @@ import pytest
 
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation import rating_summary
-from xrec_jax.evaluation.agreement import alpha
-from xrec_jax.evaluation.raters import GoldCheck, passed, quality, remarks
-from xrec_jax.evaluation.ratings import Answers, Preference, Rating, read_ratings
+from xrec_jax.evaluation.ratings import summary
+from xrec_jax.evaluation.ratings.raters import GoldCheck, passed, quality, remarks
+from xrec_jax.evaluation.ratings.ratings import Answers, Preference, Rating, read_ratings
+from xrec_jax.evaluation.statistics.agreement import alpha
 
 # Four observers, twelve units: example C of Krippendorff 2011, whose alphas are printed there.
 EXAMPLE = """
@@ -119,7 +119,7 @@ def test_means_and_their_intervals_draw_whole_items():
     made = [
         Rating(f"r{r}", f"i{i}", "a", "clear", items[i]) for i in range(30) for r in range(4)
     ] + [Rating("r0", "i3", "b", "clear", 2.5)]
-    found = rating_summary.means(made, resamples=4000)
+    found = summary.means(made, resamples=4000)
     mean = found["a"]["clear/mean"]
     np.testing.assert_allclose(mean["value"], items.mean())
     half = 1.96 * items.std() / np.sqrt(30)
@@ -138,7 +138,7 @@ def test_differences_are_paired_and_corrected():
             table[r, f"i{i}", "b"] = x
             if i < 20:
                 table[r, f"i{i}", "c"] = x + rng.normal(0, 0.2)
-    found = rating_summary.differences(ratings_of(table))
+    found = summary.differences(ratings_of(table))
     assert list(found) == ["a vs b", "a vs c", "b vs c"]
     one = found["a vs b"]
     expected = np.mean([
@@ -153,7 +153,7 @@ def test_differences_are_paired_and_corrected():
 def test_preferences_count_ties_half_and_both_directions():
     said = [("a", "b", 1), ("b", "a", 0), ("a", "b", 0.5), ("b", "c", 1), ("c", "a", 0.5)]
     answers = [Preference("r", f"i{n}", x, y, s) for n, (x, y, s) in enumerate(said)]
-    found = rating_summary.preferences(answers)
+    found = summary.preferences(answers)
     value = lambda name, metric: found[name][metric]["value"]  # noqa: E731
     np.testing.assert_allclose(value("a vs b", "win/ratio"), 2.5 / 3)
     np.testing.assert_allclose(value("a vs b", "win/ties"), 1 / 3)
@@ -162,7 +162,7 @@ def test_preferences_count_ties_half_and_both_directions():
     assert value("a", "bradley_terry/strength") > value("b", "bradley_terry/strength")
     strengths = [value(name, "bradley_terry/strength") for name in "abc"]
     np.testing.assert_allclose(sum(strengths), 0, atol=1e-9)
-    assert rating_summary.preferences([]) == {}
+    assert summary.preferences([]) == {}
 
 
 def test_agreement_reads_preferences_in_one_direction():
@@ -170,7 +170,7 @@ def test_agreement_reads_preferences_in_one_direction():
     # The two saw the texts on different sides, and mean the same.
     prefer = [Preference("x", f"i{i}", "a", "b", i % 2) for i in range(7)]
     prefer += [Preference("y", f"i{i}", "b", "a", 1 - i % 2) for i in range(7)]
-    found = rating_summary.agreement(Answers(tuple(ratings), tuple(prefer)))
+    found = summary.agreement(Answers(tuple(ratings), tuple(prefer)))
     assert set(found) == {
         "clear/alpha_interval", "clear/alpha_ordinal",
         "preference/alpha_nominal", "preference/alpha_ordinal",
@@ -183,13 +183,13 @@ def test_agreement_reads_preferences_in_one_direction():
         for r in "xy" for i in range(7) for value in [rng.normal(i, 2)] for s in range(10)
     ]  # fmt: skip
     once = Answers(tuple(r for r in noisy if r.system == "s0"))
-    for metric, many in rating_summary.agreement(Answers(tuple(noisy))).items():
-        one = rating_summary.agreement(once)[metric]
+    for metric, many in summary.agreement(Answers(tuple(noisy))).items():
+        one = summary.agreement(once)[metric]
         assert many["high"] - many["low"] > 0.6 * (one["high"] - one["low"])
     alone = Answers(tuple(r for r in ratings if r.rater == "x"))
-    assert rating_summary.agreement(alone) == {}
-    assert "agreement" not in rating_summary.summary(alone)
-    assert rating_summary.summary(Answers(tuple(ratings), tuple(prefer)))["agreement"] == found
+    assert summary.agreement(alone) == {}
+    assert "agreement" not in summary.summary(alone)
+    assert summary.summary(Answers(tuple(ratings), tuple(prefer)))["agreement"] == found
 
 
 def test_raters_are_told_apart():
@@ -382,7 +382,7 @@ def test_published_ratings_have_the_published_means():
     found = read_ratings(SHARED / "llmxrec" / "human_ratings.csv")
     published = {"steam": (7.75, 7.69), "ml-100k": (8.04, 7.47), "mind": (7.59, 7.34)}
     for group, (tuned, gpt4) in published.items():
-        means = rating_summary.means(found.only(group=group).ratings, resamples=50)
+        means = summary.means(found.only(group=group).ratings, resamples=50)
         of = lambda system, means=means: means[system]["reasonability/mean"]["value"]  # noqa: E731
         assert (round(of("LLaMA2-SFT"), 2), round(of("GPT4"), 2)) == (tuned, gpt4)
     with (SHARED / "llmxrec" / "human_ratings.csv").open() as file:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.significance import group_effect, holm, mcnemar, sign_flip
+from xrec_jax.evaluation.statistics.significance import group_effect, holm, mcnemar, sign_flip
 
 # Sign flips
 

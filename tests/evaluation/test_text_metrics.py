@@ -8,9 +8,9 @@ import pytest
 
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.files import read_records
-from xrec_jax.evaluation import overlap
-from xrec_jax.evaluation.text_metrics import diversity, flesch, syllables, text_metrics
+from xrec_jax.core.storage.files import read_records
+from xrec_jax.evaluation.texts import overlap
+from xrec_jax.evaluation.texts.text_metrics import diversity, flesch, syllables, text_metrics
 from xrec_jax.text.words import has_blanks
 
 WORDS = "the a park quiet bar lively near home you like it and good food cheap music view".split()

@@ -9,12 +9,13 @@ import pytest
 
 from tests.fuzz.mutate import mutant, odd_value, survives
 from tests.llm.models import CONFIG, write
-from xrec_jax.llm import hf, lora, tensorfile
-from xrec_jax.llm.bpe import train_bpe
-from xrec_jax.llm.config import LlamaConfig, to_hf
-from xrec_jax.llm.hf import Generation
-from xrec_jax.llm.peft_io import load_adapter, save_adapter
-from xrec_jax.llm.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.llm.io import hf, tensorfile
+from xrec_jax.llm.io.bpe import train_bpe
+from xrec_jax.llm.io.hf import Generation
+from xrec_jax.llm.io.peft_io import load_adapter, save_adapter
+from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.config import LlamaConfig, to_hf
 
 pytestmark = pytest.mark.slow
 CHAT = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "is near"}]
@@ -132,7 +133,7 @@ def test_adapter(tmp_path, name):
 
 def test_imported_mark(tmp_path):
     """`xrec.json` of an imported checkpoint."""
-    from xrec_jax.llm import checkpoint
+    from xrec_jax.llm.io import checkpoint
 
     write(tmp_path / "model")
     checkpoint.import_model(hf.open_model(tmp_path / "model"), tmp_path / "imported")

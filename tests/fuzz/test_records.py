@@ -6,14 +6,16 @@ import json
 import pytest
 
 from tests.fuzz.mutate import survives
-from xrec_jax.core import files
-from xrec_jax.core.files import json_lines
-from xrec_jax.evaluation.ratings import read_ratings
-from xrec_jax.pipelines import contests, rating_cases, rating_exports
-from xrec_jax.text.attribute_files import read_questions
-from xrec_jax.text.instructions import read_instructions
-from xrec_jax.text.judging import read_judgements
-from xrec_jax.text.pair_files import read_pair_texts
+from xrec_jax.core.storage import files
+from xrec_jax.core.storage.files import json_lines
+from xrec_jax.evaluation.ratings.ratings import read_ratings
+from xrec_jax.inference import comparisons
+from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import items
+from xrec_jax.text.records.attribute_questions import read_questions
+from xrec_jax.text.records.instructions import read_instructions
+from xrec_jax.text.records.judgements import read_judgements
+from xrec_jax.text.records.profiles import read_pair_texts
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +47,7 @@ READERS = {
     "judgements": (lambda path: read_judgements(path, pair="pair"), json_lines(JUDGEMENTS)),
     "attributes": (read_questions, json_lines(ATTRIBUTES)),
     "pairs": (read_pair_texts, json_lines(PAIRS)),
-    "explanations": (lambda path: rating_cases.of_files([str(path)]), json_lines(EXPLANATIONS)),
+    "explanations": (lambda path: items.of_files([str(path)]), json_lines(EXPLANATIONS)),
     "a run's log": (files.read_json_lines, json_lines(INSTRUCTIONS)),
 }
 RATINGS = (
@@ -136,8 +138,8 @@ def test_prompts_with_explanations(tmp_path, place):
         path.write_text(json_lines(records))
 
     def read(_):
-        contests.read_contest("+".join(map(str, both)))
-        return rating_cases.of_files(["+".join(map(str, both))])
+        comparisons.read_contest("+".join(map(str, both)))
+        return items.of_files(["+".join(map(str, both))])
 
     assert survives(read, both[place].read_bytes(), both[place], count=200, seed=place) > 50
 

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.joint import rewards
-from xrec_jax.joint.rewards import Scored, total
+from xrec_jax.joint.rewards import parts as rewards
+from xrec_jax.joint.rewards.parts import Scored, total
 from xrec_jax.parallel.mesh import sharding, use_mesh
 
 VOCABULARY = 23

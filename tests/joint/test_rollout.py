@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from xrec_jax.core import rng as keyed
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import keyed
 from xrec_jax.joint.rollout import generate, rows, tokenized
 
 HOLE = 7

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.llm.models import rewrite, write
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import hf
+from xrec_jax.llm.io import hf
 
 
 def weights(change):
@@ -66,7 +66,7 @@ def refused_unread(path, monkeypatch, damage, *named):
     """Checks that a damaged checkpoint is refused by name before any tensor is read."""
     write(path)
     damage(path)
-    monkeypatch.setattr("xrec_jax.llm.tensorfile.Tensor.chunks", None)
+    monkeypatch.setattr("xrec_jax.llm.io.tensorfile.Tensor.chunks", None)
     with pytest.raises(UserError) as error:
         hf.load_params(path)
     for name in named:

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from xrec_jax.llm.config import LlamaConfig, to_hf
-from xrec_jax.llm.layout import parameters
+from xrec_jax.llm.model.config import LlamaConfig, to_hf
+from xrec_jax.llm.model.layout import parameters
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float16": np.float16}
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import attention
+from xrec_jax.llm.model import attention
 from xrec_jax.parallel.mesh import put_batch, use_mesh
 
 # Odd lengths cross the border of a block of queries; 128 is what the kernel for TPUs needs.

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import chat_template
-from xrec_jax.llm.chat_template import ChatTemplate
+from xrec_jax.llm.io import chat_template
+from xrec_jax.llm.io.chat_template import ChatTemplate
 
 CHAT = [
     {"role": "system", "content": "be  brief\n"},

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.config import LlamaConfig, RopeScaling, from_hf, to_hf
-from xrec_jax.llm.rope import inverse_frequencies, rotate, rotations
+from xrec_jax.llm.model.config import LlamaConfig, RopeScaling, from_hf, to_hf
+from xrec_jax.llm.model.rope import inverse_frequencies, rotate, rotations
 
 SCALING = RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64

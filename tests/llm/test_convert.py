@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from tests import runs
 from tests.llm.models import CONFIG, rewrite, write
 from xrec_jax import cli
-from xrec_jax.llm import bpe, checkpoint, hf, lora, peft_io
-from xrec_jax.llm.tokenizer import load_tokenizer
+from xrec_jax.llm.io import bpe, checkpoint, hf, peft_io
+from xrec_jax.llm.io.tokenizer import load_tokenizer
+from xrec_jax.llm.model import lora
 
 
 @pytest.fixture(scope="module")

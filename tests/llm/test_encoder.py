@@ -11,7 +11,7 @@ from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.encoder import TextEncoder
 from xrec_jax.llm.language_model import shardings
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import put_sharded, use_mesh
 
 CONFIG = dataclasses.replace(tiny.LLAMA, num_layers=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.heads import (
+from xrec_jax.llm.model.heads import (
     init_projector,
     init_value_head,
     num_vectors,

@@ -24,10 +24,11 @@ from tests.llm.damage import sharded as _sharded
 from tests.llm.damage import weights as _weights
 from tests.llm.models import CONFIG, rewrite, write
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import checkpoint, hf, hf_export, lora
-from xrec_jax.llm.config import RopeScaling
-from xrec_jax.llm.layout import abstract, build, logical_axes, parameters
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.io import checkpoint, hf, hf_export
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.config import RopeScaling
+from xrec_jax.llm.model.layout import abstract, build, logical_axes, parameters
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import make_mesh
 
 KERNEL = "model.layers.1.mlp.up_proj.weight"
@@ -102,7 +103,7 @@ def test_load_is_bit_exact(tmp_path, dtype, shards):
 
 def test_small_reads_give_the_same(tmp_path, monkeypatch):
     weights = write(tmp_path)
-    monkeypatch.setattr("xrec_jax.llm.tensorfile._CHUNK", 7 * 16 * 4)
+    monkeypatch.setattr("xrec_jax.llm.io.tensorfile._CHUNK", 7 * 16 * 4)
     runs.assert_same_bits(hf.load_params(tmp_path), expected(weights))
 
 

@@ -12,13 +12,14 @@ import xrec_jax
 from tests import tiny
 from tests.llm import models
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import bpe, lora
-from xrec_jax.llm.checkpoint import open_model
+from xrec_jax.llm.generation.stops import Stops
+from xrec_jax.llm.io import bpe
+from xrec_jax.llm.io.checkpoint import open_model
+from xrec_jax.llm.io.peft_io import Base, save_adapter
+from xrec_jax.llm.io.tokenizer import SOFT
 from xrec_jax.llm.language_model import LanguageModel
-from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.llm.peft_io import Base, save_adapter
-from xrec_jax.llm.stops import Stops
-from xrec_jax.llm.tokenizer import SOFT
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.lora import Adapter, LoraConfig
 from xrec_jax.parallel.mesh import use_mesh
 
 TEXTS = ["the cat likes the small café by the river", "why? because it is near. "] * 6

@@ -10,10 +10,10 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora
-from xrec_jax.llm.config import LlamaConfig, RopeScaling
-from xrec_jax.llm.layers import Extend, Sequence
-from xrec_jax.llm.llama import Llama, SoftPrompt, positions_of, unstack
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.config import LlamaConfig, RopeScaling
+from xrec_jax.llm.model.layers import Extend, Sequence
+from xrec_jax.llm.model.llama import Llama, SoftPrompt, positions_of, unstack
 from xrec_jax.parallel.mesh import RULES, put_batch, put_sharded, sharding, use_mesh
 
 CONFIG = LlamaConfig(

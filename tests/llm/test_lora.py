@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora, quantize
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.layers import Projection
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.model import lora, quantize
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.layers import Projection
+from xrec_jax.llm.model.llama import Llama
 
 CONFIG = LlamaConfig(
     vocab_size=37, hidden_size=20, intermediate_size=28, num_layers=2, num_heads=4, num_kv_heads=2,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.llm.losses import chunk_columns, cross_entropy, log_probs
+from xrec_jax.llm.model.losses import chunk_columns, cross_entropy, log_probs
 from xrec_jax.parallel.mesh import put_batch, put_replicated, sharding, use_mesh
 
 ROWS, LENGTH, WIDTH, VOCAB = 5, 7, 6, 11

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 from tests import runs
 from tests.llm.models import CONFIG, rewrite
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora, peft_io
-from xrec_jax.llm.peft_io import Base, base_of, is_adapter, load_adapter, save_adapter
+from xrec_jax.llm.io import peft_io
+from xrec_jax.llm.io.peft_io import Base, base_of, is_adapter, load_adapter, save_adapter
+from xrec_jax.llm.model import lora
 from xrec_jax.parallel.mesh import make_mesh
 
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"

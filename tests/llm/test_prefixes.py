@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xrec_jax.llm.prefixes import bucket, common, groups
+from xrec_jax.llm.generation.prefixes import bucket, common, groups
 
 
 def random_prompts(seed):

@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora, quantize
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.quantize import NF4, Int8
+from xrec_jax.llm.model import lora, quantize
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.quantize import NF4, Int8
 from xrec_jax.parallel.mesh import RULES, make_mesh, sharding, use_mesh
 
 # As printed in QLoRA (arXiv 2305.14314), appendix E.

@@ -8,9 +8,9 @@ import scipy.special
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
+from xrec_jax.llm.generation.readout import Readout
 from xrec_jax.llm.language_model import LanguageModel, load_llm
-from xrec_jax.llm.lora import Adapter, LoraConfig, init_params
-from xrec_jax.llm.readout import Readout
+from xrec_jax.llm.model.lora import Adapter, LoraConfig, init_params
 from xrec_jax.parallel.mesh import use_mesh
 
 TEXTS = ['{"sex": "woman"', '{"sex": "man", "age": 30}', "{", '{"sex": "woman, so to speak']

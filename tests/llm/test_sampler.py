@@ -10,12 +10,12 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import lora
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama, SoftPrompt
-from xrec_jax.llm.sampler import Sampler
-from xrec_jax.llm.sampling import Sampling
-from xrec_jax.llm.schedule import Request
+from xrec_jax.llm.generation.sampler import Sampler
+from xrec_jax.llm.generation.sampling import Sampling
+from xrec_jax.llm.generation.schedule import Request
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama, SoftPrompt
 from xrec_jax.parallel.mesh import RULES, put_sharded, sharding, use_mesh
 
 CONFIG = LlamaConfig(

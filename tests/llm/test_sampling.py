@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.sampling import Sampling, choose
+from xrec_jax.llm.generation.sampling import Sampling, choose
 
 VOCAB = 13
 

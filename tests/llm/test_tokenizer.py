@@ -12,9 +12,9 @@ import tokenizers
 from tests import runs, tiny
 from tests.llm.models import rewrite
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import bpe, hf
-from xrec_jax.llm.hf import Generation
-from xrec_jax.llm.tokenizer import SOFT, Tokenizer, load_tokenizer
+from xrec_jax.llm.io import bpe, hf
+from xrec_jax.llm.io.hf import Generation
+from xrec_jax.llm.io.tokenizer import SOFT, Tokenizer, load_tokenizer
 
 TEXTS = ["the cat likes the small café by the river", "You may like it because it is near. " * 3]
 CHAT = [

@@ -10,8 +10,8 @@ from tests.llm import models
 from tests.llm.test_hf import CONFIG, mesh, shardings
 from tests.llm.test_peft_io import adapter
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import checkpoint, hf, hf_export, tensorfile
-from xrec_jax.llm.peft_io import WEIGHTS, load_adapter, save_adapter
+from xrec_jax.llm.io import checkpoint, hf, hf_export, tensorfile
+from xrec_jax.llm.io.peft_io import WEIGHTS, load_adapter, save_adapter
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
 

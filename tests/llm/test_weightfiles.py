@@ -20,8 +20,9 @@ from tests.llm.damage import weights as _weights
 from tests.llm.models import CONFIG, rewrite, write
 from xrec_jax import load_llm
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm import checkpoint, hf, lora, peft_io
-from xrec_jax.llm.tokenizer import load_tokenizer
+from xrec_jax.llm.io import checkpoint, hf, peft_io
+from xrec_jax.llm.io.tokenizer import load_tokenizer
+from xrec_jax.llm.model import lora
 
 KERNEL, OTHER = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"
 SHARD = "model-00002-of-00002.safetensors"

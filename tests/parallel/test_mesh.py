@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec as P
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.runtime import rendezvous
+from xrec_jax.core.runtime.distributed import initialize, is_first
 from xrec_jax.parallel import mesh as mesh_lib
-from xrec_jax.parallel import rendezvous
-from xrec_jax.parallel.distributed import initialize, is_first
 from xrec_jax.parallel.mesh import make_mesh, sharding, use_mesh
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import tiny
-from xrec_jax.parallel import peers
+from xrec_jax.core.runtime import peers
 
 FATAL = (
     "F1129 14:41:59.895730   23616 client.h:80] Terminating process because the JAX distributed "

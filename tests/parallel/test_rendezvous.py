@@ -9,7 +9,7 @@ import pytest
 
 from tests import runs
 from xrec_jax.core.errors import UserError
-from xrec_jax.parallel import distributed, rendezvous
+from xrec_jax.core.runtime import distributed, rendezvous
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.recommenders.test_reranking import naive_rank
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.ranking import RankingEvaluator
+from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
 from xrec_jax.parallel.mesh import (
     RULES,
     gather,

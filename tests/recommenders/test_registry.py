@@ -15,7 +15,7 @@ from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.trees import device_bytes
 from xrec_jax.data.dataset import Interactions
-from xrec_jax.evaluation.ranking import RankingEvaluator
+from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
 from xrec_jax.parallel.mesh import padded_rows, put_batch, use_mesh
 from xrec_jax.recommenders import base
 from xrec_jax.training.loop import compile_step

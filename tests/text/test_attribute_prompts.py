@@ -6,8 +6,9 @@ import pytest
 
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import attribute_files, attribute_prompts, attributes, templates
-from xrec_jax.text.attributes import Attribute, Question
+from xrec_jax.text.prompts import templates
+from xrec_jax.text.records import attribute_prompts, attribute_questions, attributes
+from xrec_jax.text.records.attributes import Attribute, Question
 
 PLACE = {
     "name": "Red Owl", "kind": "bar", "cuisine": "none", "mood": "quiet", "price": 3,
@@ -166,7 +167,7 @@ def test_a_file_is_read_and_what_is_malformed_is_counted(tmp_path):
         record(["C"], "{}"),
         record(["D"], '{"cost": 3}', user="u7"),
     )
-    found = attribute_files.read_questions(path, entry=ENTRY)
+    found = attribute_questions.read_questions(path, entry=ENTRY)
     assert found.malformed == 3 and found.example == '{"price": Free}'
     assert [one.truth for one in found.questions] == [
         {"age": 30.0, "sex": "male"}, {"age": 30.0, "sex": "male"},
@@ -178,26 +179,26 @@ def test_a_file_is_read_and_what_is_malformed_is_counted(tmp_path):
     assert found.questions[0].attributes[1].values == ("female", "male")
     # The last line of every prompt names both sexes; only the third prompt gives its own away.
     assert found.stated == {"age": 0, "sex": 1, "cost": 0}
-    only = attribute_files.read_questions(path, keys=["age", "sex"], entry=ENTRY)
+    only = attribute_questions.read_questions(path, keys=["age", "sex"], entry=ENTRY)
     assert only.questions == found.questions[:3]
 
 
 def test_wrong_files_are_refused(tmp_path):
     path = write(tmp_path, record(["A"], '{"age": 30}'))
     with pytest.raises(UserError, match=r"no completion has the key 'ago'.*'age'"):
-        attribute_files.read_questions(path, keys=["ago"])
+        attribute_questions.read_questions(path, keys=["ago"])
     with pytest.raises(UserError, match=r"attributes.entry='\(' is no regular expression"):
-        attribute_files.read_questions(path, entry="(")
+        attribute_questions.read_questions(path, entry="(")
     bad = write(tmp_path, record(["A"], "age: 30"))
     with pytest.raises(UserError, match="no completion is a JSON object of texts and numbers"):
-        attribute_files.read_questions(bad)
+        attribute_questions.read_questions(bad)
 
 
 def test_a_user_is_known_by_entries_or_by_the_prompt(tmp_path):
     records = [record(["A", "B"], '{"age": 1}'), record(["A", "B"], '{"age": 1}', "again")]
     path = write(tmp_path, *records)
     for entry, users in ((ENTRY, 1), ("", 2), (r"^\* (.+)$", 2)):
-        found = attribute_files.read_questions(path, entry=entry).questions
+        found = attribute_questions.read_questions(path, entry=entry).questions
         assert len({one.user for one in found}) == users
 
 
@@ -210,15 +211,15 @@ def test_texts_on_the_users_of_prompts_are_left_out():
         listed("b", "c", "d", "z", "w"), "no list of anything", listed("e"),
     ]  # fmt: skip
     prompts = [listed("a", "b", "c", "d"), "no list either"]
-    kept, count = attribute_files.without_users(texts, prompts, ENTRY)
+    kept, count = attribute_questions.without_users(texts, prompts, ENTRY)
     assert (kept, count) == ([texts[1], texts[3], texts[4]], 2)
-    assert attribute_files.without_users(texts, prompts, ENTRY, share=0.8) == (texts[1:], 1)
+    assert attribute_questions.without_users(texts, prompts, ENTRY, share=0.8) == (texts[1:], 1)
 
 
 @needs_shared_data
 def test_the_shared_file_is_read():
     path = SHARED / "llmxrec" / "attributes.jsonl"
-    found = attribute_files.read_questions(path, entry=r"^\d+[:.] (.+)$")
+    found = attribute_questions.read_questions(path, entry=r"^\d+[:.] (.+)$")
     assert len(found.questions) == 526 and found.malformed == 174
     asked = {one.attributes for one in found.questions}
     assert {attribute.key for group in asked for attribute in group} == {

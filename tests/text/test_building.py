@@ -5,10 +5,10 @@ import numpy as np
 from tests import tiny
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.world import generate
-from xrec_jax.text import published
-from xrec_jax.text.building import Case, build_instructions
-from xrec_jax.text.instructions import read_instructions, write_instructions
-from xrec_jax.text.sampling import split_by_prompt
+from xrec_jax.text.prompts import published
+from xrec_jax.text.records.instructions import read_instructions, write_instructions
+from xrec_jax.text.records.splits import split_by_prompt
+from xrec_jax.text.synthetic.instructions import Case, build_instructions
 
 
 def cases():

@@ -10,11 +10,11 @@ from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
 from xrec_jax.data.world.world import generate
-from xrec_jax.text import wording
-from xrec_jax.text.claims import Claim, read_claims
-from xrec_jax.text.corpus import world_sentences
-from xrec_jax.text.explanations import explain
-from xrec_jax.text.grammar import plural, sentence, with_article
+from xrec_jax.text.claims.reader import Claim, read_claims
+from xrec_jax.text.synthetic import wording
+from xrec_jax.text.synthetic.corpus import world_sentences
+from xrec_jax.text.synthetic.explanations import explain
+from xrec_jax.text.synthetic.grammar import plural, sentence, with_article
 
 VOCABULARY = {
     "kind": KIND_WORDS,

@@ -7,8 +7,8 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import grammar
-from xrec_jax.text.corpus import world_sentences
+from xrec_jax.text.synthetic import grammar
+from xrec_jax.text.synthetic.corpus import world_sentences
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from xrec_jax.data.world import reasons as planted
 from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.world import generate
-from xrec_jax.text import wording
-from xrec_jax.text.explanations import Length, explain, mentioned_reasons
+from xrec_jax.text.synthetic import wording
+from xrec_jax.text.synthetic.explanations import Length, explain, mentioned_reasons
 
 PLURALS = {kind: planted._PLURALS.get(kind, kind + "s") for kind in words.KINDS}
 Reason = planted.Reason

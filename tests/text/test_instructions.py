@@ -8,14 +8,14 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.instructions import (
+from xrec_jax.text.records.instructions import (
     Instruction,
     deduplicate,
     from_messages,
     read_instructions,
     write_instructions,
 )
-from xrec_jax.text.sampling import count_by, select, split_by_prompt
+from xrec_jax.text.records.splits import count_by, select, split_by_prompt
 
 FINE = '{"prompt": "a", "completion": "b"}'
 

@@ -8,13 +8,11 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.pipelines import corpora
-from xrec_jax.pipelines.judgements import judgements
-from xrec_jax.pipelines.prompting import visits_to_explain
-from xrec_jax.text import foils
-from xrec_jax.text.building import Case
-from xrec_jax.text.explanations import mentioned_reasons
-from xrec_jax.text.judging import (
+from xrec_jax.tasks import prompting as prompting_module
+from xrec_jax.tasks.judgements import judgements
+from xrec_jax.tasks.prompting import visits_to_explain
+from xrec_jax.text.prompts.templates import get
+from xrec_jax.text.records.judgements import (
     Judgement,
     both_orders,
     judge_prompt,
@@ -22,7 +20,9 @@ from xrec_jax.text.judging import (
     shorten_prompt,
     split_judgements,
 )
-from xrec_jax.text.templates import get
+from xrec_jax.text.synthetic import corruptions
+from xrec_jax.text.synthetic.explanations import mentioned_reasons
+from xrec_jax.text.synthetic.instructions import Case
 
 GAMES = (
     "The history games are:\n1: Rust\nThe tags are [Action].\n"
@@ -158,7 +158,7 @@ def test_a_prompt_without_a_history_is_left_alone():
 
 def world_cases(count=30):
     config, data = tiny.language(), tiny.data()
-    prompting = corpora.prompting(config.instruct, data, None)
+    prompting = prompting_module.prompting(config.instruct, data, None)
     visits = visits_to_explain(data, count, seed=0)
     users, items, made = (np.array([visit[i] for visit in visits]) for i in (0, 1, 3))
     return [
@@ -174,10 +174,10 @@ def world_cases(count=30):
 
 def test_a_world_gives_true_explanations_against_three_kinds_of_worse_ones():
     cases = world_cases()
-    found = foils.world_judgements(cases, get("places"), seed=3)
-    assert [one.meta["pair"] for one in found] == list(foils.KINDS) * 10
+    found = corruptions.world_judgements(cases, get("places"), seed=3)
+    assert [one.meta["pair"] for one in found] == list(corruptions.KINDS) * 10
     assert {one.better for one in found} == {1, 2}
-    assert found == foils.world_judgements(cases, get("places"), seed=3)
+    assert found == corruptions.world_judgements(cases, get("places"), seed=3)
     worse_misses = 0
     for case, one in zip(cases, found, strict=True):
         better, worse = (one.first, one.second) if one.better == 1 else (one.second, one.first)
@@ -192,14 +192,14 @@ def test_repetition_is_about_as_long_with_half_the_content():
     text = "One is here. Two is there now! Three? Four of them come. Five is it."
     # 15 words; the first two sentences have 3 and 4 of them, so 14 words come nearest.
     again = "One is here. Two is there now!"
-    assert foils.repeated(text) == f"{again} {again}"
-    assert foils.repeated("Only one.") == "Only one. Only one."
+    assert corruptions.repeated(text) == f"{again} {again}"
+    assert corruptions.repeated("Only one.") == "Only one. Only one."
 
 
 def test_worlds_of_one_kind_of_visit_are_refused():
     case = world_cases(1)[0]
     with pytest.raises(UserError, match="different reasons"):
-        foils.world_judgements([case, case], get("places"))
+        corruptions.world_judgements([case, case], get("places"))
 
 
 def test_judgements_of_a_config():

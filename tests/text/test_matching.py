@@ -9,12 +9,12 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import layout as layouts
-from xrec_jax.text import published, templates
-from xrec_jax.text.matching import Pattern, Piece, pieces_of
-from xrec_jax.text.parsing import parse_prompt, read_prompt
-from xrec_jax.text.prompts import render_prompt
-from xrec_jax.text.templates import Template
+from xrec_jax.text.prompts import layout as layouts
+from xrec_jax.text.prompts import published, templates
+from xrec_jax.text.prompts.matching import Pattern, Piece, pieces_of
+from xrec_jax.text.prompts.parsing import parse_prompt, read_prompt
+from xrec_jax.text.prompts.render import render_prompt
+from xrec_jax.text.prompts.templates import Template
 
 LAYOUTS = ["{a}: {b}[[, {c} x]][[, {d}]]", "{a}[[ {a}]] {b}", "[[{a}, ]]{b}{c}.", "a{a}[[a{b}a]]a"]
 

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import pair_files, parse_prompt
-from xrec_jax.text.pair_files import Keys, read_pair_texts
-from xrec_jax.text.title_masks import TitleMasks
+from xrec_jax.text import parse_prompt
+from xrec_jax.text.records import profiles
+from xrec_jax.text.records.profiles import Keys, read_pair_texts
+from xrec_jax.text.titles.mask import TitleMasks
 
 ROW = {
     "uid": 3, "iid": "b", "title": "Blue Bar", "user_summary": "This user is likely to enjoy tea.",
@@ -80,7 +81,7 @@ def test_titles_are_found_as_a_reader_would():
 
 
 def test_sentences_are_turned_to_the_user():
-    assert pair_files.audiences(
+    assert profiles.audiences(
         [
             "Fans of ramen would enjoy X.",
             "Mexican food lovers, will likely appreciate it.",
@@ -89,10 +90,10 @@ def test_sentences_are_turned_to_the_user():
             "They would like it.",
         ]
     ) == ["fans of ramen", "Mexican food lovers", "those who like Mexican art", "", ""]
-    assert pair_files.addressed("This user is likely to enjoy tea.") == "you like tea."
-    assert pair_files.addressed("User enjoys tea.") == "you like tea."
-    assert pair_files.addressed("Tea is liked.") == "Tea is liked."
-    both = pair_files.both_sides
+    assert profiles.addressed("This user is likely to enjoy tea.") == "you like tea."
+    assert profiles.addressed("User enjoys tea.") == "you like tea."
+    assert profiles.addressed("Tea is liked.") == "Tea is liked."
+    both = profiles.both_sides
     assert both("The user would enjoy the ale.") == ("you would enjoy the ale.", "")
     assert both("You may like ale, despite the high price.") == (
         "you may like ale.", "you may mind high price",
@@ -103,11 +104,11 @@ def test_sentences_are_turned_to_the_user():
 
 
 def test_content_words():
-    words = pair_files.content_words("The user would enjoy Cafes, cozy pubs' ales & the bus glass")
+    words = profiles.content_words("The user would enjoy Cafes, cozy pubs' ales & the bus glass")
     assert words == ["cafe", "cozy", "pub", "ale", "bus", "glass"]
 
 
-@pytest.mark.parametrize("template", [pair_files.PROFILES, pair_files.VISITS])
+@pytest.mark.parametrize("template", [profiles.PROFILES, profiles.VISITS])
 def test_templates_ask_about_the_user_alone(template):
     entries = [
         template.render_entry({"title": title, "item_text": "Good."}, number)
@@ -116,5 +117,5 @@ def test_templates_ask_about_the_user_alone(template):
     user = template.render_user({"profile": "Likes tea."}) if template.user else ""
     prompt = template.assemble(user=user, item="", entries=entries)
     assert "1. Bar: Good.\n2. Good.\n" in prompt and "Why not:" in prompt
-    assert ("Likes tea." in prompt) == (template is pair_files.PROFILES)
+    assert ("Likes tea." in prompt) == (template is profiles.PROFILES)
     assert parse_prompt(template, prompt) is not None

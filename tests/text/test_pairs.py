@@ -7,8 +7,8 @@ import pytest
 
 from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
-from xrec_jax.text.claims import Claim, read_claims
-from xrec_jax.text.pairs import (
+from xrec_jax.text.claims.reader import Claim, read_claims
+from xrec_jax.text.synthetic.taste_pairs import (
     TASTES,
     Pair,
     Visit,

@@ -7,8 +7,8 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import published, templates
-from xrec_jax.text.prompts import Prompt, TruncationCount, render_prompt, select_history
+from xrec_jax.text.prompts import published, templates
+from xrec_jax.text.prompts.render import Prompt, TruncationCount, render_prompt, select_history
 
 TEMPLATE = templates.Template(
     name="t", body="{history}- {user} {item}!", entry="{index} {a}\n", item="{a}", user="{b}"

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.comprehension import reading_exercises
-from xrec_jax.text.parsing import parse_prompt
-from xrec_jax.text.talk import small_talk
-from xrec_jax.text.templates import get
+from xrec_jax.text.prompts.parsing import parse_prompt
+from xrec_jax.text.prompts.templates import get
+from xrec_jax.text.synthetic.comprehension import reading_exercises
+from xrec_jax.text.synthetic.filler import small_talk
 
 ITEMS = [
     {"name": "Ash", "kind": "cafe", "cuisine": "Thai", "mood": "quiet", "price": 2,

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.records import EXPLANATION_COLUMNS, Explanation, join, prompt_hash
+from xrec_jax.text.records.explanations import EXPLANATION_COLUMNS, Explanation, join, prompt_hash
 
 
 def pair(user, item, prompt="why?"):

@@ -9,9 +9,9 @@ from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.data.world.world import generate
-from xrec_jax.evaluation.planted import world_vocabulary
-from xrec_jax.text.claims import read_claims
-from xrec_jax.text.template_explainer import template_explanation, unfaithful_explanation
+from xrec_jax.evaluation.faithfulness.planted import world_vocabulary
+from xrec_jax.text.claims.reader import read_claims
+from xrec_jax.text.synthetic.template_explainer import template_explanation, unfaithful_explanation
 
 BARS = [
     dict(item_id=n, name=f"Bar {n}", kind="bar", mood="quiet" if n < 2 else "lively", price=n)

@@ -10,10 +10,10 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.text import published, templates
-from xrec_jax.text.parsing import parse_prompt
-from xrec_jax.text.prompts import render_prompt
-from xrec_jax.text.templates import Template
+from xrec_jax.text.prompts import published, templates
+from xrec_jax.text.prompts.parsing import parse_prompt
+from xrec_jax.text.prompts.render import render_prompt
+from xrec_jax.text.prompts.templates import Template
 
 ROWS_MOVIE = [
     {"title": "Heat (1995) {director's cut}", "class": "Action Crime"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xrec_jax.text.titles import normal_title, same_title
+from xrec_jax.text.titles.normal import normal_title, same_title
 
 
 @pytest.mark.parametrize(

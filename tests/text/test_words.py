@@ -6,9 +6,9 @@ import pytest
 import regex
 
 from xrec_jax.text import words
-from xrec_jax.text.pair_files import content_words
-from xrec_jax.text.title_masks import TitleMasks
-from xrec_jax.text.titles import normal_title, same_title
+from xrec_jax.text.records.profiles import content_words
+from xrec_jax.text.titles.mask import TitleMasks
+from xrec_jax.text.titles.normal import normal_title, same_title
 
 COUNTS = {
     "This, well, don't - 3.5 snake_case": 6,  # as split at white space

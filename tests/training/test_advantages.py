@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import put_batch, use_mesh
-from xrec_jax.training.advantages import (
+from xrec_jax.training.rl.advantages import (
     ESTIMATORS,
     AdvantageOptions,
     advantages_of,

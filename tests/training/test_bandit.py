@@ -13,11 +13,17 @@ import numpy as np
 import optax
 import pytest
 
-from xrec_jax.llm.config import LlamaConfig
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.training.advantages import AdvantageOptions, advantages_of, answer_mask, token_rewards
-from xrec_jax.training.policy import (
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.lora import Adapter, LoraConfig
+from xrec_jax.training.rl.advantages import (
+    AdvantageOptions,
+    advantages_of,
+    answer_mask,
+    token_rewards,
+)
+from xrec_jax.training.rl.losses import PolicyOptions
+from xrec_jax.training.rl.ppo import (
     critic_values,
     init_critic,
     init_policy,
@@ -25,7 +31,6 @@ from xrec_jax.training.policy import (
     policy_optimizer,
     ppo_step,
 )
-from xrec_jax.training.policy_losses import PolicyOptions
 from xrec_jax.training.state import TrainState
 
 SHAPE = LlamaConfig(

@@ -16,8 +16,8 @@ import pytest
 
 from tests import runs, tiny
 from tests.training import toy
-from xrec_jax.core.disk import WriteError
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.storage.disk import WriteError
 from xrec_jax.parallel.mesh import put_batch, sharding, use_mesh
 from xrec_jax.training import manifest, sums
 from xrec_jax.training import saving as saving_module

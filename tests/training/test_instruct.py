@@ -12,9 +12,9 @@ import pytest
 from tests import runs, tiny
 from tests.data.test_packing import examples
 from xrec_jax.data.packing import Example, PackedRows
-from xrec_jax.llm import lora
 from xrec_jax.llm.language_model import shardings
-from xrec_jax.llm.llama import Llama
+from xrec_jax.llm.model import lora
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import put_batch, put_sharded, use_mesh
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.instruct import instruct_step, summed_loss

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.training import kl
+from xrec_jax.training.rl import kl
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 7)) * 1.5
 TEMPERATURES = (0.3, 0.7, 1.0, 1.7)

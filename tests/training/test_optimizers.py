@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xrec_jax import defaults
 from xrec_jax.core.errors import UserError
-from xrec_jax.pipelines import defaults
 from xrec_jax.training.optimizers import optimizer, schedule
 
 

@@ -13,12 +13,13 @@ import pytest
 from tests import runs, tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.language_model import shardings
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.lora import LoraConfig
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.lora import LoraConfig
 from xrec_jax.parallel.mesh import put_batch, put_sharded, use_mesh
-from xrec_jax.training.advantages import whiten
 from xrec_jax.training.loop import compile_step
-from xrec_jax.training.policy import (
+from xrec_jax.training.rl.advantages import whiten
+from xrec_jax.training.rl.losses import METRICS, PolicyOptions
+from xrec_jax.training.rl.ppo import (
     critic_values,
     init_critic,
     init_policy,
@@ -28,7 +29,6 @@ from xrec_jax.training.policy import (
     ppo_step,
     sft_step,
 )
-from xrec_jax.training.policy_losses import METRICS, PolicyOptions
 from xrec_jax.training.state import TrainState, initializer
 
 SHAPE = dataclasses.replace(tiny.LLAMA, num_layers=1)

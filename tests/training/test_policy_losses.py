@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.training.policy_losses import (
+from xrec_jax.training.rl.losses import (
     METRICS,
     PolicyOptions,
     explained_variance,

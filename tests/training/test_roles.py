@@ -25,10 +25,10 @@ from tests.training.test_policy import (
     trained,
     values_of,
 )
-from xrec_jax.llm.llama import SoftPrompt
-from xrec_jax.llm.lora import Adapter
-from xrec_jax.training.kl import estimate
-from xrec_jax.training.roles import init_critic, init_policy, policy_log_probs
+from xrec_jax.llm.model.llama import SoftPrompt
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.training.rl.actor_critic import init_critic, init_policy, policy_log_probs
+from xrec_jax.training.rl.kl import estimate
 
 
 def gelu(x):

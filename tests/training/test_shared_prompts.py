@@ -21,7 +21,7 @@ from tests.training.test_policy import (
 )
 from xrec_jax.core.errors import UserError
 from xrec_jax.joint.rollout import Prompts, rows
-from xrec_jax.llm import attention
+from xrec_jax.llm.model import attention
 from xrec_jax.parallel.mesh import put_batch, sharding, use_mesh
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from xrec_jax.core import files
+from xrec_jax.core.storage import files
 
 _UPLOAD_S = 120.0  # an object store gets the whole file anew, so not at every record
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.storage import files
 
 
 def is_known(

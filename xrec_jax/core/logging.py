@@ -11,10 +11,10 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from xrec_jax.core import files, schema
 from xrec_jax.core.board import Board
-from xrec_jax.core.disk import writing
-from xrec_jax.core.terminal import show
+from xrec_jax.core.runtime.terminal import show
+from xrec_jax.core.storage import files, schema
+from xrec_jax.core.storage.disk import writing
 
 _LINE: schema.Schema = {"stage": schema.TEXT, "step": schema.WHOLE}
 _VALUE = schema.or_null(schema.NUMBER)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import options
 from xrec_jax.data.dataset import Interactions
+from xrec_jax.data.readers import options
 
 DUPLICATES = ("first", "last", "keep")
 KEYS = ("min_rating", "user_core", "item_core", "duplicates")

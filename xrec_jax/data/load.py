@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import columns, exact, filters, options, sources, tables
+from xrec_jax.data import filters
 from xrec_jax.data.dataset import Dataset, Interactions
+from xrec_jax.data.readers import columns, exact, options, sources, tables
 from xrec_jax.data.splits import split
 
 __all__ = ["load", "split"]

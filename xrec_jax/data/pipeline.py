@@ -16,8 +16,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import keyed
 from xrec_jax.data.histories import Histories
 
 Batch = dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class Negatives:
         self.per_row = per_row
         self.histories = histories
         self._num_items = num_items
-        self._key = keyed.fold(seed, 1)
+        self._key = rng.fold(seed, 1)
         self._items = histories.items
         self._sampling = sampling
         if sampling == "uniform" and per_row:
@@ -60,7 +60,7 @@ class Negatives:
     def reseeded(self, seed: int) -> Negatives:
         """The same with other keys; what was prepared is shared."""
         other = copy.copy(self)
-        other._key = keyed.fold(seed, 1)
+        other._key = rng.fold(seed, 1)
         return other
 
     def _seen(self, pairs: np.ndarray) -> np.ndarray:
@@ -77,17 +77,17 @@ class Negatives:
         the unseen ones.
         """
         counter = rows[:, None] * self.per_row + np.arange(self.per_row)
-        key = keyed.fold(self._key, epoch)
+        key = rng.fold(self._key, epoch)
         if self._sampling == "popularity":
-            return self._items[keyed.random_integers(key, counter, len(self._items))]
-        drawn = keyed.random_integers(key, counter, self._num_items)
+            return self._items[rng.random_integers(key, counter, len(self._items))]
+        drawn = rng.random_integers(key, counter, self._num_items)
         base = user.astype(np.int64)[:, None] * self._num_items
         again = np.flatnonzero(self._seen(base + drawn))
         attempt = 0
         while len(again):
             attempt += 1
-            drawn.flat[again] = keyed.random_integers(
-                keyed.fold(key, attempt), counter.flat[again], self._num_items
+            drawn.flat[again] = rng.random_integers(
+                rng.fold(key, attempt), counter.flat[again], self._num_items
             )
             pairs = base[again // self.per_row, 0] + drawn.flat[again]
             again = again[self._seen(pairs)]
@@ -178,7 +178,7 @@ class WindowRows:
         targets = self.histories.lengths[user] - 1
         piece = self.length - self.context
         slack = -targets % piece
-        shift = keyed.random_integers(keyed.fold(self.seed, 2, epoch), user, slack + 1)
+        shift = rng.random_integers(rng.fold(self.seed, 2, epoch), user, slack + 1)
         # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
         first = np.maximum(part * piece - shift, 0)
         last = np.minimum((part + 1) * piece - shift, targets)
@@ -224,13 +224,13 @@ class BatchSource:
             )
         self._rows = rows
         self._batch_size = batch_size
-        self._key = keyed.fold(seed, 3)
+        self._key = rng.fold(seed, 3)
         local = batch_size // processes
         self._slots = np.arange(process * local, (process + 1) * local)
         self.steps_per_epoch = -(-rows.num_rows // batch_size)
         # Two, because prefetching crosses the border between epochs.
         self._order = functools.lru_cache(maxsize=2)(
-            lambda epoch: keyed.permutation(keyed.fold(self._key, epoch), rows.num_rows)
+            lambda epoch: rng.permutation(rng.fold(self._key, epoch), rows.num_rows)
         )
 
     def __len__(self) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import options
 from xrec_jax.data.dataset import Dataset, Interactions, Split
+from xrec_jax.data.readers import options
 
 KINDS = ("leave_one_out", "ratio", "given")
 VALIDATIONS = ("part", "last")

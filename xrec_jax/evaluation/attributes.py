@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, exact
-from xrec_jax.evaluation.significance import mcnemar, sign_flip
-from xrec_jax.text.attributes import Attribute, Value, strict_object
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
+from xrec_jax.evaluation.statistics.significance import mcnemar, sign_flip
+from xrec_jax.text.records.attributes import Attribute, Value, strict_object
 
 Answer = Value | None
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.grounding import Grounding, grounding_metrics
-from xrec_jax.evaluation.intervals import Estimate, exact
-from xrec_jax.evaluation.sentiment import sentiment as word_list_sentiment
-from xrec_jax.evaluation.significance import Effect, group_effect, holm
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
+from xrec_jax.evaluation.statistics.significance import Effect, group_effect, holm
+from xrec_jax.evaluation.texts.grounding import Grounding, grounding_metrics
+from xrec_jax.evaluation.texts.sentiment import sentiment as word_list_sentiment
 from xrec_jax.text.words import word_count
 
 LEAST = 10  # users of a group

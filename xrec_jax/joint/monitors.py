@@ -28,7 +28,7 @@ import numpy as np
 import regex
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.titles import normal_title
+from xrec_jax.text.titles.normal import normal_title
 from xrec_jax.text.words import NAME_WORD, stands_alone, without_marks
 
 _MARKS = re.compile("[\u00ae\u00a9\u2122\u2120]")

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
-from xrec_jax.data import keyed
-from xrec_jax.llm.lora import Adapter
-from xrec_jax.llm.sampler import Sampler
-from xrec_jax.llm.sampling import Sampling
-from xrec_jax.llm.schedule import Request
+from xrec_jax.llm.generation.sampler import Sampler
+from xrec_jax.llm.generation.sampling import Sampling
+from xrec_jax.llm.generation.schedule import Request
+from xrec_jax.llm.model.lora import Adapter
 
 
 class Prompts(NamedTuple):
@@ -95,7 +95,7 @@ def generate(
         if vectors is not None and prompts.soft.shape[1]:
             soft = {"soft_positions": prompts.soft[state].tolist(), "soft_vectors": vectors[place]}
         ids = prompts.ids[state, : prompts.length[state]].tolist()
-        seed = int(keyed.fold(*key, place)) % (1 << 32)
+        seed = int(rng.fold(*key, place)) % (1 << 32)
         requests.append(Request(ids, size, seed=seed, **soft))
     answers = sampler.generate(requests, sampling=sampling, adapter=adapter)
     count = len(answers)

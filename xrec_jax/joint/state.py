@@ -7,7 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 
-from xrec_jax.training.kl import Controller
+from xrec_jax.training.rl.kl import Controller
 from xrec_jax.training.state import TrainState
 
 Array = Any  # a `jax.Array`; a `np.ndarray` in a copy on the host

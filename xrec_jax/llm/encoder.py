@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.prefixes import bucket
+from xrec_jax.llm.generation.prefixes import bucket
+from xrec_jax.llm.model.llama import Llama
 from xrec_jax.parallel.mesh import constrain, current_parts, gather
 
 _FEWEST = 8  # rows

@@ -13,18 +13,18 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.values import whole_number
-from xrec_jax.llm import quantize
-from xrec_jax.llm.checkpoint import open_model
-from xrec_jax.llm.layout import build, check_shardings
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.lora import Adapter
-from xrec_jax.llm.peft_io import load_adapter
-from xrec_jax.llm.prefixes import bucket
-from xrec_jax.llm.sampler import Sampler
-from xrec_jax.llm.sampling import Sampling
-from xrec_jax.llm.schedule import Answer, Request
-from xrec_jax.llm.stops import Stops
-from xrec_jax.llm.tokenizer import Message, Tokenizer, load_tokenizer
+from xrec_jax.llm.generation.prefixes import bucket
+from xrec_jax.llm.generation.sampler import Sampler
+from xrec_jax.llm.generation.sampling import Sampling
+from xrec_jax.llm.generation.schedule import Answer, Request
+from xrec_jax.llm.generation.stops import Stops
+from xrec_jax.llm.io.checkpoint import open_model
+from xrec_jax.llm.io.peft_io import load_adapter
+from xrec_jax.llm.io.tokenizer import Message, Tokenizer, load_tokenizer
+from xrec_jax.llm.model import quantize
+from xrec_jax.llm.model.layout import build, check_shardings
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import sharding
 
 Record = dict[str, Any]

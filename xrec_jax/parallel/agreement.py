@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.storage import files
 
 _SEEN_S = 10.0  # network file systems show a new file late
 

@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from xrec_jax.core import files
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.lock import Lock
 from xrec_jax.core.logging import say
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.storage import files
+from xrec_jax.core.storage.lock import Lock
 
 _MOST = 2000  # bytes of a refusal that the other processes are told
 

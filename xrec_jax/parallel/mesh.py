@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import say
+from xrec_jax.core.runtime.distributed import is_first
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -168,3 +170,20 @@ def gather(tree: Any) -> Any:
         return np.asarray(array)
 
     return jax.tree.map(fetch, tree)
+
+
+def saved_mesh(config: Any) -> Mesh:
+    """The mesh of a finished run, or all devices here where they are not those of the run."""
+    try:
+        return make_mesh(**dict(config.mesh))
+    except UserError as error:
+        if is_first():
+            say(f"{error}; using all devices along the batch instead")
+        return make_mesh()
+
+
+@contextlib.contextmanager
+def open_mesh(config: Any) -> Iterator[Mesh]:
+    """The mesh of a config, current inside the block."""
+    with use_mesh(make_mesh(**dict(config.mesh))) as mesh:
+        yield mesh

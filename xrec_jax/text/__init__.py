@@ -1,20 +1,20 @@
 """Level 2: prompts, instruction sets and explanations as text; knows rows, no data set classes."""
 
-from xrec_jax.text import published  # noqa: F401 (its templates register)
-from xrec_jax.text.building import Case, build_instructions
-from xrec_jax.text.corpus import world_sentences
-from xrec_jax.text.explanations import Length, explain, mentioned_reasons
-from xrec_jax.text.instructions import (
+from xrec_jax.text.prompts import published  # noqa: F401 (its templates register)
+from xrec_jax.text.prompts.parsing import parse_prompt
+from xrec_jax.text.prompts.render import Prompt, TruncationCount, render_prompt, select_history
+from xrec_jax.text.prompts.templates import Template, generic, get, names, register, template_from
+from xrec_jax.text.records.instructions import (
     Instruction,
     deduplicate,
     from_messages,
     read_instructions,
     write_instructions,
 )
-from xrec_jax.text.parsing import parse_prompt
-from xrec_jax.text.prompts import Prompt, TruncationCount, render_prompt, select_history
-from xrec_jax.text.sampling import count_by, select, split_by_prompt
-from xrec_jax.text.templates import Template, generic, get, names, register, template_from
+from xrec_jax.text.records.splits import count_by, select, split_by_prompt
+from xrec_jax.text.synthetic.corpus import world_sentences
+from xrec_jax.text.synthetic.explanations import Length, explain, mentioned_reasons
+from xrec_jax.text.synthetic.instructions import Case, build_instructions
 
 __all__ = [
     "Case",

@@ -28,12 +28,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from xrec_jax.core import files
-from xrec_jax.core.checksums import array_bytes
-from xrec_jax.core.disk import error_code, write_error
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import say
-from xrec_jax.parallel.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.storage import files
+from xrec_jax.core.storage.checksums import array_bytes
+from xrec_jax.core.storage.disk import error_code, write_error
 from xrec_jax.training import manifest, sums
 from xrec_jax.training.saving import BackgroundWrite, silence_orbax
 from xrec_jax.training.sums import Damaged

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xrec_jax.llm.llama import Llama
-from xrec_jax.llm.lora import Adapter, LoraConfig
-from xrec_jax.llm.losses import cross_entropy
+from xrec_jax.llm.model.llama import Llama
+from xrec_jax.llm.model.lora import Adapter, LoraConfig
+from xrec_jax.llm.model.losses import cross_entropy
 from xrec_jax.parallel.mesh import constrain
 from xrec_jax.training.state import TrainState
 

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, Progress
-from xrec_jax.core.stopping import Stop
+from xrec_jax.core.runtime.distributed import is_first, sigterm
+from xrec_jax.core.runtime.stopping import Stop
 from xrec_jax.core.trees import host_value, not_finite
-from xrec_jax.parallel.distributed import is_first, sigterm
 from xrec_jax.parallel.mesh import put_batch
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.state import TrainState, shardings_of

@@ -13,9 +13,9 @@ from typing import Any
 
 from etils import epath
 
-from xrec_jax.core import files
-from xrec_jax.core.checksums import json_checksum
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.storage import files
+from xrec_jax.core.storage.checksums import json_checksum
 
 NAME = "newest.json"
 _READ = 1 << 22  # bytes read at once

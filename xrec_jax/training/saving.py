@@ -12,8 +12,8 @@ from typing import Any
 from etils import epath
 from jax import process_count
 
-from xrec_jax.core.disk import WRITING, error_code
-from xrec_jax.parallel.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.storage.disk import WRITING, error_code
 from xrec_jax.training.manifest import FileSums, file_sums
 
 _LOOK = 0.2  # seconds between two looks at what was logged

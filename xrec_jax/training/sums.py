@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xrec_jax.core.checksums import json_checksum, tree_checksums
+from xrec_jax.core.storage.checksums import json_checksum, tree_checksums
 
 _KEY = "checksums"
 

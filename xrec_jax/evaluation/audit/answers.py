@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from xrec_jax.evaluation.audit.cases import Case, level
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, Severity, percent, plural
 from xrec_jax.evaluation.audit.prompts import short
-from xrec_jax.text.titles import normal_title
+from xrec_jax.text.titles.normal import normal_title
 from xrec_jax.text.words import ends_sentences, word_count
 
 _REFUSAL = re.compile(

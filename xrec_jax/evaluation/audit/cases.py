@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from xrec_jax.text.parsing import Parsed, read_prompt
-from xrec_jax.text.titles import normal_title
+from xrec_jax.text.prompts.parsing import Parsed, read_prompt
+from xrec_jax.text.titles.normal import normal_title
 
 LOOSE = "(numbered lines)"  # read without a template
 _ENTRY = re.compile(r"\s*(\d+)\s*[:.)]\s+(\S.*)")

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xrec_jax.data import keyed
+from xrec_jax.core import rng
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.evaluation.audit.findings import percent
-from xrec_jax.text.pair_files import PairText, content_words
-from xrec_jax.text.title_masks import TitleMasks
+from xrec_jax.text.records.profiles import PairText, content_words
+from xrec_jax.text.titles.mask import TitleMasks
 
 TOP = 10  # best matching places among which a held-out one counts as told
 _DIGITS = 9  # of an overlap; what differs less is a tie, whatever the order of its sum
@@ -97,7 +97,7 @@ class Texts:
 
     def another(self, seed: int) -> np.ndarray:
         """For each user another one, drawn: `[U]`."""
-        order = keyed.permutation(keyed.fold(seed, 81), len(self.users))
+        order = rng.permutation(rng.fold(seed, 81), len(self.users))
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)
         return other

@@ -18,9 +18,9 @@ import numpy as np
 from xrec_jax.data.dataset import Dataset, Split
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, percent, plural
 from xrec_jax.evaluation.audit.nearness import TOP, Texts, overlaps
-from xrec_jax.evaluation.intervals import estimate
-from xrec_jax.text.pair_files import PairText, content_words
-from xrec_jax.text.titles import normal_title
+from xrec_jax.evaluation.statistics.intervals import estimate
+from xrec_jax.text.records.profiles import PairText, content_words
+from xrec_jax.text.titles.normal import normal_title
 from xrec_jax.text.words import spelt_words
 
 _PHRASE = 3  # words in a row

@@ -159,8 +159,8 @@ def unread(cases: Sequence[Case], role: str) -> Finding:
         count=len(rows),
         total=len(cases),
         message="Prompts that no template reads: their item and history are not checked.",
-        advice="Register their template (xrec_jax.text.templates.register) in a module that "
-        "config.imports names.",
+        advice="Register their template (xrec_jax.text.prompts.templates.register) in a module "
+        "that config.imports names.",
         examples=tuple(
             f"{where(case, place)}: {short(case.text)}" for place, case in rows[:MAX_EXAMPLES]
         ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from xrec_jax.evaluation import rating_copies
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, listing
+from xrec_jax.evaluation.ratings import copies
 
 _KEYS = ("dataset", "item", "model", "rater")
 _RATERS = ("rater", "rater_id", "annotator", "user")
@@ -68,7 +68,7 @@ def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> F
          ((row.get(rater) or "", row.get("model") or "", name), row.get(name) or ""))
         for row in rows for name in scales
     ]  # fmt: skip
-    found = rating_copies.copies(rating_copies.rows_of(marks))
+    found = copies.copies(copies.rows_of(marks))
     copied = {group: one for group, one in found.items() if one.copied}
     return Finding(
         "ratings/repeated_rows", "error", sum(one.repeated for one in copied.values()),

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.evaluation.judging.resampling import (
     clustered_mean,
     clusters,
     draws,
     sums,
 )
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 BINS = 10
 _LEAST = 1e-12  # probability: a judge that is certain and wrong has a finite loss

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.evaluation.judging.comparisons import Comparisons
 from xrec_jax.evaluation.judging.ratios import points
 from xrec_jax.evaluation.judging.resampling import clusters, interval, resampled
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 _RIDGE = 1e-3  # on strengths and slope: keeps both finite where verdicts follow one perfectly
 _STEPS = 200

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate
 from xrec_jax.evaluation.judging.comparisons import Comparisons
 from xrec_jax.evaluation.judging.resampling import clustered_mean, clustered_ratios
+from xrec_jax.evaluation.statistics.intervals import Estimate
 
 
 def points(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -> np.ndarray:

@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.layers import Extend
-from xrec_jax.llm.layers import Sequence as Whole
-from xrec_jax.llm.llama import Llama, positions_of
-from xrec_jax.llm.lora import Adapter
-from xrec_jax.llm.prefixes import bucket, common
+from xrec_jax.llm.generation.prefixes import bucket, common
+from xrec_jax.llm.model.layers import Extend
+from xrec_jax.llm.model.layers import Sequence as Whole
+from xrec_jax.llm.model.llama import Llama, positions_of
+from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_batch, put_replicated
 
 _WORTH = 64  # tokens of a shared beginning that are worth reading it apart

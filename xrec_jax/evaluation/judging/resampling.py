@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, exact
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 
 def clusters(prompts: Sequence[int] | Sequence[str] | np.ndarray) -> tuple[np.ndarray, int]:

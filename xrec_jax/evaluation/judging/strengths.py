@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.intervals import Estimate, exact
 from xrec_jax.evaluation.judging.comparisons import Comparisons
 from xrec_jax.evaluation.judging.ratios import points
 from xrec_jax.evaluation.judging.resampling import clusters, draws, interval, sums
+from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 _STEPS = 200
 _LONGEST = 1.0  # of a Newton step: curvature changes little within it

@@ -1,0 +1,165 @@
+"""A run directory opened for use: recommendations from its best parameters, and explanations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.data.run_identity import open_data
+from xrec_jax.inference import bulk, explainers
+from xrec_jax.inference.explainers import Spec
+from xrec_jax.inference.recommendations import Record, recommend_records
+from xrec_jax.parallel.mesh import saved_mesh, use_mesh
+from xrec_jax.run_config import read_config
+from xrec_jax.tasks.requests import CaseMaker, case_maker, choose_prompts
+from xrec_jax.text.records.explanations import Explanation
+
+
+class Run:
+    """A run, finished or not.
+
+    Args:
+      workdir: its run directory.
+      allow_imports: import the modules that its config names, if they are not imported yet.
+
+    Raises:
+      UserError: if this is not a run directory, or it names such modules and may not import them.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, allow_imports: bool = False):
+        self.rundir = RunDir(workdir, allow_imports=allow_imports)
+        self.config = read_config(self.rundir)
+        self.data = open_data(self.config, self.rundir)
+        self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
+        self._explainers: dict[Any, Any] = {}
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The run's mesh, or all devices here where they are not those of the run."""
+        return saved_mesh(self.config)
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Names of the recommenders in the run."""
+        return tuple(self.config.recommend)
+
+    def user_rows(self, users: Sequence[str]) -> np.ndarray:
+        """Rows of users given by id.
+
+        Raises:
+          UserError: on an id that is not in the data; names the nearest.
+        """
+        rows = []
+        for user in users:
+            if str(user) not in self._row:
+                raise UserError(f"no user {user!r} in the data{did_you_mean(user, self._row)}")
+            rows.append(self._row[str(user)])
+        return np.array(rows, np.int32)
+
+    def recommend(
+        self, users: Sequence[str] | None = None, *, top_k: int = 10, system: str = ""
+    ) -> list[Record]:
+        """The best items a user has no event with, over all of the user's events.
+
+        Args:
+          users: ids; None for all.
+          top_k: items a user.
+          system: which recommender; default the best on validation.
+
+        Returns:
+          Records `user`, `rank` (from 1), `item`, `score`, `system`, user after user.
+
+        Raises:
+          UserError: on an unknown user or system, or `top_k` below 1.
+        """
+        return list(self.iter_recommend(users, top_k=top_k, system=system))
+
+    def iter_recommend(
+        self, users: Sequence[str] | None = None, *, top_k: int = 10, system: str = ""
+    ) -> Iterator[Record]:
+        """As `recommend`, a record at a time, in bounded memory."""
+        rows = None if users is None else self.user_rows(users)
+        yield from recommend_records(
+            self.config, self.data, self.rundir, self.mesh, users=rows, top_k=top_k, system=system
+        )
+
+    def explain(
+        self,
+        pairs: Sequence[Any],
+        *,
+        explainer: str = "",
+        adapter: str = "",
+        max_new_tokens: int = 0,
+    ) -> list[Explanation]:
+        """Says why items suit users, over all of a user's events; nothing is written to disk.
+
+        The model stays loaded for the next call. Several processes all call it with the same pairs
+        and get the same records.
+
+        Args:
+          pairs: (user, item) ids, or records with the keys `user` and `item` as `recommend` gives.
+          explainer: "template", "base" or "tuned"; with `adapter` a name for it. Default: the best
+            that the run has, in the reverse of this order.
+          adapter: directory of another adapter for the run's base.
+          max_new_tokens: of an answer; 0: as the run.
+
+        Returns:
+          A record a pair, in order; see `text.records.Explanation`.
+
+        Raises:
+          UserError: on an unknown id or explainer, or if what it needs is missing.
+        """
+        if isinstance(pairs, (str, Mapping)):
+            raise UserError("pairs must be a list, even of one: [(user, item)]")
+        if max_new_tokens < 0:
+            raise UserError(f"max_new_tokens={max_new_tokens} must not be negative")
+        spec = explainers.choose(
+            self.config, self.rundir, explainer=explainer, adapter=adapter, base=""
+        )
+        maker, writer, mesh = self._explainer(spec, max_new_tokens)
+        cases = maker.many([maker.asked(pair) for pair in pairs])
+        with use_mesh(mesh):
+            found = explainers.answers(writer, cases, lambda count: None)
+        return [
+            explainers.record(writer, maker, case, written)
+            for case, written in zip(cases, found, strict=True)
+        ]
+
+    def _explainer(
+        self, spec: Spec, max_new_tokens: int
+    ) -> tuple[CaseMaker, explainers.Explainer, Mesh]:
+        key = (spec, max_new_tokens)
+        if key not in self._explainers:
+            config = ConfigDict(self.config.to_dict())
+            samples = config.instruct.samples
+            samples.max_new_tokens = max_new_tokens or samples.max_new_tokens
+            choose_prompts(config, self.data, "")
+            maker = case_maker(config, self.rundir, self.data)
+            mesh = bulk.workplace(self.mesh).mesh
+            with use_mesh(mesh):
+                made = explainers.load([spec], config, self.rundir, mesh, maker)[0]
+            # One model at a time: a base may fill the devices.
+            self._explainers = {key: (maker, made, mesh)}
+        return self._explainers[key]
+
+
+def restore(workdir: epath.PathLike, *, allow_imports: bool = False) -> Run:
+    """Opens any run directory, finished or not.
+
+    Args:
+      workdir: local or `gs://`.
+      allow_imports: import the modules that the run's config names: code of whoever made the run.
+
+    Raises:
+      UserError: if this is not a run directory, or it names modules that are not imported yet and
+        `allow_imports` is false.
+    """
+    return Run(workdir, allow_imports=allow_imports)

@@ -1,0 +1,335 @@
+"""What `xrec audit` looks at beside data and split: files of texts, and the texts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import say
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage import files
+from xrec_jax.data.run_data import RunData
+from xrec_jax.evaluation import audit as checks
+from xrec_jax.evaluation.audit.cases import level
+from xrec_jax.evaluation.ratings.rows import joined, read_rows
+from xrec_jax.inference import run_records
+from xrec_jax.tasks import instructions
+from xrec_jax.text.records.fields import text_of
+
+Outcomes = list[checks.Finding | None]
+_WRITERS = ("model", "explainer", "system")
+_TEXTS = ("completion", "text", "explanation")
+# What the lines of a file need; where several are named, one of them.
+_NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "instructions": (("prompt", "messages"), ("completion", "messages")),
+    "prompts": (("prompt",),),
+    "explanations": (_TEXTS, ("prompt_id", "prompt_hash", "prompt")),
+    "judgements": (("prompt",), ("first",), ("second",), ("better",)),
+    "attributes": (("prompt",), ("completion",)),
+}
+
+
+def file_roles(config: Any) -> list[str]:
+    """Names of the files that `config.audit` gives."""
+    return [role for role in (*_NEEDED, "ratings", "profiles") if config.audit.get(role)]
+
+
+def check_files(config: Any) -> Outcomes:
+    """Checks the files that `config.audit` names, each by itself and against each other.
+
+    Raises:
+      UserError: if a file cannot be read or its lines lack a key.
+    """
+    paths = config.audit
+    found = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
+    cases = {
+        role: checks.read_cases(records)
+        for role, records in found.items() if role != "explanations"
+    }  # fmt: skip
+    outcomes: Outcomes = []
+    for role in ("instructions", "judgements", "prompts"):
+        if role in cases:
+            outcomes += checks.check_prompts(cases[role], role)
+    if "prompts" in cases:
+        outcomes.append(checks.repeated(cases["prompts"], "prompts"))
+    outcomes += _overlaps(cases)
+    if "instructions" in found:
+        outcomes += checks.check_answers(
+            _completions(found["instructions"], cases["instructions"]), "instructions"
+        )
+    answers: list[checks.Answer] = []
+    if "explanations" in found:
+        answers, ids = _answers(found, cases, paths)
+        outcomes += checks.check_ids(answers, ids, "explanations") if ids else []
+        outcomes += checks.check_answers(answers, "explanations")
+    if "judgements" in found:
+        written = {(a.case.text, level(a.text)): a.writer for a in answers if a.case is not None}
+        judged = checks.read_judgements(found["judgements"], cases["judgements"])
+        outcomes += checks.check_judgements(judged, written)
+    if "attributes" in found:
+        outcomes += checks.check_attributes(checks.read_attributes(found["attributes"]))
+    if paths.get("ratings"):
+        outcomes += checks.check_ratings(_table(paths.ratings))
+    return outcomes
+
+
+def _overlaps(cases: Mapping[str, list[checks.Case]]) -> Outcomes:
+    """Sets that are trained on against the evaluated prompts and against each other."""
+    outcomes: Outcomes = []
+    for role, other, tuned in (
+        ("instructions", "prompts", True),
+        ("judgements", "prompts", True),
+        ("attributes", "prompts", False),
+        ("judgements", "instructions", False),
+    ):
+        if role in cases and other in cases:
+            outcomes.append(checks.overlap(cases[role], cases[other], role, other, tuned=tuned))
+            if role == "instructions":
+                outcomes.append(checks.other_form(cases[role], cases[other], role, other))
+    return outcomes
+
+
+def tunes(config: Any) -> bool:
+    """Whether the run of a config makes an instruction set."""
+    return "instruct" in config.stages
+
+
+def check_tuning(config: Any, data: RunData) -> Outcomes:
+    """Checks the instruction set that the `instruct` stage of a config makes.
+
+    Raises:
+      UserError: if the stage could not make it.
+    """
+    if not tunes(config):
+        return []
+    found = instructions.instructions(config, data, seed=config.seeds[0])
+    return _check_parts(
+        *(
+            [{**one.meta, "prompt": one.prompt, "completion": one.completion} for one in part]
+            for part in (found.train, found.held_out)
+        )
+    )
+
+
+def _check_parts(
+    train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]
+) -> Outcomes:
+    """Checks what is tuned on, and that none of it is held out."""
+    tuned, held = checks.read_cases(train), checks.read_cases(held_out)
+    answers = _completions([*train, *held_out], [*tuned, *held])
+    return [
+        *checks.check_prompts([*tuned, *held], "instruct"),
+        checks.overlap(tuned, held, "instruct", "held_out"),
+        *checks.check_answers(answers, "instruct"),
+    ]
+
+
+def check_run(rundir: RunDir) -> Outcomes:
+    """Checks the instruction set, the explained pairs and the explanations of a run."""
+    outcomes: Outcomes = []
+    lines = files.read_json_lines
+    folder = rundir.path / "instructions"
+    parts = [lines(folder / f"{part}.jsonl") for part in ("train", "held_out")]
+    train = [_flat(record) for record in parts[0]]
+    if all(parts):
+        outcomes += _check_parts(train, [_flat(record) for record in parts[1]])
+    folder = rundir.path / "explanations"
+    answered = run_records.held_out_answers(rundir, "prompt")
+    if answered:  # what `instruct` generated
+        asked = checks.read_cases(answered)
+        outcomes += checks.check_answers(
+            [
+                checks.Answer(
+                    str(row), writer, _said(one[writer]), case, str(one.get(f"{writer}_stop") or "")
+                )
+                for writer in ("base", "tuned")
+                for row, (one, case) in enumerate(zip(answered, asked, strict=True), start=1)
+                if writer in one
+            ],
+            "held_out",
+        )
+    pairs = run_records.pairs(rundir)
+    if pairs:
+        cases = checks.read_cases(pairs)
+        outcomes += checks.check_prompts(cases, "pairs")
+        if train:
+            outcomes.append(checks.overlap(checks.read_cases(train), cases, "instruct", "pairs"))
+        hashes = [str(pair["prompt_hash"]) for pair in pairs]
+        answers = []
+        for path in run_records.explainer_files(rundir):
+            answers += _joined(run_records.explanations(rundir, path, "explainer"), hashes, cases)
+        if answers:
+            ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
+            outcomes += checks.check_ids(_first_of_each(answers), ids, "explanations")
+            outcomes += checks.check_answers(answers, "explanations")
+    verdicts = run_records.verdicts(rundir)
+    if verdicts:
+        orders = [("", str(one["first"]), str(one["second"])) for one in verdicts]
+        outcomes.append(checks.shown_in_one_order(orders, "verdicts"))
+    return outcomes
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An instruction of either form with `prompt` and `completion`."""
+    if "messages" not in record:
+        return dict(record)
+    turns = record["messages"]
+    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+    return {**record, "prompt": asked[0], "completion": turns[-1]["content"]}
+
+
+def _has_turns(record: Mapping[str, Any]) -> bool:
+    """Whether the `messages` of a record, if it has any, hold a prompt."""
+    turns = record.get("messages", [{"role": "user", "content": ""}])
+    return (
+        isinstance(turns, list)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+        and any(turn["role"] == "user" for turn in turns)
+    )
+
+
+def _first_of_each(answers: Sequence[checks.Answer]) -> list[checks.Answer]:
+    """One answer of each writer to each prompt: equal prompts are answered once a pair."""
+    return list({(answer.writer, answer.prompt_id): answer for answer in answers}.values())
+
+
+def _joined(
+    records: Iterable[Mapping[str, Any]], hashes: Sequence[str], cases: Sequence[checks.Case]
+) -> list[checks.Answer]:
+    by_hash = dict(zip(hashes, cases, strict=True))
+    return [
+        checks.Answer(
+            str(one["prompt_hash"]), str(one["explainer"]), str(one["text"]),
+            by_hash.get(str(one["prompt_hash"])), str(one.get("stop") or ""),
+        )
+        for one in records
+    ]  # fmt: skip
+
+
+def _said(value: Any) -> str:
+    """The text of an answer; null is none."""
+    return "" if value is None else str(value)
+
+
+def _completions(
+    records: Iterable[Mapping[str, Any]], cases: Iterable[checks.Case]
+) -> list[checks.Answer]:
+    return [
+        checks.Answer(str(row), "the set", _said(_flat(record)["completion"]), case)
+        for row, (record, case) in enumerate(zip(records, cases, strict=True), start=1)
+    ]
+
+
+def _answers(
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    cases: Mapping[str, Sequence[checks.Case]],
+    paths: Any,
+) -> tuple[list[checks.Answer], list[str]]:
+    """Explanations with their prompts, those of a writer in the order of the prompts; prompt ids.
+
+    The ids are empty where explanations carry their own prompts.
+    """
+    records = found["explanations"]
+    key = next((key for key in ("prompt_id", "prompt_hash") if key in records[0]), "prompt")
+    place: dict[str, int] = {}
+    ids: list[str] = []
+    if key == "prompt":
+        for number, record in enumerate(records, start=1):
+            if "prompt" not in record:
+                raise UserError(f"{paths.explanations}, record {number}: no key 'prompt'")
+        by_place = checks.read_cases(records)
+        place = {str(record["prompt"]): row for row, record in reversed([*enumerate(records)])}
+    elif "prompts" not in found:
+        raise UserError(
+            f"audit.explanations={paths.explanations}: its lines name prompts by {key!r}, so "
+            "audit.prompts must name the file of prompts"
+        )
+    else:
+        by_place = list(cases["prompts"])
+        for row, record in enumerate(found["prompts"]):
+            if key not in record:
+                raise UserError(f"{paths.prompts}, record {row + 1}: no {key!r} to join answers by")
+            ids.append(str(record[key]))
+            place.setdefault(ids[-1], row)
+    writer = next((name for name in _WRITERS if name in records[0]), "")
+    text = next(name for name in _TEXTS if name in records[0])
+    answers = []
+    for number, record in enumerate(records, start=1):
+        for name in (key, text, *([writer] if writer else [])):
+            if name not in record:
+                raise UserError(f"{paths.explanations}, record {number}: no key {name!r}")
+        found_at = place.get(str(record[key]))
+        asked = str(record[key]) if key != "prompt" else str(number)
+        answers.append(
+            checks.Answer(
+                asked, str(record[writer]) if writer else "the file", _said(record[text]),
+                None if found_at is None else by_place[found_at], str(record.get("stop") or ""),
+            )
+        )  # fmt: skip
+    if ids:
+        answers.sort(key=lambda answer: (answer.writer, place.get(answer.prompt_id, len(ids))))
+    return answers, ids
+
+
+def _read(spec: str, role: str) -> list[dict[str, Any]]:
+    """Records of a role's files, joined by "+"; instructions with `prompt` and `completion`."""
+    records: list[dict[str, Any]] = []
+    for path in files.joined(spec):
+        before = len(records)
+        for number, record in files.numbered_records(path):
+            where = f"{path}, line {number}"
+            for choices in _NEEDED[role]:
+                if not any(key in record for key in choices):
+                    names = " or ".join(map(repr, choices))
+                    raise UserError(
+                        f"audit.{role}={where}: no key {names}{did_you_mean(choices[0], record)}"
+                    )
+            _check(record, role, where)
+            records.append(_flat(record) if role == "instructions" else record)
+        if len(records) == before:
+            raise UserError(f"{path}: no record in it")
+    return records
+
+
+def _check(record: dict[str, Any], role: str, where: str) -> None:
+    """Refuses what no check can read; an answer that is null is one without text."""
+    if role == "instructions" and not _has_turns(record):
+        raise UserError(f"{where}: expected messages with role and content, one of a user")
+    asks = _flat(record) if role == "instructions" else record
+    if (role != "explanations" or "prompt" in record) and not isinstance(asks["prompt"], str):
+        raise UserError(f"{where}: expected a text as prompt")
+    if role == "judgements":
+        for key in ("first", "second"):
+            text_of(record, key, where)
+        if record["better"] not in (1, 2):
+            raise UserError(f"{where}: expected 1 or 2 as better")
+    if role in ("instructions", "explanations"):
+        for key in (*_WRITERS, "prompt_id", "prompt_hash"):
+            if key in record and role == "explanations":
+                text_of(record, key, where)
+        for key in _TEXTS:
+            if asks.get(key) is not None:
+                text_of(asks, key, where)
+
+
+def _table(spec: str) -> list[dict[str, str]]:
+    """Rows of tables, joined by "+", with the columns `item`, `model` and one a question."""
+    tables = []
+    for path in files.joined(spec):
+        table = read_rows(path)
+        for key in ("item", "system"):
+            if key not in table.names:
+                raise UserError(f"audit.ratings={path}: no column {key!r}"
+                                f"{did_you_mean(key, table.names)}")  # fmt: skip
+        if {"question", "value"} <= {*table.names}:
+            raise UserError(f"audit.ratings={path}: a column a question is needed, not 'question'")
+        tables.append(table)
+    found = joined(tables)
+    for note in found.notes:
+        say(f"audit.ratings={note}")
+    theirs = {"system": "model", "group": "dataset"}
+    return [
+        {theirs.get(name, name): _said(row.get(name)) for name in found.names}
+        for _, row in found.rows
+    ]

@@ -1,0 +1,1 @@
+"""Level 11: the verbs of the command line, one a file."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON lines, checksums, locks, marks, and what a full disk says."""

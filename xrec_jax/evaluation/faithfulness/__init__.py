@@ -1,0 +1,1 @@
+"""Faithfulness: planted reasons and counterfactual histories."""

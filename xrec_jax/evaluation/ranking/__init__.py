@@ -1,0 +1,1 @@
+"""Full-catalogue ranking: exact ranks, metrics, log-probabilities and fold-in."""

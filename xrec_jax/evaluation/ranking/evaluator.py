@@ -1,0 +1,273 @@
+"""Full-catalogue ranking evaluation of a recommender."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.data.dataset import Interactions
+from xrec_jax.data.histories import Histories
+from xrec_jax.evaluation.ranking.metrics import ranking_metrics
+from xrec_jax.evaluation.ranking.ranks import Ranks, target_ranks, top_k
+from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
+
+CELLS = 1 << 24  # scores and seen lists of one batch have at most this many cells
+CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device between evaluations
+
+
+class Model(Protocol):
+    """What ranking needs of a recommender (see `recommenders.Recommender`)."""
+
+    @property
+    def num_items(self) -> int: ...
+    @property
+    def num_users(self) -> int: ...
+    @property
+    def history_length(self) -> int: ...
+    def tables(self, params: Any, frozen: Mapping[str, jax.Array]) -> Any: ...
+    def user_state(self, params: Any, tables: Any, batch: dict) -> jax.Array: ...
+    def scores(self, user_state: jax.Array, item_table: jax.Array) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PerUser:
+    """Metrics of every evaluated user, kept for paired tests.
+
+    Attributes:
+      users: `[evaluated]` rows of the users, ascending.
+      masked: metric name to `[evaluated]` values, seen items masked.
+      unmasked: the same with every item a candidate.
+    """
+
+    users: np.ndarray
+    masked: dict[str, np.ndarray]
+    unmasked: dict[str, np.ndarray]
+
+    def means(self, group: str) -> dict[str, float]:
+        """Means over users, named `group/metric` and `group_unmasked/metric`."""
+        means = {f"{group}/{name}": float(v.mean()) for name, v in self.masked.items()}
+        means |= {f"{group}_unmasked/{name}": float(v.mean()) for name, v in self.unmasked.items()}
+        return means
+
+
+def _bucket(size: int, base: int) -> int:
+    """`size` rounded up to `base` times a power of four: few shapes, few compilations."""
+    width = base
+    while width < size:
+        width *= 4
+    return width
+
+
+class RankingEvaluator:
+    """Ranks each user's held-out items against the whole catalogue.
+
+    Args:
+      model: the recommender.
+      seen: the events before the held-out ones, a user's history and the items to mask.
+      held_out: the held-out events.
+      mesh: devices.
+      ks: cut-offs of the metrics.
+      users_per_batch: at most this many users at a time (fewer where the catalogue is large).
+
+    Raises:
+      UserError: if nothing is held out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        seen: Sequence[Interactions],
+        held_out: Interactions,
+        mesh: Mesh,
+        ks: Sequence[int] = (5, 10, 20),
+        users_per_batch: int = 4096,
+    ):
+        if len(held_out) == 0:
+            raise UserError("no held-out event to evaluate on")
+        self._model, self._mesh, self._ks = model, mesh, tuple(ks)
+        self._history = Histories.of(seen, model.num_users)
+        pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
+        self._targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], model.num_users)
+        self.users = np.flatnonzero(self._targets.lengths).astype(np.int32)
+        self._limit = users_per_batch
+        self._plan = list(self._make_plan())
+        self._cache: list[dict[str, jax.Array]] | None = None
+
+    def __call__(self, params: Any, frozen: Mapping[str, jax.Array]) -> PerUser:
+        """Evaluates parameters; every process gets the result.
+
+        Raises:
+          UserError: if a held-out item's score is NaN or infinite.
+        """
+        tables = item_and_user_tables(self._model, params, frozen)
+        ranks = [
+            rank_batch(self._model, self._mesh, params, tables, batch) for batch in self._batches()
+        ]
+        per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
+        for (users, _, _), batch in zip(self._plan, gather(ranks), strict=True):
+            count = self._targets.lengths[users]
+            column = np.arange(batch.masked.shape[1])
+            real = column < count[:, None]
+            place = (self._targets.start[users][:, None] + column)[real]
+            per_target[0, place] = batch.masked[: len(users)][real]
+            per_target[1, place] = batch.unmasked[: len(users)][real]
+            scored += int(batch.scored[: len(users)][real].sum())
+        check_scored(scored, len(self._targets.items))
+        start = np.concatenate([[0], np.cumsum(self._targets.lengths[self.users])])
+        masked, unmasked = (ranking_metrics(r, start, self._ks) for r in per_target)
+        return PerUser(self.users, masked, unmasked)
+
+    def _make_plan(self) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Batches as (users, width of seen lists, width of targets), alike users together."""
+        seen, count = self._history.lengths[self.users], self._targets.lengths[self.users]
+        if len(self.users) * seen.max() <= CELLS // 4:
+            # One shape for all; rounded, so that validation and test share it.
+            seen_width = np.full(len(self.users), -(-int(seen.max() + 1) // 64) * 64)
+        else:
+            seen_width = np.array([_bucket(size, 64) for size in seen])
+        target_width = np.array([_bucket(size, 1) for size in count])
+        for width in np.unique(seen_width):
+            for targets in np.unique(target_width[seen_width == width]):
+                users = self.users[(seen_width == width) & (target_width == targets)]
+                cells = max(self._model.num_items * targets, width * targets)
+                size = max(1, min(self._limit, CELLS // int(cells)))
+                for first in range(0, len(users), size):
+                    yield users[first : first + size], int(width), int(targets)
+
+    def _batches(self) -> Iterator[dict[str, jax.Array]]:
+        if self._cache is not None:
+            yield from self._cache
+            return
+        cells = sum(
+            len(users) * (width + targets + self._model.history_length)
+            for users, width, targets in self._plan
+        )
+        cache: list[dict[str, jax.Array]] = []
+        for users, width, targets in self._plan:
+            batch = user_batch(self._model, self._history, users, width, self._mesh)
+            rows = _pad_rows(users, self._mesh)
+            target = self._targets.padded(rows, targets, fill=-1)
+            target[len(users) :] = -1
+            batch["target"] = put_replicated(target, self._mesh)
+            if cells <= CACHED_CELLS:
+                cache.append(batch)
+            yield batch
+        if cells <= CACHED_CELLS:
+            self._cache = cache
+
+
+def check_scored(scored: int, total: int) -> None:
+    """Refuses figures of a recommender whose scores are not numbers.
+
+    Args:
+      scored: held-out items whose score is neither NaN nor infinite.
+      total: held-out items.
+
+    Raises:
+      UserError: if the two differ.
+    """
+    if scored < total:
+        raise UserError(
+            f"the recommender's scores of {total - scored:,} of {total:,} held-out items are NaN "
+            "or infinite: its parameters are broken; lower its learning rate or set clip_norm"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def item_and_user_tables(model: Model, params: Any, frozen: Mapping[str, jax.Array]) -> Any:
+    """`model.tables`, compiled once for equal models."""
+    return model.tables(params, frozen)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def rank_batch(model: Model, mesh: Mesh, params: Any, tables: Any, batch: dict) -> Ranks:
+    """Ranks of a batch's held-out items, compiled once for equal models and shapes."""
+    state = model.user_state(params, tables, batch)
+    return target_ranks(
+        state, tables.item, batch["seen"], batch["target"],
+        score=model.scores, num_items=model.num_items, mesh=mesh,
+    )  # fmt: skip
+
+
+def _pad_rows(users: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """`users`, the last one repeated until the mesh divides their number."""
+    return np.pad(users, (0, -len(users) % batch_divisor(mesh)), mode="edge")
+
+
+def user_batch(
+    model: Model, history: Histories, users: np.ndarray, width: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """A ranking batch on the devices: `user`, `seen` `[batch, width]` and what the model reads.
+
+    The last user is repeated until the mesh divides the batch.
+    """
+    rows = _pad_rows(users, mesh)
+    batch = {"user": rows.astype(np.int32), "seen": distinct(history.padded(rows, width, fill=-1))}
+    if model.history_length:
+        batch["history"] = history.padded(rows, model.history_length)
+        batch["length"] = np.minimum(history.lengths[rows], model.history_length).astype(np.int32)
+    return put_replicated(batch, mesh)
+
+
+def distinct(items: np.ndarray) -> np.ndarray:
+    """`items` `[rows, width]` with each item once a row; repeats become -1 (padding)."""
+    order = np.sort(items, axis=1)
+    order[:, 1:][order[:, 1:] == order[:, :-1]] = -1
+    return order
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendations:
+    """Top-k lists.
+
+    Attributes:
+      users: `[users]` rows.
+      items: `[users, k]` rows, best first; -1 where fewer than k items are unseen.
+      scores: `[users, k]` float32.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def recommend(
+    model: Model,
+    params: Any,
+    frozen: Mapping[str, jax.Array],
+    *,
+    history: Histories,
+    users: np.ndarray,
+    k: int,
+    mesh: Mesh,
+) -> Iterator[Recommendations]:
+    """Yields the k best unseen items of `users`, a batch at a time, in the order given."""
+    with use_mesh(mesh):
+        tables = item_and_user_tables(model, params, frozen)
+    k = min(k, model.num_items)
+
+    @jax.jit
+    def best(params, tables, batch):
+        state = model.user_state(params, tables, batch)
+        return top_k(
+            state, tables.item, batch["seen"],
+            k=k, score=model.scores, num_items=model.num_items, mesh=mesh,
+        )  # fmt: skip
+
+    size = max(1, min(len(users), 1024, CELLS // model.num_items))
+    for first in range(0, len(users), size):
+        rows = users[first : first + size]
+        width = _bucket(int(history.lengths[rows].max(initial=1)), 64)
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
+        with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's
+            batch = user_batch(model, history, padded, width, mesh)
+            items, scores = gather(best(params, tables, batch))
+        yield Recommendations(rows, items[: len(rows)], scores[: len(rows)].astype(np.float32))

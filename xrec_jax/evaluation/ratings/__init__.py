@@ -1,0 +1,1 @@
+"""Human ratings: tables, raters, copies and summaries."""

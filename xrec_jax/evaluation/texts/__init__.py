@@ -1,0 +1,1 @@
+"""Explanations as texts: variety, overlap, grounding, mentions and sentiment."""

@@ -1,0 +1,1 @@
+"""Level 6: a finished run at work: recommendations, explanations, judges and comparisons."""

@@ -1,0 +1,312 @@
+"""The explainer of a joint run: its warm start, its answers, and its PPO updates."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xrec_jax.core.logging import MetricWriter
+from xrec_jax.core.trees import not_finite
+from xrec_jax.data.pipeline import BatchSource, iterate
+from xrec_jax.joint.guards import check_updates
+from xrec_jax.joint.rollout import Answers, generate, rows
+from xrec_jax.joint.setup import JointSetup
+from xrec_jax.llm.model import heads
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.loop import LoopOptions, compile_step, fit
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.rl.actor_critic import (
+    critic_values,
+    init_critic,
+    init_policy,
+    policy_log_probs,
+)
+from xrec_jax.training.rl.losses import PolicyOptions
+from xrec_jax.training.rl.ppo import minibatches, policy_optimizer, ppo_step, sft_step
+from xrec_jax.training.state import TrainState, initializer
+
+
+class AnswerRows(NamedTuple):
+    """Given answers as rows of a training set; see `data.pipeline.Rows`."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.arrays["ids"])
+
+    def rows(self, epoch: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows as they are, the same every epoch."""
+        del epoch
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+class PolicyTask:
+    """The language side of one seed.
+
+    Args:
+      setup: what the seeds share.
+      user_dim: size of the recommender's user state.
+    """
+
+    def __init__(self, setup: JointSetup, *, user_dim: int):
+        self.setup, self.user_dim = setup, user_dim
+        asked = setup.asked
+        self.vectors = asked.soft_prompt.vectors
+        self.has_critic = asked.ppo.estimator == "gae"
+        # Answers that share a row, and so the reading of their prompt.
+        self.group = asked.rollout.group_size if asked.ppo.share_prompts else 1
+        self.options = PolicyOptions(
+            temperature=asked.rollout.temperature, clip=asked.ppo.clip,
+            value_clip=asked.ppo.value_clip, value_weight=asked.ppo.value_weight,
+            entropy_weight=asked.ppo.entropy_weight, kl_stop=asked.ppo.kl_stop,
+            placeholder=setup.placeholder,
+        )  # fmt: skip
+        self._compiled_step: Any = None
+        ppo = asked.ppo
+        steps = ppo.epochs * (asked.rollout.per_round // ppo.batch_size)  # of a round
+        moving = asked.rounds - (ppo.critic_warmup if self.has_critic else 0)
+        self.rule = policy_optimizer(
+            optimizer(ppo.policy, max(0, moving) * steps),
+            optimizer(ppo.critic, asked.rounds * steps),
+        )
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {
+            "model": self.setup.base.model.config, "user_dim": self.user_dim,
+            "vectors": self.vectors, "inner": self.setup.asked.soft_prompt.inner,
+        }  # fmt: skip
+
+    def _init_policy(self, key: jax.Array) -> Any:
+        return init_policy(key, lora=self.setup.lora, **self._sizes)
+
+    def fresh(self, seed: int) -> Any:
+        """An untrained policy, on its devices."""
+        return self._fresh(seed).params
+
+    @functools.cached_property
+    def _fresh(self) -> Any:
+        return initializer(self._init_policy, optax.identity(), mesh=self.setup.mesh)
+
+    @functools.cached_property
+    def _both(self) -> Any:
+        def init(key):
+            critic = {}
+            if self.has_critic:
+                critic = init_critic(key, lora=self.setup.critic_lora, **self._sizes)
+            return {"policy": self._init_policy(key), "critic": critic}
+
+        return initializer(init, self.rule, mesh=self.setup.mesh)
+
+    def initial(self, seed: int, policy: Any) -> TrainState:
+        """State of policy and critic at the beginning of the rounds.
+
+        Args:
+          seed: of the critic.
+          policy: parameters of the warm start.
+        """
+        state = self._both(seed)
+        policy = jax.tree.map(jnp.copy, policy)
+        return state.replace(params=state.params | {"policy": policy}, best_params=None)
+
+    # The warm start.
+
+    def warm_start(self, seed: int, users: np.ndarray, stage: str, writer: MetricWriter) -> Any:
+        """Tunes adapter and projector on the teacher's pairs, or restores what was tuned.
+
+        Args:
+          seed: of initial values and order.
+          users: `[S, D]` user states of all states.
+          stage: its folder of checkpoints and name in the log.
+          writer: metric log.
+        """
+        setup, asked = self.setup, self.setup.asked.sft
+        chosen = np.array(sorted(setup.states.teacher), np.int64)
+        tokenizer = setup.base.tokenizer
+        ids = tokenizer.encode_batch([setup.states.teacher[int(s)] for s in chosen], bos=False)
+        answers = [[*row, tokenizer.eos_id] for row in ids]
+        size = max(setup.size, max(map(len, answers)))
+        tokens = np.zeros((len(answers), size), np.int32)
+        for row, answer in enumerate(answers):
+            tokens[row, : len(answer)] = answer
+        length = np.array([len(answer) for answer in answers], np.int32)
+        longest = int(setup.prompts.length[chosen].max())
+        arrays = rows(setup.prompts, chosen, tokens, length, longest=longest)
+        arrays |= {"user": users[chosen]}
+        source = BatchSource(
+            AnswerRows(arrays), batch_size=asked.train.batch_size, seed=seed,
+            process=jax.process_index(), processes=jax.process_count(),
+        )  # fmt: skip
+        epoch = source.steps_per_epoch
+        rule = optimizer(asked.train, epoch * asked.train.epochs)
+        step = functools.partial(
+            sft_step, model=setup.base.model, lora=setup.lora, optimizer=rule, answer_size=size,
+            placeholder=setup.placeholder, accumulation=asked.train.accumulation,
+        )  # fmt: skip
+        state = initializer(self._init_policy, rule, mesh=setup.mesh)(seed)
+        state = state.replace(frozen={"base": setup.base.params})
+        options = LoopOptions(
+            total_steps=epoch * asked.train.epochs, log_every=epoch,
+            checkpoint_every=epoch * asked.train.checkpoint_every,
+            examples_per_step=asked.train.batch_size, steps_per_epoch=epoch,
+            steps_before=setup.steps_before(seed),
+        )  # fmt: skip
+        with Checkpoints(setup.rundir.checkpoints(stage)) as checkpoints:
+            state, _ = fit(
+                state, compile_step(step, state), iterate(source, prefetch=asked.train.prefetch),
+                stage=stage, mesh=setup.mesh, options=options, checkpoints=checkpoints,
+                writer=writer,
+            )  # fmt: skip
+        return state.params
+
+    # Answers.
+
+    @functools.cached_property
+    def _soft(self) -> Any:
+        @jax.jit
+        def soft(projector, table, users):
+            return heads.soft_vectors(projector, table[self.setup.placeholder], users)
+
+        return soft
+
+    def answer(
+        self, policy: Any, states: np.ndarray, users: np.ndarray, *, key: tuple[int, ...],
+        exploring: bool = False,
+    ) -> Answers:  # fmt: skip
+        """Explanations of some states; `policy` None is the untuned base.
+
+        Args:
+          policy: its tree.
+          states: `[n]`.
+          users: `[S, D]` user states of all states.
+          key: of the draws.
+          exploring: sampled as in rollouts, otherwise as the recommender reads them.
+        """
+        setup, adapter, vectors = self.setup, None, None
+        if policy is not None:
+            adapter = Adapter(policy["lora"], setup.lora)
+            if self.vectors:
+                table = setup.base.params["embed"]["table"]
+                vectors = gather(self._soft(policy["projector"], table, users[states]))
+        return generate(
+            setup.sampler, setup.prompts, states, adapter=adapter, vectors=vectors,
+            sampling=setup.exploring if exploring else setup.sampling, size=setup.size, key=key,
+        )  # fmt: skip
+
+    # What the trainer says of a rollout.
+
+    @functools.cached_property
+    def _assess(self) -> Any:
+        model, setup, options = self.setup.base.model, self.setup, self.options
+
+        @jax.jit
+        def assess(params, reference, base, batch):
+            common = {
+                "model": model, "answer_size": setup.size, "placeholder": options.placeholder
+            }  # fmt: skip
+            log_probs, entropy = policy_log_probs(
+                params["policy"], base, batch, lora=setup.lora, temperature=options.temperature,
+                entropy=True, **common,
+            )  # fmt: skip
+            found = {
+                "log_probs": log_probs,
+                "entropy": entropy,
+                "reference": policy_log_probs(
+                    reference, base, batch, lora=setup.lora if reference else None,
+                    temperature=options.temperature, **common,
+                ),
+            }  # fmt: skip
+            if self.has_critic:
+                found["values"] = critic_values(
+                    params["critic"], base, batch, lora=setup.critic_lora, **common
+                )
+            return found
+
+        return assess
+
+    def assess(self, params: Any, reference: Any, batch: Mapping[str, np.ndarray]) -> dict:
+        """Log-probabilities, entropy, the reference's and values of answers, `[n, A]` each."""
+        setup, size = self.setup, self.setup.asked.ppo.batch_size // self.group
+        found = []
+        for first in range(0, len(batch["ids"]), size):
+            part = self._part(batch, np.arange(first, min(first + size, len(batch["ids"]))))
+            made = self._assess(params, reference, setup.base.params, setup.put(part))
+            found.append(gather(made))
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+    def update(
+        self, state: TrainState, batch: Mapping[str, np.ndarray], *, number: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """All epochs of a round.
+
+        Args:
+          state: of policy and critic.
+          batch: rows with old log-probabilities, values, advantages and returns.
+          number: of the round, from 1.
+
+        Returns:
+          The state after it, and mean metrics over the updates (maxima where a name says so).
+
+        Raises:
+          UserError: if a metric is not finite.
+        """
+        asked, setup = self.setup.asked.ppo, self.setup
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
+        size = asked.batch_size // self.group
+        orders = minibatches(len(batch["ids"]), size, epochs=asked.epochs, key=key)
+        trains = np.float32(number > asked.critic_warmup or not self.has_critic)
+        state = state.replace(frozen={"base": setup.base.params})
+        compiled = self._compiled(state)
+        found: list[dict[str, float]] = []
+        for order in orders:
+            stopped = False
+            for chosen in order:
+                part = self._part(batch, chosen)
+                part["train_policy"] = np.full(len(chosen), trains, np.float32)
+                state, metrics = compiled(state, setup.put(part))
+                found.append({name: float(gather(v)) for name, v in metrics.items()})
+                stopped = found[-1]["ppo/stopped"] > 0
+                if stopped:
+                    break
+            if stopped:
+                break
+        means = {
+            name: float(
+                (np.max if name.endswith("_max") else np.mean)([one[name] for one in found])
+            )
+            for name in found[0]
+        }
+        broken = dict.fromkeys(not_finite(state.params), math.nan)
+        check_updates(
+            means | broken, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate"
+        )
+        means["ppo/updates"] = float(len(found) - found[-1]["ppo/stopped"])
+        return state.replace(frozen={}), means
+
+    def _part(self, batch: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows, with all answers that share them."""
+        count = len(batch["ids"])
+        return {
+            name: array.reshape(count, -1, *array.shape[1:])[rows].reshape(-1, *array.shape[1:])
+            for name, array in batch.items()
+        }
+
+    def _compiled(self, state: TrainState) -> Any:
+        if self._compiled_step is None:
+            step = functools.partial(
+                ppo_step, model=self.setup.base.model, policy_lora=self.setup.lora,
+                critic_lora=self.setup.critic_lora, optimizer=self.rule, options=self.options,
+                accumulation=self.setup.asked.ppo.accumulation,
+            )  # fmt: skip
+            self._compiled_step = compile_step(step, state)
+        return self._compiled_step

@@ -1,0 +1,245 @@
+"""What the `joint` stage refuses before anything is written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax import recommenders
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.data.run_data import RunData, need_events
+from xrec_jax.joint.config import SYSTEMS
+from xrec_jax.joint.granularity import GRANULARITIES, check_cases, is_reranked
+from xrec_jax.joint.guards import GuardOptions
+from xrec_jax.joint.recommender import HPARAMS, system_of
+from xrec_jax.joint.rewards import judge
+from xrec_jax.joint.rewards import parts as rewards
+from xrec_jax.joint.setup import check_lengths, cut_off, prompts_of, states_of
+from xrec_jax.joint.states.base import TEST, VALID, JointStates
+from xrec_jax.llm import run_base
+from xrec_jax.llm.encoder import LAYERS
+from xrec_jax.llm.generation.sampling import Sampling
+from xrec_jax.llm.io.checkpoint import open_model
+from xrec_jax.llm.io.tokenizer import load_tokenizer
+from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.recommenders.fused import fuse
+from xrec_jax.training import language as train_language
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.recommender import build_model
+from xrec_jax.training.rl import kl
+from xrec_jax.training.rl.advantages import ESTIMATORS, AdvantageOptions
+from xrec_jax.training.rl.losses import PolicyOptions
+
+TEACHERS = ("true", "stated")
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked = config.joint
+    need_events(data, "joint")
+    run_base.check(config, mesh, rundir)
+    run_base.need_base(config, rundir, "joint")
+    if "recommend" not in config.stages:
+        raise UserError("stage 'joint' needs 'recommend' before it in config.stages")
+    name = system_of(config)
+    kind = recommenders.get(config.recommend[name].model).batches
+    if kind == "none":
+        raise UserError(
+            f"joint.system={name!r} learns nothing, so nothing can be fused with it; choose another"
+        )
+    if asked.granularity not in GRANULARITIES:
+        raise UserError(
+            f"joint.granularity={asked.granularity!r} is not valid"
+            f"{did_you_mean(asked.granularity, GRANULARITIES)}"
+        )
+    if asked.encoder not in LAYERS:
+        raise UserError(
+            f"joint.encoder={asked.encoder!r} is not valid{did_you_mean(asked.encoder, LAYERS)}"
+        )
+    _check_teacher(config)
+    rewards.read_weights(asked.rewards)
+    GuardOptions.of(asked.guards)
+    for entry in asked.systems:
+        for one in entry.split(","):
+            if one and one not in SYSTEMS:
+                raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, SYSTEMS)}")
+    _check_counts(asked, mesh)
+    shared = asked.ppo.share_prompts and asked.rollout.group_size > 1
+    if shared and config.llm.attention.startswith("splash"):
+        raise UserError(
+            f"llm.attention={config.llm.attention!r} cannot share a prompt between the answers of "
+            "a group; use 'auto', or joint.ppo.share_prompts=False"
+        )
+    _check_rules(asked, mesh)
+    _check_fusion(config, name, data)
+    if "judge" in rewards.read_weights(asked.rewards):
+        judge.check(config, rundir)
+    states = states_of(config, data)
+    _check_states(config, states)
+    check_cases(config, data)
+    if config.llm.path and not is_reranked(config):  # what `pretrain` makes has no tokenizer yet
+        prompts = prompts_of(config, states, load_tokenizer(config.llm.path))
+        check_lengths(config, prompts, open_model(config.llm.path).config.max_positions)
+
+
+def _check_teacher(config: Any) -> None:
+    teacher = config.joint.sft.teacher
+    if teacher not in TEACHERS:
+        raise UserError(
+            f"joint.sft.teacher={teacher!r} is not valid{did_you_mean(teacher, TEACHERS)}; "
+            f"valid: {', '.join(TEACHERS)}"
+        )
+    if teacher != TEACHERS[0] and (config.joint.states.source != "world" or is_reranked(config)):
+        raise UserError(
+            f"joint.sft.teacher={teacher!r} is for users of a world "
+            "(joint.states.source='world', joint.granularity='user'); elsewhere leave 'true'"
+        )
+
+
+def _check_counts(asked: Any, mesh: Mesh) -> None:
+    least = {
+        "rounds": 0, "readings": 0, "candidates": 2, "valid_users": 0, "samples": 0,
+        "states.history": 1, "states.train_states": 1, "states.min_history": 0,
+        "states.max_users": 0, "soft_prompt.vectors": 0, "soft_prompt.inner": 0,
+        "explain.max_new_tokens": 1, "rollout.per_round": 1, "rollout.group_size": 1,
+        "states.reach": 1,
+        "sft.examples": 1, "ppo.epochs": 1, "ppo.batch_size": 1, "ppo.accumulation": 1,
+        "ppo.critic_warmup": 0, "recommender.warm_steps": 0, "recommender.steps": 0,
+        "recommender.final_steps": 0, "recommender.train.batch_size": 1,
+        "recommender.components": 0,
+    }  # fmt: skip
+    for key, low in least.items():
+        value = asked
+        for part in key.split("."):
+            value = value[part]
+        if value < low:
+            raise UserError(f"joint.{key}={value} must be at least {low}")
+    if not 0.0 <= asked.rollout.held_out < 1.0:
+        raise UserError(
+            f"joint.rollout.held_out={asked.rollout.held_out} must be a share, from 0 to below 1"
+        )
+    if not 0.0 <= asked.cache.refresh <= 1.0:
+        raise UserError(f"joint.cache.refresh={asked.cache.refresh} must be a share, from 0 to 1")
+    heat = asked.recommender.temperature
+    if not (math.isfinite(heat) and heat >= 0):
+        raise UserError(
+            f"joint.recommender.temperature={heat} must be a positive number, or 0 to fit it"
+        )
+    n, size, group = asked.rollout.per_round, asked.ppo.batch_size, asked.rollout.group_size
+    together = group if asked.ppo.share_prompts else 1
+    parts = batch_divisor(mesh) * asked.ppo.accumulation * together
+    if n % size:
+        raise UserError(
+            f"joint.rollout.per_round={n} must be divisible by joint.ppo.batch_size={size}"
+        )
+    if n % group:
+        raise UserError(
+            f"joint.rollout.per_round={n} must be divisible by joint.rollout.group_size={group}"
+        )
+    if asked.ppo.estimator == "group" and group < 2:
+        raise UserError(
+            "joint.ppo.estimator='group' compares answers to one prompt: set "
+            "joint.rollout.group_size to 2 or more"
+        )
+    trained = asked.recommender.train.batch_size
+    for key, value in (("ppo.batch_size", size), ("recommender.train.batch_size", trained)):
+        needs = parts if key.startswith("ppo") else batch_divisor(mesh)
+        if value % needs:
+            raise UserError(
+                f"joint.{key}={value} must be divisible by {needs}: the devices along the batch"
+                + (" times joint.ppo.accumulation" if key.startswith("ppo") else "")
+                + (
+                    " times joint.rollout.group_size; or set joint.ppo.share_prompts=False"
+                    if key.startswith("ppo") and together > 1
+                    else ""
+                )
+            )
+
+
+def _check_rules(asked: Any, mesh: Mesh) -> None:
+    if asked.ppo.estimator not in ESTIMATORS:
+        raise UserError(
+            f"joint.ppo.estimator={asked.ppo.estimator!r} is not valid"
+            f"{did_you_mean(asked.ppo.estimator, ESTIMATORS)}"
+        )
+    if asked.kl.kind not in kl.KINDS:
+        raise UserError(
+            f"joint.kl.kind={asked.kl.kind!r} is not valid{did_you_mean(asked.kl.kind, kl.KINDS)}"
+        )
+    if asked.kl.reference not in ("warm_start", "base"):
+        raise UserError(
+            f"joint.kl.reference={asked.kl.reference!r} is not valid; valid: warm_start, base"
+        )
+    ppo = asked.ppo
+    AdvantageOptions(discount=ppo.discount, lam=ppo.lam)
+    PolicyOptions(
+        temperature=asked.rollout.temperature, clip=ppo.clip, value_clip=ppo.value_clip,
+        value_weight=ppo.value_weight, entropy_weight=ppo.entropy_weight, kl_stop=ppo.kl_stop,
+    )  # fmt: skip
+    kl.adapt(kl.controller(asked.kl.beta), 0.0, target=asked.kl.target, gain=asked.kl.gain)
+    Sampling(temperature=asked.explain.temperature)
+    train_language.lora_config(asked.lora)
+    train_language.lora_config(asked.critic)
+    if asked.critic.dropout:
+        raise UserError(
+            f"joint.critic.dropout={asked.critic.dropout}: the critic has no dropout; use 0"
+        )
+    optimizer(ppo.policy, 1)
+    optimizer(ppo.critic, 1)
+    optimizer(asked.recommender.train, 1)
+    for key, value in (("schedule", "constant"), ("warmup", 0.0)):
+        if (given := asked.recommender.train[key]) != value:
+            raise UserError(
+                f"joint.recommender.train.{key}={given!r} must be {value!r}: the recommender is "
+                "updated in pieces, whose last begins anew at the best round"
+            )
+    if not 0.0 <= ppo.missing_eos < float("inf"):
+        raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must be a number from 0")
+    train_language.check(asked.sft.train, "joint.sft.train", mesh)
+    if asked.lora.dropout and not 0 <= asked.lora.dropout < 1:
+        raise UserError(f"joint.lora.dropout={asked.lora.dropout} must be from 0 to below 1")
+
+
+def _check_fusion(config: Any, name: str, data: RunData) -> None:
+    """Refuses values of the fused recommender, which is built only after the recommender alone."""
+    asked = config.joint.recommender
+    model = build_model(config.recommend[name], data)
+    try:
+        fuse(
+            model, encoding=max(1, asked.components), components=asked.components,
+            sides=asked.sides, **{key: asked[key] for key in HPARAMS},
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(f"joint.recommender: {error}") from error
+
+
+def _check_states(config: Any, states: JointStates) -> None:
+    """Refuses states that leave nobody to roll out, to choose a round by, or to test."""
+    states.divided(config.joint.rollout.held_out)
+    taught = states.user[sorted(states.teacher)]
+    for part, what in ((VALID, "valid"), (TEST, "test")):
+        if np.isin(states.user[states.rows(part)], taught).all():
+            raise UserError(
+                f"joint: no user with a {what} state is left beside those that the warm start is "
+                "taught with; lower joint.sft.examples or raise joint.states.max_users"
+            )
+    gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
+    gains += ["valid/planted_f1"] if states.planted is not None else []
+    gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
+    chosen = config.joint.guards.gain_metric
+    if chosen not in gains:
+        where = ""
+        if chosen == "valid/log_prob_gain":
+            where = f" with joint.granularity={config.joint.granularity!r}"
+        raise UserError(
+            f"joint.guards.gain_metric={chosen!r} is not measured{where}"
+            f"{did_you_mean(chosen, gains)}"
+        )

@@ -1,0 +1,257 @@
+"""The controls of a joint run: the same recommender with other texts, or with none."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from xrec_jax.core import rng
+from xrec_jax.core.logging import say
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.storage import files
+from xrec_jax.core.storage.arrays import write_npz
+from xrec_jax.inference import run_records
+from xrec_jax.joint.recommender import FusedTask, another
+from xrec_jax.joint.state import JointState
+from xrec_jax.joint.states.base import PARTS, TEST
+from xrec_jax.joint.states.candidates import JointCases
+from xrec_jax.joint.trainer import SeedRun
+from xrec_jax.parallel.mesh import gather
+from xrec_jax.text.synthetic.taste_pairs import join_pair, taste_pair
+from xrec_jax.text.words import finder, is_dense
+
+ALONE, JOINT = "alone", "joint"
+SIDES = {"why": "why", "why_not": "why_not"}
+_CHECKS = 10  # looks at the valid users while a control is trained
+_PLACE = "this place"
+
+Read = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+
+class Trained(NamedTuple):
+    """A recommender that reads: frozen arrays, parameters, and its NDCG of valid users."""
+
+    frozen: Any
+    params: Any
+    value: float
+
+
+class Systems:
+    """Trains and tests the systems of one seed.
+
+    Every control starts from the same recommender and a fresh fusion, and gets as many updates as
+    joint got at most; the best of its evaluations on the valid users is tested. Joint goes on from
+    its best round, and is trained anew on that round's texts as a control is; the better of the two
+    on the valid users is tested, so that what spoils a recommender in the rounds, such as too few
+    users to learn from, does not stand for the texts. `refit` is the second of them by itself: held
+    against `sft` it is the texts alone that differ.
+
+    Args:
+      run: the seed.
+      state: after the rounds.
+    """
+
+    def __init__(self, run: SeedRun, state: JointState):
+        self.run, self.setup, self.state = run, run.setup, state
+        states = self.setup.states
+        self.rows = np.concatenate([self.setup.learned, run.valid, states.rows(TEST)])
+        self.folder = run.folder / "systems"
+
+    def names(self) -> list[str]:
+        """Systems of this run, joint first: others are made of its texts."""
+        chosen = [name for entry in self.setup.asked.systems for name in entry.split(",") if name]
+        if self.setup.states.planted is None:
+            chosen = [name for name in chosen if name != "planted"]
+        if self.setup.states.stated is None:
+            chosen = [name for name in chosen if name != "stated"]
+        if not any(self.setup.states.titles):
+            chosen = [name for name in chosen if name != "masked_titles"]
+        return list(dict.fromkeys([JOINT, ALONE, *chosen]))
+
+    def test(self) -> dict[str, Arrays]:
+        """Per-user test metrics of every system; what is done already is read from disk."""
+        found = {}
+        for name in self.names():
+            path = self.folder / f"{name}.npz"
+            if not path.exists():
+                arrays = self._measure(name)
+                _write(path, arrays)
+                if is_first():
+                    value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
+                    say(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
+            found[name] = run_records.system_figures(self.setup.rundir, path)
+        return found
+
+    def texts(self, name: str) -> list[str]:
+        """Texts of a system for `rows`; made once and kept in a file. All processes call it."""
+        path = self.folder / f"{name}.jsonl"
+        same = not self.setup.sampling.temperature and not self.run.fused.reads_others
+        if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
+            path = self.run.folder.parent / "untuned.jsonl"
+        known = path.exists()
+        meet(f"{name}.jsonl known")  # before anybody writes
+        if not known:
+            made = self._write_texts(name)
+            records = [
+                {"state": int(s), "text": text} for s, text in zip(self.rows, made, strict=True)
+            ]
+            if is_first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(path, files.json_lines(records))
+            meet(f"{name}.jsonl")
+        return run_records.state_texts(self.setup.rundir, path, self.rows)
+
+    def _write_texts(self, name: str) -> list[str]:
+        states, run = self.setup.states, self.run
+        given = {
+            "template": states.template, "summary": states.summary,
+            "stated": states.stated or (),
+            "prompt": states.prompts,  # its words without a model that reads them
+        }  # fmt: skip
+        if name in given:
+            return [given[name][s] for s in self.rows]
+        if name == "planted":
+            assert states.planted is not None
+            if isinstance(states, JointCases):
+                assert states.said is not None
+                return [states.said[s] for s in self.rows]
+            return [said(states.planted[s]) for s in self.rows]
+        if name == "masked_titles":
+            return mask_titles(self.texts(JOINT), states.titles)
+        policy = {
+            JOINT: self.state.best["policy"], "sft": run.warm_policy, "untuned": None
+        }[name]  # fmt: skip
+        number = self.setup.asked.rounds + 1 if name == JOINT else 0
+        made = run.policy.answer(policy, self.rows, run.users, key=(run.seed, 71, number))
+        return self.setup.texts(made.tokens, made.length)
+
+    def _read(self, name: str) -> Read:
+        """What a system reads of every state."""
+        count, width = len(self.setup.states), self.setup.encoder.width
+        if name == "features":
+            return {"features": self.setup.states.features}
+        read = {
+            "encoding": np.zeros((count, 2, width), np.float32),
+            "present": np.zeros((count, 2), bool),
+        }
+        if name in (ALONE, "null"):
+            return read
+        source = JOINT if name in ("refit", "why", "why_not", "shuffled") else name
+        read["encoding"][self.rows], read["present"][self.rows] = self.setup.encode(
+            self.texts(source)
+        )
+        if name == "shuffled":
+            part = self.setup.states.part
+            for number in range(len(PARTS)):
+                rows = self.rows[part[self.rows] == number]
+                key = rng.fold(self.run.seed, 76, number)
+                other = rows[another(self.setup.states.user[rows], key)]
+                for array in read.values():
+                    array[rows] = array[other]
+        return read
+
+    def _measure(self, name: str) -> Arrays:
+        """Trains a system and tests it on every user."""
+        run, read = self.run, self._read(name)
+        fused = run.fused
+        if name == "features":
+            width = read["features"].shape[1]
+            fused = type(fused)(self.setup, fused.task, width=width, features=True)
+        elif name in SIDES:
+            fused = type(fused)(
+                self.setup, fused.task, width=self.setup.encoder.width, sides=SIDES[name]
+            )
+        if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
+            frozen, params, _ = self._joint
+        elif name == "refit":
+            frozen, params, _ = self._refit
+        else:
+            parts = name in (ALONE, "null", "shuffled", *SIDES)  # of joint's texts, or nothing
+            frozen = self._frozen(fused, None if parts else read)
+            state = fused.initial(run.seed, run.alone)
+            if name == ALONE:
+                params = state.params
+            else:
+                params, _ = self._fit(fused, state, frozen, read, fused.steps)
+        per_user = fused.evaluate("test", params, frozen, read)
+        found = {f"test/{key}": value for key, value in per_user.masked.items()}
+        return found | {"users": per_user.users}
+
+    def _frozen(self, fused: FusedTask, read: Read | None) -> Any:
+        """Frozen arrays that standardise what is read; None: as at the warm start."""
+        constants = gather(self.state.constants)
+        if read is not None:
+            known = np.concatenate([self.setup.learned, self.run.valid])  # as those of joint
+            constants |= fused.constants(read, known)  # the temperature is the recommender's
+        return fused.frozen(self.run.base_frozen, constants)
+
+    @functools.cached_property
+    def _refit(self) -> Trained:
+        """A recommender of the best explainer's texts, trained as those of controls are."""
+        run, read = self.run, self._read(JOINT)
+        state, frozen = run.fused.initial(run.seed, run.alone), self._frozen(run.fused, read)
+        return Trained(frozen, *self._fit(run.fused, state, frozen, read, run.fused.steps))
+
+    @functools.cached_property
+    def _joint(self) -> Trained:
+        """The better of `_refit` and the best round's recommender after its last updates."""
+        run, frozen = self.run, self._frozen(self.run.fused, None)
+        best = jax.tree.map(jnp.copy, self.state.best["recommender"])
+        state = run.fused.initial(run.seed, run.alone).replace(params=best)
+        steps = self.setup.asked.recommender.final_steps
+        found = Trained(frozen, *self._fit(run.fused, state, frozen, self._read(JOINT), steps))
+        return found if found.value > self._refit.value else self._refit
+
+    def _fit(
+        self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int
+    ) -> tuple[Any, float]:
+        """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
+        metric = f"ndcg@{self.setup.best_k}"
+
+        def worth(params: Any) -> float:
+            return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())
+
+        piece, done = max(1, steps // _CHECKS), 0
+        best, params = -1.0, state.params
+        while True:
+            value = worth(state.params)
+            if value > best:
+                best, params = value, jax.tree.map(jnp.copy, state.params)
+            if done >= steps:
+                return params, best
+            count = min(piece, steps - done)
+            state, _ = fused.train(state, frozen, read, steps=count, seed=self.run.seed)
+            done += count
+
+
+def said(planted: Any) -> str:
+    """Planted tastes as a pair."""
+    sides = []
+    for side in ("for", "against"):
+        values: dict[str, list[str]] = {}
+        for reason in planted[side]:
+            values.setdefault(reason["attribute"], []).append(reason["value"])
+        sides.append(values)
+    return join_pair(taste_pair(*sides))
+
+
+def mask_titles(texts: list[str], titles: Any) -> list[str]:
+    """Texts with every title of the catalogue replaced, longest first, in any case."""
+    # A title of three letters stands in any text; three characters may be as many words.
+    known = {t for t in titles if len(t) > 3 or (len(t) > 1 and is_dense(t))}
+    if not known:
+        return texts
+    pattern = finder(sorted(known, key=lambda t: (-len(t), t)))
+    return [pattern.sub(_PLACE, text) for text in texts]
+
+
+def _write(path: epath.Path, arrays: Arrays) -> None:
+    if is_first():
+        write_npz(path, arrays)
+    meet(str(path.name))

@@ -1,0 +1,417 @@
+"""The recommender of a joint run: the fused model, its steps, what it says of rollouts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xrec_jax.core import rng
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import not_finite
+from xrec_jax.data.dataset import Interactions
+from xrec_jax.data.histories import Histories
+from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator, check_scored
+from xrec_jax.joint.guards import check_updates
+from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.states.base import TEST, TRAIN, VALID
+from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
+from xrec_jax.recommenders.calibration import fit_temperature
+from xrec_jax.recommenders.explanations import measure, whitening
+from xrec_jax.recommenders.fused import FeatureFused, Fused, fuse, fuse_features
+from xrec_jax.recommenders.reranking import rank_of
+from xrec_jax.training.loop import compile_step
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.recommender import RecommenderTask
+from xrec_jax.training.state import TrainState, initializer
+from xrec_jax.training.steps import recommend_step
+
+HPARAMS = (
+    "bottleneck", "hidden", "null_dropout", "null_rows", "code_dropout", "reconstruction",
+    "train_base", "base_dropout",
+)  # fmt: skip
+
+
+def system_of(config: Any) -> str:
+    """The system of `recommend` that is fused.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    name = config.joint.system or next(iter(config.recommend), "")
+    if name not in config.recommend:
+        raise UserError(
+            f"joint.system={name!r}: no such system in config.recommend"
+            f"{did_you_mean(name, list(config.recommend))}"
+        )
+    return name
+
+
+def user_batch(setup: JointSetup, model: Any, states: np.ndarray) -> dict[str, np.ndarray]:
+    """What a recommender reads of the users of some states, each before its target."""
+    return _users(setup.states.user[states], setup.states.history, states, model)
+
+
+def _users(
+    user: np.ndarray, history: Histories, rows: np.ndarray, model: Any
+) -> dict[str, np.ndarray]:
+    found = {"user": user}
+    if model.history_length:
+        found["history"] = history.padded(rows, model.history_length)
+        found["length"] = np.minimum(history.lengths[rows], model.history_length).astype(np.int32)
+    return found
+
+
+class FusedTask:
+    """One way to read the states: explanations, or plain features.
+
+    Args:
+      setup: what the seeds share.
+      task: of the recommender alone.
+      width: features of an encoding, or of plain features.
+      features: plain features in place of explanations.
+      sides: parts that are read; "" takes the config's.
+    """
+
+    reads_others: ClassVar[bool] = False  # whether `score` reads kept explanations
+
+    def __init__(
+        self, setup: JointSetup, task: RecommenderTask, *, width: int, features: bool = False,
+        sides: str = "",
+    ):  # fmt: skip
+        self.setup, self.task = setup, task
+        asked = setup.asked.recommender
+        values = {key: asked[key] for key in HPARAMS}
+        self.model: Fused
+        if features:
+            self.model = fuse_features(
+                task.model, encoding=width, item_features=setup.states.item_features.shape[1],
+                **values,
+            )  # fmt: skip
+        else:
+            self.model = fuse(
+                task.model, encoding=width, components=min(asked.components, width),
+                sides=sides or asked.sides, **values,
+            )  # fmt: skip
+        self.steps = asked.warm_steps + setup.asked.rounds * asked.steps + asked.final_steps
+        self.rule = _held(optimizer(asked.train, self.steps), asked.train_base)
+        self._compiled_step: Any = None
+
+    @functools.cached_property
+    def _initializer(self) -> Any:
+        return initializer(self.model.init, self.rule, mesh=self.setup.mesh)
+
+    def initial(self, seed: int, base: Any) -> TrainState:
+        """A fresh fusion around trained parameters of the base; without frozen arrays."""
+        state = self._initializer(seed)
+        base = jax.tree.map(jnp.copy, base)
+        return state.replace(params={**state.params, "base": base}, best_params=None)
+
+    def temperature(self, base: Any, frozen: Any) -> np.float32:
+        """At which the recommender alone is calibrated on the looked-at valid users' events.
+
+        Args:
+          base: parameters of the recommender alone.
+          frozen: its frozen arrays.
+
+        Raises:
+          UserError: if its scores are NaN or infinite.
+        """
+        asked = self.setup.asked.recommender.temperature
+        if asked:
+            return np.float32(asked)
+        states, held_out = self.setup.states, self.setup.data.split.valid
+        rows = states.rows(VALID)
+        rows = rows[np.isin(states.user[rows], self.setup.valid_users)]
+        users, first = np.unique(states.user[rows], return_index=True)  # once, not a candidate
+        kept = np.isin(held_out.user, users)
+        if not kept.any():
+            return np.float32(1.0)
+        found = self._user_states_of(base, frozen, rows[first])
+        found = found[np.searchsorted(users, held_out.user[kept])]
+        table = self._item_table(base, frozen)
+        fitted = np.float32(gather(self._fit(found, table, held_out.item[kept])))
+        check_scored(int(np.isfinite(fitted)), 1)
+        return fitted
+
+    @functools.cached_property
+    def _item_table(self) -> Any:
+        return jax.jit(lambda params, frozen: self.task.model.tables(params, frozen).item)
+
+    @functools.cached_property
+    def _fit(self) -> Any:
+        model = self.task.model
+        return jax.jit(
+            functools.partial(fit_temperature, score=model.scores, items=model.num_items)
+        )
+
+    def constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What standardises the encodings or features of some states."""
+        if isinstance(self.model, FeatureFused):
+            features = read["features"][rows][:, None]
+            mean, std = measure(features, np.ones(features.shape[:2], bool))
+            return {"mean": mean, "std": std}
+        encoding, present = read["encoding"][rows], read["present"][rows]
+        if self.model.components:
+            mean, basis = whitening(encoding, present, self.model.components)
+            return {"mean": mean, "basis": basis}
+        mean, std = measure(encoding, present)
+        return {"mean": mean, "std": std}
+
+    def frozen(self, base: Any, constants: dict[str, Any]) -> dict[str, Any]:
+        """Frozen arrays of the base, and the constants of what is read."""
+        found = dict(base) | put_replicated(constants, self.setup.mesh)
+        if isinstance(self.model, FeatureFused):
+            items = {"item_features": self.setup.states.item_features}
+            found |= put_replicated(items, self.setup.mesh)
+        return found
+
+    def train(
+        self, state: TrainState, frozen: Any, read: dict[str, np.ndarray], *, steps: int, seed: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Updates on training states, drawn by the state's own step.
+
+        Args:
+          state: of the fused recommender.
+          frozen: from `frozen`.
+          read: `[S, ...]` what there is to read of every state.
+          steps: updates.
+          seed: of the order.
+
+        Returns:
+          The state after them, and mean metrics.
+
+        Raises:
+          UserError: if a metric or a parameter is not finite.
+        """
+        rows, size = self.trained_rows(), self.setup.asked.recommender.train.batch_size
+        state = state.replace(frozen=frozen)
+        compiled = self._compiled(state)
+        done, found = int(state.step), []
+        for step in range(done, done + steps):
+            chosen = rows[rng.random_integers(rng.fold(seed, 61, step), np.arange(size), len(rows))]
+            state, metrics = compiled(state, self.setup.put(self.batch(chosen, read)))
+            found.append(metrics)
+            if step % 8 == 0 or self.setup.mesh.size > 1:
+                jax.block_until_ready(metrics)
+        means = {
+            name.replace("train/", "recommender/"): float(
+                np.mean([gather(one[name]) for one in found])
+            )
+            for name in (found[0] if found else {})
+        }
+        broken = dict.fromkeys(not_finite(state.params), math.nan)
+        check_updates(means | broken, "joint.recommender.train.learning_rate")
+        return state.replace(frozen={}), means
+
+    def trained_rows(self) -> np.ndarray:
+        """What `batch` makes training rows of."""
+        return np.arange(len(self.setup.lessons.state))
+
+    def batch(self, rows: np.ndarray, read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Training rows of some lessons."""
+        lessons = self.setup.lessons
+        states = lessons.state[rows]
+        return _users(self.setup.states.user[states], lessons.history, rows, self.model) | {
+            "target": lessons.target[rows],
+            "weight": np.ones(len(rows), np.float32),
+            **{name: array[states] for name, array in read.items()},
+        }
+
+    def _compiled(self, state: TrainState) -> Any:
+        if self._compiled_step is None:
+            step = functools.partial(recommend_step, model=self.model, optimizer=self.rule)
+            self._compiled_step = compile_step(step, state)
+        return self._compiled_step
+
+    # Ranking.
+
+    def _groups(self) -> dict[str, tuple[list[Interactions], Interactions]]:
+        """Seen and held-out events of each group that `evaluate` knows."""
+        split = self.setup.data.split
+        few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))
+        return {
+            "few": ([split.train], few),
+            "valid": ([split.train], split.valid),
+            "test": ([split.train, split.valid], split.test),
+        }
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, RankingEvaluator]:
+        ks = tuple(self.setup.config.ranking.ks)
+        return {
+            group: RankingEvaluator(
+                self.model, seen=seen, held_out=held_out, mesh=self.setup.mesh, ks=ks
+            )
+            for group, (seen, held_out) in self._groups().items()
+        }
+
+    def evaluate(
+        self, group: str, params: Any, frozen: Any, read: dict[str, np.ndarray]
+    ) -> PerUser:
+        """Metrics of users on "few" valid users, all of "valid", or "test".
+
+        Args:
+          group: which.
+          params: of the fused recommender.
+          frozen: from `frozen`.
+          read: `[S, ...]` what there is to read of every state.
+        """
+        states = self.setup.states
+        rows = states.rows(TEST if group == "test" else VALID)
+        count = self.setup.data.dataset.num_users
+        by_user = {}
+        for name, array in read.items():
+            whole = np.zeros((count, *array.shape[1:]), array.dtype)
+            whole[states.user[rows]] = array[rows]
+            by_user[name] = whole
+        frozen = dict(frozen) | put_replicated(by_user, self.setup.mesh)
+        return self._evaluators[group](params, frozen)
+
+    # User states, and what rollouts are worth.
+
+    @functools.cached_property
+    def _user_states(self) -> Any:
+        base = self.task.model
+
+        @jax.jit
+        def states(params, frozen, batch):
+            tables = base.tables(params, frozen)
+            return base.user_state(params, tables, batch).astype(jnp.float32)
+
+        return states
+
+    def user_states(self, base: Any, frozen: Any) -> np.ndarray:
+        """User states `[S, D]` of the recommender alone, which soft prompts are made of."""
+        return self._user_states_of(base, frozen, np.arange(len(self.setup.states)))
+
+    def _user_states_of(self, base: Any, frozen: Any, states: np.ndarray) -> np.ndarray:
+        setup, count = self.setup, len(states)
+        size = _even(1024, setup)
+        found = []
+        for first in range(0, count, size):
+            rows = states[np.minimum(np.arange(first, first + size), count - 1)]
+            batch = setup.put(user_batch(setup, self.task.model, rows))
+            found.append(gather(self._user_states(base, frozen, batch)))
+        return np.concatenate(found)[:count]
+
+    @functools.cached_property
+    def _score(self) -> Any:
+        model, items = self.model, self.setup.data.dataset.num_items
+
+        @jax.jit
+        def score(params, frozen, batch):
+            tables = model.tables(params, frozen)
+            alone = {k: v for k, v in batch.items() if k not in ("encoding", "present")}
+            shuffled = alone | {
+                "encoding": batch["other_encoding"], "present": batch["other_present"]
+            }  # fmt: skip
+            found = {}
+            for name, one in (("", batch), ("_null", alone), ("_shuffled", shuffled)):
+                scores = model.item_scores(params, frozen, one, tables=tables)[:, :items]
+                log_p = jax.nn.log_softmax(scores, axis=1)
+                every = batch["targets"]
+                own = jnp.take_along_axis(log_p, jnp.maximum(every, 0), axis=1)
+                found[f"log_prob{name}"] = row_means(own, every >= 0)
+                found[f"rank{name}"] = rank_of(scores, batch["target"], batch["seen"])
+            return found
+
+        return score
+
+    def score(
+        self, params: Any, frozen: Any, states: np.ndarray, encoding: np.ndarray,
+        present: np.ndarray, *, key: int, read: dict[str, np.ndarray] | None = None,
+        targets: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """What explanations of states do to the true next item, on frozen weights.
+
+        Args:
+          params: of the fused recommender.
+          frozen: from `frozen`.
+          states: `[n]`, each with a target.
+          encoding: `[n, 2, E]`.
+          present: `[n, 2]`.
+          key: of the draw of other users' explanations.
+          read: what the recommender reads of other states; nothing here depends on it.
+          targets: `[n, T]` items of `log_prob`, -1 for none; None takes `JointSetup.targets`.
+
+        Returns:
+          `log_prob` (mean over the targets), `rank` of the next item, and both with `_null`
+          and `_shuffled`: `[n]` each.
+        """
+        del read
+        size = _even(min(256, -(-len(states) // 8) * 8), self.setup)
+        others = another(self.setup.states.user[states], key)
+        targets = self.setup.targets[states] if targets is None else targets
+        found = []
+        for first in range(0, len(states), size):
+            places = np.minimum(np.arange(first, first + size), len(states) - 1)
+            chosen, other = states[places], others[places]
+            batch = user_batch(self.setup, self.model, chosen) | {
+                "target": self.setup.states.target[chosen],
+                "targets": targets[places],
+                "seen": self._seen.padded(chosen, self._seen_width, fill=-1),
+                "encoding": encoding[places], "present": present[places],
+                "other_encoding": encoding[other], "other_present": present[other],
+            }  # fmt: skip
+            found.append(gather(self._score(params, frozen, self.setup.put(batch))))
+        return {
+            name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
+        }
+
+    def held_out(self, states: np.ndarray) -> np.ndarray:
+        """All held-out items of the users of valid states: `[n, T]` int32, -1 behind the last."""
+        setup = self.setup
+        found = Histories.of([setup.data.split.valid], setup.data.dataset.num_users)
+        users = setup.states.user[states]
+        return found.padded(users, int(found.lengths[users].max(initial=1)), fill=-1)
+
+    @property
+    def _seen(self) -> Histories:
+        return self.setup.states.history
+
+    @functools.cached_property
+    def _seen_width(self) -> int:
+        return int(self._seen.lengths[self.setup.states.rows(TRAIN)].max(initial=1))
+
+
+def _held(rule: optax.GradientTransformation, train_base: bool) -> optax.GradientTransformation:
+    """A rule that leaves the base as it is, unless it is trained: no decay, no clipping by it."""
+    if train_base:
+        return rule
+
+    def label(params: Any) -> Any:
+        return {
+            name: jax.tree.map(lambda _: "held" if name == "base" else "trained", part)  # noqa: B023
+            for name, part in params.items()
+        }
+
+    return optax.multi_transform({"trained": rule, "held": optax.set_to_zero()}, label)
+
+
+def _even(size: int, setup: JointSetup) -> int:
+    """`size`, rounded up to what the devices along the batch divide."""
+    parts = batch_divisor(setup.mesh)
+    return -(-size // parts) * parts
+
+
+def row_means(values: jax.Array, real: jax.Array) -> jax.Array:
+    """Mean of each row's real values: `[n, m]` -> `[n]`."""
+    return jnp.sum(jnp.where(real, values, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
+def another(users: np.ndarray, key: int) -> np.ndarray:
+    """For each row a row of another user, drawn by key; its own where there is no other user."""
+    order = rng.permutation(key, len(users))
+    place = np.empty(len(users), np.int64)
+    place[order] = np.roll(order, 1)
+    for row in np.flatnonzero(users[place] == users):
+        options = np.flatnonzero(users != users[row])
+        if len(options):
+            place[row] = options[rng.fold(key, int(row)) % len(options)]
+    return place

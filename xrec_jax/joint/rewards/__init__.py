@@ -1,0 +1,1 @@
+"""Rewards of explanations: parts in a registry, and their weighted sum."""

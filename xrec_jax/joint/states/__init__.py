@@ -1,0 +1,1 @@
+"""States that joint training explains: of the planted world, of files, with candidates."""

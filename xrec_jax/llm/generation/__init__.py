@@ -1,0 +1,1 @@
+"""Batched generation: sampler, scheduling, stop texts and constrained readout."""

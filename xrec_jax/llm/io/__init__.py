@@ -1,0 +1,1 @@
+"""Files of language models: Hugging Face, PEFT, safetensors, tokenizers and Orbax."""

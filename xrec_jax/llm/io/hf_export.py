@@ -1,0 +1,258 @@
+"""Writing a Hugging Face LLaMA directory, tensor by tensor, that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.storage.disk import writing
+from xrec_jax.core.storage.files import is_local, remove_leftovers, temporary_sibling, write_json
+from xrec_jax.llm.io import tensorfile
+from xrec_jax.llm.io.hf import DTYPES, Generation, silent
+from xrec_jax.llm.io.weightfiles import INDEX, SINGLE
+from xrec_jax.llm.model.config import LlamaConfig, to_hf
+from xrec_jax.llm.model.layout import Parameter, Source, at, parameters
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.parallel.mesh import gather
+
+MAX_SHARD_BYTES = 5_000_000_000
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A parameter tree of host or device arrays, as a `Source`."""
+
+    params: Any
+
+    def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        """A parameter, or one layer of a stacked one; gathered from all devices."""
+        leaf = at(self.params, parameter)
+        if layer is not None:
+            leaf = _row(leaf, layer) if isinstance(leaf, jax.Array) else leaf[layer]
+        return gather(leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """A base with an adapter's update added in float32, one matrix at a time, as a `Source`."""
+
+    base: Source
+    adapter: Adapter
+
+    def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        """The base's tensor, in float32 where the adapter changes it."""
+        tensor = self.base.tensor(parameter, layer)
+        if parameter.path[-1] != "kernel":
+            return tensor
+        _, group, target, _ = parameter.path
+        pair = self.adapter.params["layers"].get(group, {}).get(target)
+        if pair is None:
+            return tensor
+        a, b = (np.asarray(gather(pair[side][layer]), np.float32) for side in "ab")
+        return tensor.astype(np.float32) + np.float32(self.adapter.config.scale) * (a @ b)
+
+
+def save_params(
+    path: str | pathlib.Path,
+    params: Any,
+    config: LlamaConfig,
+    *,
+    dtype: str = "float32",
+    generation: Generation | None = None,
+    tokenizer_dir: str | pathlib.Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes parameters as a Hugging Face directory; see `save_model`.
+
+    Args:
+      path: see `save_model`.
+      params: parameter tree in the layout of `llm.layout`, on the host or on devices.
+      config: see `save_model`, as are the rest.
+      dtype: of the files.
+      generation: special ids.
+      tokenizer_dir: where tokenizer files are copied from.
+      max_shard_bytes: of one file.
+    """
+    save_model(
+        path, Tree(params), config, dtype=dtype, generation=generation,
+        tokenizer_dir=tokenizer_dir, max_shard_bytes=max_shard_bytes,
+    )  # fmt: skip
+
+
+def save_model(
+    path: str | pathlib.Path,
+    source: Source,
+    config: LlamaConfig,
+    *,
+    dtype: str = "float32",
+    generation: Generation | None = None,
+    tokenizer_dir: str | pathlib.Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    advance: Callable[[int], None] = silent,
+) -> None:
+    """Writes a model as a Hugging Face directory, holding one tensor at a time.
+
+    All processes call it; the first one writes.
+
+    Args:
+      path: the directory; must not exist, or be empty.
+      source: where the arrays come from.
+      config: the model.
+      dtype: of the files, a key of `hf.DTYPES`.
+      generation: special ids for `config.json` and `generation_config.json`.
+      tokenizer_dir: where tokenizer files are copied from; None for none.
+      max_shard_bytes: a file is closed before it would pass this, unless a single tensor does.
+      advance: is told the bytes as they are written.
+
+    Raises:
+      UserError: if the directory is not empty or cannot be written, or the dtype is unknown.
+    """
+    numpy_dtype = dtype_of(dtype)
+    generation = generation or Generation()
+    shards = _shards(config, numpy_dtype, max_shard_bytes)
+    with new_directory(path) as folder:
+        weights: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = SINGLE
+            if len(shards) > 1:
+                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            shapes = [(hf, parameter.hf_shape) for parameter, _, hf in shard]
+            with contextlib.ExitStack() as stack:
+                writer = None
+                if is_first():
+                    file = tensorfile.Writer(folder / name, shapes, numpy_dtype)
+                    writer = stack.enter_context(file)
+                for parameter, layer, hf in shard:
+                    tensor = source.tensor(parameter, layer)
+                    weights[hf] = name
+                    if writer is not None:
+                        writer.append(tensor.T if parameter.transposed else tensor)
+                    advance(math.prod(parameter.hf_shape) * numpy_dtype.itemsize)
+        if is_first():
+            if len(shards) > 1:
+                total = config.num_parameters * numpy_dtype.itemsize
+                index = {"metadata": {"total_size": total}, "weight_map": weights}
+                write_json(folder / INDEX, index)
+            write_descriptions(folder, config, dtype, generation)
+            if tokenizer_dir is not None:
+                copy_tokenizer(tokenizer_dir, folder)
+    meet(str(path))
+
+
+def write_descriptions(
+    folder: Any, config: LlamaConfig, dtype: str, generation: Generation
+) -> None:
+    """Writes `config.json` and `generation_config.json`."""
+    ids = generation.to_hf()
+    write_json(folder / "config.json", to_hf(config, dtype=dtype, **ids))
+    write_json(folder / "generation_config.json", ids)
+
+
+def copy_tokenizer(source: Any, folder: Any) -> None:
+    """Copies the tokenizer's files, those that are there, from one directory to another."""
+    from etils import epath
+
+    for name in TOKENIZER_FILES:
+        if (epath.Path(source) / name).exists():
+            (epath.Path(folder) / name).write_bytes((epath.Path(source) / name).read_bytes())
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The dtype that a user names.
+
+    Raises:
+      UserError: if it is none of `hf.DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not supported{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def check_new(path: str | pathlib.Path) -> pathlib.Path:
+    """The path, local and free for a new directory.
+
+    Raises:
+      UserError: if something is there already.
+    """
+    if not is_local(path):
+        raise UserError(f"{path}: the output must be on a local disk")
+    path = pathlib.Path(os.path.abspath(path))
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; give a new directory")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path}: is not empty; give a new directory, nothing is overwritten")
+    return path
+
+
+@contextlib.contextmanager
+def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary directory that becomes `path` if the block ends well, and else is removed.
+
+    The first process looks whether `path` is free and writes; call `meet` behind the block before
+    another one reads.
+
+    Raises:
+      UserError: if `path` is not free or cannot be written.
+    """
+    if not is_first():
+        yield pathlib.Path(path)
+        return
+    final = check_new(path)
+    remove_leftovers(final)
+    temporary = temporary_sibling(final)
+    missing = [parent for parent in final.parents if not parent.exists()]
+    try:
+        with writing(final):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, final)  # onto an empty directory is fine
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:  # made for nothing
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _shards(
+    config: LlamaConfig, dtype: np.dtype, limit: int
+) -> list[list[tuple[Parameter, int | None, str]]]:
+    """Tensors file by file, layer after layer."""
+    flat = [(p, layer, name) for p in parameters(config) for layer, name in p.hf_names()]
+
+    def depth(item: tuple[Parameter, int | None, str]) -> int:
+        parameter, layer, _ = item
+        if layer is not None:
+            return layer
+        return -1 if parameter.path[0] == "embed" else config.num_layers
+
+    flat.sort(key=depth)
+    shards: list[list[tuple[Parameter, int | None, str]]] = [[]]
+    size = 0
+    for item in flat:
+        count = math.prod(item[0].hf_shape) * dtype.itemsize
+        if shards[-1] and size + count > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += count
+    return shards
+
+
+@jax.jit
+def _row(array: jax.Array, layer: Any) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)

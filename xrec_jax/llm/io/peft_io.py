@@ -1,0 +1,315 @@
+"""LoRA adapters in PEFT's format, which is also the format of this library's own adapters.
+
+A directory with `adapter_config.json` and `adapter_model.safetensors`, as PEFT and vLLM load it;
+ours also have `xrec.json`, which says for which base they were trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+import warnings
+from collections.abc import Container
+from typing import Any
+
+import numpy as np
+import regex
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.storage.files import check_scheme, is_local, write_json
+from xrec_jax.core.values import finite_number, whole_number
+from xrec_jax.llm.io import tensorfile
+from xrec_jax.llm.io.hf import read_object
+from xrec_jax.llm.io.hf_export import new_directory
+from xrec_jax.llm.io.tensorfile import Tensor
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.layout import PROJECTIONS
+from xrec_jax.llm.model.lora import GROUPS, TARGETS, Adapter, LoraConfig, sizes
+from xrec_jax.parallel.mesh import gather
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MARK = "xrec.json"
+_PREFIX = "base_model.model."
+_KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.([\w.]+))\.lora_([AB])\.weight")
+_LONGEST_PATTERN = 10_000  # characters
+_PATTERN_SECONDS = 5.0  # of all names; an honest pattern takes microseconds a name
+# Keys that change nothing in what a trained adapter computes.
+_NEUTRAL = {
+    "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
+    "inference_mode", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+# Initialisations after which the stored base is still the one that the adapter belongs to.
+_INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The base that an adapter was trained on.
+
+    Attributes:
+      path: where it was; empty if unknown.
+      fingerprint: of its weights; empty if unknown.
+    """
+
+    path: str = ""
+    fingerprint: str = ""
+
+
+def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Base()) -> None:
+    """Writes an adapter that PEFT, vLLM and `load_adapter` read; all processes call it.
+
+    Args:
+      path: the directory; must not exist, or be empty.
+      adapter: host or device arrays, stored in float32.
+      base: what it was trained on; PEFT finds the base by its path.
+
+    Raises:
+      UserError: if the directory is not empty or cannot be written.
+    """
+    config = adapter.config
+    tensors: list[tuple[str, np.ndarray]] = []
+    for target in TARGETS:
+        if target not in config.targets:
+            continue
+        pair = adapter.params["layers"][GROUPS[target]][target]
+        a, b = gather(pair["a"]), gather(pair["b"])
+        for layer in range(a.shape[0]):
+            name = f"{_PREFIX}model.layers.{layer}.{PROJECTIONS[target][1]}"
+            tensors.append((f"{name}.lora_A.weight", a[layer].T))
+            tensors.append((f"{name}.lora_B.weight", b[layer].T))
+    tensors.sort(key=lambda item: item[0])
+    if is_first():
+        with new_directory(path) as folder:
+            shapes = [(name, array.shape) for name, array in tensors]
+            with tensorfile.Writer(folder / WEIGHTS, shapes, np.dtype(np.float32)) as file:
+                for _, array in tensors:
+                    file.append(array)
+            write_json(folder / CONFIG, to_peft(config, base_path=base.path))
+            mark = {"format": 1, "kind": "adapter", "base": dataclasses.asdict(base)}
+            write_json(folder / MARK, mark)
+    meet(str(path))
+
+
+def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:
+    """The content of an `adapter_config.json`."""
+    alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path or None,
+        "r": config.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": [_module(target) for target in TARGETS if target in config.targets],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def load_adapter(path: str | pathlib.Path, model: LlamaConfig) -> Adapter:
+    """Reads an adapter written by PEFT or by `save_adapter`.
+
+    rsLoRA's scale alpha / sqrt(r) becomes the plain one by a larger alpha.
+
+    Args:
+      path: the directory.
+      model: the base's shape.
+
+    Returns:
+      The adapter with float32 numpy arrays.
+
+    Raises:
+      UserError: names the key or tensor that is missing, unknown, of a wrong shape, or that asks
+        for something a plain LoRA adapter cannot do.
+    """
+    check_scheme(path)
+    if not is_local(path):
+        raise UserError(f"{path}: adapters are read from a local disk; copy it first")
+    path = pathlib.Path(path)
+    if not is_adapter(path):
+        raise UserError(f"{path}: no adapter: {CONFIG} is not there")
+    where = path / CONFIG
+    content = read_object(where)
+    rank, alpha, dropout = _numbers(content, where)
+    if not (path / WEIGHTS).is_file():
+        other = "; adapter_model.bin must be converted to safetensors first"
+        hint = other if (path / "adapter_model.bin").is_file() else ""
+        raise UserError(f"{path}: {WEIGHTS} is missing{hint}")
+    found = _by_target(path / WEIGHTS, rank, model)
+    _check_targets(content, found, model, where)
+    targets = tuple(target for target in TARGETS if target in found)
+    tree: dict[str, Any] = {}
+    for target in targets:
+        tree.setdefault(GROUPS[target], {})[target] = {
+            side.lower(): np.stack(
+                [_read(found[target][layer, side]).T for layer in range(model.num_layers)]
+            )
+            for side in "AB"
+        }
+    return Adapter({"layers": tree}, LoraConfig(rank, alpha, dropout, targets))
+
+
+def is_adapter(path: str | pathlib.Path) -> bool:
+    """Whether a directory holds an adapter in PEFT's format."""
+    return (pathlib.Path(path) / CONFIG).is_file()
+
+
+def base_of(path: str | pathlib.Path) -> Base:
+    """What an adapter says about its base."""
+    path = pathlib.Path(path)
+    if (path / MARK).is_file():
+        base = read_object(path / MARK).get("base") or {}
+        if not isinstance(base, dict):
+            raise UserError(f"{path / MARK}: base={base!r:.80} must be an object")
+        return Base(str(base.get("path", "")), str(base.get("fingerprint", "")))
+    return Base(str(read_object(path / CONFIG).get("base_model_name_or_path") or ""))
+
+
+def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, float]:
+    """Rank, alpha and dropout; refuses whatever plain LoRA is not."""
+    if content.get("peft_type") != "LORA":
+        raise UserError(
+            f"{where}: peft_type {content.get('peft_type')!r} is not supported, only LORA"
+        )
+    for key, value in content.items():
+        fine = key in _NEUTRAL or value in (None, False, 0, "", "none") or value in ([], {})
+        if key == "init_lora_weights":
+            fine = value in _INITIAL
+        if key == "task_type":
+            fine = value in (None, "CAUSAL_LM")
+        if not fine:
+            raise UserError(
+                f"{where}: {key}={str(value)[:80]!r} is not supported; only plain LoRA (and "
+                "rsLoRA) on the projections of every layer is"
+            )
+    if not isinstance(content.get("use_rslora"), (bool, type(None))):
+        raise UserError(f"{where}: use_rslora={content['use_rslora']!r:.80} must be true or false")
+    rank = whole_number(content.get("r"), f"{where}: r", least=1)
+    alpha = finite_number(content.get("lora_alpha"), f"{where}: lora_alpha")
+    if alpha <= 0:
+        raise UserError(f"{where}: lora_alpha={alpha} must be a positive number")
+    dropout = content.get("lora_dropout")
+    dropout = finite_number(0 if dropout is None else dropout, f"{where}: lora_dropout", least=0.0)
+    if dropout >= 1.0:
+        raise UserError(f"{where}: lora_dropout={dropout} must be below 1")
+    scale = math.sqrt(rank) if content.get("use_rslora") else 1.0
+    return rank, alpha * scale, dropout
+
+
+def _by_target(
+    file: pathlib.Path, rank: int, model: LlamaConfig
+) -> dict[str, dict[tuple[int, str], Tensor]]:
+    """Tensors by target, layer and side, all of them checked."""
+    targets = {hf: target for target, (_, hf) in PROJECTIONS.items()}
+    found: dict[str, dict[tuple[int, str], Tensor]] = {}
+    for name, tensor in tensorfile.read_header(file).items():
+        match = _KEY.fullmatch(name)
+        if match is None or match[3] not in targets:
+            raise UserError(
+                f"{file}: tensor {name!r} is not a LoRA matrix of a LLaMA's projection "
+                f"({', '.join(_module(target) for target in TARGETS)})"
+            )
+        target, layer, side = targets[match[3]], int(match[2]), match[4]
+        if layer >= model.num_layers:
+            raise UserError(f"{file}: tensor {name!r}, but the base has {model.num_layers} layers")
+        size_in, size_out = sizes(model)[target]
+        shape = (rank, size_in) if side == "A" else (size_out, rank)
+        if tensor.shape != shape:
+            raise UserError(
+                f"{file}: tensor {name!r} has shape {list(tensor.shape)}; r={rank} on this base "
+                f"asks for {list(shape)}"
+            )
+        if tensor.dtype not in tensorfile.DTYPES:
+            raise UserError(f"{file}: tensor {name!r} has dtype {tensor.dtype}, not supported")
+        found.setdefault(target, {})[layer, side] = tensor
+    if not found:
+        raise UserError(f"{file}: it holds no tensor")
+    for target, tensors in found.items():
+        for layer in range(model.num_layers):
+            for side in "AB":
+                if (layer, side) not in tensors:
+                    name = f"{_PREFIX}model.layers.{layer}.{PROJECTIONS[target][1]}"
+                    raise UserError(
+                        f"{file}: tensor '{name}.lora_{side}.weight' is missing; an adapter must "
+                        "change a projection in every layer or in none"
+                    )
+    return found
+
+
+def _check_targets(
+    content: dict[str, Any], found: Container[str], model: LlamaConfig, where: pathlib.Path
+) -> None:
+    """Compares `target_modules`, in any of PEFT's spellings, with the targets of the tensors."""
+    asked, excluded = content.get("target_modules"), content.get("exclude_modules")
+    if asked is None:
+        return
+    until = time.monotonic() + _PATTERN_SECONDS
+    for target, (_, hf) in PROJECTIONS.items():
+        for layer in range(model.num_layers):
+            module = f"model.layers.{layer}.{hf}"
+            wanted = _matches(asked, "target_modules", module, where, until)
+            wanted = wanted and not _matches(excluded, "exclude_modules", module, where, until)
+            if wanted != (target in found):
+                what = "is missing in" if wanted else "was not asked for but is in"
+                raise UserError(
+                    f"{where}: target_modules={str(asked)[:80]!r}: {module} {what} {WEIGHTS}"
+                )
+
+
+def _matches(asked: Any, key: str, module: str, where: pathlib.Path, until: float) -> bool:
+    """PEFT's rule: a regular expression for the whole name, or a list of names or their ends."""
+    if not asked:
+        return False
+    if asked == "all-linear":
+        return True
+    if isinstance(asked, str):
+        return _matches_pattern(asked, key, module, where, until)
+    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+        raise UserError(f"{where}: {key}={str(asked)[:80]!r} must be a text or a list of texts")
+    return any(module == name or module.endswith(f".{name}") for name in asked)
+
+
+def _matches_pattern(
+    pattern: str, key: str, module: str, where: pathlib.Path, until: float
+) -> bool:
+    """Whether a regular expression matches a whole name, found out before the time `until`.
+
+    A pattern such as `([a-z]+)+!` tries more ways than there is time for, and comes from a
+    stranger's file.
+    """
+    shown = f"{key}={pattern[:80]!r}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about syntax that may change
+            if len(pattern) > _LONGEST_PATTERN:
+                raise re.error(f"{len(pattern)} characters")
+            re.compile(pattern)  # PEFT's own rules; the other package accepts more
+            left = max(until - time.monotonic(), 1e-3)
+            return regex.fullmatch(pattern, module, timeout=left) is not None
+    except TimeoutError as error:
+        raise UserError(
+            f"{where}: {shown} takes too long to match; write the modules as a list of names"
+        ) from error
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: {shown} is no pattern ({error})") from error
+
+
+def _module(target: str) -> str:
+    """PEFT's name of a projection."""
+    return PROJECTIONS[target][1].split(".")[-1]
+
+
+def _read(tensor: Tensor) -> np.ndarray:
+    parts = [rows.astype(np.float32) for _, rows in tensor.chunks(0, tensor.shape[0])]
+    return np.concatenate(parts)

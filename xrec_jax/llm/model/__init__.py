@@ -1,0 +1,1 @@
+"""The LLaMA itself: shape, layers, attention, RoPE, LoRA, quantisation and losses."""

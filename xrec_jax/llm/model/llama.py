@@ -1,0 +1,246 @@
+"""LLaMA as pure functions over explicit parameter trees.
+
+Parameters of all layers are stacked on a first axis, `{"embed": {"table"}, "layers": {...},
+"final_norm": {"scale"}, "head": {"table"}}` (no head where it is tied), and scanned over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Items
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm.model.attention import IMPLEMENTATIONS, LONG
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.layers import Block, Cache, Context, RMSNorm, Rotation, Sequence
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.llm.model.rope import rotations
+from xrec_jax.parallel.mesh import constrain, logical
+
+_UNROLLED = 8  # layers that a CPU runs without a loop: slicing stacked weights costs a copy there
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class SoftPrompt(NamedTuple):
+    """Vectors put in place of token embeddings.
+
+    Attributes:
+      positions: `[batch, vectors]` int32 columns of the sequence; -1 for none.
+      vectors: `[batch, vectors, hidden]`.
+    """
+
+    positions: jax.Array
+    vectors: jax.Array
+
+
+def positions_of(segments: jax.Array) -> jax.Array:
+    """Position of every token within its segment: `[batch, length]` -> `[batch, length]` int32."""
+    column = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    first = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
+    return column - jax.lax.cummax(jnp.where(first, column, 0), axis=1)
+
+
+def unstack(tree: Any, num_layers: int) -> tuple[Any, ...]:
+    """One tree a layer from a tree stacked over layers."""
+    return tuple(_layer(tree, i) for i in range(num_layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama:
+    """The functions of one LLaMA; holds no arrays.
+
+    Attributes:
+      config: sizes and constants.
+      dtype: of the computation. Norms, angles, softmax and logits are float32 in any case.
+      attention: see `attention.IMPLEMENTATIONS`.
+      remat: what a layer's backward pass keeps: "none" everything, "dots" matrix products, "full"
+        only the layer's input.
+    """
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT and self.remat != "none":
+            raise UserError(f"remat={self.remat!r} is not valid{did_you_mean(self.remat, REMAT)}")
+        if self.attention not in IMPLEMENTATIONS:
+            hint = did_you_mean(self.attention, IMPLEMENTATIONS)
+            raise UserError(f"attention={self.attention!r} is not valid{hint}")
+
+    def _block(self, lora_dropout: float = 0.0) -> Block:
+        return Block(self.config, self.dtype, self.attention, lora_dropout)
+
+    def init(self, key: jax.Array) -> Any:
+        """Random parameters, float32, each with its logical axes (`flax.linen.Partitioned`)."""
+        config = self.config
+        normal = nn.initializers.normal(config.initializer_range)
+        table = logical(normal, "vocab", "embed")
+        layer_key, embed_key, head_key = jax.random.split(key, 3)
+        x = jnp.zeros((1, 2, config.hidden_size), self.dtype)
+        rotation = Rotation(*rotations(config, jnp.zeros((1, 2), jnp.int32)))
+        context = Sequence(jnp.ones((1, 2), jnp.int32))
+
+        def one(key):  # two tokens are too few for some implementations of attention
+            block = Block(config, self.dtype, "xla")
+            return block.init(key, x, rotation, context)["params"]
+
+        layers = jax.vmap(one)(jax.random.split(layer_key, config.num_layers))
+        layers = nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
+        ones = logical(nn.initializers.ones, None)
+        shape = (config.vocab_size, config.hidden_size)
+        params = {
+            "embed": {"table": table(embed_key, shape)},
+            "layers": layers,
+            "final_norm": {"scale": ones(key, shape[1:])},
+        }
+        if not config.tie_embeddings:
+            params["head"] = {"table": table(head_key, shape)}
+        return params
+
+    def embed(self, params: Any, ids: jax.Array, soft: SoftPrompt | None = None) -> jax.Array:
+        """`[batch, length]` int32 -> `[batch, length, hidden]`."""
+        # Gathered over `fsdp` first: the table is small beside what a batch's lookup would be.
+        table = constrain(params["embed"]["table"], "vocab", None)
+        x = jnp.take(table, constrain(ids, "batch", None), axis=0).astype(self.dtype)
+        if soft is not None:
+            rows = jnp.arange(ids.shape[0])[:, None]
+            columns = jnp.where(soft.positions < 0, ids.shape[1], soft.positions)
+            x = x.at[rows, columns].set(soft.vectors.astype(self.dtype), mode="drop")
+        return constrain(x, "batch", None, None)
+
+    def hidden(
+        self,
+        params: Any,
+        ids: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        adapter: Adapter | None = None,
+        soft: SoftPrompt | None = None,
+        key: jax.Array | None = None,
+        shared: bool = False,
+    ) -> jax.Array:
+        """Normalised states before the output layer.
+
+        Args:
+          params: of the base, unboxed.
+          ids: `[batch, length]` int32.
+          segments: `[batch, length]` int32; tokens see earlier ones of their own segment, 0 is
+            padding. Default: one segment, no padding.
+          positions: `[batch, length]` int32; default: counted from each segment's start.
+          adapter: None is the base itself.
+          soft: embeddings to replace.
+          key: switches on the adapter's dropout.
+          shared: whether later segments see segment 1; needs positions.
+
+        Returns:
+          `[batch, length, hidden]` in `dtype`.
+        """
+        if shared and positions is None:
+            raise ValueError("segments that share the first need positions that go on from it")
+        segments = jnp.ones_like(ids) if segments is None else segments
+        positions = positions_of(segments) if positions is None else positions
+        rotation = Rotation(*rotations(self.config, positions))
+        context = Sequence(segments, shared)
+        block = self._block(adapter.config.dropout if adapter is not None else 0.0)
+        lora = {} if adapter is None else adapter.scaled()["layers"]
+        layers = self.config.num_layers
+        keys = None if key is None else jax.random.split(key, layers)
+
+        def layer(x, xs):
+            params, lora, key = xs
+            rngs = None if key is None else {"dropout": key}
+            variables = {"params": params, "lora": lora}
+            return block.apply(variables, x, rotation, context, rngs=rngs)[0], None
+
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+        # Unrolled layers would be merged with what they recompute for their backward pass.
+        small = jax.default_backend() == "cpu" and layers <= _UNROLLED and ids.shape[1] <= LONG
+        unroll = layers if small and self.remat == "none" else 1
+        xs = (params["layers"], lora, keys)
+        x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)
+        return self.final_norm(params, x)
+
+    def final_norm(self, params: Any, x: jax.Array) -> jax.Array:
+        """The last normalisation."""
+        out: Any = RMSNorm(self.config.rms_eps).apply({"params": params["final_norm"]}, x)
+        return out
+
+    def table(self, params: Any) -> jax.Array:
+        """The output layer's `[vocab, hidden]`; logits are states times its transpose."""
+        return params["embed" if self.config.tie_embeddings else "head"]["table"]
+
+    def logits(self, params: Any, ids: jax.Array, **options: Any) -> jax.Array:
+        """`[batch, length]` int32 -> `[batch, length, vocab]` float32; options of `hidden`."""
+        return self.project(params, self.hidden(params, ids, **options))
+
+    def project(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """States `[..., hidden]` to logits `[..., vocab]` float32."""
+        table = self.table(params).astype(self.dtype)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        out = jax.lax.dot_general(
+            flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return out.reshape(*hidden.shape[:-1], table.shape[0])
+
+    def cached(
+        self,
+        params: Any,
+        x: jax.Array,
+        positions: jax.Array,
+        contexts: Items[Context],
+        *,
+        lora: Any = None,
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """A forward pass that gives every layer its own context; what decoding is made of.
+
+        Layers are not scanned: a cache carried through a scan would be copied at every layer.
+
+        Args:
+          params: as in `hidden`, or with `layers` a tuple of one tree a layer (`unstack`).
+          x: embeddings `[batch, length, hidden]`.
+          positions: `[batch, length]` int32.
+          contexts: one a layer.
+          lora: `Adapter.scaled()["layers"]`, stacked or as a tuple of one tree a layer.
+
+        Returns:
+          Normalised states `[batch, length, hidden]`, and each layer's cache.
+        """
+        rotation = Rotation(*rotations(self.config, positions))
+        # Prompts come in lengths that only the general implementation takes on every device.
+        block = Block(self.config, self.dtype, _serving(self.attention))
+        caches: list[Cache] = []
+        for i, context in enumerate(contexts):
+            variables = {"params": _layer(params["layers"], i), "lora": _layer(lora, i)}
+            out: Any = block.apply(variables, x, rotation, context)
+            x = out[0]
+            caches.append(out[1])
+        return self.final_norm(params, x), tuple(caches)
+
+
+def _serving(implementation: str) -> str:
+    """Attention of prompts: what was chosen, unless it takes only some lengths."""
+    if implementation in ("xla", "blocked"):
+        return implementation
+    return "blocked" if jax.default_backend() == "cpu" else "xla"
+
+
+def _layer(tree: Any, i: int) -> Any:
+    if not tree:
+        return {}
+    return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda leaf: leaf[i], tree)

@@ -1,0 +1,267 @@
+"""The language model of a run: from nothing, from a directory, with the run's adapter."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.storage.files import is_local
+from xrec_jax.llm.io.checkpoint import ImportedModel, open_model
+from xrec_jax.llm.io.hf import HfModel
+from xrec_jax.llm.io.peft_io import WEIGHTS, Base, base_of, is_adapter, load_adapter
+from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.llm.language_model import LanguageModel, Record, dtype_named, shardings
+from xrec_jax.llm.model import attention, quantize
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.llama import REMAT, Llama
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.parallel.mesh import batch_divisor
+
+CHAT = ("auto", "yes", "no")
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+    "head_dim", "max_positions", "rope_theta", "tie_embeddings",
+)  # fmt: skip
+
+
+class LoadedBase(NamedTuple):
+    """A base ready to be tuned or used.
+
+    Attributes:
+      model: its functions.
+      params: frozen, on the mesh.
+      tokenizer: its own.
+      source: where it came from.
+    """
+
+    model: Llama
+    params: Any
+    tokenizer: Tokenizer
+    source: HfModel | ImportedModel
+
+    def identity(self) -> Base:
+        """Where it is and what its weights are; reads a Hugging Face directory once."""
+        return Base(str(self.source.path), _fingerprint(self.source))
+
+
+@functools.lru_cache(maxsize=4)
+def _fingerprint_at(path: str, modified: float) -> str:
+    del modified
+    return open_model(path).fingerprint()
+
+
+def _fingerprint(source: HfModel | ImportedModel) -> str:
+    if isinstance(source, ImportedModel):
+        return source.digest
+    folder = epath.Path(source.path)
+    return _fingerprint_at(str(source.path), folder.stat().mtime)
+
+
+def base_path(config: Any, rundir: RunDir) -> epath.Path:
+    """Where the base is: the directory that the config names, or what `pretrain` made."""
+    return epath.Path(config.llm.path) if config.llm.path else rundir.path / "base"
+
+
+def adapter_path(rundir: RunDir) -> epath.Path:
+    """Where the `instruct` stage leaves its adapter, in PEFT's format."""
+    return rundir.path / "adapter"
+
+
+def template(config: Any) -> bool | None:
+    """Whether prompts go through a chat template; None lets the tokenizer decide."""
+    chat = config.llm.chat_template
+    if chat == "auto":  # a small base from nothing has never seen the template's tokens
+        return None if config.llm.path else False
+    return chat == "yes"
+
+
+def check(config: Any, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses values of `config.llm` that cannot work, before anything is written.
+
+    Raises:
+      UserError: names the key and what is valid.
+    """
+    llm = config.llm
+    if not is_local(rundir.path):
+        raise UserError(
+            f"--workdir={rundir.path}: language stages write their models to a local disk (or one "
+            "that all hosts share); copy the run to object storage afterwards"
+        )
+    dtype_named(llm.dtype)
+    for key, valid in (
+        ("quantization", quantize.KINDS), ("attention", attention.IMPLEMENTATIONS),
+        ("remat", tuple(REMAT)), ("chat_template", CHAT),
+    ):  # fmt: skip
+        if llm[key] not in valid:
+            raise UserError(f"llm.{key}={llm[key]!r} is not valid{did_you_mean(llm[key], valid)}")
+    divisor = batch_divisor(mesh)
+    if llm.generation_batch < 1 or llm.generation_batch % divisor:
+        raise UserError(
+            f"llm.generation_batch={llm.generation_batch} must be positive and divisible by the "
+            f"{divisor} devices along the batch"
+        )
+    if not llm.path:
+        model_config(config)
+        return
+    shape, tokenizer = open_model(llm.path).config, load_tokenizer(llm.path)
+    tokenizer.check_fits(shape.vocab_size)
+    if llm.chat_template == "yes" and not tokenizer.has_template:
+        raise UserError(f"llm.chat_template='yes', but {llm.path} has no chat template; use 'no'")
+    shardings(functions(config, shape), mesh)
+
+
+def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
+    """The shape of a model from nothing.
+
+    Args:
+      config: of the run.
+      vocab_size: of the trained tokenizer, at most the configured one.
+    """
+    values = {key: config.llm[key] for key in _SIZES}
+    if config.llm.initializer_range < 0.0:
+        raise UserError(
+            f"llm.initializer_range={config.llm.initializer_range} must not be negative"
+        )
+    # The usual 0.02 suits wide models; in a narrow one it drowns the tokens in what layers add.
+    values["initializer_range"] = config.llm.initializer_range or config.llm.hidden_size**-0.5
+    if vocab_size is not None:
+        # A multiple of 64 splits evenly over the devices of a mesh.
+        values["vocab_size"] = -(-vocab_size // 64) * 64
+    return LlamaConfig(**values)
+
+
+def functions(config: Any, shape: LlamaConfig) -> Llama:
+    """The model's functions as the config wants them."""
+    llm = config.llm
+    return Llama(shape, dtype=dtype_named(llm.dtype), attention=llm.attention, remat=llm.remat)
+
+
+def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
+    """Loads the base of a run onto the mesh.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    path = base_path(config, rundir)
+    if not config.llm.path and not path.exists():
+        raise UserError(
+            f"{path}: no base yet; set llm.path, or put 'pretrain' before 'instruct' in "
+            "config.stages"
+        )
+    source, tokenizer = open_model(path), load_tokenizer(path)
+    tokenizer.check_fits(source.config.vocab_size)
+    model = functions(config, source.config)
+    params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
+    params = quantize.quantize_params(params, config.llm.quantization, release=True)
+    return LoadedBase(model, params, tokenizer, source)
+
+
+def language_model(
+    config: Any, base: LoadedBase, adapters: dict[str, Adapter] | None = None
+) -> LanguageModel:
+    """The base with adapters, ready to generate."""
+    return LanguageModel(
+        base.model, base.params, base.tokenizer, adapters=adapters,
+        batch=config.llm.generation_batch,
+    )  # fmt: skip
+
+
+def need_base(config: Any, rundir: RunDir, stage: str) -> None:
+    """Refuses a stage that will find no base.
+
+    Raises:
+      UserError: says what to set.
+    """
+    made = config.llm.path or "pretrain" in config.stages
+    if not made and not base_path(config, rundir).exists():
+        raise UserError(
+            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, or put "
+            "'pretrain' before it in config.stages"
+        )
+
+
+def tuned_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
+    """The adapter of a finished `instruct` stage; see `adapter_of`."""
+    return adapter_of(adapter_path(rundir), base, stage="instruct")
+
+
+def adapter_of(path: epath.Path, base: LoadedBase, *, stage: str) -> Adapter:
+    """The adapter that a finished stage left.
+
+    Raises:
+      UserError: if there is none, or it was tuned on other weights.
+    """
+    if not is_adapter(str(path)):
+        raise UserError(f"{path}: no adapter; stage {stage!r} is not finished")
+    trained_on = base_of(path).fingerprint
+    if trained_on and trained_on != base.identity().fingerprint:
+        raise UserError(
+            f"{path}: this adapter was tuned on other weights than those in {base.source.path} "
+            f"(content {trained_on[:12]}, found {base.identity().fingerprint[:12]}); give the base "
+            "it belongs to, or start in another --workdir"
+        )
+    return jax.tree.map(jax.numpy.asarray, load_adapter(path, base.model.config))
+
+
+def answer(
+    config: Any, lm: LanguageModel, prompts: Sequence[Any], adapter: str | None
+) -> list[Record]:
+    """Answers prompts as `instruct.samples` says.
+
+    Args:
+      config: of the run.
+      lm: base and adapters.
+      prompts: texts or conversations.
+      adapter: its name; None is the base.
+    """
+    samples = config.instruct.samples
+    return lm.generate(
+        prompts, max_new_tokens=samples.max_new_tokens, temperature=samples.temperature,
+        top_k=samples.top_k, top_p=samples.top_p, seed=config.seeds[0], adapter=adapter,
+        template=template(config),
+    )  # fmt: skip
+
+
+def base_identity(config: Any, rundir: RunDir) -> str:
+    """What the weights of the run's base are: the start of their SHA-256.
+
+    Raises:
+      UserError: if there is no base.
+    """
+    path = base_path(config, rundir)
+    if not config.llm.path and not path.exists():
+        raise UserError(
+            f"{rundir.path}: this run has no base; give one with --base, or use "
+            "--explainer=template"
+        )
+    return _fingerprint_at(str(path), path.stat().mtime)[:16]
+
+
+def adapter_identity(path: str, base: str) -> str:
+    """What the weights of an adapter are: the start of their SHA-256.
+
+    Args:
+      path: its directory.
+      base: identity of the base it is put on.
+
+    Raises:
+      UserError: if there is no adapter, or it was tuned on other weights.
+    """
+    if not is_adapter(path):
+        raise UserError(f"{path}: no adapter; stage 'instruct' is not finished")
+    trained_on = base_of(path).fingerprint
+    if trained_on and not trained_on.startswith(base):
+        raise UserError(
+            f"{path}: this adapter was tuned on another base (content {trained_on[:12]}, here "
+            f"{base[:12]}); give the one it belongs to"
+        )
+    return hashlib.sha256((pathlib.Path(path) / WEIGHTS).read_bytes()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""SVG charts without a library: lines, rows, panels and marked phrases."""

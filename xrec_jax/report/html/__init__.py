@@ -1,0 +1,1 @@
+"""Escaped markup and formatted numbers."""

@@ -1,0 +1,206 @@
+"""What the stage `joint` left in a run directory, as the report reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.inference import run_records
+from xrec_jax.report.html.markup import Html, tag
+from xrec_jax.report.html.numbers import bounds, figure, known, p_value
+from xrec_jax.report.run_files import Material
+
+STAGE = "joint"
+ALONE, JOINT, SFT = "alone", "joint", "sft"
+MOST_USERS = 12  # whose texts the page shows, of every seed
+LEVEL = 0.05
+_GAIN = re.compile(r"ndcg@(\d+)/(?:difference|relative)")
+_BEST = re.compile(r"best round (\d+) is kept")
+_BRACKETS = re.compile(r"\([^()]*\)")
+_PATIENCE = "no better held-out gain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """One seed's way through the rounds.
+
+    Attributes:
+      name: of its folder.
+      rounds: one record a round, by `round`; a round that was done again counts once.
+      samples: records of `samples.jsonl`, of the first `MOST_USERS` users, by `round`.
+      done: whether its test figures are written.
+    """
+
+    name: str
+    rounds: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+    done: bool
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Rounds and values of a metric, where it was measured."""
+        points = [(float(r["round"]), number(r.get(name))) for r in self.rounds]
+        kept = [(x, y) for x, y in points if y is not None]
+        return [x for x, _ in kept], [y for _, y in kept]
+
+    def verdicts(self) -> list[tuple[int, str]]:
+        """Round and what the guards said of it."""
+        return [(int(r["round"]), str(r["verdict"])) for r in self.rounds if r.get("verdict")]
+
+    def ends(self, at: int) -> bool:
+        """Whether the run may have ended with a round; false where it is known to have gone on."""
+        return any(r["round"] == at and r.get("stopped") != 0 for r in self.rounds)
+
+    def best(self) -> int | None:
+        """The round that was kept; as guards name it, else the best on validation."""
+        for _, said in reversed(self.verdicts()):
+            if match := _BEST.search(said):
+                return int(match[1])
+        x, y = self.curve("valid/gain")
+        if y:
+            return int(x[y.index(max(y))])
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """All of the stage.
+
+    Attributes:
+      systems: of `evaluation.json`; empty before the stage is done.
+      seeds: those that have begun, in order.
+    """
+
+    systems: Mapping[str, Mapping[str, Any]]
+    seeds: Sequence[Seed]
+
+    def tested(self) -> int:
+        """Seeds behind the test figures; 0 where that is not known."""
+        return sum(seed.done for seed in self.seeds)
+
+    def names(self, start: str) -> list[str]:
+        """Metrics of rounds that start so, in the order in which they are met."""
+        found = (k for s in self.seeds for r in s.rounds for k in r if k.startswith(start))
+        return list(dict.fromkeys(found))
+
+
+def load(material: Material) -> Joint | None:
+    """Reads the stage's files; None where there is nothing of it.
+
+    Raises:
+      UserError: if one of them is damaged.
+    """
+    folder = material.rundir.path / STAGE
+    seeds = []
+    if folder.exists() and folder.is_dir():
+        for path in sorted(folder.iterdir(), key=_place):
+            if path.is_dir() and not path.name.startswith("."):
+                seed = _seed(path, material.rundir)
+                if seed.rounds or seed.samples:
+                    seeds.append(seed)
+    systems = material.stage(STAGE)
+    return Joint(systems, seeds) if systems or seeds else None
+
+
+def _place(path: epath.Path) -> tuple[bool, int, str]:
+    """Seeds by number, other names after them."""
+    number_of = int(path.name) if path.name.isdecimal() else 0
+    return not path.name.isdecimal(), number_of, path.name
+
+
+def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
+    rounds = _by_round(run_records.rounds(rundir, folder.name), ())
+    samples = _by_round(run_records.samples(rundir, folder.name), ("user",))
+    users = list(dict.fromkeys(str(record["user"]) for record in samples))[:MOST_USERS]
+    return Seed(
+        folder.name, rounds, [r for r in samples if str(r["user"]) in users],
+        rundir.per_user(f"{STAGE}/{folder.name}").exists(),
+    )  # fmt: skip
+
+
+def _by_round(records: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[Any]:
+    """Records by round; of those that say the same thing again, after a resume, the last."""
+    found = {(r["round"], *(r[key] for key in keys)): r for r in records}
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def stopped(said: str) -> str | None:
+    """How a verdict ends a run: "early" without further gain, "guard" at a limit; None: not."""
+    if not said.startswith("stopped"):
+        return None
+    plain = _BRACKETS.sub("", said)  # they may hold what parts the reasons
+    reasons = plain.partition(": ")[2].split("; ")[:-1]
+    return "early" if reasons and all(r.startswith(_PATIENCE) for r in reasons) else "guard"
+
+
+# Comparisons -----------------------------------------------------------------------------------
+
+
+def cutoff(systems: Mapping[str, Mapping[str, Any]]) -> int:
+    """Cut-off at which the run compares its systems; 10 where it compared none."""
+    for metrics in systems.values():
+        for key in metrics:
+            if match := _GAIN.fullmatch(key):
+                return int(match[1])
+    return 10
+
+
+def main_metric(systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """Such as `test/ndcg@10`."""
+    return f"test/ndcg@{cutoff(systems)}"
+
+
+def comparison(
+    systems: Mapping[str, Mapping[str, Any]], first: str, second: str
+) -> Mapping[str, Any] | None:
+    """Metrics of `FIRST vs SECOND` by short names (`difference`, `relative`, `p`), or None."""
+    metrics = systems.get(f"{first} vs {second}", {})
+    start = f"ndcg@{cutoff(systems)}/"
+    short = {key.removeprefix(start): value for key, value in metrics.items()}
+    found = {key: short[key] for key in ("difference", "relative", "p") if known(short.get(key))}
+    return found if "difference" in found or "relative" in found else None
+
+
+def sign(found: Mapping[str, Any]) -> int:
+    """1 for a gain, -1 for a loss, 0 where it cannot be told from chance.
+
+    Every interval must lie on one side of 0, and p, where there is one, below `LEVEL`.
+    """
+    if "p" in found and found["p"]["value"] >= LEVEL:
+        return 0
+    sides = set()
+    for name in ("difference", "relative"):
+        if name in found:
+            low, high = bounds(found[name]) or (-math.inf, math.inf)
+            sides.add(1 if low > 0 else -1 if high < 0 else 0)
+    return sides.pop() if len(sides) == 1 else 0
+
+
+def covers_zero(found: Mapping[str, Any]) -> bool:
+    """Whether an interval of a comparison holds 0."""
+    intervals = [bounds(found[name]) for name in ("difference", "relative") if name in found]
+    return any(one is not None and one[0] <= 0 <= one[1] for one in intervals)
+
+
+def gain(found: Mapping[str, Any] | None) -> Html:
+    """A gain as a cell: relative where it is known, with its interval, and p below."""
+    if found is None:
+        return tag("span", "-", class_="none")
+    if "relative" in found:
+        value = figure(found["relative"], share=True, digits=1)
+    else:
+        value = figure(found["difference"], digits=4)
+    p = tag("span", p_value(found["p"]["value"]), class_="interval") if "p" in found else None
+    return tag("span", value, " " if p else None, p)

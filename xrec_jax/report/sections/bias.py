@@ -1,0 +1,158 @@
+"""Differences between groups of users, as a forest plot of effect sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xrec_jax.report import wording
+from xrec_jax.report.charts.panels import grid, is_pair
+from xrec_jax.report.charts.rows import Row, card, domain, interval_chart, interval_list
+from xrec_jax.report.html.markup import Html, join, tag
+from xrec_jax.report.html.numbers import bounds, known
+from xrec_jax.report.run_files import Material, Section
+
+ID, TITLE = "bias", "Bias between groups"
+HOW = "Add the stage assess to config.stages; assess.groups names columns of the user table."
+LEVEL = 0.05
+LARGEST = 6  # differences of a chart that are shown although they do not stand
+
+
+def effects(metrics: Mapping[str, Any]) -> dict[str, tuple[Any, float | None]]:
+    """`GROUP/METRIC` to effect size and Holm-adjusted p-value; without what belongs to another."""
+    found: dict[str, tuple[Any, float | None]] = {}
+    apart = without_spread(metrics)
+    for key, estimate in metrics.items():
+        of_another = any(
+            key.endswith(end) and (base in metrics or base in apart)
+            for end in ("_p", "_difference") if (base := key.removesuffix(end))
+        )  # fmt: skip
+        if known(estimate) and "/" in key and not of_another:
+            p = metrics.get(f"{key}_p")
+            found[key] = (estimate, float(p["value"]) if p is not None and known(p) else None)
+    return found
+
+
+def without_spread(metrics: Mapping[str, Any]) -> list[str]:
+    """`GROUP/METRIC` of groups that are apart but do not vary: there is no g, only `_p`."""
+    bases = [key.removesuffix("_difference") for key in metrics if key.endswith("_difference")]
+    return [base for base in bases if base not in metrics and f"{base}_p" in metrics]
+
+
+def varies(estimate: Mapping[str, Any]) -> bool:
+    """False where both groups have one and the same value throughout."""
+    return not (estimate["value"] == 0 and bounds(estimate) in (None, (0.0, 0.0)))
+
+
+def build(material: Material) -> Section | None:
+    """None before the stage `assess` has compared groups."""
+    systems = {s: effects(m) for s, m in material.stage("bias").items()}
+    systems = {s: found for s, found in systems.items() if found}
+    if not systems:
+        return None
+    every = [estimate for found in systems.values() for estimate, _ in found.values()]
+    low, high = domain(every)
+    limit = max(abs(low), abs(high), 0.3)
+    charts = [
+        _forest(material, name, systems[name], (-limit, limit))
+        for name in sorted(material.explainers(systems), key=is_pair)
+    ]
+    apart = sum(len(without_spread(m)) for m in material.stage("bias").values())
+    strong = sum(_stands(p) for found in systems.values() for _, p in found.values())
+    tested = sum(len(found) for found in systems.values())
+    lead = join([
+        "Hedges g: the difference of two groups' means in standard deviations; 0.2 is small, 0.5 "
+        "medium. A group stands against all others. ",
+        tag("span", "\u2605", class_="star", aria_hidden="true"),
+        f" marks what remains at p < {LEVEL:g} after Holm's correction for many tests: {strong} of "
+        f"{tested}. Shown are those and the {LARGEST} largest of each chart.",
+        f" Not drawn: {apart} where groups differ and do not vary, so that there is no g; "
+        "evaluation.json has their difference and p." if apart else "",
+    ])  # fmt: skip
+    return Section(ID, TITLE, lead, tag("div", grid(charts, wide=True)))
+
+
+def _stands(p: float | None) -> bool:
+    return p is not None and p < LEVEL
+
+
+def _forest(
+    material: Material,
+    name: str,
+    found: Mapping[str, tuple[Any, float | None]],
+    axis: tuple[float, float],
+) -> Html | None:
+    """What stands and what is largest, the rest in a list that opens."""
+    drawn = {key: one for key, one in found.items() if varies(one[0])}
+    order = sorted(drawn, key=lambda key: -abs(drawn[key][0]["value"]))
+    shown = [k for n, k in enumerate(order) if n < LARGEST or _stands(drawn[k][1])]
+    colour = material.colour(name)
+    more = tag("div", _rest(drawn, set(order) - set(shown), colour, axis), _same(found, drawn))
+    title, note = wording.humanised(wording.label(name)), None
+    if is_pair(name):
+        first, second = map(wording.label, name.split(" vs ", 1))
+        title, note = f"Change from {second} to {first}", "Does the gap widen? Of the same pairs."
+    if not shown:
+        return card(title, note, more)
+    return interval_chart(
+        [_row(key, drawn[key], colour, group=True) for key in shown], title=title, note=note,
+        bars=False, digits=2, axis=axis, reference=0.0, reference_label="no difference", more=more,
+    )  # fmt: skip
+
+
+def _rest(
+    drawn: Mapping[str, tuple[Any, float | None]], kept: set[str], colour: str,
+    axis: tuple[float, float],
+) -> Html | None:  # fmt: skip
+    """Comparisons that are small and do not stand, by group."""
+    groups: dict[str, list[Row]] = {}
+    for key in drawn:
+        if key in kept:
+            group = key.partition("/")[0]
+            groups.setdefault(group, []).append(_row(key, drawn[key], colour))
+    if not groups:
+        return None
+    rows: list[Row | str] = []
+    for group, of in groups.items():
+        rows += [_heading(group), *of]
+    said = f"{len(kept)} smaller difference{'' if len(kept) == 1 else 's'}, none of which stands"
+    inside = interval_list(rows, axis=axis, digits=2, reference=0.0, bars=False)
+    return tag("details", tag("summary", said), inside)
+
+
+def _same(
+    found: Mapping[str, tuple[Any, float | None]], drawn: Mapping[str, tuple[Any, float | None]]
+) -> Html | None:
+    """How many comparisons are left out, since nothing varies in them."""
+    gone = [key for key in found if key not in drawn]
+    if not gone:
+        return None
+    names = dict.fromkeys(_what(key) for key in gone)
+    return tag(
+        "p", f"{len(gone)} left out, where nothing varies: {', '.join(names)}.", class_="note"
+    )
+
+
+def _row(key: str, one: tuple[Any, float | None], colour: str, *, group: bool = False) -> Row:
+    estimate, p = one
+    mark = None
+    if _stands(p):
+        mark = tag("span", " \u2605", class_="star", role="img",
+                   aria_label="significant after correction")  # fmt: skip
+    label: object = _what(key)
+    if group:
+        column, _, value = key.partition("/")[0].partition("=")
+        of = [f"{wording.humanised(column)}: ", tag("span", value, class_="whole")]
+        label = join([label, " ", tag("small", *(of if value else [wording.humanised(column)]))])
+    return Row(label, colour if _stands(p) else f"{colour} faint", estimate, mark)
+
+
+def _what(key: str) -> str:
+    """Such as `Words` for `age=18-24/words`."""
+    return wording.meaning(f"grounding/{key.partition('/')[2]}").label
+
+
+def _heading(group: str) -> str:
+    """Such as `Age: 18-24 against all others` for `age=18-24`."""
+    column, _, value = group.partition("=")
+    return f"{wording.humanised(column)}{f': {value} against all others' if value else ''}"

@@ -1,0 +1,45 @@
+"""Are the explanations true: planted reasons, grounding, counterfactuals."""
+
+from __future__ import annotations
+
+from xrec_jax.report.charts.panels import comparisons, panels
+from xrec_jax.report.html.markup import tag
+from xrec_jax.report.run_files import Material, Section
+
+ID, TITLE = "faithfulness", "Faithfulness"
+HOW = "Add the stages explain and assess to config.stages."
+SHUFFLED = "tuned shuffled"  # the tuned model's texts, each read for another pair
+_CHANCE = (
+    " Chance: the tuned model's texts, each read as if it were about another recommendation. Only "
+    "what lies above is about the pair itself."
+)
+_GROUPS = (
+    ("planted", "True reasons", ("f1", "precision", "recall"),
+     "The planted world knows why it would choose a place. A text is compared with those reasons."),
+    ("grounding", "Grounding",
+     ("hallucinated_titles", "attributes_precision", "history_cited", "item_named"),
+     "Titles and attributes that a text mentions are looked up in the history and the item."),
+    ("counterfactual", "Counterfactual", ("comprehensiveness", "sufficiency", "measured"),
+     "The cited history is taken away and the recommender asked again: what it falls by, beside "
+     "taking away as many entries that were not cited."),
+)  # fmt: skip
+
+
+def build(material: Material) -> Section | None:
+    """None before the stage `assess` is done."""
+    systems = material.stage("assess")
+    blocks = []
+    for group, title, main, sentence in _GROUPS:
+        body = panels(material, systems, group, main=main, missing=True)
+        if group == "planted" and SHUFFLED in systems:
+            sentence += _CHANCE
+        if body is not None:
+            blocks.append(
+                tag("div", tag("h3", title), tag("p", sentence), body, comparisons(systems, group))
+            )
+    if not blocks:
+        return None
+    lead = (
+        "Whether a text gives reasons that hold, measured rather than judged. Intervals 95\u00a0%."
+    )
+    return Section(ID, TITLE, lead, tag("div", *blocks))

@@ -1,0 +1,305 @@
+"""The controls of joint training: scores, gains, and what each control would show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from xrec_jax.report import wording
+from xrec_jax.report.charts.panels import grid, is_pair
+from xrec_jax.report.charts.rows import Row, interval_chart
+from xrec_jax.report.html.markup import Html, table, tag
+from xrec_jax.report.html.numbers import figure, known, metric, percent
+from xrec_jax.report.joint_files import ALONE, JOINT, comparison, cutoff, gain, main_metric, sign
+
+_BOUNDS = ("attainable", "upper_bound")
+_NO_SYSTEMS = ("rounds", "data", *_BOUNDS)
+_TEXT_COLUMNS = (
+    ("planted/f1", "True reasons, F1", True),
+    ("text/title_mention", "Names a title", True),
+)
+
+
+class Control(NamedTuple):
+    """A system of the table.
+
+    Attributes:
+      label: on the page.
+      colour: class.
+      is_: what it is.
+      shows: what it would show if the claim were wrong; empty where it is no control.
+      silent: whether it must not gain.
+    """
+
+    label: str
+    colour: str
+    is_: str
+    shows: str = ""
+    silent: bool = False
+
+
+CONTROLS = {
+    JOINT: Control(
+        "joint", "k0",
+        "Explanations and recommender trained in turns, as of the best round. Its recommender went "
+        "on from there or was trained anew on the texts, whichever was better on valid users.",
+    ),
+    ALONE: Control("alone", "k5", "The same recommender without any text: what is to be beaten."),
+    "sft": Control(
+        "warm start (SFT)", "k1", "The explainer before the first round, tuned on examples alone.",
+        "If it gained as much, training by reward would add nothing.",
+    ),
+    "refit": Control(
+        "joint texts, read anew", "k2",
+        "The joint texts with a recommender that was trained as those of all controls are. "
+        "From the warm start only its texts differ.",
+    ),
+    "untuned": Control(
+        "untuned model", "k1", "The language model as it was, without any adapter.",
+        "If it gained as much, no training of the explainer would be needed.",
+    ),
+    "template": Control(
+        "template", "k4", "A text by rule from the attributes in the history, no model.",
+        "If it gained as much, counting attributes would do.",
+    ),
+    "prompt": Control(
+        "prompt as it is", "k4", "The words of the prompt itself, with no model to read them.",
+        "If it gained as much, nobody would need to explain.",
+    ),
+    "summary": Control(
+        "history summary", "k4", "A text that says what was visited, without reasons.",
+        "If it gained as much, the reasons would be idle.",
+    ),
+    "why": Control(
+        "why only", "k2", "The joint texts without their why-not part.",
+        "If it gained as much, reasons against would be idle.",
+    ),
+    "why_not": Control(
+        "why-not only", "k2", "The joint texts without their why part.",
+        "If it gained as much, reasons for would be idle.",
+    ),
+    "masked_titles": Control(
+        "titles masked", "k3", "The joint texts with every title taken out.",
+        "If the gain went away, the texts would give the items away by name.",
+    ),
+    "features": Control(
+        "plain features", "k4", "The facts of user and items as numbers instead of a text.",
+        "If it gained as much, the gain would be the attributes', not the explanation's.",
+    ),
+    "shuffled": Control(
+        "shuffled texts", "k6",
+        "The recommender trained as long with joint texts of somebody else for every user.",
+        "If it gained, any text would do, and the gain would not come from what is said.",
+        silent=True,
+    ),
+    "null": Control(
+        "no text given", "k6",
+        "The fused recommender trained as long, without any text.",
+        "If it gained, the further training would explain the gain, not the explanations.",
+        silent=True,
+    ),
+    "stated": Control(
+        "perfect reader", "k7", "What users say in the prompts of their tastes, read without error."
+    ),
+    "planted": Control(
+        "true reasons", "k7", "The world's own reasons as a text: what perfect texts would give."
+    ),
+}  # fmt: skip
+
+
+def control(name: str) -> Control:
+    """What a system is; one that is not known here is named after itself."""
+    return CONTROLS.get(name) or Control(
+        wording.humanised(name), "k4", "Given by the run; it is not described here."
+    )
+
+
+def names(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Systems, the best NDCG first; those without one last."""
+    main = main_metric(systems)
+    found = [s for s in systems if not is_pair(s) and s not in _NO_SYSTEMS]
+    order = [*CONTROLS, *found]
+
+    def place(name: str) -> tuple[float, int]:
+        value: Any = systems[name].get(main)
+        return -value["value"] if known(value) else float("inf"), order.index(name)
+
+    return sorted(found, key=place)
+
+
+def attainable(
+    systems: Mapping[str, Mapping[str, Any]], recommend: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Metrics of the best that any recommender can expect; empty where that is not known."""
+    for name in _BOUNDS:
+        if known(metric(systems, name, main_metric(systems))):
+            return systems[name]
+    bound = recommend.get("upper_bound", {})
+    return bound if known(bound.get(main_metric(systems))) else {}
+
+
+def build(
+    systems: Mapping[str, Mapping[str, Any]], recommend: Mapping[str, Mapping[str, Any]]
+) -> Html | None:
+    """Chart, table and sentences; None before there are test figures."""
+    order = names(systems)
+    if not any(known(systems[name].get(main_metric(systems))) for name in order):
+        return None
+    bound = attainable(systems, recommend)
+    return tag(
+        "div",
+        grid([_gains(systems, order), _scores(systems, order, bound)], wide=True),
+        _table(systems, order, bound),
+        _further(systems, order),
+        tag("h3", "What each of them is"),
+        tag(
+            "dl",
+            *(_entry(systems, name) for name in [n for n in CONTROLS if n in order]),
+            *(_entry(systems, name) for name in order if name not in CONTROLS),
+            class_="controls",
+        ),
+    )
+
+
+def _gains(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
+    found = {name: comparison(systems, name, ALONE) for name in order}
+    share = any(c is not None and "relative" in c for c in found.values())
+    kind = "relative" if share else "difference"
+    what = wording.ranking(main_metric(systems))
+    rows = [
+        Row(control(name).label, control(name).colour, c[kind])
+        for name, c in found.items()
+        if c is not None and kind in c
+    ]
+    return interval_chart(
+        rows, title=f"Gain over the recommender alone, {what}", share=share,
+        digits=1 if share else 4, bars=False, reference=0.0,
+        reference_label="the recommender alone",
+        note="Paired over users, seeds averaged: an interval that reaches the line may be chance, "
+        "and how further seeds would differ is not in it.",
+    )  # fmt: skip
+
+
+def _scores(
+    systems: Mapping[str, Mapping[str, Any]], order: list[str], bound: Mapping[str, Any]
+) -> Html | None:
+    main = main_metric(systems)
+    top = bound.get(main)
+    return interval_chart(
+        [Row(control(n).label, control(n).colour, systems[n].get(main) or {}) for n in order],
+        title=f"{wording.ranking(main)}, test", digits=4,
+        note="Every item that the user has not seen is a candidate.",
+        reference=top["value"] if top is not None else None,
+        reference_label="" if top is None else f"attainable {top['value']:.4f}",
+    )  # fmt: skip
+
+
+def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"test/{kind}@{cutoff(systems)}" for kind in ("ndcg", "recall", "mrr")]
+
+
+def _table(
+    systems: Mapping[str, Mapping[str, Any]], order: list[str], bound: Mapping[str, Any]
+) -> Html:
+    texts = [c for c in _TEXT_COLUMNS if any(known(systems[n].get(c[0])) for n in order)]
+    rows = []
+    for name in order:
+        own = systems[name]
+        rows.append([
+            control(name).label,
+            *(figure(own.get(key), digits=4) for key in _columns(systems)),
+            "-" if name == ALONE else gain(comparison(systems, name, ALONE)),
+            *(figure(own.get(key), share=share, digits=1) for key, _, share in texts),
+        ])  # fmt: skip
+    if bound:
+        rows.append([
+            "attainable", *(figure(bound.get(key), digits=4) for key in _columns(systems)), "-",
+            *("-" for _ in texts),
+        ])  # fmt: skip
+    header = (
+        "System",
+        *(wording.ranking(key) for key in _columns(systems)),
+        "Gain over alone",
+        *(c[1] for c in texts),
+    )
+    return table(header, rows, class_="numbers",
+                 caption="Systems and controls of the joint training")  # fmt: skip
+
+
+def _further(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
+    """What the table has no column for."""
+    shown = {*_columns(systems), *(key for key, _, _ in _TEXT_COLUMNS)}
+    found = dict.fromkeys(key for name in order for key in systems[name] if key not in shown)
+    names = [key for key in found if any(known(systems[n].get(key)) for n in order)]
+    if not names:
+        return None
+    rows = [
+        [control(n).label, *(figure(systems[n].get(key)) for key in names)]
+        for n in order
+        if any(known(systems[n].get(key)) for key in names)
+    ]
+    header = ("System", *(_called(key) for key in names))
+    made = table(header, rows, class_="numbers", caption="Further figures of joint training")
+    count = f"{len(names)} more figure{'s' if len(names) > 1 else ''}"
+    return tag("details", tag("summary", count), made)
+
+
+def _called(name: str) -> str:
+    if name.startswith("test_all/"):
+        return f"{wording.ranking(name)}, everybody"
+    return wording.ranking(name) if "@" in name else wording.meaning(name).label
+
+
+def _entry(systems: Mapping[str, Mapping[str, Any]], name: str) -> Html:
+    one = control(name)
+    verdict = told(systems, name)
+    return tag(
+        "div",
+        tag("dt", one.label),
+        tag("dd", one.is_, f" {one.shows}" if one.shows else None),
+        tag("dd", verdict[1], class_=f"told {verdict[0]}") if verdict else None,
+    )
+
+
+def told(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str] | None:
+    """What a control says here: `good`, `bad` or `open`, and a sentence; None if nothing."""
+    found = comparison(systems, name, ALONE)
+    main = comparison(systems, JOINT, ALONE)
+    one = control(name)
+    if found is None or not (one.shows or one.silent):
+        return None
+    side = sign(found)
+    if one.silent:
+        if side > 0:
+            return "bad", "Here: it gains, which speaks against the claim."
+        if side < 0:
+            return "good", "Here: it loses, so the gain does not come from there."
+        return "good", "Here: no gain that can be told from chance, as it should be."
+    if main is None or sign(main) <= 0:
+        return "open", "Here: joint has no clear gain that could be compared."
+    direct = comparison(systems, JOINT, name)
+    reached = _reached(found, main)
+    if name == "masked_titles":
+        if side > 0:
+            return "good", f"Here: the gain remains{reached}."
+        return "bad", f"Here: no clear gain remains{reached}."
+    if direct is not None:
+        if sign(direct) > 0:
+            return "good", f"Here: joint is above it{reached}."
+        if sign(direct) < 0:
+            return "bad", f"Here: it is above joint{reached}."
+        return "bad", f"Here: it cannot be told from joint{reached}."
+    if side < 0:
+        return "good", "Here: a loss."
+    if side == 0:
+        return "good", f"Here: no gain that can be told from chance{reached}."
+    return "open", f"Here: it gains too{reached}; the two were not tested against each other."
+
+
+def _reached(found: Mapping[str, Any], main: Mapping[str, Any]) -> str:
+    """Its gain as a share of joint's, in words."""
+    for kind in ("relative", "difference"):
+        if kind in found and kind in main and main[kind]["value"] > 0:
+            share = percent(found[kind]["value"] / main[kind]["value"], 0)
+            return f"; it reaches {share} of joint's gain"
+    return ""

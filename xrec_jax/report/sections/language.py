@@ -1,0 +1,72 @@
+"""Training curves and perplexity of the language model: pre-training, tuning, judge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from xrec_jax.report.charts.lines import Line, line_chart
+from xrec_jax.report.charts.panels import grid
+from xrec_jax.report.html.markup import Html, table, tag
+from xrec_jax.report.html.numbers import figure, known
+from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.wording import label
+
+ID, TITLE = "language", "Language model"
+HOW = "Add the stages pretrain and instruct to config.stages."
+_TITLES = {
+    "pretrain": "Pre-training of the base",
+    "instruct": "Tuning on explanations",
+    "judge": "Training of the judge",
+    "attributes": "Tuning on attributes",
+}
+_CURVES = (("train/loss", "training", "k0"), ("valid/loss", "held out", "k1"))
+
+
+def build(material: Material) -> Section | None:
+    """None while no language model was trained."""
+    body = [grid(_charts(material), wide=True), _perplexity(material)]
+    if not any(body):
+        return None
+    lead = (
+        "Cross-entropy in nats a token, of the answer only where a model is tuned. Training loss "
+        "that falls while the held-out loss rises is learning by heart."
+    )
+    return Section(ID, TITLE, lead, tag("div", *body))
+
+
+def _charts(material: Material) -> list[Html | None]:
+    stages: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in material.metrics:
+        if not str(record["stage"]).startswith("recommend/"):
+            stages[str(record["stage"])].append(record)
+    charts = []
+    for stage, records in stages.items():
+        lines = []
+        for name, title, colour in _CURVES:
+            found = [r for r in records if r.get(name) is not None]
+            x = [float(r.get("train/epoch", r.get("step", 0))) for r in found]
+            lines.append(Line(title, colour, x, [float(r[name]) for r in found]))
+        charts.append(line_chart(lines, title=_TITLES.get(stage, stage), x_label="epoch", digits=3))
+    return charts
+
+
+def _perplexity(material: Material) -> Html | None:
+    rows = []
+    for stage, what in (("pretrain", "own texts"), ("instruct", "held-out explanations")):
+        for system, metrics in material.stage(stage).items():
+            if known(metrics.get("held_out/perplexity")):
+                rows.append([
+                    f"{label(system)} on {what}",
+                    figure(metrics["held_out/perplexity"]), figure(metrics.get("held_out/loss")),
+                ])  # fmt: skip
+    if not rows:
+        return None
+    return tag(
+        "div",
+        table(("Model", "Perplexity", "Loss"), rows, caption="Perplexity on held-out texts",
+              class_="numbers"),
+        tag("p", "Perplexity e.g. 3: as unsure as if it drew from three tokens each time.",
+            class_="note"),
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""The ranking table, with intervals and the best that can be expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.evaluation.ranking.metrics import main_cutoff
+from xrec_jax.evaluation.statistics.intervals import Estimate, paired_difference
+from xrec_jax.inference import run_records
+from xrec_jax.report import wording
+from xrec_jax.report.charts.panels import grid
+from xrec_jax.report.charts.rows import Row, interval_chart
+from xrec_jax.report.html.markup import Html, table, tag
+from xrec_jax.report.html.numbers import figure, known, metric
+from xrec_jax.report.run_files import Material, Section
+
+ID, TITLE = "ranking", "Ranking"
+HOW = "Add the stage recommend to config.stages."
+BOUND = "upper_bound"
+
+
+def cutoff(material: Material) -> int:
+    """The cut-off that is shown first: 10 where the run has it, else the middle one."""
+    return main_cutoff(material.config.get("ranking", {}).get("ks") or ())
+
+
+def main_metric(material: Material) -> str:
+    """Such as `test/ndcg@10`."""
+    return f"test/ndcg@{cutoff(material)}"
+
+
+def ranked(systems: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """Systems but the bound, the best first."""
+    found = [s for s in systems if s != BOUND and known(systems[s].get(name))]
+    return sorted(found, key=lambda s: -systems[s][name]["value"])
+
+
+def build(material: Material) -> Section | None:
+    """None before the stage `recommend` is done."""
+    systems = material.stage("recommend")
+    main, k = main_metric(material), cutoff(material)
+    order = ranked(systems, main)
+    if not order:
+        return None
+    bound = metric(systems, BOUND, main)
+    users = systems[order[0]][main]["count"]
+    lead = (
+        f"Each of {users:,} users has one event held out; every item of the catalogue that the "
+        "user has not seen is a candidate. Intervals are 95\u00a0%, drawn over users and seeds."
+    )
+    top = interval_chart(
+        [Row(wording.label(s), material.colour(s), systems[s][main]) for s in order],
+        title=f"{wording.ranking(main)}, test", digits=4,
+        note="Near the top of the list counts more; 1 would put the held-out item first for all.",
+        reference=bound["value"] if known(bound) else None,
+        reference_label="" if not known(bound) else (
+            f"upper bound {bound['value']:.4f}: the planted world's own order"
+        ),
+    )  # fmt: skip
+    against = _against_best(material, order, main)
+    names = [f"test/{kind}@{k}" for kind in ("ndcg", "hit", "mrr")]
+    ks = sorted(material.config.get("ranking", {}).get("ks") or ())
+    if ks and ks[-1] != k:
+        names.append(f"test/recall@{ks[-1]}")
+    unmasked = f"test_unmasked/ndcg@{k}"
+    names = [name for name in names if any(name in systems[s] for s in order)]
+    columns = [*names, *([unmasked] if any(unmasked in systems[s] for s in order) else [])]
+    header = ["System"] + [
+        wording.ranking(c) + (", seen items kept" if c == unmasked else "") for c in columns
+    ]
+    rows = [
+        [wording.label(s), *(figure(systems[s].get(c), digits=4) for c in columns)]
+        for s in [*order, *([BOUND] if BOUND in systems else [])]
+    ]
+    body = tag(
+        "div",
+        grid([top, against], wide=True),
+        table(header, rows, caption="Ranking metrics of every system on the test events",
+              class_="numbers"),
+        _everything(systems, order),
+    )  # fmt: skip
+    return Section(ID, TITLE, lead, body)
+
+
+def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html:
+    names = list(dict.fromkeys(name for s in order for name in systems[s]))
+    rows = [[name, *(figure(systems[s].get(name), digits=4) for s in order)] for name in names]
+    return tag(
+        "details",
+        tag("summary", "Every metric, validation too"),
+        table(["Metric", *map(wording.label, order)], rows, caption="All ranking metrics",
+              class_="numbers"),
+    )  # fmt: skip
+
+
+def _against_best(material: Material, order: list[str], main: str) -> Html | None:
+    """Paired differences to the best system, from the values of every user."""
+    best, *others = order
+    own = _per_user(material, best, main)
+    if own is None:
+        return None
+    resamples = int(material.config.get("ranking", {}).get("resamples", 1000))
+    rows = []
+    for name in others:
+        values = _per_user(material, name, main)
+        if values is None or values.shape[1] != own.shape[1]:
+            continue
+        estimate: Estimate = paired_difference(values, own, resamples=resamples)
+        rows.append(Row(wording.label(name), material.colour(name), estimate))
+    if not rows:
+        return None
+    return interval_chart(
+        rows, title=f"Difference to {wording.label(best)}", digits=4, bars=False, reference=0.0,
+        note="Paired over users, seeds averaged: an interval that does not reach zero is more than "
+        "chance among users.",
+        reference_label=wording.label(best),
+    )  # fmt: skip
+
+
+def _per_user(material: Material, system: str, name: str) -> np.ndarray | None:
+    """`[seeds, users]` values of a metric, or None where they are not there."""
+    runs = []
+    for seed in material.config.get("seeds", ()):
+        path = material.rundir.per_user(f"recommend/{system}/{seed}")
+        if not path.exists():
+            continue
+        arrays = run_records.per_user(material.rundir, f"recommend/{system}/{seed}")
+        if name not in arrays:
+            return None
+        runs.append(arrays[name])
+    if len({len(values) for values in runs}) > 1:
+        folder = material.rundir.per_user(f"recommend/{system}").with_suffix("")
+        raise UserError(f"{folder}: its seeds were tested on different numbers of users")
+    return np.stack(runs) if runs else None

@@ -1,0 +1,140 @@
+"""What people said: means, preferences, agreement, and how far the raters can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from xrec_jax.report import wording
+from xrec_jax.report.charts.panels import comparisons, grid, is_pair
+from xrec_jax.report.charts.rows import Row, interval_chart, matrix
+from xrec_jax.report.html.markup import Html, table, tag
+from xrec_jax.report.html.numbers import figure, known
+from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.sections.wins import cells_of
+
+ID, TITLE = "ratings", "Human ratings"
+HOW = "Make a sheet with xrec rate make, have people fill it in, then xrec rate collect."
+_RATERS = {
+    "answers/ratings": "Ratings",
+    "answers/preferences": "Comparisons",
+    "gold/passed": "Gold checks passed",
+    "others/correlation": "Correlation with others",
+    "time/median": "Median seconds",
+}
+_ALPHAS = ("ordinal", "interval", "nominal")
+
+
+def build(material: Material) -> Section | None:
+    """None without `ratings.json`."""
+    if not material.ratings:
+        return None
+    raters = dict(named_estimates(material.ratings.get("raters")))
+    groups = {k: v for k, v in material.ratings.items() if k.split("/")[0] == "rate"}
+    parts: list[Html | None] = []
+    for key, value in groups.items():
+        if "/" in key:
+            parts.append(tag("h3", key.split("/", 1)[1]))
+        parts += _group(material, dict(named_estimates(value)))
+    parts.append(_raters(raters))
+    if not any(parts):
+        return None
+    people = f"{len(raters)} people" if len(raters) > 1 else "People"
+    lead = (
+        f"{people} rated explanations without knowing who wrote which. Intervals are 95\u00a0%, "
+        "drawn over the rated recommendations."
+    )
+    return Section(ID, TITLE, lead, tag("div", *parts))
+
+
+def _group(material: Material, systems: Mapping[str, Any]) -> list[Html | None]:
+    """What was rated of one data set."""
+    questions = dict.fromkeys(
+        key.removesuffix("/mean")
+        for metrics in systems.values()
+        for key in metrics
+        if key.endswith("/mean")
+    )
+    means = [_means(material, systems, question) for question in questions]
+    return [
+        grid([*means, _strengths(material, systems)]),
+        comparisons(systems, *questions),
+        _preferences(systems),
+        _agreement(systems),
+    ]
+
+
+def named_estimates(value: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping of metric names to estimates anywhere in a value, with the key it stands at."""
+    if not isinstance(value, Mapping):
+        return
+    own = {k: v for k, v in value.items() if isinstance(v, Mapping) and "value" in v}
+    if own:
+        yield name, own
+    for key, inner in value.items():
+        if key not in own:
+            yield from named_estimates(inner, str(key))
+
+
+def _means(material: Material, systems: Mapping[str, Any], question: str) -> Html | None:
+    key = f"{question}/mean"
+    names = material.explainers(n for n in systems if known(systems[n].get(key)))
+    rows = [Row(wording.label(n), material.colour(n), systems[n][key]) for n in names]
+    return interval_chart(rows, title=wording.humanised(question), digits=2, note="Mean rating.")
+
+
+def _strengths(material: Material, systems: Mapping[str, Any]) -> Html | None:
+    key = "bradley_terry/strength"
+    names = material.explainers(n for n in systems if known(systems[n].get(key)))
+    rows = [Row(wording.label(n), material.colour(n), systems[n][key]) for n in names]
+    return interval_chart(
+        rows, title="Bradley-Terry strength", bars=False, reference=0.0,
+        note="From the comparisons: the gap of two is the log-odds that one is preferred.",
+    )  # fmt: skip
+
+
+def _preferences(systems: Mapping[str, Any]) -> Html | None:
+    cells = cells_of(systems)
+    if not cells:
+        return None
+    names = list(dict.fromkeys(name for pair in cells for name in pair))
+    caption = "How often people preferred the row's explainer to the column's"
+    return tag("div", tag("h3", "Row preferred to column"), matrix(names, cells, caption=caption))
+
+
+def _agreement(found: Mapping[str, Any]) -> Html | None:
+    alphas: dict[str, dict[str, Any]] = {}
+    for name, metrics in found.items():
+        for key, estimate in metrics.items():
+            question, _, level = key.rpartition("/alpha_")
+            if level in _ALPHAS and not is_pair(name):
+                alphas.setdefault(question, {})[level] = estimate
+    if not alphas:
+        return None
+    levels = [x for x in _ALPHAS if any(x in of for of in alphas.values())]
+    rows = [
+        [wording.humanised(question), *(figure(of.get(level)) for level in levels)]
+        for question, of in alphas.items()
+    ]
+    return tag(
+        "div",
+        tag("h3", "Do the raters agree?"),
+        table(("Krippendorff's alpha", *map(wording.humanised, levels)), rows, class_="numbers",
+              caption="Agreement of the raters"),
+        tag("p", "1 is perfect agreement, 0 what chance gives, below 0 is contradiction.",
+            class_="note"),
+    )  # fmt: skip
+
+
+def _raters(raters: Mapping[str, Any]) -> Html | None:
+    if not raters:
+        return None
+    keys = [k for k in _RATERS if any(k in metrics for metrics in raters.values())]
+    rows = [[n or "unnamed", *(figure(m.get(k), digits=2) for k in keys)]
+            for n, m in raters.items()]  # fmt: skip
+    return tag(
+        "details",
+        tag("summary", "Every rater"),
+        table(("Rater", *(_RATERS[k] for k in keys)), rows, caption="Figures on every rater",
+              class_="numbers"),
+    )  # fmt: skip

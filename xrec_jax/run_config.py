@@ -1,0 +1,236 @@
+"""The configuration of a run directory: written once, held against what is there, read back."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xrec_jax import defaults
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.storage import files
+from xrec_jax.stages.stored_config import check_types
+
+# Keys that may change between a run and its resume without changing what is computed.
+_MOVABLE = (
+    "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files",
+    "judge.path", "joint.states.path", "joint.judge.adapter", "judge.explanations",
+    "attributes.path", "audit.",
+)  # fmt: skip
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        out: dict[str, Any] = {}
+        for key, item in value.items():
+            out |= _flat(item, f"{prefix}{key}.")
+        return out
+    return {prefix[:-1]: value}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config that decide what is computed."""
+    return {key: value for key, value in _flat(config).items() if not key.startswith(_MOVABLE)}
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(json.dumps(files.plain(config.to_dict())))
+
+
+def _extensions(config: Any) -> list[str]:
+    """Names of the modules that a config wants imported.
+
+    Raises:
+      UserError: if they are not a list of names.
+    """
+    names = config.get("imports", ()) or ()
+    if isinstance(names, str):
+        names = (names,)
+    if not isinstance(names, (list, tuple)) or not all(
+        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        for name in names
+    ):
+        raise UserError(
+            f"config.imports={names!r} must be names of modules, such as ('my_module',)"
+        )
+    return list(names)
+
+
+def import_extensions(config: Any) -> None:
+    """Imports the modules that a config names, so that what they register is known.
+
+    Raises:
+      UserError: if one cannot be imported.
+    """
+    for name in _extensions(config):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"config.imports: cannot import {name!r} ({error}); is its folder in PYTHONPATH?"
+            ) from error
+        except (Exception, SystemExit) as error:  # whatever a module does while it is imported
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"config.imports: {name!r} fails when imported ({reason})") from error
+
+
+def check_config(rundir: RunDir, config: ConfigDict) -> dict[str, Any]:
+    """Checks that a run that the directory holds is of the same configuration.
+
+    Returns:
+      The configuration as it is written.
+
+    Raises:
+      UserError: if it holds another configuration, or is no directory.
+    """
+    files.check_no_pattern(rundir.path, "--workdir")
+    mine = _as_json(config)
+    _make_absolute(mine)  # later verbs may be called from another folder
+    if rundir.config_path.exists():
+        theirs = _flat(_with_defaults(_stored_config(rundir)))
+        ours = _flat(mine)
+        for key in sorted(theirs.keys() | ours.keys()):
+            if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
+                continue
+            raise UserError(
+                f"{rundir.path} holds a run with {key}={theirs.get(key)!r}, not "
+                f"{ours.get(key)!r}; use another --workdir, or the configuration it was "
+                "started with"
+            )
+    return mine
+
+
+def start_run(rundir: RunDir, config: ConfigDict) -> None:
+    """Creates the directory, or checks that it holds a run of the same configuration.
+
+    Raises:
+      UserError: see `check_config`; or if it cannot be written.
+    """
+    mine = check_config(rundir, config)
+    # What no later verb could open is refused before anything is computed.
+    check_types(mine, _as_json(defaults.base()), "--config", "change it in the config")
+    if is_first():
+        try:
+            rundir.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create --workdir={rundir.path}: {error.strerror}") from error
+        _keep_config(rundir, mine)
+
+
+def _keep_config(rundir: RunDir, mine: dict[str, Any]) -> None:
+    """Writes `config.json`, and beside the marks what in it decides what is computed."""
+    if rundir.config_path.exists() and files.read_json(rundir.config_path) == mine:
+        if rundir.marks.settings() is None:
+            rundir.marks.write_settings(_settings(mine))
+        return
+    rundir.marks.write_settings(None)  # a kill in between leaves none rather than another's
+    files.write_json(rundir.config_path, mine)
+    rundir.marks.write_settings(_settings(mine))
+
+
+def _stored_config(rundir: RunDir) -> dict[str, Any]:
+    """Content of `config.json`.
+
+    Raises:
+      UserError: if it is damaged, or was changed since the run was started.
+    """
+    stored = rundir.stored()
+    check_types(stored, _as_json(defaults.base()), rundir.config_path)
+    now = _settings(stored)
+    kept = rundir.marks.settings() or now
+    for key in sorted(kept.keys() | now.keys()):
+        if kept.get(key) != now.get(key):
+            raise UserError(
+                f"{rundir.config_path}: {key}={now.get(key)!r} was {kept.get(key)!r} when the "
+                "run was started; put it back, or start another --workdir with the new value"
+            )
+    return stored
+
+
+def compared(config: ConfigDict) -> dict[str, Any]:
+    """Values of a configuration, by key, that all processes of a run must have in common."""
+    values = _flat(_as_json(config))
+    return {
+        key: value
+        for key, value in values.items()
+        if key.startswith("mesh.") or not key.startswith(_MOVABLE)
+    }
+
+
+def read_config(rundir: RunDir, *, need_extensions: bool = True) -> ConfigDict:
+    """The configuration of an existing run, with today's defaults for keys it does not have.
+
+    Args:
+      rundir: of the run.
+      need_extensions: false for what works without that which extensions register.
+
+    Raises:
+      UserError: if this is not a run directory, or it names modules that are not imported yet
+        and nobody allowed it to.
+    """
+    config = ConfigDict(_tuples(_with_defaults(_stored_config(rundir))))
+    new = [name for name in _extensions(config) if name not in sys.modules]
+    if rundir.allow_imports:
+        import_extensions(config)
+    elif new and need_extensions:
+        raise UserError(
+            f"{rundir.config_path}: imports names code to run: {', '.join(new)}; if you trust "
+            "whoever made the run, add --allow_imports (in Python allow_imports=True)"
+        )
+    return config
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with today's defaults for keys that did not exist when it was written."""
+
+    def fill(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        merged = known | given
+        for key in known.keys() & given.keys():
+            if isinstance(known[key], dict) and isinstance(given[key], dict) and known[key]:
+                merged[key] = fill(known[key], given[key])
+        return merged
+
+    return fill(_as_json(defaults.base()), config)
+
+
+def _make_absolute(config: dict[str, Any]) -> None:
+    """Makes every path in a config absolute; where several files may be joined by "+", each."""
+
+    def absolute(path: str) -> str:
+        return os.fspath(files.absolute(path))
+
+    def each_absolute(spec: Any) -> Any:
+        if not isinstance(spec, str):
+            return spec  # the stage that reads it says what is wrong
+        return "+".join(absolute(path) for path in files.joined(spec))
+
+    for group, keys in (
+        ("data", ("path", "users", "items")), ("llm", ("path",)), ("instruct", ("path",)),
+        ("judge", ("path",)), ("attributes", ("path",)),
+    ):  # fmt: skip
+        for key in keys:
+            if config.get(group, {}).get(key):
+                config[group][key] = absolute(config[group][key])
+    for key, spec in config.get("audit", {}).items():
+        config["audit"][key] = each_absolute(spec) if spec else spec
+    for group, key in (("states", "path"), ("judge", "adapter")):
+        found = config.get("joint", {}).get(group, {})
+        if found.get(key) and found[key] != "run":
+            found[key] = absolute(found[key])
+    for group, key in (("pretrain", "files"), ("judge", "explanations")):
+        if group in config:
+            paths = config[group][key]  # whatever else somebody gave is the stage's to refuse
+            config[group][key] = [each_absolute(p) if isinstance(p, str) else p for p in paths]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists back as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Level 9: the stages of a run, one a file."""

@@ -1,0 +1,309 @@
+"""The `assess` stage: what can be measured on explanations without a judge.
+
+Reads `explanations/` and writes two parts of `evaluation.json`. `assess`: text figures, grounding,
+planted reasons, counterfactual faithfulness and, against the held-out references, overlap. `bias`:
+differences between groups of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.rundir import Left, RunDir
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.run_data import RunData
+from xrec_jax.evaluation import bias
+from xrec_jax.evaluation.faithfulness import planted
+from xrec_jax.evaluation.faithfulness.counterfactual import counterfactual
+from xrec_jax.evaluation.statistics.intervals import Estimate
+from xrec_jax.evaluation.tables import text_table
+from xrec_jax.evaluation.texts.grounding import (
+    Grounder,
+    Grounding,
+    ground_pairs,
+    grounding_metrics,
+    vocabulary_of,
+)
+from xrec_jax.evaluation.texts.overlap import derangement
+from xrec_jax.evaluation.texts.text_metrics import text_metrics
+from xrec_jax.inference import explainers, run_records
+from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.tasks.titles import title_column, titles
+from xrec_jax.text.records.explanations import Pair, join
+from xrec_jax.training.recommender import RecommenderTask, seeds_of
+
+STAGE, BIAS = "assess", "bias"
+TUNED, BASE, SHUFFLED = "tuned", "base", "tuned shuffled"
+_MOST_VALUES = 60  # a column with more different values describes nothing that a text can name
+_SHOWN = (
+    "planted/precision", "planted/recall", "planted/f1", "grounding/item_named",
+    "grounding/hallucinated_titles", "grounding/attributes_precision",
+    "counterfactual/comprehensiveness",
+)  # fmt: skip
+
+# Of a pair.
+_READ = ("title", "system", "history", "attributes", "profile_attributes", "planted")
+
+Table = dict[str, dict[str, Estimate]]
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses values that cannot work, before anything is written.
+
+    Raises:
+      UserError: names the key and what is valid.
+    """
+    del mesh
+    there = explainers.folder(rundir) / "pairs.jsonl"
+    if "explain" not in config.stages and not there.exists():
+        raise UserError("stage 'assess' needs stage 'explain' before it in config.stages")
+    if config.assess.resamples < 0:
+        raise UserError(f"assess.resamples={config.assess.resamples} must not be negative")
+    if config.assess.draws < 1:
+        raise UserError(f"assess.draws={config.assess.draws} must be positive")
+    users = data.dataset.users
+    columns = [] if users is None else users.columns
+    for column in config.assess.groups:
+        if column not in columns:
+            raise UserError(
+                f"assess.groups names {column!r}, which the user table does not have"
+                f"{did_you_mean(column, columns)}"
+            )
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Measures, where that is not done yet."""
+    del writer
+    if not {STAGE, BIAS} <= rundir.evaluation().keys():
+        evaluate(config, data=data, mesh=mesh, rundir=rundir)
+        meet("assess")
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config, rundir
+    return Left([], (BIAS,))
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Measures the explanations of the run again.
+
+    Raises:
+      UserError: if the stage `explain` is not finished.
+    """
+    pairs, texts = read_explanations(config, rundir)
+    groundings = ground(data, pairs, texts)
+    draws: Any = {"users": users_of(pairs), "resamples": config.assess.resamples}
+    table = text_tables(texts, groundings, **draws)
+    _add(table, planted_tables(pairs, texts, **draws))
+    _add(table, counterfactual_tables(config, data, rundir, mesh, pairs, groundings))
+    _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
+    differences = group_differences(config, pairs, texts, groundings)
+    if is_first():
+        rundir.write_evaluation(STAGE, table, **{BIAS: bias.bias_estimates(differences)})
+        say(summary(table, differences))
+
+
+def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str, list[str]]]:
+    """The pairs of the `explain` stage and, for each explainer, a text a pair.
+
+    Raises:
+      UserError: if a file is missing or does not belong to the others.
+    """
+    folder = explainers.folder(rundir)
+    pairs = run_records.pairs(rundir, *_READ)
+    if not pairs:
+        raise UserError(f"{folder / 'pairs.jsonl'}: no pair; run stage 'explain' first")
+    texts = {}
+    for spec in explainers.specs(config, rundir):
+        path = folder / f"{spec.name}.jsonl"
+        records = run_records.explanations(rundir, path)
+        texts[spec.name] = [one.explanation["text"] for one in join(pairs, records, where=path)]
+    return pairs, texts
+
+
+def users_of(pairs: Sequence[Pair]) -> list[str]:
+    """Whose pair each is: what is said to one user hangs together."""
+    return [pair["user"] for pair in pairs]
+
+
+def ground(
+    data: RunData, pairs: Sequence[Pair], texts: Mapping[str, Sequence[str]]
+) -> dict[str, list[Grounding]]:
+    """Mentions of titles and attribute values in every text."""
+    table = data.dataset.items
+    title = title_column(data.dataset)
+    columns = [c for c in pairs[0]["attributes"] if c != title and _tells(pairs, c)]
+    rows = [] if table is None else table.to_dicts()
+    grounder = Grounder(
+        titles(data.dataset).tolist(),
+        vocabulary_of(rows, [name for name in columns if rows and name in rows[0]]),
+    )
+    return {name: ground_pairs(grounder, pairs, found) for name, found in texts.items()}
+
+
+def _tells(pairs: Sequence[Pair], column: str) -> bool:
+    """Whether a column's values are words that a text may name."""
+    cells = {str(pair["attributes"].get(column)) for pair in pairs}
+    return 1 < len(cells) <= _MOST_VALUES
+
+
+def text_tables(
+    texts: Mapping[str, Sequence[str]],
+    groundings: Mapping[str, Sequence[Grounding]],
+    *,
+    users: Sequence[str] | None = None,
+    resamples: int,
+) -> Table:
+    """Length, variety, readability, features and grounding of each explainer's texts."""
+    table: Table = {}
+    for name, found in texts.items():
+        features = [one.features for one in groundings[name]]
+        figures = text_metrics(found, features=features, users=users, resamples=resamples)
+        grounded = grounding_metrics(groundings[name], users=users, resamples=resamples)
+        table[name] = {**figures.corpus, **grounded.corpus}
+    return table
+
+
+def planted_tables(
+    pairs: Sequence[Pair],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    users: Sequence[str] | None = None,
+    resamples: int,
+) -> Table:
+    """Planted reasons told, and what tuning changes; empty outside of a planted world.
+
+    "tuned shuffled" are the tuned model's texts, each read for another pair: the chance level.
+    """
+    truth = [pair["planted"] for pair in pairs]
+    if any(reasons is None for reasons in truth):
+        return {}
+    scores = {name: planted.score_texts(found, truth) for name, found in texts.items()}
+    if TUNED in texts and len(pairs) > 1:  # what its texts would reach by chance
+        order = derangement(len(pairs), seed=0)
+        moved = [texts[TUNED][place] for place in order]
+        scores[SHUFFLED] = planted.score_texts(moved, truth)
+    draws: Any = {"users": users, "resamples": resamples}
+    table: Table = {name: score.estimates(**draws) for name, score in scores.items()}
+    for other in scores:
+        if TUNED in scores and other != TUNED:
+            table[f"{TUNED} vs {other}"] = planted.compare(scores[TUNED], scores[other], **draws)
+    return table
+
+
+def counterfactual_tables(
+    config: Any, data: RunData, rundir: RunDir, mesh: Mesh, pairs: Sequence[Pair],
+    groundings: Mapping[str, Sequence[Grounding]],
+) -> Table:  # fmt: skip
+    """Whether the cited entries moved the recommender; empty where it has no user side."""
+    system = pairs[0]["system"]
+    if system is None or any(pair["system"] != system for pair in pairs):
+        return {}
+    dataset, split = data.dataset, data.split
+    user_row = {str(id_): row for row, id_ in enumerate(dataset.user_ids)}
+    item_row = {str(id_): row for row, id_ in enumerate(dataset.item_ids)}
+    history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+    users = [user_row[pair["user"]] for pair in pairs]
+    with use_mesh(mesh):
+        task = RecommenderTask(config, system, data=data, mesh=mesh, rundir=rundir)
+        params, frozen = task.restore(seeds_of(config, system)[0])
+    shown = [[item_row[entry["item"]] for entry in pair["history"]] for pair in pairs]
+    table: Table = {}
+    for name, found in groundings.items():
+        named = [one.names("history") for one in found]
+        cited = [
+            [item_row[entry["item"]] for entry in pair["history"] if entry["title"] in cited]
+            for pair, cited in zip(pairs, named, strict=True)
+        ]
+        try:
+            result = counterfactual(
+                task.model, params, frozen, users=users,
+                items=[item_row[pair["item"]] for pair in pairs],
+                histories=[
+                    history.items[history.start[row] : history.start[row + 1]] for row in users
+                ],
+                cited=cited, shown=shown, mesh=mesh, draws=config.assess.draws,
+            )  # fmt: skip
+        except UserError as error:  # a recommender without users: nothing to measure
+            if is_first():
+                say(f"assess: {error}")
+            return {}
+        table[name] = result.estimates(users=users_of(pairs), resamples=config.assess.resamples)
+    return table
+
+
+def held_out_tables(rundir: RunDir, *, resamples: int) -> Table:
+    """Overlap with the references of the instruction set's held-out prompts, named `held_out/`."""
+    records = run_records.held_out_answers(rundir)
+    table: Table = {}
+    for name in (BASE, TUNED):
+        found = [record for record in records if name in record and record.get("reference")]
+        if len(found) < 2:
+            continue
+        figures = text_metrics(
+            [record[name] for record in found], [record["reference"] for record in found],
+            resamples=resamples,
+        )  # fmt: skip
+        table[name] = {
+            f"held_out/{metric.removeprefix('text/').replace('/', '_')}": value
+            for metric, value in figures.corpus.items()
+            if any(word in metric for word in ("bleu", "rouge"))
+        }
+    return table
+
+
+def group_differences(
+    config: Any,
+    pairs: Sequence[Pair],
+    texts: Mapping[str, Sequence[str]],
+    groundings: Mapping[str, Sequence[Grounding]],
+) -> list[bias.Comparison]:
+    """Differences between groups of users in what they are told."""
+    groups = {
+        column: [pair["profile_attributes"].get(column) for pair in pairs]
+        for column in config.assess.groups
+    }
+    if not groups:
+        return []
+    figures: dict[str, Mapping[str, np.ndarray]] = {
+        name: bias.explanation_figures(found, groundings[name]) for name, found in texts.items()
+    }
+    return bias.compare_groups(figures, groups, users=[pair["user"] for pair in pairs])
+
+
+def _add(table: Table, more: Table) -> None:
+    for name, figures in more.items():
+        table.setdefault(name, {}).update(figures)
+
+
+def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
+    """The main figures as text."""
+    shown = [name for name in _SHOWN if any(name in row for row in table.values())]
+    rows = [
+        [system, *(f"{row[name]['value']:.3f}" if name in row else "-" for name in shown)]
+        for system, row in table.items()
+        if any(name in row for name in shown)
+    ]
+    lines = ["assess:", text_table(["explainer", *shown], rows)]
+    for system, row in table.items():
+        if "planted/f1_difference" in row:
+            found = row["planted/f1_difference"]
+            lines.append(
+                f"planted F1, {system}: {found['value']:+.3f} "
+                f"[{found['low'] or 0:+.3f}, {found['high'] or 0:+.3f}], p "
+                f"{row['planted/p']['value']:.2g}"
+            )
+    clear = [str(one) for one in differences if one.p < 0.05]
+    lines.append(
+        f"group differences: {len(clear)} of {len(differences)} comparisons stand after Holm's "
+        "correction"
+    )
+    return "\n".join([*lines, *clear[:5]])

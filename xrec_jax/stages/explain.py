@@ -1,0 +1,137 @@
+"""The `explain` stage: the same recommendations, explained by several explainers.
+
+Leaves `explanations/pairs.jsonl`, what was asked, and `explanations/EXPLAINER.jsonl`, the answers
+to the same pairs in the same order (see `text.records`). No pair is asked about whose prompt stands
+in the set that the adapter was tuned on.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.rundir import Left, RunDir
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.data.run_data import RunData, need_events
+from xrec_jax.evaluation.tables import figures_table
+from xrec_jax.evaluation.texts.text_metrics import text_figures
+from xrec_jax.inference import bulk, explainers, requests_io, run_records, shards
+from xrec_jax.inference.explainers import Explainer, folder, specs
+from xrec_jax.inference.shards import Parts
+from xrec_jax.llm import run_base
+from xrec_jax.tasks.requests import CaseMaker, case_maker
+
+STAGE = bulk.STAGE
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked, stages = config.explain, config.stages
+    need_events(data, STAGE)
+    for key, least in (("users", 0), ("top_k", 1), ("shard", 1)):
+        if asked[key] < least:
+            raise UserError(f"explain.{key}={asked[key]} must be at least {least}")
+    if "recommend" not in stages and "recommend" not in rundir.evaluation():
+        raise UserError("stage 'explain' needs stage 'recommend' before it in config.stages")
+    if asked.system and asked.system not in config.recommend:
+        hint = did_you_mean(asked.system, config.recommend)
+        raise UserError(f"explain.system={asked.system!r} is no system of the run{hint}")
+    chosen = specs(config, rundir)
+    if explainers.needs_model(chosen):
+        run_base.check(config, mesh, rundir)
+    for spec in chosen:
+        base = run_base.base_path(config, rundir)
+        if spec.name != "template" and not (
+            config.llm.path or "pretrain" in stages or base.exists()
+        ):
+            raise UserError(
+                f"explain.explainers: {spec.name!r} needs a base: set llm.path, put 'pretrain' "
+                "before 'explain' in config.stages, or leave only 'template'"
+            )
+        if spec.name == "tuned" and not ("instruct" in stages or epath.Path(spec.adapter).exists()):
+            raise UserError(
+                "explain.explainers: 'tuned' needs stage 'instruct' before it in config.stages"
+            )
+    CaseMaker(config, data).probe()
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Explains, where that is not done yet, and measures the texts."""
+    del writer
+    chosen = specs(config, rundir)
+    paths = [folder(rundir) / f"{spec.name}.jsonl" for spec in chosen]
+    pairs_path = folder(rundir) / "pairs.jsonl"
+    if STAGE in rundir.evaluation() and all(path.exists() for path in (pairs_path, *paths)):
+        return
+    maker = case_maker(config, rundir, data)
+    if not pairs_path.exists():
+        meet("pairs looked for")
+        requests_io.write_pairs(pairs_path, config, data, rundir, mesh, maker)
+        meet("pairs written")
+    place = bulk.workplace(mesh)
+
+    @functools.cache
+    def loaded() -> list[Explainer]:
+        return explainers.load(chosen, config, rundir, place.mesh, maker)
+
+    def explainer(number: int) -> Explainer:
+        return loaded()[number]
+
+    for number, (spec, path) in enumerate(zip(chosen, paths, strict=True)):
+        if path.exists():
+            if is_first():
+                shards.remove_parts(path)
+            continue
+        meet(f"{spec.name} looked for")
+        given = {"pairs": requests_io.digest(pairs_path)}
+        parts = Parts(
+            path,
+            requests_io.identity(config, rundir, maker, spec, given),
+            shard=config.explain.shard,
+        )
+        done = bulk.produce(
+            parts,
+            pairs=lambda: requests_io.read_asked(pairs_path, maker),
+            maker=maker,
+            place=place,
+            explainer=functools.partial(explainer, number),
+            label=f"{STAGE} {spec.name}",
+        )
+        if is_first():
+            say(f"explain: {done}, by {spec.name}")
+    evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    meet("explain")
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    names = ("pairs", *(spec.name for spec in specs(config, rundir)))
+    return Left([folder(rundir) / f"{name}.jsonl" for name in names])
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Measures the texts of the finished stage again.
+
+    Raises:
+      UserError: if it is not finished; nothing is changed then.
+    """
+    del data, mesh
+    table = {}
+    for spec in specs(config, rundir):
+        path = folder(rundir) / f"{spec.name}.jsonl"
+        if not path.exists():
+            raise UserError(f"{path}: missing; stage 'explain' is not finished")
+        records = run_records.explanations(rundir, path, "stop")
+        table[spec.name] = text_figures(records, resamples=config.ranking.resamples)
+    if is_first():
+        rundir.write_evaluation(STAGE, table)
+        say(figures_table(table))

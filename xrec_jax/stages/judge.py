@@ -1,0 +1,297 @@
+"""The `judge` stage: who compares two explanations, and what comes out.
+
+The judge is an adapter trained on judgements (`judge.source` world or file). In a planted world the
+truth can judge too (planted): the text that gives the true reasons better wins, by F1.
+
+Leaves `judge/` in the run directory: the adapter in PEFT's format, `split.json` (which prompts were
+learned from and which held out) and `verdicts.jsonl` (what the judge says about each pair of
+explanations). Every figure stands beside answers that never look at the texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.rundir import Left, RunDir
+from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.storage import files
+from xrec_jax.data.run_data import RunData, need_world
+from xrec_jax.evaluation import judging
+from xrec_jax.evaluation.statistics.intervals import Estimate
+from xrec_jax.evaluation.tables import cell, text_table
+from xrec_jax.inference import comparisons
+from xrec_jax.inference.judges import (
+    PLANTED,
+    STAGE,
+    _asking,
+    explanations_of,
+    judge_path,
+    load_judge,
+    planted_judge,
+)
+from xrec_jax.llm import run_base
+from xrec_jax.llm.io.checkpoint import open_model
+from xrec_jax.llm.io.peft_io import save_adapter
+from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
+from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.lora import Adapter, LoraConfig
+from xrec_jax.llm.run_base import LoadedBase
+from xrec_jax.parallel.mesh import batch_divisor, gather
+from xrec_jax.tasks.judgements import JudgementSet, judgements
+from xrec_jax.text.prompts.templates import template_from
+from xrec_jax.text.records.explanations import prompt_hash
+from xrec_jax.text.records.judgements import Judgement
+from xrec_jax.training import language as train_language
+from xrec_jax.training.language import LanguageTask, packed
+
+Figures = dict[str, dict[str, Estimate]]
+
+
+def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Refuses what the stage could not run to its end, before anything is written.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    asked = config.judge
+    if asked.source == PLANTED:
+        need_world(data, "judge.source")
+        comparisons.check(config)
+        if "explain" not in config.stages and not explanations_of(rundir):
+            raise UserError("judge.source='planted' needs stage 'explain' before it")
+        return
+    run_base.check(config, mesh, rundir)
+    run_base.need_base(config, rundir, STAGE)
+    if asked.source == "world":
+        template_from(config.instruct.template)
+    for key in ("max_prompt_tokens", "prompts"):
+        if asked[key] < 0:
+            raise UserError(f"judge.{key}={asked[key]} must not be negative; 0: no limit")
+    if not 0.0 <= asked.margin < 0.5:
+        raise UserError(f"judge.margin={asked.margin} must be at least 0 and below 0.5")
+    parts = batch_divisor(mesh)
+    if asked.batch < 1 or asked.batch % parts:
+        raise UserError(
+            f"judge.batch={asked.batch} must be positive and divisible by the {parts} devices "
+            "along the batch"
+        )
+    train_language.lora_config(config.judge.lora)
+    train_language.check(asked.train, "judge.train", mesh)
+    comparisons.check(config)
+    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=tokenizer)
+    if tokenizer is not None:
+        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
+    elif not 0 < asked.length <= config.llm.max_positions:
+        raise UserError(
+            f"judge.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+        )
+
+
+def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
+    for part in found:
+        _asking(config, tokenizer, shape).examples(part)
+
+
+def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+    """Trains the judge if that is not done yet, then asks it."""
+    path = judge_path(rundir)
+    if (path / "verdicts.jsonl").exists() and STAGE in rundir.evaluation():
+        return
+    if config.judge.source == PLANTED:
+        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
+        return
+    base = run_base.load_base(config, rundir, mesh)
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    _same_as_before(found, base, rundir)
+    if not path.exists():
+        lora = train_language.lora_config(config.judge.lora)
+        task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+        params = task.fit(config.seeds[0], writer)
+        save_adapter(path, Adapter(gather(params), lora), base=base.identity())
+    _finish(config, found, base, mesh=mesh, rundir=rundir)
+
+
+def left(config: Any, rundir: RunDir) -> Left:
+    """What the finished stage leaves."""
+    del config
+    return Left([judge_path(rundir), rundir.path / "judgements"])
+
+
+def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+    """Asks the saved judge again.
+
+    Raises:
+      UserError: if its training is not finished; nothing is changed then.
+    """
+    if config.judge.source == PLANTED:
+        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
+        return
+    base = run_base.load_base(config, rundir, mesh)
+    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    _finish(config, found, base, mesh=mesh, rundir=rundir)
+
+
+def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
+    """Keeps what base and judgements a run was started with; refuses to go on with others.
+
+    Raises:
+      UserError: names which of the two is another one.
+    """
+    texts = [[(one.prompt, one.first, one.second, one.better) for one in part] for part in found]
+    now = {
+        "base": base.identity().fingerprint,
+        "judgements": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    path = rundir.path / "judgements" / "identity.json"
+    rundir.keep_identity(path, now, started="the judge")
+
+
+def make_task(
+    config: Any, found: JudgementSet, base: LoadedBase, lora: LoraConfig, *, mesh: Mesh,
+    rundir: RunDir,
+) -> LanguageTask:  # fmt: skip
+    """The training of the judge: both orders of every judgement, only the answer is trained."""
+    asked, ask = config.judge, _asking(config, base.tokenizer, base.model.config)
+    rows, held_out = (
+        packed(ask.examples(part), length=asked.length, together=True, what=f"judge, {what}")
+        for what, part in zip(("training", "held out"), found, strict=True)
+    )
+    if is_first():
+        say(
+            f"judge: {len(found.train)} judgements to train on, {len(found.held_out)} held out, "
+            f"each in both orders; {rows.num_rows} rows of {rows.length} tokens, "
+            f"{100 * rows.fill:.0f} % full; {ask.describe()}"
+        )
+    return LanguageTask(
+        STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
+        held_out=held_out, mesh=mesh, rundir=rundir,
+    )  # fmt: skip
+
+
+def _finish(
+    config: Any, found: JudgementSet, base: LoadedBase, *, mesh: Mesh, rundir: RunDir
+) -> None:
+    """Measures the judge on held-out judgements, then lets it compare explanations."""
+    judge = load_judge(config, rundir, base, mesh, label="judge")
+    table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
+    rundir.reopen(STAGE)
+    if is_first():
+        files.write_json(judge_path(rundir) / "split.json", _split(found, config))
+        say(judge_lines(table["judge"]))
+    learned = {one.prompt for one in found.train}
+    _compare(config, judge, table, rundir=rundir, learned=learned, describe=judge.asking.describe)
+
+
+def _compare(
+    config: Any, judge: judging.Judge, table: Figures, *, rundir: RunDir,
+    learned: AbstractSet[str] = frozenset(), describe: Callable[[], str] | None = None,
+) -> None:  # fmt: skip
+    """Lets a judge compare what a run has to compare, and writes all figures."""
+    verdicts: list[dict[str, Any]] = []
+    for contest in comparisons.load(config, rundir, learned=learned):
+        result = comparisons.hold(judge, contest, config)
+        overlap = table.keys() & result.figures.keys()
+        if overlap:
+            raise UserError(
+                f"judge: {contest.source} and other explanations have one name: "
+                f"{', '.join(sorted(overlap))}"
+            )
+        table |= result.figures
+        verdicts += result.verdicts
+        if is_first():
+            more = f"; {describe()}" if describe is not None else ""
+            say(f"judge: {contest.source}: {result.note}{more}")
+            say(comparisons.contest_table(result))
+    rundir.reopen(STAGE)
+    if is_first():
+        judge_path(rundir).mkdir(exist_ok=True)
+        files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))
+        rundir.write_evaluation(STAGE, table)
+    meet("judge evaluated")
+
+
+def _split(found: JudgementSet, config: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {"share": config.judge.held_out, "seed": config.seeds[0]}
+    for name, part in zip(("train", "held_out"), found, strict=True):
+        hashes = list(dict.fromkeys(prompt_hash(one.prompt) for one in part))
+        record[name] = {"judgements": len(part), "prompts": hashes}
+    return record
+
+
+def held_out_figures(
+    judge: judging.Judge, found: JudgementSet, *, resamples: int
+) -> dict[str, Estimate]:
+    """A judge on held-out judgements in both orders, beside the two baselines.
+
+    `test/accuracy` counts each judgement in both orders; `_shown` and `_swapped` are the two by
+    themselves, `_averaged` is that of the mean probability. The constant answer and the
+    pair-identity prior are learned in the shown order, where labels are as unbalanced as the file
+    has them; over both orders any constant answer is right in one half.
+
+    Args:
+      judge: any.
+      found: what it was trained on and what not.
+      resamples: bootstrap samples over prompts.
+    """
+    held, train = found.held_out, found.train
+    prompts = [one.prompt for one in held]
+    first, second = [one.first for one in held], [one.second for one in held]
+    both = np.asarray(judge(prompts * 2, first + second, second + first), np.float64)
+    label = np.array([one.better for one in held])
+    shown, swapped = both[: len(held)], both[len(held) :]
+    read = ~(np.isnan(shown) | np.isnan(swapped))
+    if not read.any():
+        raise UserError("the judge could read none of the held-out judgements")
+    shown, swapped, label = shown[read], swapped[read], label[read]
+    groups = np.array([one.group for one in held])[read]
+    mean = (shown + 1.0 - swapped) / 2.0
+
+    def average(values: np.ndarray) -> Estimate:
+        return judging.clustered_mean(values, groups, resamples=resamples)
+
+    turned = 3 - label
+    in_both = judging.calibration(
+        np.concatenate([shown, swapped]), np.concatenate([label, turned]),
+        np.concatenate([groups, groups]), resamples=resamples,
+    )  # fmt: skip
+    guesses = {
+        "constant": judging.constant([one.better for one in train], len(held))[read],
+        "pair_prior": judging.pair_prior(
+            [_pair(one) for one in train], [one.better for one in train],
+            [_pair(one) for one in held],
+        )[read],
+    }  # fmt: skip
+    return {
+        **{f"test/{name}": value for name, value in in_both.items()},
+        "test/accuracy_shown": average(judging.right(shown, label)),
+        "test/accuracy_swapped": average(judging.right(swapped, turned)),
+        "test/accuracy_averaged": average(judging.right(mean, label)),
+        "test/position_consistency": average(
+            (np.sign(shown - 0.5) == np.sign(0.5 - swapped)) * 1.0
+        ),
+        "test/position_bias": average((np.sign(shown - 0.5) + np.sign(swapped - 0.5)) / 4.0),
+        **{f"baseline/{name}": average((guess == label) * 1.0) for name, guess in guesses.items()},
+        "baseline/constant_both_orders": average(np.full(len(label), 0.5)),
+    }
+
+
+def _pair(one: Judgement) -> str | None:
+    pair = one.meta.get("pair")
+    return None if pair is None else str(pair)
+
+
+def judge_lines(figures: dict[str, Estimate]) -> str:
+    """The judge on held-out judgements as text."""
+    rows = [[name, cell(value), str(value["count"])] for name, value in figures.items()]
+    return text_table(["held-out judgements", "value [95 %]", "prompts"], rows)

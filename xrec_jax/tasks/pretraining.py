@@ -1,0 +1,229 @@
+"""Texts to pre-train a small base on, and their split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xrec_jax.core import rng
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import keyed_random
+from xrec_jax.core.storage import files
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.packing import Example, windows
+from xrec_jax.data.run_data import RunData, need_world
+from xrec_jax.data.world.vocabulary import CUISINES, KINDS, MOODS
+from xrec_jax.llm.io.tokenizer import Tokenizer
+from xrec_jax.tasks import attributes
+from xrec_jax.tasks.prompting import Prompting
+from xrec_jax.text.prompts.templates import template_from
+from xrec_jax.text.records.fields import text_of, value_of
+from xrec_jax.text.synthetic.comprehension import Reading, reading_exercises
+from xrec_jax.text.synthetic.corpus import world_sentences
+from xrec_jax.text.synthetic.filler import small_talk
+from xrec_jax.text.synthetic.taste_pairs import (
+    Visit,
+    join_pair,
+    review_exercises,
+    taste_pair,
+)
+
+Text = str | Reading
+
+
+TELLING = 8  # characters; shorter ones stand in many texts by chance
+
+
+def world_texts(config: Any, data: RunData) -> list[Text]:
+    """Texts on the world's places, people and training visits, and readings; no explanations."""
+    need_world(data, "pretrain.source")
+    histories = Histories.of([data.split.train], data.dataset.num_users)
+    held_out = attributes.held_out_rows(config, data)
+    visits = [
+        (user, histories.items[histories.start[user] : histories.start[user + 1]].tolist())
+        for user in range(data.dataset.num_users)
+        if user not in held_out
+    ]
+    items, users = (
+        [] if table is None else table.to_dicts()
+        for table in (data.dataset.items, data.dataset.users)
+    )
+    plain = world_sentences(items, users, visits, copies=config.pretrain.copies)
+    described = reading_exercises(
+        template_from(config.instruct.template), items, users, visits,
+        latest=config.instruct.history, copies=config.pretrain.described,
+        named=config.instruct.named,
+    )  # fmt: skip
+    reviews: list[Text] = []
+    if config.joint.readings:
+        reviews = [*(Reading(*one) for one in world_readings(config, data)), *taught_words(config)]
+    return [*plain, *described, *reviews, *small_talk(items, config.pretrain.talk)]
+
+
+def file_texts(config: Any) -> list[str]:
+    """Texts of the pre-training files.
+
+    Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share
+    the key `prompt_id` with a line of the first get its fields too.
+
+    Raises:
+      UserError: if a file cannot be read or has none of the fields.
+    """
+    return [text for spec in config.pretrain.files for text in _joined(spec, config.pretrain)]
+
+
+def plain(text: Text) -> str:
+    """A text as one string."""
+    return text if isinstance(text, str) else "".join(text)
+
+
+def level_of(text: Text) -> str:
+    """A text with single blanks only, as texts are compared."""
+    return " ".join(plain(text).split())
+
+
+def _joined(spec: str, asked: Any) -> list[str]:
+    if not isinstance(spec, str):
+        raise UserError(f"pretrain.files: {spec!r} must be a path")
+    paths = files.joined(spec)
+    records = list(files.numbered_records(paths[0]))
+    last = paths[0]
+    for path in paths[1:]:
+        by_key = {
+            value_of(record, "prompt_id", f"{last}, line {number}"): record
+            for number, record in records
+            if "prompt_id" in record
+        }
+        records = [
+            (number, {**by_key[record["prompt_id"]], **record})
+            for number, record in files.numbered_records(path)
+            if "prompt_id" in record
+            and value_of(record, "prompt_id", f"{path}, line {number}") in by_key
+        ]
+        last = path
+        if not records:
+            raise UserError(f"{path}: no line shares its prompt_id with one of {paths[0]}")
+    if not records:
+        raise UserError(f"{paths[0]}: no record in it")
+    if asked.keep.field:
+        field, values = asked.keep.field, tuple(asked.keep.among)
+        kept = [(number, record) for number, record in records if record.get(field) in values]
+        if not kept:
+            present = sorted({str(record.get(field)) for _, record in records})
+            raise UserError(
+                f"pretrain.keep: no line of {paths[-1]} has {field} in {', '.join(values)}; its "
+                f"values: {', '.join(present[:8])}"
+            )
+        records = kept
+    texts = []
+    for number, record in records:
+        where = f"{last}, line {number}"
+        there = [name for name in asked.fields if record.get(name) not in (None, "")]
+        parts = [text_of(record, name, where).strip() for name in there]
+        if not any(parts):
+            names = ", ".join(asked.fields)
+            raise UserError(f"{where}: none of {names} is there")
+        texts.append("\n\n".join(parts))
+    return texts
+
+
+def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list[Text], list[Text]]:
+    """Texts to train on and to hold out, at least one each.
+
+    Raises:
+      UserError: if there are fewer than two, or the share is not valid.
+    """
+    if not 0.0 < share < 1.0:
+        raise UserError(f"pretrain.held_out={share} must be above 0 and below 1")
+    if len(texts) < 2:
+        raise UserError("pretrain: fewer than two texts")
+    order = rng.permutation(rng.fold(seed, 43), len(texts))
+    count = min(max(1, round(share * len(texts))), len(texts) - 1)
+    held = set(np.asarray(order[:count]).tolist())
+    return (
+        [text for place, text in enumerate(texts) if place not in held],
+        [text for place, text in enumerate(texts) if place in held],
+    )
+
+
+def text_examples(
+    tokenizer: Tokenizer, texts: Sequence[Text], length: int
+) -> tuple[list[Example], int]:
+    """Texts as tokens: running text cut into windows, of readings only the answers trained.
+
+    Args:
+      tokenizer: of the model.
+      texts: in any order.
+      length: tokens of a row.
+
+    Returns:
+      The examples, and how many readings were left out because they are longer.
+    """
+    running = tokenizer.encode_batch([text for text in texts if isinstance(text, str)])
+    found = windows([np.array([*ids, tokenizer.eos_id], np.int32) for ids in running], length)
+    readings = [
+        rendered(tokenizer, tuple(text), template=False)
+        for text in texts
+        if isinstance(text, Reading)
+    ]
+    kept = [one for one in readings if len(one.ids) <= length]
+    return [*found, *kept], len(readings) - len(kept)
+
+
+def world_readings(config: Any, data: RunData) -> list[tuple[str, str]]:
+    """Exercises in reading reviews of training visits, to pre-train on (see `text.pairs`).
+
+    Raises:
+      UserError: where the world has no reviews.
+    """
+    world, asked = data.world, config.joint
+    if world is None or not asked.readings:
+        return []
+    if not data.dataset.reviews:
+        raise UserError(
+            "joint.readings needs reviews to read: set data.world.review_share above 0, or "
+            "joint.readings=0"
+        )
+    prompting = Prompting(data, asked.states.template, history=asked.states.history)
+    reviews, train = world.reviews, data.learned
+    visits = [
+        Visit(prompting.items[i], *reviews.get((u, i), ("", ())))
+        for u, i in zip(train.user.tolist(), train.item.tolist(), strict=True)
+    ]
+    known = set(train.user.tolist())
+    people = [
+        Visit(row, "", one.facts)
+        for user, (row, one) in enumerate(zip(prompting.users or [], world.about, strict=False))
+        if user in known
+    ]
+    return list(
+        review_exercises(
+            prompting.template, visits, people, count=asked.readings,
+            latest=asked.states.history,
+        )
+    )  # fmt: skip
+
+
+def taught_words(config: Any) -> list[str]:
+    """Pairs of drawn values that speak of nobody, so that a new tokenizer knows their words."""
+    texts = []
+    for number in range(config.joint.readings // 40):
+        rng = keyed_random("pair words", number)
+        sides = [
+            {
+                "kind": rng.sample(KINDS, rng.randint(1, 2)),
+                "cuisine": rng.sample(CUISINES[1:], rng.randint(0, 2)),
+                "mood": rng.sample(MOODS, rng.randint(0, 2)),
+            }
+            for _ in range(2)
+        ]
+        texts.append(join_pair(taste_pair(*sides)))
+    return texts
+
+
+def rendered(tokenizer: Tokenizer, turns: Any, *, template: bool | None) -> Example:
+    """A prompt with its answer, or the turns of a conversation, as tokens with a mask."""
+    text = tokenizer.render(turns, template=template)
+    return Example(np.array(text.ids, np.int32), np.array(text.trained, bool))

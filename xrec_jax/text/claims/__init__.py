@@ -1,0 +1,1 @@
+"""Claims that a free text makes about an item."""

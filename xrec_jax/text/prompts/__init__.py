@@ -1,0 +1,1 @@
+"""Prompt templates: layouts, rendering, and reading a prompt back."""

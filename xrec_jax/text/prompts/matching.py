@@ -1,0 +1,197 @@
+"""Layouts matched against text in time that is linear in its length.
+
+A regular expression of the same meaning takes a power of the length for every field where a text
+nearly matches. Here each piece of the layout is tried at each place once: what has failed there
+before is not tried again (the "bit-state" search of Russ Cox's articles on regular expressions).
+What is found is what the expression would find: fields as short as can be, optional parts where
+they can be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from xrec_jax.text.prompts import layout as layouts
+
+Span = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A step of a pattern.
+
+    Attributes:
+      kind: "text", a literal; "field", within one line; "lines", over several; "same", what the
+        group found before; "optional", what follows up to `skip` may be missing; "mark", notes a
+        place; "end", of the text; "stop", the match is complete.
+      text: the literal.
+      group: under which a field or place is found.
+      skip: the step behind an optional part.
+    """
+
+    kind: str
+    text: str = ""
+    group: str = ""
+    skip: int = 0
+
+
+def pieces_of(layout: str, prefix: str = "", *, first: int = 0) -> tuple[Piece, ...]:
+    """The steps of a layout, with a group PREFIX + NAME for every field.
+
+    Args:
+      layout: as `render` fills it; a field that comes twice must match the same text twice.
+      prefix: of the groups' names.
+      first: number of the first step within the whole pattern.
+    """
+    pieces: list[Piece] = []
+    seen: set[str] = set()
+    for part in layouts.parse_layout(layout):
+        if part.optional:
+            pieces.append(Piece("optional", skip=first + len(pieces) + 1 + len(part.pieces)))
+        for piece in part.pieces:
+            if isinstance(piece, str):
+                pieces.append(Piece("text", piece))
+                continue
+            kind = "same" if piece.name in seen else "field"
+            pieces.append(Piece(kind, group=prefix + piece.name))
+            seen.add(piece.name)
+    return tuple(pieces)
+
+
+class Pattern:
+    """Steps to match, one after the other; behind the last one the match is complete.
+
+    Args:
+      pieces: the steps.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self.pieces = tuple(pieces)
+        # What may stand behind each field.
+        self.followers = [tuple(_first(self.pieces, step + 1)) for step in range(len(self.pieces))]
+        self.repeated = tuple({p.group for p in self.pieces if p.kind == "same"})
+
+    def match(self, text: str, start: int = 0) -> dict[str, Span] | None:
+        """Matches from a place of a text on.
+
+        Returns:
+          Where the groups were found, without those of optional parts that are missing; under ""
+          the whole match. None if there is none.
+        """
+        return _Search(self, text).run(start)
+
+
+class _Search:
+    """One search: what was tried, and where literals were found last."""
+
+    def __init__(self, pattern: Pattern, text: str):
+        self._pattern, self._text = pattern, text
+        self._tried: set[tuple] = set()
+        self._literals: dict[tuple[str, int], Span] = {}  # from where it was looked for, and found
+        self._line: Span = (0, -1)
+
+    def run(self, start: int) -> dict[str, Span] | None:
+        """See `Pattern.match`."""
+        pieces, text = self._pattern.pieces, self._text
+        spans: dict[str, Span] = {}
+        trail: list[tuple[str, Span | None]] = []  # what groups were before
+        # Step, place, length of the trail, and where the field began (-1: here).
+        stack = [(0, start, 0, -1)]
+        while stack:
+            step, place, kept, began = stack.pop()
+            while len(trail) > kept:
+                group, before = trail.pop()
+                spans.pop(group) if before is None else spans.update({group: before})
+            while step < len(pieces) and pieces[step].kind == "text":
+                if not text.startswith(pieces[step].text, place):
+                    break
+                place += len(pieces[step].text)
+                step += 1
+            if step == len(pieces) or pieces[step].kind == "stop":
+                return spans | {"": (start, place)}
+            piece = pieces[step]
+            if piece.kind in ("field", "lines"):
+                began = place if began < 0 else began
+                place = self._end(step, place, began)
+                # Where a field must come again, what it holds matters for what follows.
+                held = began if piece.group in self._pattern.repeated else -1
+                if place < 0 or not self._first_time(step, place, spans, held):
+                    continue
+                stack.append((step, place + 1, kept, began))
+                trail.append((piece.group, spans.get(piece.group)))
+                spans[piece.group] = began, place
+                stack.append((step + 1, place, len(trail), -1))
+            elif piece.kind == "optional":
+                if self._first_time(step, place, spans):
+                    stack += [(piece.skip, place, kept, -1), (step + 1, place, kept, -1)]
+            elif piece.kind == "mark":
+                trail.append((piece.group, spans.get(piece.group)))
+                spans[piece.group] = place, place
+                stack.append((step + 1, place, len(trail), -1))
+            elif piece.kind == "end":
+                if place == len(text):
+                    stack.append((step + 1, place, kept, -1))
+            elif piece.kind == "same" and piece.group in spans:
+                again = text[slice(*spans[piece.group])]
+                if text.startswith(again, place):
+                    stack.append((step + 1, place + len(again), kept, -1))
+        return None
+
+    def _first_time(self, step: int, place: int, spans: Mapping[str, Span], held: int = -1) -> bool:
+        state: tuple = (step, place, held)
+        for group in self._pattern.repeated:
+            state += (self._text[slice(*spans[group])] if group in spans else None,)
+        if state in self._tried:
+            return False
+        self._tried.add(state)
+        return True
+
+    def _end(self, step: int, place: int, began: int) -> int:
+        """The first place, from one on, where a field may end; -1 for none."""
+        limit = len(self._text)
+        if self._pattern.pieces[step].kind == "field":
+            limit = self._end_of_line(began)
+        if place > limit:
+            return -1
+        best = -1
+        for piece in self._pattern.followers[step]:
+            found = self._next(piece, place, limit)
+            if found >= 0 and not 0 <= best <= found:
+                best = found
+        return best
+
+    def _next(self, piece: Piece, place: int, limit: int) -> int:
+        if piece.kind == "end":
+            return limit if limit == len(self._text) else -1
+        if piece.kind != "text":
+            return place
+        key = piece.text, limit
+        low, found = self._literals.get(key, (limit + 1, -1))
+        if place < low or -1 < found < place:
+            found = self._text.find(piece.text, place, limit + len(piece.text))
+            self._literals[key] = place, found
+        return found
+
+    def _end_of_line(self, place: int) -> int:
+        low, end = self._line
+        if not low <= place <= end:
+            end = self._text.find("\n", place)
+            end = len(self._text) if end < 0 else end
+            self._line = place, end
+        return end
+
+
+def _first(pieces: Sequence[Piece], step: int) -> Iterator[Piece]:
+    """The steps that may come first from `step` on."""
+    while step < len(pieces):
+        piece = pieces[step]
+        if piece.kind == "optional":
+            yield from _first(pieces, step + 1)
+            step = piece.skip
+        elif piece.kind == "mark":
+            step += 1
+        else:
+            yield piece
+            return
+    yield Piece("stop")

@@ -1,0 +1,178 @@
+"""Prompts from rows: history selection by time, rendering, truncation to a token budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any, TypeVar
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.text.prompts.templates import Template
+
+T = TypeVar("T")
+# Counts tokens, or encodes: what a tokenizer returns for a text has a length.
+CountTokens = Callable[[str], int | Sized]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+      text: what the model reads.
+      shown: history entries in it.
+      dropped: history entries that the token budget cut, the oldest ones.
+      tokens: its length as counted; None where no budget was given.
+    """
+
+    text: str
+    shown: int
+    dropped: int = 0
+    tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncationCount:
+    """What truncation cut from a set of prompts, for logs.
+
+    Attributes:
+      prompts: number of prompts.
+      cut: prompts that lost entries.
+      dropped: entries lost in all.
+      shown: entries that stand in the prompts.
+    """
+
+    prompts: int = 0
+    cut: int = 0
+    dropped: int = 0
+    shown: int = 0
+
+    @classmethod
+    def of(cls, prompts: Iterable[Prompt]) -> TruncationCount:
+        """Counts over prompts."""
+        total = cls()
+        for prompt in prompts:
+            total += cls(1, int(prompt.dropped > 0), prompt.dropped, prompt.shown)
+        return total
+
+    def __add__(self, other: TruncationCount) -> TruncationCount:
+        return TruncationCount(
+            self.prompts + other.prompts,
+            self.cut + other.cut,
+            self.dropped + other.dropped,
+            self.shown + other.shown,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut} of {self.prompts} prompts cut to the token budget: {self.dropped} of "
+            f"{self.dropped + self.shown} history entries dropped"
+        )
+
+
+def select_history(
+    entries: Sequence[T],
+    times: Sequence[float] | None = None,
+    *,
+    latest: int | None = None,
+    before: float | None = None,
+    without: object = None,
+) -> list[T]:
+    """The latest entries of a history, oldest first.
+
+    Args:
+      entries: item rows or ids.
+      times: when each was; without, `entries` stand in order already. Ties keep their order.
+      latest: how many at most; None for all.
+      before: only entries at a time less than this.
+      without: an entry to leave out (the recommended item, where it was chosen before).
+
+    Raises:
+      UserError: where `latest` is negative, lengths differ, or `before` comes without times.
+    """
+    if latest is not None and latest < 0:
+        raise UserError(f"the number of latest history entries must be at least 0, got {latest}")
+    if before is not None and times is None:
+        raise UserError("history before a time needs the times of the entries")
+    order = list(range(len(entries)))
+    if times is not None:
+        if len(times) != len(entries):
+            raise UserError(f"{len(entries)} history entries but {len(times)} times")
+        order.sort(key=lambda place: times[place])
+        if before is not None:
+            order = [place for place in order if times[place] < before]
+    kept = [entries[place] for place in order]
+    if without is not None:
+        kept = [entry for entry in kept if entry != without]
+    return kept if latest is None else kept[max(len(kept) - latest, 0) :]
+
+
+def render_prompt(
+    template: Template,
+    *,
+    item: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    user: Mapping[str, Any] | None = None,
+    count_tokens: CountTokens | None = None,
+    max_tokens: int | None = None,
+) -> Prompt:
+    """Renders a prompt, cut to a token budget.
+
+    The oldest history entries go first; instruction, profile and recommended item always stay
+    whole. Takes at most 2 + log2(entries) token counts.
+
+    Args:
+      template: the layout.
+      item: row of the recommended item.
+      history: rows of the item table, oldest first.
+      user: row of the user table; needed where the template has a profile.
+      count_tokens: number of tokens of a text, or its encoding. Whatever a chat template adds
+        belongs into this count.
+      max_tokens: the budget; needs `count_tokens`.
+
+    Raises:
+      UserError: where a column is missing, or the prompt is too long even without any history.
+    """
+    if template.user and user is None:
+        raise UserError(f"template {template.name!r} needs a user row")
+    if max_tokens is not None and count_tokens is None:
+        raise UserError("a token budget needs a way to count tokens: count_tokens")
+    profile = template.render_user(user) if template.user and user is not None else ""
+    target = template.render_item(item)
+
+    def text(kept: int) -> str:
+        rows = history[len(history) - kept :]
+        entries = [template.render_entry(row, index) for index, row in enumerate(rows, start=1)]
+        return template.assemble(user=profile, item=target, entries=entries)
+
+    full = text(len(history))
+    if count_tokens is None or max_tokens is None:
+        return Prompt(full, shown=len(history))
+    length = _count(count_tokens, full)
+    if length <= max_tokens:
+        return Prompt(full, shown=len(history), tokens=length)
+    best = Prompt(text(0), shown=0, dropped=len(history))
+    length = _count(count_tokens, best.text) if history else length
+    if length > max_tokens:
+        raise UserError(
+            f"the prompt of template {template.name!r} takes {length} tokens without any history, "
+            f"more than the budget of {max_tokens}: allow more tokens or use a shorter template"
+        )
+    best = dataclasses.replace(best, tokens=length)
+    # `low` entries fit and `high` do not, throughout.
+    low, high = 0, len(history)
+    while high - low > 1:
+        middle = (low + high) // 2
+        candidate = text(middle)
+        length = _count(count_tokens, candidate)
+        if length <= max_tokens:
+            low = middle
+            best = Prompt(candidate, middle, len(history) - middle, length)
+        else:
+            high = middle
+    return best
+
+
+def _count(count_tokens: CountTokens, text: str) -> int:
+    counted = count_tokens(text)
+    return len(counted) if isinstance(counted, Sized) else int(counted)

@@ -1,0 +1,1 @@
+"""Records of instructions, explanations, judgements and attribute questions, and their files."""

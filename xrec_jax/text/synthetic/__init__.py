@@ -1,0 +1,1 @@
+"""Texts generated from the planted world: explanations, corpora, exercises and corruptions."""

@@ -1,0 +1,1 @@
+"""Item titles inside running text: normalisation, matching and masking."""

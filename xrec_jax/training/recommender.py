@@ -1,0 +1,244 @@
+"""One recommender of a run: trained, evaluated, saved, for each seed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from xrec_jax import recommenders
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.storage.arrays import write_npz
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
+from xrec_jax.data.run_data import RunData
+from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator
+from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.training.checkpoint import Checkpoints
+from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
+from xrec_jax.training.optimizers import optimizer
+from xrec_jax.training.state import TrainState, check_divisible, initializer
+from xrec_jax.training.steps import recommend_step
+
+
+def build_model(system: Any, data: RunData) -> recommenders.Recommender:
+    """The recommender of a config entry, sized for the data."""
+    return recommenders.create(
+        system.model,
+        dict(system.hparams),
+        num_users=data.dataset.num_users,
+        num_items=data.dataset.num_items,
+    )
+
+
+class RecommenderTask:
+    """One system of the `recommend` stage: what its seeds share, and what is done for each.
+
+    Compiled functions and evaluation batches are made once and serve every seed.
+
+    Args:
+      config: the whole config.
+      name: the system.
+      data: prepared data.
+      mesh: devices; use the object inside `use_mesh(mesh)`.
+      rundir: the run directory.
+
+    Raises:
+      UserError: if the model refuses its hyper-parameters or the batch does not fit the mesh.
+    """
+
+    def __init__(self, config: Any, name: str, *, data: RunData, mesh: Mesh, rundir: RunDir):
+        self.name, self.train = name, config.recommend[name].train
+        self.model = build_model(config.recommend[name], data)
+        self.data, self.mesh, self.rundir = data, mesh, rundir
+        self.trained = self.model.batches != "none"
+        self._ks = tuple(config.ranking.ks)
+        if self.trained and self.train.batch_size % batch_divisor(mesh):
+            raise UserError(
+                f"recommend.{name}.train.batch_size={self.train.batch_size} must be divisible by "
+                f"the {batch_divisor(mesh)} devices along the batch"
+            )
+
+    def check(self) -> None:
+        """Builds what training needs, so that a wrong value is found before anything is written.
+
+        Raises:
+          UserError: on an optimiser, schedule or rate that is not valid.
+        """
+        check_divisible(self.model.init, self.mesh)
+        if self.trained:
+            _ = self._rule
+
+    def stage(self, seed: int) -> str:
+        """Name of a seed's folder and of its lines in the metric log."""
+        return f"recommend/{self.name}/{seed}"
+
+    @functools.cached_property
+    def _negatives(self) -> Negatives:
+        histories = Histories.of([self.data.learned], self.model.num_users)
+        return Negatives(
+            histories, self.model.num_items,
+            per_row=self.model.negatives_per_row, sampling=self.model.sampling, seed=0,
+        )  # fmt: skip
+
+    def batch_source(self, seed: int) -> BatchSource:
+        """Training batches of this process as a function of the global step."""
+        model, negatives = self.model, self._negatives.reseeded(seed)
+        rows: Rows
+        if model.batches == "sequences":
+            rows = WindowRows.of(
+                negatives.histories, negatives,
+                length=model.history_length, context=model.min_context, seed=seed,
+            )  # fmt: skip
+        else:
+            rows = PairRows.of(negatives.histories, negatives)
+        return BatchSource(
+            rows, batch_size=self.train.batch_size, seed=seed,
+            process=jax.process_index(), processes=jax.process_count(),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """Updates in which every training row is seen once."""
+        return self.batch_source(0).steps_per_epoch
+
+    @functools.cached_property
+    def _rule(self) -> Any:
+        return optimizer(self.train, self.total_steps)
+
+    @functools.cached_property
+    def initial_state(self) -> Callable[[int], TrainState]:
+        """From a seed to a fresh sharded state with the model's frozen arrays."""
+        frozen = self.model.frozen(self.data.learned.user, self.data.learned.item)
+        return initializer(
+            self.model.init, self._rule if self.trained else optax.identity(),
+            mesh=self.mesh, frozen=frozen.arrays, frozen_axes=frozen.axes,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, RankingEvaluator]:
+        split = self.data.split
+        events = {
+            "valid": ([split.train], split.valid),
+            "test": ([split.train, split.valid], split.test),
+        }
+        return {
+            group: RankingEvaluator(
+                self.model, seen=seen, held_out=held_out, mesh=self.mesh, ks=self._ks
+            )
+            for group, (seen, held_out) in events.items()
+        }
+
+    @functools.cached_property
+    def _step(self) -> CompiledStep:
+        step = functools.partial(recommend_step, model=self.model, optimizer=self._rule)
+        return compile_step(step, self.initial_state(0))
+
+    def evaluate(self, group: str, params: Any, frozen: Any) -> PerUser:
+        """Metrics of every user on the "valid" or "test" events."""
+        return self._evaluators[group](params, frozen)
+
+    def run(self, seed: int, writer: MetricWriter, *, steps_before: int = 0) -> None:
+        """Trains (or resumes) and evaluates; leaves the per-user file that marks the seed done."""
+        begin = time.perf_counter()
+        note = ""
+        if self.trained:
+            state, progress = self.fit(seed, writer, steps_before=steps_before)
+            params, frozen = state.best_params, state.frozen
+            note = f", best of {int(state.step)} steps at {progress.best_step}"
+        else:
+            params, frozen = self.restore(seed)
+        self.write_per_user(seed, params, frozen)
+        if is_first():
+            say(f"{self.stage(seed)}: done in {time.perf_counter() - begin:.1f} s{note}")
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of a seed that is not stopped early."""
+        return self.train.epochs * self.steps_per_epoch if self.trained else 0
+
+    def fit(
+        self, seed: int, writer: MetricWriter, *, steps_before: int = 0
+    ) -> tuple[TrainState, LoopProgress]:
+        """Trains one seed, from its newest checkpoint if there is one."""
+        train, epoch = self.train, self.steps_per_epoch
+        options = LoopOptions(
+            total_steps=self.total_steps,
+            log_every=train.log_every or epoch,
+            evaluate_every=train.evaluate_every * epoch,
+            checkpoint_every=train.checkpoint_every * epoch,
+            patience=train.patience,
+            metric=train.metric,
+            examples_per_step=train.batch_size,
+            steps_per_epoch=epoch,
+            steps_before=steps_before,
+        )
+        source = self.batch_source(seed)
+        state = self.initial_state(seed)
+        with Checkpoints(self.rundir.checkpoints(self.stage(seed))) as checkpoints:
+            return fit(
+                state, self._step, iterate(source, prefetch=train.prefetch),
+                stage=self.stage(seed), mesh=self.mesh, options=options, checkpoints=checkpoints,
+                writer=writer,
+                evaluate=lambda s: self.evaluate("valid", s.params, s.frozen).means("valid"),
+            )  # fmt: skip
+
+    def _lost(self, seed: int) -> UserError:
+        """What to do where a seed has no checkpoint."""
+        way = "run `xrec run` first"
+        if (file := self.rundir.per_user(self.stage(seed))).exists():
+            way = f"put it back, or delete {file} and run `xrec run`, which trains it again"
+        folder = self.rundir.checkpoints(self.stage(seed))
+        return UserError(f"{self.stage(seed)} has no checkpoint in {folder}; {way}")
+
+    def check_checkpoint(self, seed: int) -> None:
+        """Raises a `UserError` if the folder is gone that `restore` needs."""
+        if self.trained and not self.rundir.checkpoints(self.stage(seed)).exists():
+            raise self._lost(seed)
+
+    def restore(self, seed: int) -> tuple[Any, Any]:
+        """Best parameters of the newest checkpoint, and the frozen arrays.
+
+        Raises:
+          UserError: if nothing was saved.
+        """
+        state = self.initial_state(seed)
+        if not self.trained:
+            return state.params, state.frozen
+        self.check_checkpoint(seed)
+        folder = self.rundir.checkpoints(self.stage(seed))
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            if checkpoints.latest is None:
+                raise self._lost(seed)
+            state, _, _ = checkpoints.restore(state)
+        return state.best_params, state.frozen
+
+    def write_per_user(self, seed: int, params: Any, frozen: Any) -> None:
+        """Evaluates on validation and test, and saves every user's values."""
+        arrays: dict[str, Any] = {}
+        for group in ("valid", "test"):
+            result = self.evaluate(group, params, frozen)
+            arrays[f"{group}_users"] = result.users
+            arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
+            arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
+        if not is_first():
+            return
+
+        write_npz(self.rundir.per_user(self.stage(seed)), arrays)
+
+
+STAGE = "recommend"
+
+
+def seeds_of(config: Any, name: str) -> tuple[int, ...]:
+    """Seeds that a system runs with: only the first where nothing is random."""
+    counted = recommenders.get(config.recommend[name].model).batches == "none"
+    return tuple(config.seeds)[:1] if counted else tuple(config.seeds)
