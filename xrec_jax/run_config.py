@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from xrec_jax import defaults
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.stages.stored_config import check_types
 
@@ -115,7 +115,7 @@ def start_run(rundir: RunDir, config: ConfigDict) -> None:
     mine = check_config(rundir, config)
     # What no later verb could open is refused before anything is computed.
     check_types(mine, _as_json(defaults.base()), "--config", "change it in the config")
-    if is_first():
+    if is_primary():
         try:
             rundir.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

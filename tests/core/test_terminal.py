@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 from xrec_jax import cli
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.runtime.terminal import one_line, printable
 
 
 def test_texts_of_files_do_not_steer_a_terminal(capsys):
-    say("title \x1b[2J\x9b1m \x07\r over\u202eturned\ud83d, น้ำ\u200cน\tand\n東京")
+    log("title \x1b[2J\x9b1m \x07\r over\u202eturned\ud83d, น้ำ\u200cน\tand\n東京")
     assert capsys.readouterr().out == (
         "title \\x1b[2J\\x9b1m \\x07\\r over\\u202eturned\\ud83d, น้ำ\u200cน\tand\n東京\n"
     )

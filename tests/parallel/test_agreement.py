@@ -21,7 +21,7 @@ def together(monkeypatch, function, *arguments):
         return found
 
     monkeypatch.setattr(agreement, "texts_of_all", texts_of_all)
-    monkeypatch.setattr(agreement, "is_first", lambda: local.number == 0)
+    monkeypatch.setattr(agreement, "is_primary", lambda: local.number == 0)
     monkeypatch.setattr(agreement.jax, "process_count", lambda: count)
 
     def run(number):

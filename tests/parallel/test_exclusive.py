@@ -143,7 +143,7 @@ def test_all_processes_of_a_run_learn_of_a_refusal(tmp_path, monkeypatch):
     held(tmp_path / "ü" / ".lock")
     messages = []
     for first in (True, False):
-        monkeypatch.setattr(exclusive, "is_first", lambda first=first: first)
+        monkeypatch.setattr(exclusive, "is_primary", lambda first=first: first)
         with pytest.raises(UserError) as error:
             exclusive.refuse_second(exclusive.of_directory(tmp_path / "ü"))
         messages.append(str(error.value))

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import rendezvous
-from xrec_jax.core.runtime.distributed import initialize, is_first
+from xrec_jax.core.runtime.distributed import initialize, is_primary
 from xrec_jax.parallel import mesh as mesh_lib
 from xrec_jax.parallel.mesh import make_mesh, sharding, use_mesh
 
@@ -121,7 +121,7 @@ def test_several_processes_need_all_three_settings(monkeypatch):
     for name in ("XREC_COORDINATOR", "XREC_PROCESSES", "XREC_PROCESS"):
         monkeypatch.delenv(name, raising=False)
     initialize()  # a single process: nothing to do
-    assert is_first() and jax.process_count() == 1
+    assert is_primary() and jax.process_count() == 1
     monkeypatch.setenv("XREC_COORDINATOR", "localhost:1")
     with pytest.raises(UserError, match="XREC_PROCESSES"):
         initialize()

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from xrec_jax.auditing import profiles, texts
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import write_json
 from xrec_jax.data.dataset import Dataset
 from xrec_jax.data.load import load
@@ -34,7 +34,7 @@ def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
         *profiles.profile_findings(config, data),
     ]
     found = checks.collect(outcomes)
-    if is_first():
+    if is_primary():
         write_json(rundir.path / "audit.json", found.record())
     return found
 

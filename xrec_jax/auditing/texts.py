@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
@@ -327,7 +327,7 @@ def _table(spec: str) -> list[dict[str, str]]:
         tables.append(table)
     found = joined(tables)
     for note in found.notes:
-        say(f"audit.ratings={note}")
+        log(f"audit.ratings={note}")
     theirs = {"system": "model", "group": "dataset"}
     return [
         {theirs.get(name, name): _said(row.get(name)) for name in found.names}

@@ -12,9 +12,9 @@ from xrec_jax.auditing import profiles, texts
 from xrec_jax.auditing.run import audit_run, check_data, protocol, summary
 from xrec_jax.core import outputs
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import write_json
 from xrec_jax.data.run_data import prepare
 from xrec_jax.data.run_identity import open_data
@@ -55,12 +55,12 @@ def audit(config: Any, *, output: str = "") -> int:
         *profiles.profile_findings(config, data),
     ]
     found = checks.collect(outcomes)
-    if is_first():
+    if is_primary():
         about = {"data": summary(data, protocol(config, data))} if data.dataset.num_items else {}
-        say(report(_heading(about.get("data"), named), found))
+        log(report(_heading(about.get("data"), named), found))
         if output:
             write_json(output, {**about, **({"files": named} if named else {}), **found.record()})
-            say(f"findings written to {output}")
+            log(f"findings written to {output}")
     return int(found.count("error") > 0)
 
 
@@ -85,9 +85,9 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: b
     config = read_config(rundir)
     data = open_data(config, rundir)
     found = audit_run(rundir, config, data)
-    if is_first():
+    if is_primary():
         about = summary(data, protocol(config, data)) if data.dataset.num_items else None
-        say(report(_heading(about, {}), found))
+        log(report(_heading(about, {}), found))
         if output:
             write_json(output, found.record())
     return int(found.count("error") > 0)

@@ -13,9 +13,9 @@ from etils import epath
 
 from xrec_jax.core import outputs
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data import run_identity
 from xrec_jax.evaluation import judging
@@ -84,10 +84,10 @@ def compare(
         "runs": {run.name: os.fspath(run.rundir.path) for run in runs},
         "figures": _figures(runs),
     }
-    if is_first():
-        say(_figures_text(runs, result["figures"]))
+    if is_primary():
+        log(_figures_text(runs, result["figures"]))
     result["explanations"] = _explanations(runs, chosen or None)
-    if output and is_first():
+    if output and is_primary():
         files.write_json(output, result)
     return result
 
@@ -180,8 +180,8 @@ def _add_differences(runs: Sequence[_Run], systems: dict[str, Any]) -> None:
     first, *others = runs
     for run in others:
         parts = _parts_alike(first, run)
-        if "test" not in parts and is_first():
-            say(f"compare: {run.name} and {first.name} tested other users or items; not paired")
+        if "test" not in parts and is_primary():
+            log(f"compare: {run.name} and {first.name} tested other users or items; not paired")
         for system, rows in systems.items():
             for metric, difference in _paired(first, run, system, parts=parts).items():
                 if metric in rows and run.name in rows[metric]["differences"]:
@@ -287,8 +287,8 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
         [(run.name, comparisons.read_run(run.config, run.rundir, least=1)) for run in runs]
     )
     if contest is None:
-        if is_first():
-            say(f"compare: no explanations to judge: {notes[0]}")
+        if is_primary():
+            log(f"compare: no explanations to judge: {notes[0]}")
         return None
     first = runs[0]
     other = [run.name for run in runs[1:] if _other_ids(first.identity, run.identity)]
@@ -309,8 +309,8 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
     elif first.config.judge.source == PLANTED and len(_truth(runs)):
         result = comparisons.hold(planted_judge(_truth(runs)), contest, first.config)
     elif not is_adapter(str(judge_path(first.rundir))):
-        if is_first():
-            say(
+        if is_primary():
+            log(
                 f"compare: {first.name} has no judge; give --judge=module:function, or finish its "
                 "stage 'judge'"
             )
@@ -322,9 +322,9 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
             result = comparisons.hold(own, contest, first.config)
             notes = [*notes, own.asking.describe()]
     note = "; ".join([result.note, *notes])
-    if is_first():
-        say(f"compare: {note}")
-        say(comparisons.contest_table(result))
+    if is_primary():
+        log(f"compare: {note}")
+        log(comparisons.contest_table(result))
     matrix = judging.win_matrix(result.table, margin=first.config.judge.margin)
     return {
         "figures": result.figures,

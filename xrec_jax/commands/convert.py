@@ -6,9 +6,9 @@ import os
 import pathlib
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import Progress, say
+from xrec_jax.core.logging import Progress, log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import check_no_pattern
 from xrec_jax.core.trees import num_parameters
 from xrec_jax.llm import run_base
@@ -25,7 +25,7 @@ class _Bytes:
     """A progress bar over bytes."""
 
     def __init__(self, label: str, total: int):
-        self._bar = Progress(label, total // _MIB, unit="MiB", enabled=is_first())
+        self._bar = Progress(label, total // _MIB, unit="MiB", enabled=is_primary())
         self._done = 0
 
     def __call__(self, count: int) -> None:
@@ -56,7 +56,7 @@ def import_hf(path: str, output: str, *, dtype: str = "") -> None:
         checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
     finally:
         progress.close()
-    say(
+    log(
         f"{source.config.num_parameters:,} parameters ({dtype or source.dtype}) imported to "
         f"{output}"
     )
@@ -90,7 +90,7 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
     finally:
         progress.close()
     merged = f" with {adapter} merged" if adapter else ""
-    say(f"{model.config.num_parameters:,} parameters ({name}){merged} written to {output}")
+    log(f"{model.config.num_parameters:,} parameters ({name}){merged} written to {output}")
 
 
 def export_peft(adapter: Adapter, output: str, base: Base) -> None:
@@ -105,7 +105,7 @@ def export_peft(adapter: Adapter, output: str, base: Base) -> None:
       UserError: if `output` is not free.
     """
     peft_io.save_adapter(output, adapter, base=base)
-    say(
+    log(
         f"adapter of rank {adapter.config.rank} ({num_parameters(adapter.params):,} parameters) "
         f"written to {output}"
     )

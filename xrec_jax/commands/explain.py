@@ -12,8 +12,8 @@ from etils import epath
 from xrec_jax.api import Run
 from xrec_jax.commands import recommend
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import need_events
 from xrec_jax.inference import bulk, explainers, requests_io
@@ -120,7 +120,7 @@ def explain(
         )
 
     with exclusive(of_file(output)):
-        if is_first():
+        if is_primary():
             files.remove_leftovers(output)
             files.remove_leftovers(parts.folder, below=True)
         done = bulk.produce(
@@ -130,7 +130,7 @@ def explain(
             place=place,
             explainer=lambda: explainers.load([spec], config, run.rundir, place.mesh, maker)[0],
         )
-    if is_first():
+    if is_primary():
         if maker.cut:
-            say(f"explain: {maker.cut:,} prompts cut to what the model takes")
-        say(f"explain: {done}, by {spec.name}, written to {output}")
+            log(f"explain: {maker.cut:,} prompts cut to what the model takes")
+        log(f"explain: {done}, by {spec.name}, written to {output}")

@@ -9,7 +9,7 @@ from etils import epath
 
 from xrec_jax.core import outputs
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime import memory
 from xrec_jax.core.storage import files
@@ -105,7 +105,7 @@ def make(
     for number, sheet in enumerate(made, start=1):
         files.write_text(folder / "sheets" / f"rater-{number}.html", sheet.html)
     steps = len(made[0].steps)
-    say(
+    log(
         f"{plural(raters, 'sheet')}, each with {plural(pairs, 'recommendation')}, "
         f"{plural(gold, 'gold check')} and {plural(steps, 'screen')}: {folder / 'sheets'}\n"
         f"systems, hidden in the sheets: {', '.join(names)}\n"
@@ -113,7 +113,7 @@ def make(
         f"  xrec rate collect FILES --key={folder / 'KEY.json'}"
     )
     for line in _tells(shown, names):
-        say(line)
+        log(line)
 
 
 def _tells(shown: Sequence[forms.Shown], names: Sequence[str]) -> list[str]:
@@ -196,7 +196,7 @@ def collect(
     if ratings:
         answers = read_ratings(ratings)
         for note in answers.notes:
-            say(note)
+            log(note)
     else:
         answers, gold, seconds = rating_exports.read(exports, key=key, partial=partial)
     for name in exclude:
@@ -217,14 +217,14 @@ def collect(
     }
     if any(answers.raters):  # those left out too: their figures say why
         result["raters"] = quality(answers, gold=gold, seconds=seconds)
-    say(tables.text(result, exclude=exclude))
+    log(tables.text(result, exclude=exclude))
     for group, one in copies.items():
         if one.copied:
-            say(
+            log(
                 f"warning: {group + ': ' if group else ''}{one}; items with equal rows are drawn "
                 "as one, and what counts is the number of distinct rows"
             )
     if target is not None:
         files.write_json(target, result)
-        say(f"written to {target}")
+        log(f"written to {target}")
     return result

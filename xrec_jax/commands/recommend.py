@@ -11,8 +11,8 @@ from etils import epath
 from xrec_jax.api import Run
 from xrec_jax.core import outputs
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import Progress, say
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.logging import Progress, log
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import json_lines, remove_leftovers, text_lines, write_atomic
 from xrec_jax.parallel.exclusive import exclusive, of_file
 
@@ -127,7 +127,7 @@ def recommend(
     run = Run(workdir, allow_imports=allow_imports)
     wanted = wanted_users(run, users)  # a wrong id is found before the output's folder is made
     total = run.data.dataset.num_users if wanted is None else len(wanted)
-    bar = Progress("recommend", total, unit="user", enabled=is_first())
+    bar = Progress("recommend", total, unit="user", enabled=is_primary())
     written = 0
 
     def records():
@@ -147,11 +147,11 @@ def recommend(
                 file.write(json_lines([record]).encode())
 
     with exclusive(of_file(output)):
-        if is_first():
+        if is_primary():
             remove_leftovers(output)
             write_atomic(output, write)
             bar.close()
-            say(f"{written:,} recommendations for {total:,} users written to {output}")
+            log(f"{written:,} recommendations for {total:,} users written to {output}")
         else:  # every process takes part in the computation
             for _ in records():
                 pass

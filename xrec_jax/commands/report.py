@@ -5,7 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
 from xrec_jax.data.run_identity import compare, identify, recorded
@@ -32,7 +32,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
         data = prepare(config.data)
     except UserError as error:
         # The page shows what the run found, so it may do without.
-        say(f"the data of the run is not at hand ({error}); the page is made without it")
+        log(f"the data of the run is not at hand ({error}); the page is made without it")
     if data is not None and recorded(rundir) is not None:
         compare(rundir, identify(config, data), texts=False)
     publish(rundir, data, config)

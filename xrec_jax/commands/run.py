@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data import run_identity
 from xrec_jax.data.run_data import RunData, describe, prepare
@@ -117,11 +117,11 @@ def _run_stages(
     config: ConfigDict, stages: list[Any], *, data: RunData, mesh: Mesh, rundir: RunDir
 ) -> None:
     start_run(rundir, config)
-    if is_first():
+    if is_primary():
         files.remove_leftovers(rundir.path, below=True)
-        say(describe(data, config.data))
-        say(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
-    writer = MetricWriter(rundir.path, enabled=is_first())
+        log(describe(data, config.data))
+        log(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
+    writer = MetricWriter(rundir.path, enabled=is_primary())
     try:
         for name, stage in zip(config.stages, stages, strict=True):
             gone = None if name in _ALWAYS else rundir.gone(name)
@@ -155,11 +155,11 @@ def _remade(name: str, gone: list[str], rundir: RunDir) -> Iterator[None]:
 @contextlib.contextmanager
 def _mark_kept(name: str, rundir: RunDir) -> Iterator[None]:
     """Puts the mark of a stage back where a mistake ends it before it changed what it had left."""
-    mark = rundir.marks.text(name) if is_first() else ""
+    mark = rundir.marks.text(name) if is_primary() else ""
     try:
         yield
     except UserError:
-        if mark and is_first():
+        if mark and is_primary():
             rundir.marks.put(name, mark)
             try:
                 rundir.gone(name)
@@ -188,7 +188,7 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
         data = run_identity.open_data(config, rundir, texts=True)
         rundir.check_records()
-        if is_first():
+        if is_primary():
             files.remove_leftovers(rundir.path, below=True)
         for name, stage in zip(config.stages, stages, strict=True):
             with _mark_kept(name, rundir):

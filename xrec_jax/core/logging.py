@@ -20,7 +20,7 @@ _LINE: schema.Schema = {"stage": schema.TEXT, "step": schema.WHOLE}
 _VALUE = schema.or_null(schema.NUMBER)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints a line at once, so that a log file shows it while the run goes on.
 
     What texts of files hold cannot steer the terminal, and a reader that has gone ends nothing.
@@ -109,7 +109,7 @@ class MetricWriter:
                     board.close()
             self._boards.clear()
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            say(
+            log(
                 f"warning: cannot write to {self._workdir / 'tensorboard'} "
                 f"({' '.join(str(reason).split())}); going on without it, metrics.jsonl has all"
             )
@@ -173,7 +173,7 @@ class Progress:
             rate = (self._count - self._initial) / (now - self._start)
             left = (self._total - self._count) / max(rate, 1e-9)
             tail = f", {note}" if note else ""
-            say(
+            log(
                 f"{self._label}: {self._count}/{self._total} {self._unit}s, "
                 f"{rate:.1f}/s, {left:.0f} s left{tail}"
             )

@@ -12,7 +12,7 @@ from etils import epath
 from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import read_metrics
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files, schema
 from xrec_jax.core.storage.marks import Marks
 
@@ -118,7 +118,7 @@ class RunDir:
           **more: further sections of the stage.
         """
         self.reopen(stage)
-        if is_first():
+        if is_primary():
             kept = self._sections() if self.evaluation_path.exists() else {}
             files.write_json(self.evaluation_path, kept | {stage: systems, **more})
 
@@ -135,10 +135,10 @@ class RunDir:
         Raises:
           UserError: names what is another one.
         """
-        meet(f"{path.name} looked for")
+        barrier(f"{path.name} looked for")
         known = identity.is_known(path, now, workdir=self.path, started=started)
-        meet(f"{path.name} compared")  # before anybody writes
-        if is_first() and not known:
+        barrier(f"{path.name} compared")  # before anybody writes
+        if is_primary() and not known:
             files.write_json(path, now)
 
     # What is done.
@@ -153,12 +153,12 @@ class RunDir:
 
     def reopen(self, stage: str) -> None:
         """Says, before anything of a stage changes, that it is not done; see `mark_done`."""
-        if is_first():
+        if is_primary():
             self.marks.remove(stage)
 
     def mark_done(self, stage: str, left: Left) -> None:
         """Marks a stage as done, on the first process."""
-        if is_first():
+        if is_primary():
             found = self.evaluation()
             self.marks.write(
                 stage,

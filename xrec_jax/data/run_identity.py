@@ -16,9 +16,9 @@ from typing import Any
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data import digests
 from xrec_jax.data.readers.sources import data_files
@@ -89,7 +89,7 @@ def record(rundir: RunDir, now: Record) -> None:
 
     It has to be there before `config.json` is, which says that the run was started.
     """
-    if is_first() and not rundir.config_path.exists():
+    if is_primary() and not rundir.config_path.exists():
         files.write_json(path_of(rundir), now)
 
 
@@ -159,8 +159,8 @@ def compare(rundir: RunDir, now: Record, *, texts: bool = True) -> None:
             f"{', '.join(different)}; give the data that it was started on, or start anew in "
             "another --workdir"
         )
-    if changed and is_first():
-        say(
+    if changed and is_primary():
+        log(
             f"note: {', '.join(changed)} changed since {rundir.path} was started, but users, items "
             "and split are the same"
         )

@@ -22,7 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 from xrec_jax.core.logging import Progress
-from xrec_jax.core.runtime.distributed import is_first, meet, sigterm
+from xrec_jax.core.runtime.distributed import is_primary, barrier, sigterm
 from xrec_jax.core.runtime.stopping import Stop
 from xrec_jax.inference import explainers
 from xrec_jax.inference.explainers import Explainer
@@ -106,34 +106,34 @@ def produce(
       Interrupted: after SIGTERM, with every finished shard saved.
     """
     if parts.just_finished():
-        meet("explanations there")
-        if is_first():
+        barrier("explanations there")
+        if is_primary():
             parts.remove()
-        meet("explanations done")
+        barrier("explanations done")
         return Done(parts.count, 0, 0.0)
     planned = parts.open()
-    meet("explanations looked for")  # before anybody writes
+    barrier("explanations looked for")  # before anybody writes
     if not planned:
         found = pairs()
-        if is_first():
+        if is_primary():
             parts.plan(found)
         else:
             for _ in found:
                 pass
-        meet("explanations planned")
+        barrier("explanations planned")
         parts.open()
     todo = parts.missing()
-    meet("explanations counted")
+    barrier("explanations counted")
     start = time.monotonic()
     if todo:
         with use_mesh(place.mesh):
             _shards(parts, todo, maker=maker, explainer=explainer(), place=place, label=label)
-    meet("explanations written")
+    barrier("explanations written")
     done = Done(parts.count, parts.size(todo), time.monotonic() - start)
-    if is_first():
+    if is_primary():
         ids = maker.data.dataset
         parts.merge(lambda asked: (str(ids.user_ids[asked.user]), str(ids.item_ids[asked.item])))
-    meet("explanations joined")
+    barrier("explanations joined")
     return done
 
 
@@ -148,7 +148,9 @@ def _shards(
     if not place.together and everybody > 1:
         label = f"{label}, process 1 of {everybody}"
         total = parts.size(mine) + (parts.count - parts.size(todo)) // everybody
-    bar = Progress(label, total, initial=total - parts.size(mine), unit="pair", enabled=is_first())
+    bar = Progress(
+        label, total, initial=total - parts.size(mine), unit="pair", enabled=is_primary()
+    )
     # Several processes do not agree on an end here: a signal ends one, which loses no shard.
     with sigterm() if everybody == 1 else contextlib.nullcontext(Stop()) as stop:
 
@@ -160,7 +162,7 @@ def _shards(
         for shard in mine:
             cases = maker.many(parts.pairs(shard))
             found = explainers.answers(explainer, cases, advance)
-            if is_first() or not place.together:
+            if is_primary() or not place.together:
                 parts.write(
                     shard,
                     (

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import Progress
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.faithfulness.planted import score_texts
 from xrec_jax.evaluation.judging.readout import AnswerReader
@@ -100,6 +100,6 @@ def load_judge(
     reader = AnswerReader(base.model, base.params, adapter, ask.answers, mesh=mesh, batch=batch)
 
     def bar(total: int) -> Progress:
-        return Progress(label, total, unit="pair", enabled=bool(label) and is_first())
+        return Progress(label, total, unit="pair", enabled=bool(label) and is_primary())
 
     return LanguageJudge(ask, reader, progress=bar)

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data import digests
 from xrec_jax.data.readers import parquet
@@ -120,13 +120,13 @@ def write_pairs(
                 "nothing is left to recommend"
             )
 
-    if not is_first():
+    if not is_primary():
         for _ in lines():
             pass
         return
     files.write_atomic(path, write)
     again = int(np.isin(rows, order[seen]).sum())
-    say(
+    log(
         f"explain: {written:,} pairs of {len(rows):,} users, {again:,} of whom have another prompt "
         f"in the tuning set; {left_out:,} pairs left out whose very prompt was tuned on; "
         f"{maker.cut:,} prompts cut to what the model takes"

@@ -11,8 +11,8 @@ import numpy as np
 from etils import epath
 
 from xrec_jax.core import rng
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
@@ -82,9 +82,9 @@ class Systems:
             if not path.exists():
                 arrays = self._measure(name)
                 _write(path, arrays)
-                if is_first():
+                if is_primary():
                     value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
-                    say(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
+                    log(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
             found[name] = run_records.system_figures(self.setup.rundir, path)
         return found
 
@@ -95,16 +95,16 @@ class Systems:
         if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
             path = self.run.folder.parent / "untuned.jsonl"
         known = path.exists()
-        meet(f"{name}.jsonl known")  # before anybody writes
+        barrier(f"{name}.jsonl known")  # before anybody writes
         if not known:
             made = self._write_texts(name)
             records = [
                 {"state": int(s), "text": text} for s, text in zip(self.rows, made, strict=True)
             ]
-            if is_first():
+            if is_primary():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_text(path, files.json_lines(records))
-            meet(f"{name}.jsonl")
+            barrier(f"{name}.jsonl")
         return run_records.state_texts(self.setup.rundir, path, self.rows)
 
     def _write_texts(self, name: str) -> list[str]:
@@ -252,6 +252,6 @@ def mask_titles(texts: list[str], titles: Any) -> list[str]:
 
 
 def _write(path: epath.Path, arrays: Arrays) -> None:
-    if is_first():
+    if is_primary():
         write_npz(path, arrays)
-    meet(str(path.name))
+    barrier(str(path.name))

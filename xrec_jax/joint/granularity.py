@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.data.run_data import RunData
 from xrec_jax.inference import run_records
@@ -89,15 +89,15 @@ def of_seed(
         return setup
     path = _path(setup, seed)
     known = path.exists()
-    meet("candidates known")  # before anybody writes
+    barrier("candidates known")  # before anybody writes
     if not known:
         best = retrieved(setup, task, params, frozen, count=setup.asked.candidates)
         _keep(path, placed(best, setup.states))
-        meet("candidates kept")
+        barrier("candidates kept")
     made = of_finished(setup, seed)
-    if is_first():
+    if is_primary():
         states, prompts = made.states, made.prompts
-        say(
+        log(
             f"joint/{seed}: {len(states):,} cases, {len(states.teacher)} taught, prompts of up to "
             f"{prompts.ids.shape[1]} tokens; {states.notes[-1]}"
         )
@@ -124,5 +124,5 @@ def _path(setup: JointSetup, seed: int) -> epath.Path:
 
 
 def _keep(path: epath.Path, candidates: np.ndarray) -> None:
-    if is_first():
+    if is_primary():
         write_npz(path, {"candidates": candidates})

@@ -9,7 +9,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.evaluation.faithfulness.planted import score_texts
@@ -50,8 +50,8 @@ def leave_seed(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None
     setup, seed = one.setup, one.seed
     policy = gather(state.best["policy"])
     texts = {name: systems.texts(name) for name in systems.names() if name in _TEXTS}
-    if not is_first():
-        meet("joint")
+    if not is_primary():
+        barrier("joint")
         return
     folder = setup.rundir.path / "adapter_joint" / str(seed)
     if folder.exists():  # of this seed, before a kill kept it from being done
@@ -81,7 +81,7 @@ def leave_seed(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None
     arrays["users"] = figures[JOINT]["users"]
 
     write_npz(setup.rundir.per_user(f"{STAGE}/{seed}"), arrays)
-    meet("joint")
+    barrier("joint")
 
 
 def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[str, Estimate]]:

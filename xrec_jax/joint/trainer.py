@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xrec_jax.core.logging import MetricWriter, say
-from xrec_jax.core.runtime.distributed import is_first, sigterm
+from xrec_jax.core.logging import MetricWriter, log
+from xrec_jax.core.runtime.distributed import is_primary, sigterm
 from xrec_jax.core.storage import files
 from xrec_jax.joint import granularity, guards
 from xrec_jax.joint.actor import PolicyTask
@@ -144,8 +144,8 @@ class SeedRun:
                         history.append(found)
                         writer.write(self.stage, number, _numbers(found))
                         self._write_history(history)
-                        if is_first():
-                            say(f"{self.stage}: {_line(found)}; {verdict.line()}")
+                        if is_primary():
+                            log(f"{self.stage}: {_line(found)}; {verdict.line()}")
                     _save(checkpoints, state, guard, history)
                     done = setup.steps_before(self.seed) + ROUNDS_AT + int(state.step)
                     if stop_requested(terminated, done):
@@ -215,12 +215,12 @@ class SeedRun:
         # A weak beginning is no reason to stop; it is what the rounds are for.
         found["stopped"] = 0
         writer.write(self.stage, WARM, _numbers(found))
-        if is_first():
-            say(f"{self.stage}: {_line(found)}")
+        if is_primary():
+            log(f"{self.stage}: {_line(found)}")
         return state, guard, [found]
 
     def _write_history(self, history: list[dict[str, Any]]) -> None:
-        if is_first():
+        if is_primary():
             self.folder.mkdir(parents=True, exist_ok=True)
             # Keys in one order, whether a round was just done or comes from a checkpoint.
             history = json.loads(json.dumps(files.plain(history), sort_keys=True))

@@ -16,7 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 
 _SEEN_S = 10.0  # network file systems show a new file late
@@ -85,7 +85,7 @@ def same_directory(path: epath.PathLike) -> None:
     there = folder.exists()
     token, *_ = texts_of_all(secrets.token_hex(8))
     sign, refusal = folder / f".processes-{token}.tmp", ""
-    if is_first():
+    if is_primary():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sign.write_text(token)
@@ -94,7 +94,7 @@ def same_directory(path: epath.PathLike) -> None:
     refusal, *_ = texts_of_all(refusal)
     missing = "" if refusal or _seen(sign) else "missing"
     seen = texts_of_all(missing)
-    if is_first():
+    if is_primary():
         with contextlib.suppress(OSError):
             sign.unlink(missing_ok=True)
             if any(seen) and not there:

@@ -11,8 +11,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.lock import Lock
 
@@ -51,19 +51,19 @@ def exclusive(lock: Lock) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_first():
+        if is_primary():
             lock.release()
 
 
 def _taken(lock: Lock) -> None:
     if note := lock.acquire():
-        say(note)
+        log(note)
 
 
 def _agree(step: Callable[[], object]) -> None:
     """Lets the first process do something; its refusal ends all of them."""
     refusal = ""
-    if is_first():
+    if is_primary():
         try:
             step()
         except UserError as error:

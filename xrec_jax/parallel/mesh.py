@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -177,8 +177,8 @@ def saved_mesh(config: Any) -> Mesh:
     try:
         return make_mesh(**dict(config.mesh))
     except UserError as error:
-        if is_first():
-            say(f"{error}; using all devices along the batch instead")
+        if is_primary():
+            log(f"{error}; using all devices along the batch instead")
         return make_mesh()
 
 

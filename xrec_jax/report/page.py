@@ -12,9 +12,9 @@ from typing import Any
 
 from etils import epath
 
-from xrec_jax.core.logging import say
+from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
 from xrec_jax.report import run_files as materials
@@ -121,6 +121,6 @@ def _missing(modules: Sequence[ModuleType]) -> Html | None:
 
 def publish(rundir: RunDir, data: RunData | None, config: Any = None) -> None:
     """Writes the page on the first process; the others wait for it."""
-    if is_first():
-        say(f"report: {write_report(rundir, config, data=data)}")
-    meet("report written")
+    if is_primary():
+        log(f"report: {write_report(rundir, config, data=data)}")
+    barrier("report written")

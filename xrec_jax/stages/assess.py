@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation import bias
@@ -83,7 +83,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     del writer
     if not {STAGE, BIAS} <= rundir.evaluation().keys():
         evaluate(config, data=data, mesh=mesh, rundir=rundir)
-        meet("assess")
+        barrier("assess")
 
 
 def left(config: Any, rundir: RunDir) -> Left:
@@ -106,9 +106,9 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     _add(table, counterfactual_tables(config, data, rundir, mesh, pairs, groundings))
     _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
     differences = group_differences(config, pairs, texts, groundings)
-    if is_first():
+    if is_primary():
         rundir.write_evaluation(STAGE, table, **{BIAS: bias.bias_estimates(differences)})
-        say(summary(table, differences))
+        log(summary(table, differences))
 
 
 def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str, list[str]]]:
@@ -233,8 +233,8 @@ def counterfactual_tables(
                 cited=cited, shown=shown, mesh=mesh, draws=config.assess.draws,
             )  # fmt: skip
         except UserError as error:  # a recommender without users: nothing to measure
-            if is_first():
-                say(f"assess: {error}")
+            if is_primary():
+                log(f"assess: {error}")
             return {}
         table[name] = result.estimates(users=users_of(pairs), resamples=config.assess.resamples)
     return table

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
 from xrec_jax.data.run_data import RunData
@@ -130,9 +130,9 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     base = run_base.load_base(config, rundir, mesh)
     found = attributes.questions(config, data, tokenizer=base.tokenizer)
     rows, valid = check_rows(config, found, base.tokenizer, base.model.config)
-    if is_first():
+    if is_primary():
         users = [len({one.user for one in part}) for part in found[:3]]
-        say(
+        log(
             f"attributes: {len(found.train)} questions to tune on ({users[0]} users), "
             f"{len(found.valid)} to choose by ({users[1]}), {len(found.held_out)} held out "
             f"({users[2]}); {'; '.join(found.notes) or 'nothing left out'}"
@@ -256,7 +256,7 @@ def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> 
         "tuned": _answers(config, base, adapter, found),
     }
     table = compared(config, found, answers)
-    if is_first():
+    if is_primary():
         records = [
             {
                 "prompt_hash": prompt_hash(one.prompt),
@@ -271,8 +271,8 @@ def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> 
         rundir.reopen(STAGE)
         files.write_text(rundir.path / STAGE / "answers.jsonl", files.json_lines(records))
         rundir.write_evaluation(STAGE, table)
-        say(figures_table(found, table))
-    meet("attributes")
+        log(figures_table(found, table))
+    barrier("attributes")
 
 
 def compared(

@@ -14,9 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.evaluation.tables import figures_table
 from xrec_jax.evaluation.texts.text_metrics import text_figures
@@ -74,9 +74,9 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         return
     maker = case_maker(config, rundir, data)
     if not pairs_path.exists():
-        meet("pairs looked for")
+        barrier("pairs looked for")
         requests_io.write_pairs(pairs_path, config, data, rundir, mesh, maker)
-        meet("pairs written")
+        barrier("pairs written")
     place = bulk.workplace(mesh)
 
     @functools.cache
@@ -88,10 +88,10 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
 
     for number, (spec, path) in enumerate(zip(chosen, paths, strict=True)):
         if path.exists():
-            if is_first():
+            if is_primary():
                 shards.remove_parts(path)
             continue
-        meet(f"{spec.name} looked for")
+        barrier(f"{spec.name} looked for")
         given = {"pairs": requests_io.digest(pairs_path)}
         parts = Parts(
             path,
@@ -106,10 +106,10 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
             explainer=functools.partial(explainer, number),
             label=f"{STAGE} {spec.name}",
         )
-        if is_first():
-            say(f"explain: {done}, by {spec.name}")
+        if is_primary():
+            log(f"explain: {done}, by {spec.name}")
     evaluate(config, data=data, mesh=mesh, rundir=rundir)
-    meet("explain")
+    barrier("explain")
 
 
 def left(config: Any, rundir: RunDir) -> Left:
@@ -132,6 +132,6 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             raise UserError(f"{path}: missing; stage 'explain' is not finished")
         records = run_records.explanations(rundir, path, "stop")
         table[spec.name] = text_figures(records, resamples=config.ranking.resamples)
-    if is_first():
+    if is_primary():
         rundir.write_evaluation(STAGE, table)
-        say(figures_table(table))
+        log(figures_table(table))

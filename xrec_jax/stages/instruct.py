@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
 from xrec_jax.data.run_data import RunData, need_world
@@ -97,12 +97,12 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     found = instructions.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
     lora = train_language.lora_config(config.instruct.lora)
     task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
-    if is_first():
+    if is_primary():
         folder = rundir.path / "instructions"
         folder.mkdir(parents=True, exist_ok=True)
         write_instructions(folder / "train.jsonl", found.train)
         write_instructions(folder / "held_out.jsonl", found.held_out)
-        say(
+        log(
             f"instruct: {len(found.train)} examples to tune on, {len(found.held_out)} held out; "
             f"{task.rows.num_rows} rows of {task.rows.length} tokens, "
             f"{100 * task.rows.fill:.0f} % full; {'; '.join(found.notes)}"
@@ -198,7 +198,7 @@ def _sample_during(
         return {}
     lm.adapters["now"] = Adapter(state.params, lora)
     records = run_base.answer(config, lm, _prompts(found, count), "now")
-    if is_first():
+    if is_primary():
         path = rundir.path / "explanations" / "during_training.jsonl"
         step = int(state.step)
         kept = [r for r in run_records.answers_during_training(rundir) if r["step"] < step]
@@ -207,7 +207,7 @@ def _sample_during(
             for one, record in zip(found.held_out, records, strict=False)
         ]
         files.write_text(path, files.json_lines(kept + new))
-        say(f"instruct: sample at step {step}: {textwrap.shorten(records[0]['text'], 160)}")
+        log(f"instruct: sample at step {step}: {textwrap.shorten(records[0]['text'], 160)}")
     del lm.adapters["now"]
     ended = [record["stop"] == "eos" for record in records]
     return {"samples/ended": float(np.mean(ended))}
@@ -234,7 +234,7 @@ def _finish(
         if prompts:
             texts[name] = run_base.answer(config, lm, prompts, which)
             table[name] |= text_figures(texts[name], resamples=config.ranking.resamples)
-    if is_first():
+    if is_primary():
         records = [
             {"prompt": one.prompt, "reference": one.completion, **one.meta}
             | {name: found_texts[number]["text"] for name, found_texts in texts.items()}
@@ -245,9 +245,9 @@ def _finish(
         rundir.reopen(STAGE)
         files.write_text(path, files.json_lines(records))
         rundir.write_evaluation(STAGE, table)
-        say(figures_table(table))
+        log(figures_table(table))
         for record in records[:1]:
-            say(side_by_side(record))
+            log(side_by_side(record))
 
 
 def left(config: Any, rundir: RunDir) -> Left:

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.data.run_data import RunData
 from xrec_jax.joint import checks
 from xrec_jax.joint.controls import Systems
@@ -37,9 +37,9 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         return
     missing = [s for s in config.seeds if not rundir.per_user(f"{STAGE}/{s}").exists()]
     setup = _setup(config, data, mesh, rundir)
-    if missing and is_first():
+    if missing and is_primary():
         states = setup.states
-        say(
+        log(
             f"joint: {len(states):,} states of {len(np.unique(states.user)):,} users, "
             f"{len(states.teacher)} taught, prompts of up to {setup.prompts.ids.shape[1]} tokens"
             + "".join(f"; {note}" for note in states.notes)
@@ -87,8 +87,8 @@ def _setup(config: Any, data: RunData, mesh: Mesh, rundir: RunDir) -> JointSetup
 
 
 def _finish(config: Any, setup: JointSetup, rundir: RunDir) -> None:
-    if is_first():
+    if is_primary():
         table = aggregate(config, setup, rundir)
         rundir.write_evaluation(STAGE, table)
-        say(figures_table(table, setup.best_k))
-    meet("evaluation.json")
+        log(figures_table(table, setup.best_k))
+    barrier("evaluation.json")

@@ -20,9 +20,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.evaluation import judging
@@ -167,8 +167,8 @@ def make_task(
         packed(ask.examples(part), length=asked.length, together=True, what=f"judge, {what}")
         for what, part in zip(("training", "held out"), found, strict=True)
     )
-    if is_first():
-        say(
+    if is_primary():
+        log(
             f"judge: {len(found.train)} judgements to train on, {len(found.held_out)} held out, "
             f"each in both orders; {rows.num_rows} rows of {rows.length} tokens, "
             f"{100 * rows.fill:.0f} % full; {ask.describe()}"
@@ -186,9 +186,9 @@ def _finish(
     judge = load_judge(config, rundir, base, mesh, label="judge")
     table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
     rundir.reopen(STAGE)
-    if is_first():
+    if is_primary():
         files.write_json(judge_path(rundir) / "split.json", _split(found, config))
-        say(judge_lines(table["judge"]))
+        log(judge_lines(table["judge"]))
     learned = {one.prompt for one in found.train}
     _compare(config, judge, table, rundir=rundir, learned=learned, describe=judge.asking.describe)
 
@@ -209,16 +209,16 @@ def _compare(
             )
         table |= result.figures
         verdicts += result.verdicts
-        if is_first():
+        if is_primary():
             more = f"; {describe()}" if describe is not None else ""
-            say(f"judge: {contest.source}: {result.note}{more}")
-            say(comparisons.contest_table(result))
+            log(f"judge: {contest.source}: {result.note}{more}")
+            log(comparisons.contest_table(result))
     rundir.reopen(STAGE)
-    if is_first():
+    if is_primary():
         judge_path(rundir).mkdir(exist_ok=True)
         files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))
         rundir.write_evaluation(STAGE, table)
-    meet("judge evaluated")
+    barrier("judge evaluated")
 
 
 def _split(found: JudgementSet, config: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.evaluation.statistics.intervals import exact
 from xrec_jax.inference import judges
@@ -96,9 +96,9 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         texts, left_out = instructions.without_held_out(texts, held)
     train_texts, held_texts = pretraining.split_texts(texts, asked.held_out, seed=seed)
     folder = rundir.path / "tokenizer"
-    if is_first() and not folder.exists():
+    if is_primary() and not folder.exists():
         train_bpe(map(pretraining.plain, train_texts), folder, vocab_size=config.llm.vocab_size)
-    meet("tokenizer")
+    barrier("tokenizer")
     tokenizer = load_tokenizer(folder)
     shape = run_base.model_config(config, vocab_size=len(tokenizer))
     if "instruct" in config.stages:  # what does not fit there should not be found out later
@@ -120,11 +120,11 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         packed(part, length=asked.length, together=True, what=f"pretrain, {what} texts")
         for what, (part, _) in zip(("training", "held-out"), made, strict=True)
     )
-    if is_first():
+    if is_primary():
         tokens = sum(len(example.ids) for example in rows.examples)
         note = f", {left_out} left out that hold a held-out instruction" if left_out else ""
         note += f", {too_long} readings left out that no row holds" if too_long else ""
-        say(
+        log(
             f"pretrain: {len(train_texts):,} texts, {tokens:,} tokens of {len(tokenizer):,}; "
             f"{shape.num_parameters:,} parameters{note}"
         )
@@ -147,8 +147,8 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         bos_id=tokenizer.bos_id, eos_ids=tokenizer.eos_ids, pad_id=tokenizer.pad_id
     )
     save_params(rundir.path / "base", params, shape, generation=generation, tokenizer_dir=folder)
-    if is_first():
-        say(f"pretrain: held-out perplexity {perplexity(loss):.2f}; base in {rundir.path / 'base'}")
+    if is_primary():
+        log(f"pretrain: held-out perplexity {perplexity(loss):.2f}; base in {rundir.path / 'base'}")
 
 
 def _check_later(config: Any, data: RunData, tokenizer: Tokenizer, shape: LlamaConfig) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.statistics.intervals import Estimate, estimates, exact
@@ -82,11 +82,11 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
 
 def _finish(config: Any, data: RunData, rundir: RunDir) -> None:
     """Writes the stage's part of `evaluation.json` and prints it, on the first process."""
-    if is_first():
+    if is_primary():
         table = aggregate(config, data, rundir)
         rundir.write_evaluation(STAGE, table)
-        say(ranking_table(table))
-    meet("evaluation.json")  # nobody reads the figures before they are written
+        log(ranking_table(table))
+    barrier("evaluation.json")  # nobody reads the figures before they are written
 
 
 def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str, Estimate]]:

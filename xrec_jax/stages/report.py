@@ -10,7 +10,7 @@ from xrec_jax.auditing.run import audit_run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import meet
+from xrec_jax.core.runtime.distributed import barrier
 from xrec_jax.data.run_data import RunData
 from xrec_jax.report.page import publish
 
@@ -28,7 +28,7 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     """Audits the run and writes the page; again on every rerun, as it takes seconds."""
     del mesh, writer
     audit_run(rundir, config, data)
-    meet("audit written")
+    barrier("audit written")
     publish(rundir, data)
 
 
@@ -36,5 +36,5 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Audits again, and writes the page with the new figures."""
     del mesh
     audit_run(rundir, config, data)
-    meet("audit written")
+    barrier("audit written")
     publish(rundir, data, config)

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
@@ -143,7 +143,7 @@ def show_explanations(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) ->
         records = _of_stage(rundir)
     else:
         records = _first(config, data, rundir, mesh)
-        if is_first():
+        if is_primary():
             files.write_text(folder / "recommended.jsonl", files.json_lines(records))
     blocks = []
     for record in records:
@@ -159,19 +159,19 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     text = describe_user(config, data, rundir, mesh, row=0)
     if "instruct" in config.stages:
         text += f"\n\n{show_explanations(config, data, rundir, mesh)}"
-    if not is_first():
+    if not is_primary():
         return
-    say(f"\n{text}\n")
+    log(f"\n{text}\n")
     evaluation = rundir.evaluation()["recommend"]
     k = main_cutoff(config.ranking.ks)
     bound = evaluation.get("upper_bound", {}).get(f"test/ndcg@{k}")
     records = run_records.metrics(rundir)
     path = rundir.path / "plots" / "learning_curves.png"
     if learning_curves(records, path, k=k, bound=bound and bound["value"]):
-        say(f"learning curves: {path}")
+        log(f"learning curves: {path}")
     else:
-        say("learning curves: not drawn, matplotlib is missing (pip install 'xrec_jax[report]')")
-    say(describe_directory(rundir))
+        log("learning curves: not drawn, matplotlib is missing (pip install 'xrec_jax[report]')")
+    log(describe_directory(rundir))
 
 
 def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:

@@ -29,8 +29,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import say
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.checksums import array_bytes
 from xrec_jax.core.storage.disk import error_code, write_error
@@ -90,8 +90,8 @@ class Checkpoints:
         for step in unreadable:
             self._say_damaged(step, "its metadata cannot be read", then)
         newest = self._manifest.step
-        if newest > (self.latest or 0) and newest not in unreadable and is_first():
-            say(f"{self._folder(newest)}: the newest checkpoint is missing; {then}")
+        if newest > (self.latest or 0) and newest not in unreadable and is_primary():
+            log(f"{self._folder(newest)}: the newest checkpoint is missing; {then}")
 
     def _opened(self, unreadable: list[int]) -> ocp.training.Checkpointer:
         while True:
@@ -183,7 +183,7 @@ class Checkpoints:
     def _note(self, step: int, found: manifest.FileSums) -> None:
         """Writes down that a checkpoint is complete, and its files."""
         self._manifest = manifest.pruned(self._manifest, step, found, self._steps())
-        if is_first():
+        if is_primary():
             self._manifest.write(self.directory)
 
     def restore(self, state: _State) -> tuple[_State, dict[str, Any], dict[str, Any]]:
@@ -205,7 +205,7 @@ class Checkpoints:
                 elif (
                     not self._read_only and step > self._manifest.step
                 ):  # killed before it was noted
-                    self._note(step, manifest.file_sums(self._folder(step)) if is_first() else {})
+                    self._note(step, manifest.file_sums(self._folder(step)) if is_primary() else {})
                 return state.replace(**found["state"]), found["data"], found["progress"]
             damaged[step] = reason
         folders = " and ".join(f"{self._folder(step)} ({why})" for step, why in damaged.items())
@@ -237,7 +237,7 @@ class Checkpoints:
     def _check_files(self, step: int) -> None:
         """Compares the files before Orbax reads them: it is neither quiet nor quick on damage."""
         recorded = self._manifest.folders.get(step, {})
-        if not is_first() or not recorded or not files.is_local(self.directory):
+        if not is_primary() or not recorded or not files.is_local(self.directory):
             return
         missing = manifest.incomplete(self._folder(step), recorded)
         if missing and step == self._manifest.step:  # perhaps of a copy that can be finished
@@ -308,17 +308,17 @@ class Checkpoints:
         then = f"going on from step {step}"
         if self._read_only:
             then = f"reading step {step}, the one before, whose figures may differ"
-        for bad, reason in damaged.items() if is_first() else ():
+        for bad, reason in damaged.items() if is_primary() else ():
             if not self._read_only:
                 self._set_aside(bad)
             self._say_damaged(bad, reason, then)
-        meet(f"set aside {self.directory}")
+        barrier(f"set aside {self.directory}")
         if not self._read_only:
             self._checkpointer.reload()
 
     def _say_damaged(self, step: int, reason: str, then: str) -> None:
         kept = "" if self._read_only else f"; it was renamed to {self._aside(step).name}"
-        say(f"{self._folder(step)}: the checkpoint is damaged ({reason}); {then}{kept}")
+        log(f"{self._folder(step)}: the checkpoint is damaged ({reason}); {then}{kept}")
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / str(step)
@@ -337,10 +337,10 @@ class Checkpoints:
 
     def _make_way(self, step: int) -> None:
         """Sets aside what lies where a checkpoint is to be and is none, such as a file."""
-        if is_first() and self._folder(step).exists():
+        if is_primary() and self._folder(step).exists():
             self._set_aside(step)
             aside = self._aside(step).name
-            say(f"{self._folder(step)}: not a checkpoint; it was renamed to {aside}")
+            log(f"{self._folder(step)}: not a checkpoint; it was renamed to {aside}")
 
     def _failure(self, step: int, size: int, error: BaseException) -> UserError:
         self._failed = True

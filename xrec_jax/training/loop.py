@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, Progress
-from xrec_jax.core.runtime.distributed import is_first, sigterm
+from xrec_jax.core.runtime.distributed import is_primary, sigterm
 from xrec_jax.core.runtime.stopping import Stop
 from xrec_jax.core.trees import host_value, not_finite
 from xrec_jax.parallel.mesh import put_batch
@@ -245,7 +245,7 @@ def fit(
     writer.rewind(stage, done)
     # Several devices of one CPU deadlock when steps queue up behind each other.
     wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
-    bar = Progress(stage, options.total_steps, initial=done, enabled=is_first())
+    bar = Progress(stage, options.total_steps, initial=done, enabled=is_primary())
     scored = evaluate is not None and options.evaluate_every > 0
     pending = _Pending(stage, checkpoints, progress)
     last_time, last_step = time.perf_counter(), done

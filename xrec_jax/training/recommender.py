@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import MetricWriter, say
+from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
@@ -157,8 +157,8 @@ class RecommenderTask:
         else:
             params, frozen = self.restore(seed)
         self.write_per_user(seed, params, frozen)
-        if is_first():
-            say(f"{self.stage(seed)}: done in {time.perf_counter() - begin:.1f} s{note}")
+        if is_primary():
+            log(f"{self.stage(seed)}: done in {time.perf_counter() - begin:.1f} s{note}")
 
     @property
     def total_steps(self) -> int:
@@ -229,7 +229,7 @@ class RecommenderTask:
             arrays[f"{group}_users"] = result.users
             arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
             arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
-        if not is_first():
+        if not is_primary():
             return
 
         write_npz(self.rundir.per_user(self.stage(seed)), arrays)

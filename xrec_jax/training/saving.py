@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from jax import process_count
 
-from xrec_jax.core.runtime.distributed import is_first
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.disk import WRITING, error_code
 from xrec_jax.training.manifest import FileSums, file_sums
 
@@ -59,7 +59,7 @@ class BackgroundWrite(threading.Thread):
         try:
             self._response.result()
             with contextlib.suppress(OSError):  # the checkpoint is complete without them
-                self.files = file_sums(self._folder) if is_first() else {}
+                self.files = file_sums(self._folder) if is_primary() else {}
         except BaseException as error:  # raised again by the thread that trains
             self.error = error
 

@@ -93,12 +93,12 @@ def _start(**settings: Any) -> None:
     _jax_handler()
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes and speaks."""
     return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process has come here; returns at once where there is only one.
 
     Args:

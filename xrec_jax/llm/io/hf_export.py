@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage.disk import writing
 from xrec_jax.core.storage.files import is_local, remove_leftovers, temporary_sibling, write_json
 from xrec_jax.llm.io import tensorfile
@@ -134,7 +134,7 @@ def save_model(
             shapes = [(hf, parameter.hf_shape) for parameter, _, hf in shard]
             with contextlib.ExitStack() as stack:
                 writer = None
-                if is_first():
+                if is_primary():
                     file = tensorfile.Writer(folder / name, shapes, numpy_dtype)
                     writer = stack.enter_context(file)
                 for parameter, layer, hf in shard:
@@ -143,7 +143,7 @@ def save_model(
                     if writer is not None:
                         writer.append(tensor.T if parameter.transposed else tensor)
                     advance(math.prod(parameter.hf_shape) * numpy_dtype.itemsize)
-        if is_first():
+        if is_primary():
             if len(shards) > 1:
                 total = config.num_parameters * numpy_dtype.itemsize
                 index = {"metadata": {"total_size": total}, "weight_map": weights}
@@ -151,7 +151,7 @@ def save_model(
             write_descriptions(folder, config, dtype, generation)
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, folder)
-    meet(str(path))
+    barrier(str(path))
 
 
 def write_descriptions(
@@ -203,13 +203,13 @@ def check_new(path: str | pathlib.Path) -> pathlib.Path:
 def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory that becomes `path` if the block ends well, and else is removed.
 
-    The first process looks whether `path` is free and writes; call `meet` behind the block before
+    The first process looks whether `path` is free and writes; call `barrier` behind the block before
     another one reads.
 
     Raises:
       UserError: if `path` is not free or cannot be written.
     """
-    if not is_first():
+    if not is_primary():
         yield pathlib.Path(path)
         return
     final = check_new(path)

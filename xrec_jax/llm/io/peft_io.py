@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.runtime.distributed import is_first, meet
+from xrec_jax.core.runtime.distributed import is_primary, barrier
 from xrec_jax.core.storage.files import check_scheme, is_local, write_json
 from xrec_jax.core.values import finite_number, whole_number
 from xrec_jax.llm.io import tensorfile
@@ -84,7 +84,7 @@ def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Bas
             tensors.append((f"{name}.lora_A.weight", a[layer].T))
             tensors.append((f"{name}.lora_B.weight", b[layer].T))
     tensors.sort(key=lambda item: item[0])
-    if is_first():
+    if is_primary():
         with new_directory(path) as folder:
             shapes = [(name, array.shape) for name, array in tensors]
             with tensorfile.Writer(folder / WEIGHTS, shapes, np.dtype(np.float32)) as file:
@@ -93,7 +93,7 @@ def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Bas
             write_json(folder / CONFIG, to_peft(config, base_path=base.path))
             mark = {"format": 1, "kind": "adapter", "base": dataclasses.asdict(base)}
             write_json(folder / MARK, mark)
-    meet(str(path))
+    barrier(str(path))
 
 
 def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:
