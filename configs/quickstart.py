@@ -19,9 +19,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "quickstart"
     config.stages = (
-        "recommend", "pretrain", "instruct", "explain", "judge", "attributes", "assess",
-        "showcase", "report",
-    )  # fmt: skip
+        "recommend",
+        "pretrain",
+        "instruct",
+        "explain",
+        "judge",
+        "attributes",
+        "assess",
+        "showcase",
+        "report",
+    )
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.bpr = defaults.system(
         "bpr",

@@ -22,9 +22,17 @@ _TEXTS = 400  # prompts that the tokenizer is trained on
 
 
 def make(
-    workdir: pathlib.Path, *, users: int, items: int, visits: float, history: int,
-    max_new_tokens: int, batch: int, sizes: dict[str, Any], seed: int = 0,
-) -> RunDir:  # fmt: skip
+    workdir: pathlib.Path,
+    *,
+    users: int,
+    items: int,
+    visits: float,
+    history: int,
+    max_new_tokens: int,
+    batch: int,
+    sizes: dict[str, Any],
+    seed: int = 0,
+) -> RunDir:
     """Trains a BPR for two epochs and puts a random base beside it.
 
     Args:
@@ -68,7 +76,10 @@ def make(
         jax.jit(lambda key: nn.unbox(Llama(shape).init(key)))(jax.random.key(seed))
     )
     save_params(
-        workdir / "base", params, shape, tokenizer_dir=folder,
+        workdir / "base",
+        params,
+        shape,
+        tokenizer_dir=folder,
         generation=Generation(tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id),
-    )  # fmt: skip
+    )
     return rundir

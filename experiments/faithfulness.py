@@ -139,12 +139,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         difference = cell(figures["planted/f1_difference"])
         print(f"{name}: F1 {difference}, p = {figures['planted/p']['value']:.4g}")
     return {
-        "pairs": len(pairs), "draws": args.draws, "explainers": table, "compared": compared,
+        "pairs": len(pairs),
+        "draws": args.draws,
+        "explainers": table,
+        "compared": compared,
         "words": {
             name: float(np.mean([len(t.split()) for t in written]))
             for name, written in texts.items()
         },
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

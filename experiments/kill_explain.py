@@ -31,9 +31,16 @@ sys.path.append(str(ROOT))  # works without an installation, too
 from xrec_jax.core.storage import files  # noqa: E402
 
 SIZES = dict(
-    vocab_size=1024, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
-    num_kv_heads=1, head_dim=8, max_positions=512, initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=1024,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    max_positions=512,
+    initializer_range=0.2,
+)
 
 
 class Job:
@@ -58,9 +65,14 @@ class Job:
         self.parts = output.with_name(output.name + ".parts")
         self.output = output
         self._command = [
-            *program, "explain", f"--workdir={workdir}", f"--users={users}",
-            f"--top_k={args.top_k}", f"--output={output}", f"--shard={args.shard}",
-        ]  # fmt: skip
+            *program,
+            "explain",
+            f"--workdir={workdir}",
+            f"--users={users}",
+            f"--top_k={args.top_k}",
+            f"--output={output}",
+            f"--shard={args.shard}",
+        ]
 
     def start(self) -> subprocess.Popen:
         """Starts it."""
@@ -91,11 +103,13 @@ class Job:
         process.wait()
         done = self.shards()
         return {
-            "hit": process.returncode == -signal.SIGKILL, "seconds": time.monotonic() - start,
-            "shards_before": len(before), "shards_after": len(done),
+            "hit": process.returncode == -signal.SIGKILL,
+            "seconds": time.monotonic() - start,
+            "shards_before": len(before),
+            "shards_after": len(done),
             "half_written_files": len([*self.parts.glob(".*.tmp")]),
             "output_there": self.output.exists(),
-        }  # fmt: skip
+        }
 
 
 def check(output: pathlib.Path, recommended: pathlib.Path, shard: int) -> dict[str, object]:
@@ -152,9 +166,15 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
 
     draw, program, run = random.Random(args.seed), args.program.split(), folder / "run"
     explained_world.make(
-        run, users=args.users, items=400, visits=8.0, history=0, max_new_tokens=3, batch=512,
+        run,
+        users=args.users,
+        items=400,
+        visits=8.0,
+        history=0,
+        max_new_tokens=3,
+        batch=512,
         sizes=SIZES,
-    )  # fmt: skip
+    )
     recommend.recommend(
         str(run), users="all", top_k=args.top_k, output=str(folder / "recommended.jsonl")
     )
@@ -181,9 +201,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     (folder / "users.txt").write_text(
         "\n".join(name for k in sampled for name in names[k * each : (k + 1) * each])
     )
-    whole = Job(
-        program, run, folder / "whole.jsonl", str(folder / "users.txt"), args
-    )  # fmt: skip
+    whole = Job(program, run, folder / "whole.jsonl", str(folder / "users.txt"), args)
     whole.finish()
     with whole.output.open("rb") as file:
         undisturbed = file.readlines()
@@ -193,16 +211,27 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     ok = (
         {result[key] for key in ("pairs", "expected", "pairs_exactly_once")}
         == {args.users * args.top_k}
-        and result["missing"] == 0 and result["in_order"] and result["same_rank_score_system"]
-        and equal == compared and clean and all(kill["hit"] for kill in kills)
-    )  # fmt: skip
+        and result["missing"] == 0
+        and result["in_order"]
+        and result["same_rank_score_system"]
+        and equal == compared
+        and clean
+        and all(kill["hit"] for kill in kills)
+    )
     return {
-        "passed": bool(ok), "seed": args.seed, "devices": jax.device_count(),
-        "cores": os.cpu_count(), "machine": platform.processor() or platform.machine(),
-        "shard": args.shard, "kills": kills, "last_call_seconds": seconds, **result,
-        "compared_with_an_undisturbed_run": compared, "equal_to_the_byte": equal,
+        "passed": bool(ok),
+        "seed": args.seed,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "shard": args.shard,
+        "kills": kills,
+        "last_call_seconds": seconds,
+        **result,
+        "compared_with_an_undisturbed_run": compared,
+        "equal_to_the_byte": equal,
         "nothing_left_behind": clean,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -46,18 +46,25 @@ class Run:
     def __init__(self, folder: pathlib.Path, args: argparse.Namespace):
         self.folder = folder
         self._command = [
-            *args.program.split(), "run", f"--config={args.config}", f"--workdir={folder}",
-            "--config.stages=recommend,pretrain,joint", "--config.seeds=0,",
+            *args.program.split(),
+            "run",
+            f"--config={args.config}",
+            f"--workdir={folder}",
+            "--config.stages=recommend,pretrain,joint",
+            "--config.seeds=0,",
             f"--config.joint.rounds={args.rounds}",
-        ]  # fmt: skip
+        ]
 
     def start(self) -> subprocess.Popen:
         """Starts it; what it prints goes to a file beside it."""
         with self.folder.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
-                self._command, cwd=ROOT, stdout=log, stderr=log,
+                self._command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
+            )
 
     def finish(self) -> float:
         """Runs it to its end; seconds."""
@@ -97,11 +104,15 @@ class Run:
         process.send_signal(signal.SIGKILL)
         process.wait()
         return {
-            "waited_for": f"{where} {count}", "delay": delay,
-            "hit": process.returncode == -signal.SIGKILL, "seconds": time.monotonic() - begin,
-            "rounds_logged": self.rounds(), "systems_tested": self.systems(),
-            "checkpoint_before": before, "checkpoint_after": self.checkpoint(),
-        }  # fmt: skip
+            "waited_for": f"{where} {count}",
+            "delay": delay,
+            "hit": process.returncode == -signal.SIGKILL,
+            "seconds": time.monotonic() - begin,
+            "rounds_logged": self.rounds(),
+            "systems_tested": self.systems(),
+            "checkpoint_before": before,
+            "checkpoint_after": self.checkpoint(),
+        }
 
 
 def without_joint(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -133,11 +144,13 @@ def checkpoints(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
                 told = kept._checkpointer.checkpointables_metadata(step).metadata["state"]
                 asked = jax.tree.map(
                     lambda one: jax.ShapeDtypeStruct(
-                        one.shape, one.dtype,
+                        one.shape,
+                        one.dtype,
                         sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
                     ),
-                    told, is_leaf=lambda one: hasattr(one, "shape"),
-                )  # fmt: skip
+                    told,
+                    is_leaf=lambda one: hasattr(one, "shape"),
+                )
                 found = kept._checkpointer.load_checkpointables(
                     step, {"state": asked, "data": None, "progress": None}
                 )
@@ -246,11 +259,18 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     hits = sum(kill["hit"] for kill in kills)
     return {
         "passed": not result["different"] and not left and hits == len(kills),
-        "seed": args.seed, "config": args.config, "rounds": args.rounds,
-        "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "undisturbed_seconds": seconds, "fastest_round_seconds": length, "last_call_seconds": last,
-        "kills": kills, "half_written_files_left": left, **result,
-    }  # fmt: skip
+        "seed": args.seed,
+        "config": args.config,
+        "rounds": args.rounds,
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "undisturbed_seconds": seconds,
+        "fastest_round_seconds": length,
+        "last_call_seconds": last,
+        "kills": kills,
+        "half_written_files_left": left,
+        **result,
+    }
 
 
 def table(result: dict[str, Any]) -> str:

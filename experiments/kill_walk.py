@@ -354,24 +354,35 @@ def main() -> None:
             if time.monotonic() - walked > 60 * args.minutes:
                 break
             differs = rerun(make, found, state)
-            record = {"operation": state.operation, "number": state.number, "stage": state.stage,
-                      "half": state.half, "differs": differs}  # fmt: skip
+            record = {
+                "operation": state.operation,
+                "number": state.number,
+                "stage": state.stage,
+                "half": state.half,
+                "differs": differs,
+            }
             records.append(record)
             if differs:
                 print(record, flush=True)
         last = rerun(make, found, found.states[-1], whole=True)
         result = {
             "command": shlex.join(["experiments/kill_walk.py", *sys.argv[1:]]),
-            "config": args.config, "operations": found.operations, "states": len(found.states),
-            "tried": len(records), "differ": [r for r in records if r["differs"]],
+            "config": args.config,
+            "operations": found.operations,
+            "states": len(found.states),
+            "tried": len(records),
+            "differ": [r for r in records if r["differs"]],
             "stages": {s: sum(r["stage"] == s for r in records) for s in found.ends if s},
-            "arrays_differ": [] if last else [k for k, v in arrays(found.folder).items()
-                                              if saved.get(k) != v],
-            "kills": real_kills(["run", f"--config={args.config}", f"--workdir={found.folder}"],
-                                found, args.kills),
-            "seconds": time.monotonic() - begin, "python": platform.python_version(),
+            "arrays_differ": []
+            if last
+            else [k for k, v in arrays(found.folder).items() if saved.get(k) != v],
+            "kills": real_kills(
+                ["run", f"--config={args.config}", f"--workdir={found.folder}"], found, args.kills
+            ),
+            "seconds": time.monotonic() - begin,
+            "python": platform.python_version(),
             "machine": platform.machine(),
-        }  # fmt: skip
+        }
     print(json.dumps({k: v for k, v in result.items() if k != "kills"}, indent=1))
     if args.output:
         (ROOT / args.output).write_text(json.dumps(result, indent=1) + "\n")

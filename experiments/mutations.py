@@ -97,15 +97,30 @@ def run_tests(checkout: pathlib.Path, tests: Sequence[str], runs: pathlib.Path) 
     with tempfile.TemporaryDirectory(prefix="mutation_tests_") as scratch:
         made = subprocess.run(
             [
-                sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "--no-header",
-                "-p", "no:cacheprovider", f"--basetemp={scratch}/tests", *tests,
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-rfE",
+                "--tb=short",
+                "--no-header",
+                "-p",
+                "no:cacheprovider",
+                f"--basetemp={scratch}/tests",
+                *tests,
             ],
-            cwd=checkout, capture_output=True, text=True, check=False,
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
             env={
-                **os.environ, "PYTHONPATH": str(checkout), "XREC_TEST_RUNS": str(runs),
-                "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200",
+                **os.environ,
+                "PYTHONPATH": str(checkout),
+                "XREC_TEST_RUNS": str(runs),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "COLUMNS": "200",
             },
-        )  # fmt: skip
+        )
     return Outcome(made.returncode, made.stdout + made.stderr)
 
 

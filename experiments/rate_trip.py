@@ -56,7 +56,10 @@ class Browser:
         options = {
             "binary": binary,
             "args": [
-                "--headless=new", "--no-sandbox", "--disable-gpu", "--force-color-profile=srgb",
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--force-color-profile=srgb",
                 f"--user-data-dir={folder / 'profile'}",
                 "--host-resolver-rules=MAP * ~NOTFOUND",  # any request to a network fails
             ],
@@ -64,7 +67,7 @@ class Browser:
                 "download.default_directory": str(self.downloads),
                 "download.prompt_for_download": False,
             },
-        }  # fmt: skip
+        }
         wanted = {"browserName": "chrome", "goog:chromeOptions": options}
         wanted["goog:loggingPrefs"] = {"browser": "ALL", "performance": "ALL"}
         try:
@@ -122,9 +125,12 @@ class Browser:
         """A screenshot of the page's beginning or end as a phone or a wide screen shows it."""
         height = 844 if width < 600 else 900
         self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height,
-            deviceScaleFactor=2 if width < 600 else 1, mobile=width < 600,
-        )  # fmt: skip
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if width < 600 else 1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
         wide = self.script("return document.documentElement.scrollWidth")
@@ -146,8 +152,9 @@ class Browser:
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         return [
             message["params"]["request"]["url"]
-            for message in messages if message["method"] == "Network.requestWillBeSent"
-        ]  # fmt: skip
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
 
     def close(self) -> None:
         """Ends the browser and its driver."""
@@ -175,8 +182,9 @@ def made_up(folder: pathlib.Path, count: int = 12) -> pathlib.Path:
     for number in range(count):
         past = [
             f"{i}. Place {rng.randrange(100, 999)}: {rng.choice(kinds)}, {rng.choice(moods)}, "
-            f"price level {rng.randrange(1, 5)}, well-liked, in Old Town\n" for i in range(1, 9)
-        ]  # fmt: skip
+            f"price level {rng.randrange(1, 5)}, well-liked, in Old Town\n"
+            for i in range(1, 9)
+        ]
         kind, mood, name = rng.choice(kinds), rng.choice(moods), f"The Amber Gate {number + 1}"
         prompt = (
             f"Places the user went to, oldest first:\n{''.join(past)}\nAbout the user: A woman of "
@@ -233,9 +241,14 @@ class Rater:
 
 
 def answer(
-    browser: Browser, rater: Rater, steps: dict[str, Any], *, by: str, first: int,
+    browser: Browser,
+    rater: Rater,
+    steps: dict[str, Any],
+    *,
+    by: str,
+    first: int,
     output: pathlib.Path,
-) -> None:  # fmt: skip
+) -> None:
     """Answers the screens of a sheet from number `first` on, to the end or half way."""
     half = len(steps) // 2
     for number, meaning in list(steps.items())[first:]:
@@ -309,9 +322,7 @@ def trip(args: argparse.Namespace) -> dict[str, Any]:
     """Makes, answers, and collects; returns the collected result."""
     output = pathlib.Path(args.output).absolute()
     output.mkdir(parents=True)
-    source = {"workdir": args.workdir} if args.workdir else {
-        "explanations": [str(made_up(output))]
-    }  # fmt: skip
+    source = {"workdir": args.workdir} if args.workdir else {"explanations": [str(made_up(output))]}
     rate.make(**source, output=output / "kit", pairs=args.pairs, raters=2, gold=2, seed=args.seed)
     key = read_json(output / "kit" / "KEY.json")
     people = [Rater("Ada", key, 1), Rater("Béla", key, 2)]

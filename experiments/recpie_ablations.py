@@ -50,14 +50,26 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FULL, ALONE, JOINT = "full", "alone", "joint"
 # What the recommender and the language model of a base were made from.
 _MADE_FROM = (
-    "data.", "recommend.", "pretrain.", "llm.", "joint.readings", "joint.states.history",
+    "data.",
+    "recommend.",
+    "pretrain.",
+    "llm.",
+    "joint.readings",
+    "joint.states.history",
     "joint.states.template",
-)  # fmt: skip
+)
 # Of those, and of a whole run, what changes nothing that is computed, or says it in another way.
 _SAME = (
-    "name", "stages", "imports", "llm.path", "llm.chat_template", "llm.generation_batch",
-    "data.path", "data.users", "data.items",
-)  # fmt: skip
+    "name",
+    "stages",
+    "imports",
+    "llm.path",
+    "llm.chat_template",
+    "llm.generation_batch",
+    "data.path",
+    "data.users",
+    "data.items",
+)
 
 
 # Configs.
@@ -146,9 +158,10 @@ def different(first: Any, second: Any, *, among: tuple[str, ...] = ("",)) -> lis
     """Keys that start with one of `among` and whose values matter and differ."""
     a, b = flat(first.to_dict()), flat(second.to_dict())
     return [
-        key for key in sorted(a.keys() | b.keys())
+        key
+        for key in sorted(a.keys() | b.keys())
         if key.startswith(among) and key not in _SAME and a.get(key) != b.get(key)
-    ]  # fmt: skip
+    ]
 
 
 # The base, and runs that share it.
@@ -283,8 +296,10 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     k = 10 if 10 in config.ranking.ks else config.ranking.ks[0]
     result: dict[str, Any] = {
         "settings": {"seeds": config.seeds, "tiny": args.tiny, "override": args.override},
-        "metric": f"ndcg@{k}", "ablations": {}, "failed": {},
-    }  # fmt: skip
+        "metric": f"ndcg@{k}",
+        "ablations": {},
+        "failed": {},
+    }
     for number, name in enumerate(names, start=1):
         mine = config.copy_and_resolve_references()
         mine.name, mine.stages = f"recpie_world_{name}", ("recommend", "joint")
@@ -336,11 +351,18 @@ def show(result: dict[str, Any]) -> str:
         changes = ", ".join(f"{key}={value}" for key, value in found["changes"].items()) or "-"
         for system, figures in found["systems"].items():
             f1 = figures["planted_f1"]
-            rows.append([
-                name, changes, system, f"{figures['ndcg']['value']:.4f}",
-                f"{found['alone']['value']:.4f}", percent(figures["gain"]), f"{figures['p']:.4f}",
-                "-" if f1 is None else f"{f1['value']:.3f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    changes,
+                    system,
+                    f"{figures['ndcg']['value']:.4f}",
+                    f"{found['alone']['value']:.4f}",
+                    percent(figures["gain"]),
+                    f"{figures['p']:.4f}",
+                    "-" if f1 is None else f"{f1['value']:.3f}",
+                ]
+            )
             changes = ""
     metric = result["metric"].upper()
     header = ["ablation", "changes", "reads", metric, "alone", "gain over alone", "p", "planted F1"]

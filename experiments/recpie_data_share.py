@@ -168,9 +168,11 @@ def compare(
         for one in (joint, values[TRUE])
     )
     return {
-        "users": alone.shape[-1], "shares": found, "matching_share": reached,
+        "users": alone.shape[-1],
+        "shares": found,
+        "matching_share": reached,
         "planted_matching_share": bound,
-    }  # fmt: skip
+    }
 
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
@@ -195,11 +197,14 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     values = values_of(rundirs, configs, f"ndcg@{k}")
     return {
         "settings": {
-            "seeds": config.seeds, "tiny": args.tiny, "anew": args.anew, "override": args.override,
+            "seeds": config.seeds,
+            "tiny": args.tiny,
+            "anew": args.anew,
+            "override": args.override,
         },
         "metric": f"ndcg@{k}",
         **compare(shares, values, resamples=config.ranking.resamples),
-    }  # fmt: skip
+    }
 
 
 def answer(result: dict[str, Any]) -> str:
@@ -215,16 +220,24 @@ def show(result: dict[str, Any]) -> str:
     """A row for each share, as text."""
     rows = [
         [
-            share, *(cell(one[name]) for name in SYSTEMS), signed(one["joint_less_alone"]),
-            signed(one["joint_less_alone_on_all"]), f"{one['p_on_all']:.4f}",
+            share,
+            *(cell(one[name]) for name in SYSTEMS),
+            signed(one["joint_less_alone"]),
+            signed(one["joint_less_alone_on_all"]),
+            f"{one['p_on_all']:.4f}",
         ]
         for share, one in result["shares"].items()
-    ]  # fmt: skip
+    ]
     metric = result["metric"].upper()
     header = [
-        "share", f"alone, {metric}", "joint", "true tastes", "joint - alone",
-        "joint - alone on all", "p",
-    ]  # fmt: skip
+        "share",
+        f"alone, {metric}",
+        "joint",
+        "true tastes",
+        "joint - alone",
+        "joint - alone on all",
+        "p",
+    ]
     return f"{text_table(header, rows)}\n{result['users']:,} users; {answer(result)}"
 
 

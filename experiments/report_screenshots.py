@@ -196,9 +196,12 @@ def browser(driver: str, binary: str) -> Iterator[Browser]:
 def metrics(page: Browser, width: int, height: int) -> None:
     """Makes the screen that wide."""
     page.command(
-        "Emulation.setDeviceMetricsOverride", width=width, height=height,
-        deviceScaleFactor=2 if width < 600 else 1, mobile=width < 600,
-    )  # fmt: skip
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=height,
+        deviceScaleFactor=2 if width < 600 else 1,
+        mobile=width < 600,
+    )
 
 
 def shoot(page: Browser, width: int, target: pathlib.Path) -> list[pathlib.Path]:

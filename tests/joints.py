@@ -75,8 +75,9 @@ def planted_f1(text, likes_and_dislikes):
     true = {
         (name, side, value)
         for side, key in (("for", "likes"), ("against", "dislikes"))
-        for name, values in likes_and_dislikes[key].items() for value in values
-    }  # fmt: skip
+        for name, values in likes_and_dislikes[key].items()
+        for value in values
+    }
     right = len(claims & true)
     return 2 * right / (len(claims) + len(true))
 

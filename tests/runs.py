@@ -102,8 +102,11 @@ def cut_after(step: int) -> Iterator[None]:
 
 
 def _joint(folder: pathlib.Path) -> None:
-    texts = [join_pair(taste_pair({"kind": ["bar"], "mood": [m]}, {"kind": [k]}))
-             for k in KINDS for m in MOODS]  # fmt: skip
+    texts = [
+        join_pair(taste_pair({"kind": ["bar"], "mood": [m]}, {"kind": [k]}))
+        for k in KINDS
+        for m in MOODS
+    ]
     tiny.llama_directory(folder / "model", texts, ends=6.0, num_layers=1, max_positions=512)
     config = tiny.joint(folder / "model")
     with one_device():
@@ -135,9 +138,12 @@ def start(
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     return subprocess.Popen(
         [*guard, sys.executable, "-m", "xrec_jax", *arguments],
-        cwd=tiny.CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tiny.CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(tiny.CHECKOUT), **environment},
-    )  # fmt: skip
+    )
 
 
 def finish(process: subprocess.Popen, *, status: int = 0) -> tuple[str, str]:
@@ -222,11 +228,15 @@ def two_processes(*arguments: str) -> list[tuple[str, str]]:
     port = free_port()
     started = [
         start(
-            *arguments, devices=4, limit=200, XREC_COORDINATOR=f"127.0.0.1:{port}",
-            XREC_PROCESSES="2", XREC_PROCESS=str(process),
+            *arguments,
+            devices=4,
+            limit=200,
+            XREC_COORDINATOR=f"127.0.0.1:{port}",
+            XREC_PROCESSES="2",
+            XREC_PROCESS=str(process),
         )
         for process in range(2)
-    ]  # fmt: skip
+    ]
     try:
         printed = [process.communicate() for process in started]
     finally:

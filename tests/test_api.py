@@ -240,7 +240,7 @@ def with_odd_ids():
         (gzip.compress(b"ann\n"), ["ann"]),
     ],
     ids=["byte order mark", "carriage returns", "blanks", "separators", "gzip"],
-)  # fmt: skip
+)
 def test_a_file_of_users(with_odd_ids, tmp_path, content, expected):
     path = tmp_path / ("u.gz" if content.startswith(b"\x1f\x8b") else "u, v+w.txt")
     path.write_bytes(content)
@@ -250,10 +250,13 @@ def test_a_file_of_users(with_odd_ids, tmp_path, content, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ann, ben", ["ann", " ben"]), ("all, ann ,", ["all", "ann"]), ("d, e", ["d, e"]),
-        ("users.txt", ["users.txt"]), ("all", None),
+        ("ann, ben", ["ann", " ben"]),
+        ("all, ann ,", ["all", "ann"]),
+        ("d, e", ["d, e"]),
+        ("users.txt", ["users.txt"]),
+        ("all", None),
     ],
-)  # fmt: skip
+)
 def test_listed_users(with_odd_ids, text, expected):
     assert recommend.wanted_users(with_odd_ids, text) == expected
 

@@ -82,7 +82,7 @@ def kept(tmp_path_factory):
 def answered(path):
     """What the one sheet of a key saves when all of it is answered, as `sheet.js` writes it."""
     key = json.loads(path.read_text())
-    (name, sheet), = key["sheets"].items()  # fmt: skip
+    ((name, sheet),) = key["sheets"].items()
     answers = {
         step: {
             "values": dict.fromkeys(key["questions"], 7)
@@ -93,9 +93,14 @@ def answered(path):
         for step, meaning in sheet["steps"].items()
     }
     return {
-        "format": "xrec-ratings", "version": 1, "sheet": name, "rater": "ann", "complete": True,
-        "place": len(answers), "answers": answers,
-    }  # fmt: skip
+        "format": "xrec-ratings",
+        "version": 1,
+        "sheet": name,
+        "rater": "ann",
+        "complete": True,
+        "place": len(answers),
+        "answers": answers,
+    }
 
 
 @pytest.fixture
@@ -118,7 +123,9 @@ AUDIT = ["audit", "--config={folder}/config.py:recommend", "--config.data.format
 CASES = {
     # What is explained, and where to
     "output that is a directory": (
-        [*EXPLAIN[:3], "--output={folder}/d.jsonl"], "d.jsonl", "is a directory",
+        [*EXPLAIN[:3], "--output={folder}/d.jsonl"],
+        "d.jsonl",
+        "is a directory",
     ),
     "output below a file": ([*EXPLAIN[:3], "--output={folder}/file/o.jsonl"], "file is a file"),
     "temperature": ([*EXPLAIN, "--temperature=nan"], "--temperature=nan"),
@@ -146,34 +153,44 @@ CASES = {
     "comparison to a directory": ([*COMPARE, "--output={folder}/d.jsonl"], "is a directory"),
     # What people are asked and what they say
     "unknown explainer": (
-        [*MAKE, "--workdir={folder}/one", "--system=tempalte"], "--system", "'template'",
+        [*MAKE, "--workdir={folder}/one", "--system=tempalte"],
+        "--system",
+        "'template'",
     ),
     "prompt id that is a list": (
-        [*MAKE, "--explanations={folder}/prompts.jsonl+{folder}/answers.jsonl"], "prompt_id",
+        [*MAKE, "--explanations={folder}/prompts.jsonl+{folder}/answers.jsonl"],
+        "prompt_id",
     ),
     "explanations without a prompt": (
-        [*MAKE, "--explanations={folder}/answers.jsonl"], "line 1", "'prompt'",
+        [*MAKE, "--explanations={folder}/answers.jsonl"],
+        "line 1",
+        "'prompt'",
     ),
     "no gzip": ([*MAKE, "--explanations={folder}/zip.jsonl.gz"], "zip.jsonl.gz"),
     "key of other sheets": (
         ["rate", "collect", "--key={folder}/other/KEY.json", "--answers={folder}/ann.json"],
-        "ann.json", "does not know",
+        "ann.json",
+        "does not know",
     ),
     "key without sheets": (
         ["rate", "collect", "--key={folder}/key.json", "--answers={folder}/ann.json"],
-        "key.json", "damaged",
+        "key.json",
+        "damaged",
     ),
     "answers as key": (
-        ["rate", "collect", "--key={folder}/ann.json", "--answers={folder}/ann.json"], "KEY.json",
+        ["rate", "collect", "--key={folder}/ann.json", "--answers={folder}/ann.json"],
+        "KEY.json",
     ),
     "result to a directory": ([*COLLECT, "--output={folder}"], "must end in .json"),
     "table without a line": (["rate", "collect", "--ratings={folder}/header.csv"], "no rating"),
     # What is audited
     "messages without one": (
-        [*AUDIT, "--config.audit.instructions={folder}/turns.jsonl"], "line 1", "messages",
+        [*AUDIT, "--config.audit.instructions={folder}/turns.jsonl"],
+        "line 1",
+        "messages",
     ),
     "findings below a file": ([*AUDIT, "--output={folder}/file/a.json"], "file is a file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -280,11 +297,15 @@ def test_values_of_stages(case, folder, capsys):
     stages = "recommend,pretrain,explain,judge,attributes"
     source = "--config.judge.source=" + ("file" if "judge.path" in override else "world")
     arguments = [
-        "run", f"--config={folder / 'config.py'}:{stages}", f"--workdir={folder}/w",
-        "--config.explain.explainers=('template',)", "--config.judge.examples=12",
-        "--config.judge.length=512", source,
+        "run",
+        f"--config={folder / 'config.py'}:{stages}",
+        f"--workdir={folder}/w",
+        "--config.explain.explainers=('template',)",
+        "--config.judge.examples=12",
+        "--config.judge.length=512",
+        source,
         f"--config.{override.format(folder=folder)}",
-    ]  # fmt: skip
+    ]
     refuses(capsys, folder, arguments, *named)
 
 
@@ -308,9 +329,12 @@ LATER = {"judge": "judge.length=24", "attributes": "attributes.length=24"}
 def test_rows_too_short_are_told_before_the_base_is_trained(stage, override, folder, capsys):
     """Only the tokenizer knows how long texts are; it comes first, and hours of training after."""
     arguments = [
-        "run", f"--config={folder / 'config.py'}:pretrain,{stage}", f"--workdir={folder}/w",
-        "--config.judge.examples=12", f"--config.{override}",
-    ]  # fmt: skip
+        "run",
+        f"--config={folder / 'config.py'}:pretrain,{stage}",
+        f"--workdir={folder}/w",
+        "--config.judge.examples=12",
+        f"--config.{override}",
+    ]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert "24" in error and stage in error and "Traceback" not in error

@@ -76,7 +76,8 @@ COMMAND_LINE = {
     "recommend without --workdir": (["recommend", "--output=o.jsonl"], "--workdir is missing"),
     "audit without --config": (["audit"], "--config is missing"),
     "audit of two things": (
-        ["audit", f"--config={runs.CONFIG}", "--workdir=w"], "--config and --workdir",
+        ["audit", f"--config={runs.CONFIG}", "--workdir=w"],
+        "--config and --workdir",
     ),
     "half a verb": (["rate"], "rate make or rate collect"),
     "half a verb and flags": (["rate", "--output=o"], "rate make or rate collect"),
@@ -84,13 +85,15 @@ COMMAND_LINE = {
     "explain without --workdir": (["explain", "--output=o.jsonl"], "--workdir is missing"),
     "explain without --output": (["explain", "--workdir={folder}"], "--output is missing"),
     "explain: no run": (
-        ["explain", "--workdir={folder}", "--output={folder}/o.jsonl"], "not a run directory",
+        ["explain", "--workdir={folder}", "--output={folder}/o.jsonl"],
+        "not a run directory",
     ),
     "compare without runs": (["compare"], "--workdir is missing"),
     "compare one run": (["compare", "--workdir={folder}"], "two"),
     "rate make without --output": (["rate", "make", "--workdir={folder}"], "--output is missing"),
     "rate make: no run": (
-        ["rate", "make", "--workdir={folder}", "--output={folder}/o"], "{folder}",
+        ["rate", "make", "--workdir={folder}", "--output={folder}/o"],
+        "{folder}",
     ),
     "rate collect nothing": (["rate", "collect"], "key"),
     "report: no run": (["report", "--workdir={folder}"], "not a run directory"),
@@ -98,9 +101,10 @@ COMMAND_LINE = {
     "evaluate: no folder": (["evaluate", "--workdir={folder}/w"], "/w", "not a run directory"),
     "evaluate: no run": (["evaluate", "--workdir={folder}"], "not a run directory", "config.json"),
     "recommend: no run": (
-        ["recommend", "--workdir={folder}", "--output={folder}/o.jsonl"], "not a run directory",
+        ["recommend", "--workdir={folder}", "--output={folder}/o.jsonl"],
+        "not a run directory",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE.values(), ids=COMMAND_LINE.keys())
@@ -162,7 +166,8 @@ OVERRIDES = {
     "warm-up above 1": ([BPR + "train.warmup=2.0"], "warmup=2.0"),
     "negative clipping": ([BPR + "train.clip_norm=-1.0"], "clip_norm=-1.0"),
     "second system wrong": (
-        ["--config.recommend.lightgcn.train.learning_rate=-0.1"], "learning_rate=-0.1",
+        ["--config.recommend.lightgcn.train.learning_rate=-0.1"],
+        "learning_rate=-0.1",
     ),
     "world key out of range": (["--config.data.world.num_users=0"], "world.num_users"),
     "unknown format": (["--config.data.format=atomc"], "'atomc'", "did you mean 'atomic'"),
@@ -170,27 +175,34 @@ OVERRIDES = {
     "no path": ([CSV[0]], "path"),
     "missing data file": ([CSV[0], "--config.data.path={folder}/god.csv"], "god.csv", "good.csv"),
     "missing data folder": (
-        ["--config.data.format=atomic", "--config.data.path={folder}/ml"], "/ml", "no such",
+        ["--config.data.format=atomic", "--config.data.path={folder}/ml"],
+        "/ml",
+        "no such",
     ),
     "missing column": ([CSV[0], "--config.data.path={folder}/column.csv"], "item_id", "itm_id"),
     "named column missing": ([*CSV, "--config.data.columns.user=usr_id"], "usr_id", "user_id"),
     "unparsable number": (
-        [CSV[0], "--config.data.path={folder}/number.csv"], "number.csv", "line 3", "'soon'",
+        [CSV[0], "--config.data.path={folder}/number.csv"],
+        "number.csv",
+        "line 3",
+        "'soon'",
     ),
     "column twice": ([CSV[0], "--config.data.path={folder}/twice.csv"], "'item_id'", "twice.csv"),
     "record too short": ([CSV[0], "--config.data.path={folder}/ragged.csv"], "line 3"),
     "no event": ([CSV[0], "--config.data.path={folder}/empty.csv"], "no events"),
     "empty after filtering": ([*CSV, "--config.data.filters.user_core=9"], "user_core=9"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OVERRIDES.values(), ids=OVERRIDES.keys())
 def test_override(case, folder, capsys):
     overrides, *named = case
     arguments = [
-        "run", f"--config={runs.CONFIG}:bpr,lightgcn", f"--workdir={folder}/w",
+        "run",
+        f"--config={runs.CONFIG}:bpr,lightgcn",
+        f"--workdir={folder}/w",
         *(text.format(folder=folder) for text in overrides),
-    ]  # fmt: skip
+    ]
     refuses(capsys, folder, arguments, *named)
 
 
@@ -213,9 +225,10 @@ RECOMMEND = {
     "no output": (["--output="], "--output"),
     "output below a file": (["--output={folder}/file/o.jsonl"], "file"),
     "unknown user, output in a new folder": (
-        ["--users=nobody", "--output={folder}/new/o.jsonl"], "'nobody'",
+        ["--users=nobody", "--output={folder}/new/o.jsonl"],
+        "'nobody'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", RECOMMEND.values(), ids=RECOMMEND.keys())

@@ -72,7 +72,9 @@ CASES = {
     "source": ([JOINT + "states.source=wrold"], "joint.states.source='wrold'", "world, file"),
     "file without a path": ([JOINT + "states.source=file"], "joint.states.path"),
     "template about a place": (
-        [JOINT + "states.template=places"], "joint.states.template='places'", "'tastes'",
+        [JOINT + "states.template=places"],
+        "joint.states.template='places'",
+        "'tastes'",
     ),
     "no such template": ([JOINT + "states.template=tsates"], "'tsates'", "did you mean 'tastes'"),
     "group": ([JOINT + "states.group=gendre"], "joint.states.group='gendre'", "'gender'"),
@@ -81,15 +83,13 @@ CASES = {
     # Of the explainer
     "too many examples": ([JOINT + "sft.examples=500"], "joint.sft.examples=500"),
     "prompt too long": (
-        [JOINT + "explain.max_new_tokens=400"], "512", "joint.explain.max_new_tokens",
+        [JOINT + "explain.max_new_tokens=400"],
+        "512",
+        "joint.explain.max_new_tokens",
     ),
     "no answer": ([JOINT + "explain.max_new_tokens=0"], "joint.explain.max_new_tokens=0"),
-    "placeholder": (
-        [JOINT + "soft_prompt.placeholder=xylophone"], "joint.soft_prompt.placeholder",
-    ),
-    "no parts of a batch": (
-        [JOINT + "sft.train.accumulation=0"], "joint.sft.train.accumulation=0",
-    ),
+    "placeholder": ([JOINT + "soft_prompt.placeholder=xylophone"], "joint.soft_prompt.placeholder"),
+    "no parts of a batch": ([JOINT + "sft.train.accumulation=0"], "joint.sft.train.accumulation=0"),
     "no epoch": ([JOINT + "sft.train.epochs=0"], "joint.sft.train.epochs=0"),
     "rank": ([JOINT + "lora.rank=0"], "lora.rank=0"),
     # Of rewards and guards
@@ -99,31 +99,45 @@ CASES = {
     "guard": ([JOINT + "guards.max_reward=-1.0"], "max_reward=-1.0"),
     "patience": ([JOINT + "guards.patience=0"], "patience=0"),
     "gain": (
-        [JOINT + "guards.gain_metric=valid/gian"], "joint.guards.gain_metric='valid/gian'",
+        [JOINT + "guards.gain_metric=valid/gian"],
+        "joint.guards.gain_metric='valid/gian'",
         "did you mean 'valid/gain'",
     ),
     # Of PPO
     "estimator": ([JOINT + "ppo.estimator=gea"], "joint.ppo.estimator='gea'", "'gae'"),
     "groups that a batch cannot hold": (
-        [JOINT + "rollout.group_size=8", JOINT + "ppo.batch_size=4",
-         JOINT + "rollout.per_round=16"],
-        "joint.ppo.batch_size=4", "joint.ppo.share_prompts=False",
+        [
+            JOINT + "rollout.group_size=8",
+            JOINT + "ppo.batch_size=4",
+            JOINT + "rollout.per_round=16",
+        ],
+        "joint.ppo.batch_size=4",
+        "joint.ppo.share_prompts=False",
     ),
     "a kernel that shares nothing": (
         [JOINT + "rollout.group_size=2", "--config.llm.attention=splash"],
-        "llm.attention='splash'", "joint.ppo.share_prompts=False",
+        "llm.attention='splash'",
+        "joint.ppo.share_prompts=False",
     ),
     "a gain that is not measured there": (
-        [JOINT + "guards.gain_metric=valid/log_prob_gain", JOINT + "granularity=user_item",
-         JOINT + "states.template=candidate"],
-        "joint.guards.gain_metric='valid/log_prob_gain'", "joint.granularity='user_item'",
+        [
+            JOINT + "guards.gain_metric=valid/log_prob_gain",
+            JOINT + "granularity=user_item",
+            JOINT + "states.template=candidate",
+        ],
+        "joint.guards.gain_metric='valid/log_prob_gain'",
+        "joint.granularity='user_item'",
     ),
     "a group of one": ([JOINT + "ppo.estimator=group"], "joint.rollout.group_size"),
     "rollouts that fill no batch": (
-        [JOINT + "rollout.per_round=20"], "joint.rollout.per_round=20", "batch_size=8",
+        [JOINT + "rollout.per_round=20"],
+        "joint.rollout.per_round=20",
+        "batch_size=8",
     ),
     "rollouts that fill no group": (
-        [JOINT + "rollout.group_size=5"], "joint.rollout.per_round=16", "group_size=5",
+        [JOINT + "rollout.group_size=5"],
+        "joint.rollout.per_round=16",
+        "group_size=5",
     ),
     "no temperature": ([JOINT + "rollout.temperature=0.0"], "temperature"),
     "clip": ([JOINT + "ppo.clip=-0.1"], "clip"),
@@ -131,34 +145,46 @@ CASES = {
     "kind of KL": ([JOINT + "kl.kind=k4"], "joint.kl.kind='k4'"),
     "refresh": ([JOINT + "cache.refresh=1.5"], "joint.cache.refresh=1.5"),
     "nearly none held out": (
-        [JOINT + "rollout.held_out=0.01"], "joint.rollout.held_out=0.01", "no user",
+        [JOINT + "rollout.held_out=0.01"],
+        "joint.rollout.held_out=0.01",
+        "no user",
     ),
     "missing EOS": ([JOINT + "ppo.missing_eos=nan"], "joint.ppo.missing_eos=nan"),
     # Of the fused recommender
     "side": ([JOINT + "recommender.sides=whynot"], "joint.recommender", "did you mean 'why_not'"),
     "null dropout": ([JOINT + "recommender.null_dropout=1.5"], "null_dropout=1.5"),
     "components": (
-        [JOINT + "recommender.components=-1"], "joint.recommender.components=-1", "at least 0",
+        [JOINT + "recommender.components=-1"],
+        "joint.recommender.components=-1",
+        "at least 0",
     ),
     "all held out": ([JOINT + "rollout.held_out=1.0"], "joint.rollout.held_out=1.0"),
     "about": (["--config.data.world.about_share=0.0"], "data.world.about_share=0", "tastes"),
     "teacher": ([JOINT + "sft.teacher=treu"], "joint.sft.teacher='treu'", "did you mean 'true'"),
     "teacher of cases": (
-        [JOINT + "sft.teacher=stated", JOINT + "granularity=user_item",
-         JOINT + "states.template=candidate"], "joint.sft.teacher='stated'", "joint.granularity",
+        [
+            JOINT + "sft.teacher=stated",
+            JOINT + "granularity=user_item",
+            JOINT + "states.template=candidate",
+        ],
+        "joint.sft.teacher='stated'",
+        "joint.granularity",
     ),
     "temperature of scores": (
-        [JOINT + "recommender.temperature=-1.0"], "joint.recommender.temperature=-1.0",
+        [JOINT + "recommender.temperature=-1.0"],
+        "joint.recommender.temperature=-1.0",
     ),
     "critic": ([JOINT + "critic.dropout=0.1"], "joint.critic.dropout=0.1"),
     "schedule of the recommender": (
-        [JOINT + "recommender.train.schedule=cosine"], "joint.recommender.train.schedule='cosine'",
+        [JOINT + "recommender.train.schedule=cosine"],
+        "joint.recommender.train.schedule='cosine'",
         "'constant'",
     ),
     "warm-up of the recommender": (
-        [JOINT + "recommender.train.warmup=0.1"], "joint.recommender.train.warmup=0.1",
+        [JOINT + "recommender.train.warmup=0.1"],
+        "joint.recommender.train.warmup=0.1",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -176,10 +202,15 @@ def test_a_recommender_that_learns_nothing(folder, capsys):
 
 def test_readings_need_reviews(folder, capsys):
     arguments = [
-        "run", f"--config={folder / 'config.py'}", f"--workdir={folder}/w", "--config.llm.path=",
-        "--config.stages=recommend,pretrain,joint", JOINT + "readings=50",
-        "--config.data.world.review_share=0.0", "--config.llm.max_positions=512",
-    ]  # fmt: skip
+        "run",
+        f"--config={folder / 'config.py'}",
+        f"--workdir={folder}/w",
+        "--config.llm.path=",
+        "--config.stages=recommend,pretrain,joint",
+        JOINT + "readings=50",
+        "--config.data.world.review_share=0.0",
+        "--config.llm.max_positions=512",
+    ]
     refuses(capsys, folder, arguments, "joint.readings", "review_share")
 
 
@@ -280,9 +311,12 @@ def test_a_judge_of_another_base(joint, folder, capsys):  # noqa: F811
     assert text != json.dumps(saved)
     path.write_text(text)
     arguments = [
-        "run", f"--config={folder / 'config.py'}", f"--workdir={folder}/w",
-        JOINT + "rewards.log_prob_gain=1.0", JOINT + f"judge.adapter={folder / 'judge'}",
-    ]  # fmt: skip
+        "run",
+        f"--config={folder / 'config.py'}",
+        f"--workdir={folder}/w",
+        JOINT + "rewards.log_prob_gain=1.0",
+        JOINT + f"judge.adapter={folder / 'judge'}",
+    ]
     config = folder / "config.py"
     config.write_text(
         config.read_text().replace("return made", "made.joint.rewards.judge = 0.5\n    return made")
@@ -311,10 +345,19 @@ def test_answers_that_do_not_end_stop_the_run_and_the_start_is_kept(joint, folde
         shutil.rmtree(workdir / name)
     (workdir / "config.json").unlink()
     with runs.one_device():
-        assert cli.main([
-            "run", f"--config={config}", f"--workdir={workdir}", JOINT + "systems=null",
-            JOINT + "explain.max_new_tokens=1", JOINT + "rounds=5",
-        ]) == 0  # fmt: skip
+        assert (
+            cli.main(
+                [
+                    "run",
+                    f"--config={config}",
+                    f"--workdir={workdir}",
+                    JOINT + "systems=null",
+                    JOINT + "explain.max_new_tokens=1",
+                    JOINT + "rounds=5",
+                ]
+            )
+            == 0
+        )
     rounds = [
         json.loads(line)
         for line in (workdir / "joint" / "0" / "rounds.jsonl").read_text().splitlines()

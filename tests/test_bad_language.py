@@ -69,9 +69,11 @@ def folder(kept, tmp_path, monkeypatch) -> pathlib.Path:
 
 def refuse(capsys, folder, stages, overrides, *named):
     arguments = [
-        "run", f"--config={folder / 'config.py'}:{stages}", f"--workdir={folder}/w",
+        "run",
+        f"--config={folder / 'config.py'}:{stages}",
+        f"--workdir={folder}/w",
         *(text.format(folder=folder) for text in overrides),
-    ]  # fmt: skip
+    ]
     refuses(capsys, folder, arguments, *named)
 
 
@@ -91,14 +93,19 @@ TUNING = {
     "truncated base": ([*SET, LLM + "path={folder}/truncated"], "model.safetensors"),
     "base without tokenizer": ([*MODEL, LLM + "path={folder}/mute"], "mute", "tokenizer"),
     "base with another tokenizer": (
-        [*MODEL, LLM + "path={folder}/foreign", TUNE + "length=64"], "belong together",
+        [*MODEL, LLM + "path={folder}/foreign", TUNE + "length=64"],
+        "belong together",
     ),
     "no template to use": (
-        [*MODEL, LLM + "path={folder}/odd", LLM + "chat_template=yes"], "chat template",
+        [*MODEL, LLM + "path={folder}/odd", LLM + "chat_template=yes"],
+        "chat template",
     ),
     "base that is a file": ([*SET, LLM + "path={folder}/file"], "/file"),
     "mesh that splits no kernel": (
-        [*MODEL, LLM + "path={folder}/uneven", "--config.mesh.tensor=2"], "25", "tensor", "mesh",
+        [*MODEL, LLM + "path={folder}/uneven", "--config.mesh.tensor=2"],
+        "25",
+        "tensor",
+        "mesh",
     ),
     # Of its use
     "dtype": ([*MODEL, LLM + "dtype=float23"], "'float23'", "did you mean 'float32'"),
@@ -108,7 +115,9 @@ TUNING = {
     "chat template": ([*MODEL, LLM + "chat_template=y"], "llm.chat_template='y'"),
     "generation batch": ([*MODEL, LLM + "generation_batch=0"], "generation_batch=0"),
     "generation batch not divisible": (
-        [*MODEL, LLM + "generation_batch=6"], "generation_batch=6", "8",
+        [*MODEL, LLM + "generation_batch=6"],
+        "generation_batch=6",
+        "8",
     ),
     # Of the instructions
     "source": ([*MODEL, TUNE + "source=fiel"], "instruct.source='fiel'", "world, file"),
@@ -116,7 +125,9 @@ TUNING = {
     "missing path": ([*MODEL, TUNE + "path={folder}/ste.jsonl"], "ste.jsonl", "no such file"),
     "no JSON": ([*MODEL, TUNE + "path={folder}/json.jsonl"], "json.jsonl, line 2"),
     "missing key": (
-        [*MODEL, TUNE + "path={folder}/key.jsonl"], "line 2", "did you mean 'completoin'",
+        [*MODEL, TUNE + "path={folder}/key.jsonl"],
+        "line 2",
+        "did you mean 'completoin'",
     ),
     "no record": ([*MODEL, TUNE + "path={folder}/empty.jsonl"], "empty.jsonl"),
     "blank answer": ([*MODEL, TUNE + "path={folder}/blank.jsonl"], "line 1", "completion"),
@@ -130,13 +141,16 @@ TUNING = {
     "all held out": ([*MODEL, TUNE + "held_out=1.0"], "1.0"),
     "no such key to stratify by": ([*MODEL, TUNE + "stratify=kidn"], "'kidn'"),
     "world source without a world": (
-        [NONE, LLM + "path={folder}/model"], "instruct.source", "world",
+        [NONE, LLM + "path={folder}/model"],
+        "instruct.source",
+        "world",
     ),
     # Of lengths
     "example that does not fit": ([*MODEL, TUNE + "length=8"], "8 of a row", "length"),
     "rows longer than the model takes": ([*MODEL, TUNE + "length=999"], "length=999", "256"),
     "prompt too long": (
-        [*MODEL, TUNE + "length=256", TUNE + "samples.max_new_tokens=250"], "max_new_tokens",
+        [*MODEL, TUNE + "length=256", TUNE + "samples.max_new_tokens=250"],
+        "max_new_tokens",
     ),
     # Of the adapter, the samples, the training
     "rank": ([*MODEL, TUNE + "lora.rank=0"], "lora.rank=0"),
@@ -152,7 +166,10 @@ TUNING = {
     "metric": ([*MODEL, TUNE + "train.metric=valid/los"], "'valid/los'", "'valid/loss'"),
     "batch not divisible": ([*MODEL, TUNE + "train.batch_size=12"], "batch_size=12", "8 devices"),
     "parts that do not divide": (
-        [*MODEL, TUNE + "train.accumulation=3"], "batch_size=8", "24", "3 parts",
+        [*MODEL, TUNE + "train.accumulation=3"],
+        "batch_size=8",
+        "24",
+        "3 parts",
     ),
     "no part": ([*MODEL, TUNE + "train.accumulation=0"], "accumulation=0"),
     "no epoch": ([*MODEL, TUNE + "train.epochs=0"], "epochs=0"),
@@ -161,7 +178,7 @@ TUNING = {
     "learning rate": ([*MODEL, TUNE + "train.learning_rate=-1.0"], "learning_rate=-1.0"),
     "unknown key": ([*MODEL, TUNE + "lora.rnak=2"], "rnak", "rank"),
     "text for a number": ([*MODEL, TUNE + "lora.rank=two"], "rank", "two"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TUNING.values(), ids=TUNING.keys())
@@ -195,14 +212,17 @@ PRETRAINING = {
     "no files": (FILES, "pretrain.files"),
     "missing file": ([*FILES, BASE + "files=('{folder}/ste.jsonl',)"], "ste.jsonl", "no such file"),
     "missing second file": (
-        [*FILES, BASE + "files=('{folder}/set.jsonl+{folder}/ste.jsonl',)"], "ste.jsonl",
+        [*FILES, BASE + "files=('{folder}/set.jsonl+{folder}/ste.jsonl',)"],
+        "ste.jsonl",
     ),
     "malformed file": ([*FILES, BASE + "files=('{folder}/json.jsonl',)"], "json.jsonl, line 2"),
     "no such field": (
-        [*FILES, BASE + "files=('{folder}/set.jsonl',)", BASE + "fields=('text',)"], "text",
+        [*FILES, BASE + "files=('{folder}/set.jsonl',)", BASE + "fields=('text',)"],
+        "text",
     ),
     "nothing kept": (
-        [*FILES, BASE + "files=('{folder}/set.jsonl',)", BASE + "keep.field=kind"], "kind",
+        [*FILES, BASE + "files=('{folder}/set.jsonl',)", BASE + "keep.field=kind"],
+        "kind",
     ),
     "no copy": ([BASE + f"{key}=0" for key in ("copies", "described", "talk")], "pretrain"),
     "negative copies": ([BASE + "copies=-1"], "copies=-1"),
@@ -214,14 +234,17 @@ PRETRAINING = {
     "odd heads": ([LLM + "head_dim=3"], "head_dim=3"),
     "heads that do not divide": ([LLM + "num_kv_heads=3"], "num_kv_heads=3"),
     "no layer": ([LLM + "num_layers=0"], "num_layers=0"),
-    "sizes that the mesh does not split": ([LLM + "intermediate_size=25", "--config.mesh.tensor=2"],
-        "25", "tensor"),
+    "sizes that the mesh does not split": (
+        [LLM + "intermediate_size=25", "--config.mesh.tensor=2"],
+        "25",
+        "tensor",
+    ),
     "batch not divisible": ([BASE + "train.batch_size=12"], "batch_size=12", "8 devices"),
     "metric": ([BASE + "train.metric=loss"], "'loss'"),
     "accumulation": ([BASE + "train.accumulation=-2"], "accumulation=-2"),
     "dtype": ([LLM + "dtype=fp16"], "'fp16'"),
     "theta": ([LLM + "rope_theta=0.0"], "rope_theta"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PRETRAINING.values(), ids=PRETRAINING.keys())

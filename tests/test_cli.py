@@ -16,23 +16,52 @@ FLAGS = {
     "evaluate": {"workdir", "allow_imports"},
     "recommend": {"workdir", "users", "top_k", "output", "system", "allow_imports"},
     "explain": {
-        "workdir", "users", "top_k", "output", "system", "pairs", "explainer", "adapter", "base",
-        "prompt", "history", "max_new_tokens", "temperature", "batch", "shard", "allow_imports",
+        "workdir",
+        "users",
+        "top_k",
+        "output",
+        "system",
+        "pairs",
+        "explainer",
+        "adapter",
+        "base",
+        "prompt",
+        "history",
+        "max_new_tokens",
+        "temperature",
+        "batch",
+        "shard",
+        "allow_imports",
     },
     "compare": {"workdir", "output", "judge", "allow_imports"},
     "rate make": {
-        "workdir", "explanations", "system", "output", "pairs", "raters", "gold", "preferences",
-        "seed", "allow_imports",
+        "workdir",
+        "explanations",
+        "system",
+        "output",
+        "pairs",
+        "raters",
+        "gold",
+        "preferences",
+        "seed",
+        "allow_imports",
     },
     "rate collect": {
-        "workdir", "answers", "key", "ratings", "output", "partial", "exclude", "allow_imports",
+        "workdir",
+        "answers",
+        "key",
+        "ratings",
+        "output",
+        "partial",
+        "exclude",
+        "allow_imports",
     },
     "audit": {"config", "workdir", "output", "allow_imports"},
     "report": {"workdir", "allow_imports"},
     "import-hf": {"path", "output", "dtype"},
     "export-hf": {"workdir", "base", "adapter", "output", "dtype", "allow_imports"},
     "export-peft": {"workdir", "adapter", "base", "output", "allow_imports"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
@@ -149,10 +178,14 @@ def test_python_m_xrec_jax(finished, tmp_path):  # noqa: F811
     output = tmp_path / "o.jsonl"
     out, err = runs.finish(
         runs.start(
-            "recommend", f"--workdir={finished}", f"--output={output}", "--users=u00001",
-            "--top_k=3", "--system=bpr",
+            "recommend",
+            f"--workdir={finished}",
+            f"--output={output}",
+            "--users=u00001",
+            "--top_k=3",
+            "--system=bpr",
         )
-    )  # fmt: skip
+    )
     assert "3 recommendations for 1 users written to" in out and err == ""
     expected = tmp_path / "expected.jsonl"
     arguments = ["--users=u00001", "--top_k=3", "--system=bpr", f"--output={expected}"]

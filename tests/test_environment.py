@@ -72,9 +72,14 @@ def test_a_strange_environment_changes_nothing(finished, tmp_path):  # noqa: F81
     workdir, output = tmp_path / "Läufe 東京", tmp_path / "größte.jsonl"
     shutil.copytree(finished, workdir)
     environment = {
-        **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-        "TMPDIR": "/nowhere", "PYTHONOPTIMIZE": "2", "CUDA_VISIBLE_DEVICES": "none of them",
-    }  # fmt: skip
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "TMPDIR": "/nowhere",
+        "PYTHONOPTIMIZE": "2",
+        "CUDA_VISIBLE_DEVICES": "none of them",
+    }
     del environment["HOME"]
     line = f'exec {sys.executable} -m xrec_jax "$@" >&- 2>&-'
     words = [f"--workdir={workdir}", f"--output={output}", "--users=u00001,u00002", "--top_k=3"]
@@ -88,9 +93,12 @@ def test_a_strange_environment_changes_nothing(finished, tmp_path):  # noqa: F81
 
 def test_ctrl_c_in_training_saves_and_prints_one_line(tmp_path):
     process = runs.start(
-        "run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w",
-        "--config.recommend.bpr.train.epochs=100000", "--config.recommend.bpr.train.log_every=1",
-    )  # fmt: skip
+        "run",
+        f"--config={runs.CONFIG}:bpr",
+        f"--workdir={tmp_path}/w",
+        "--config.recommend.bpr.train.epochs=100000",
+        "--config.recommend.bpr.train.log_every=1",
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "w" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline and process.poll() is None
@@ -129,9 +137,12 @@ def test_output_on_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
     )
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tiny.CHECKOUT, stdout=full, stderr=subprocess.PIPE,
+            [sys.executable, "-c", code],
+            cwd=tiny.CHECKOUT,
+            stdout=full,
+            stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         assert done.returncode == 0 and (tmp_path / "done").exists()
         first, second = done.stderr.splitlines()
         assert "cannot write standard output (No space left on device)" in first

@@ -107,9 +107,10 @@ def test_a_run_with_more_seeds_and_controls_is_read_and_not_run_again(tmp_path):
     theirs = config("0,1,2", joint__systems="null,sft")
     (tmp_path / "config.json").write_text("{}")
     rundir = SimpleNamespace(
-        config_path=tmp_path / "config.json", evaluation=lambda: {"joint": {}},
+        config_path=tmp_path / "config.json",
+        evaluation=lambda: {"joint": {}},
         config=lambda: theirs,
-    )  # fmt: skip
+    )
     done = functools.partial(recpie_ablations.is_finished, more_seeds=True)
     assert done(rundir, config("2,0", joint__systems="sft"))
     assert not done(rundir, config("0,3", joint__systems="sft"))

@@ -33,9 +33,12 @@ def test_verbs_ask_before_they_run_code_of_a_run_directory(stranger, tmp_path, c
     workdir, ran = stranger
     before, output = runs.contents(tmp_path), f"--output={tmp_path}/o.jsonl"
     for line in (
-        ["evaluate"], ["recommend", output], ["explain", output], ["audit"],
+        ["evaluate"],
+        ["recommend", output],
+        ["explain", output],
+        ["audit"],
         ["compare", f"--workdir={workdir.parent}"],
-    ):  # fmt: skip
+    ):
         assert cli.main([line[0], f"--workdir={workdir}", *line[1:]]) == 2, line
         (said,) = capsys.readouterr().err.splitlines()
         assert "config.json: imports names code to run: stranger_code;" in said, line

@@ -108,8 +108,11 @@ def test_the_walk_sees_the_whole_library():
         ("xrec_jax.core.files", "import xrec_jax.parallel.mesh as m"),
         ("xrec_jax.core.files", "def f():\n  from xrec_jax import training"),
         ("xrec_jax.data.load", "from xrec_jax.recommenders.base import names"),
-        ("xrec_jax.data.load", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
-         "  from xrec_jax.recommenders import base"),
+        (
+            "xrec_jax.data.load",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+            "  from xrec_jax.recommenders import base",
+        ),
         ("xrec_jax.data.world.world", "from ...recommenders import base"),
         ("xrec_jax.data.load", "from .. import training"),
         ("xrec_jax.training.loop", "from xrec_jax import restore"),
@@ -119,7 +122,7 @@ def test_the_walk_sees_the_whole_library():
         ("xrec_jax.commands.run", "from xrec_jax import __version__"),
         ("xrec_jax.commands.run", "from xrec_jax.novelty import x"),
     ],
-)  # fmt: skip
+)
 def test_the_walk_catches(module, source):
     assert len(violations(source, module)) == 1
 

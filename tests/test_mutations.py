@@ -57,8 +57,9 @@ def test_a_failure_is_one_of_the_test_itself():
 def test_names_are_chosen_and_wrong_ones_named():
     assert mutations.chosen("") == [*MUTANTS]
     assert [one.name for one in mutations.chosen("users_swapped,kl_pays")] == [
-        "users_swapped", "kl_pays",
-    ]  # fmt: skip
+        "users_swapped",
+        "kl_pays",
+    ]
     with pytest.raises(SystemExit, match="no mutation 'users'; there are negated_reward"):
         mutations.chosen("users")
 

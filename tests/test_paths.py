@@ -29,12 +29,17 @@ EVENTS = "user_id,item_id,timestamp\nann,a,1\nann,b,2\nann,c,3\nben,b,1\nben,c,2
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("a", ["a"]), ("a+b", ["a", "b"]), ("a+b+gone", ["a", "b", "gone"]), ("c+d", ["c+d"]),
-        ("c+d+a", ["c+d", "a"]), ("a+c+d", ["a", "c+d"]),
-        ("e++/f+a+e++/f", ["e++/f", "a", "e++/f"]), ("a+", ["a", ""]),
+        ("a", ["a"]),
+        ("a+b", ["a", "b"]),
+        ("a+b+gone", ["a", "b", "gone"]),
+        ("c+d", ["c+d"]),
+        ("c+d+a", ["c+d", "a"]),
+        ("a+c+d", ["a", "c+d"]),
+        ("e++/f+a+e++/f", ["e++/f", "a", "e++/f"]),
+        ("a+", ["a", ""]),
         ("s3://a+b/c+d", ["s3://a", "b/c", "d"]),
     ],
-)  # fmt: skip
+)
 def test_joined_files(spec, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "e++").mkdir()
@@ -48,9 +53,9 @@ def test_a_joined_file_may_lie_in_a_folder_with_a_plus(tmp_path):
     folder.mkdir()
     prompts, texts = folder / "p+p.jsonl", folder / "t.jsonl"
     prompts.write_text(json.dumps({"prompt_id": 1, "prompt": "why?"}) + "\n")
-    texts.write_text(files.json_lines(
-        [{"prompt_id": 1, "model": m, "completion": f"because {m}"} for m in "AB"]
-    ))  # fmt: skip
+    texts.write_text(
+        files.json_lines([{"prompt_id": 1, "model": m, "completion": f"because {m}"} for m in "AB"])
+    )
     spec = f"{prompts}+{texts}"
     assert comparisons.read_contest(spec).texts == {"A": ["because A"], "B": ["because B"]}
     [case] = items.of_files([spec])
@@ -88,10 +93,16 @@ def test_keys_that_are_names_of_methods():
         {"items": {"keys": 1, "values": (1,), "get": "", "update": True, "x": {"pop": 0.5}}}
     )
     arguments = [
-        "--config=a.py", "--config.items.keys=3", "--config.items.get", "c,d e='", "-config.a=4",
-        "--config.items.values=1", "--config.items.values=2", "--config.items.update=false",
+        "--config=a.py",
+        "--config.items.keys=3",
+        "--config.items.get",
+        "c,d e='",
+        "-config.a=4",
+        "--config.items.values=1",
+        "--config.items.values=2",
+        "--config.items.update=false",
         "--config.items.x.pop=2",
-    ]  # fmt: skip
+    ]
     rest, found = overrides.separate(arguments)
     assert rest == ["--config=a.py", "-config.a=4"]
     overrides.apply(config, found)
@@ -109,7 +120,7 @@ def test_keys_that_are_names_of_methods():
         (["--config.items.keys.get=x"], "--config.items.keys.get: no key 'get'"),
         (["--config.items.keys"], "has no value"),
     ],
-)  # fmt: skip
+)
 def test_such_a_key_with_a_wrong_name_or_value(arguments, named):
     with pytest.raises(UserError, match=named):
         overrides.apply(ConfigDict({"items": {"keys": 1}}), overrides.separate(arguments)[1])
@@ -152,10 +163,13 @@ def test_a_run_in_odd_folders(tmp_path, capsys, monkeypatch):
     (folder / "u [1].txt").write_text("ben\n")
     monkeypatch.chdir(folder)  # relative paths are kept as absolute ones
     arguments = [
-        f"--config={runs.CONFIG}:bpr", "--workdir=w +", "--config.data.path=e+.csv",
-        "--config.data.format=csv", "--config.data.items=i, 'é'.csv",
+        f"--config={runs.CONFIG}:bpr",
+        "--workdir=w +",
+        "--config.data.path=e+.csv",
+        "--config.data.format=csv",
+        "--config.data.items=i, 'é'.csv",
         "--config.recommend.bpr.train.batch_size=8",
-    ]  # fmt: skip
+    ]
     with runs.one_device():
         assert cli.main(["run", *arguments]) == 0
     monkeypatch.chdir(tmp_path)

@@ -41,9 +41,11 @@ def two(one):
     first = "checkpoints/recommend/lightgcn/0/11"
     shutil.copytree(one / first, workdir / first)
     printed = runs.two_processes(
-        "run", f"--config={runs.CONFIG}:{','.join(STEPS)}", f"--workdir={workdir}",
+        "run",
+        f"--config={runs.CONFIG}:{','.join(STEPS)}",
+        f"--workdir={workdir}",
         *(f"--config.recommend.{name}.train.log_every=1" for name in STEPS),
-    )  # fmt: skip
+    )
     return workdir, printed
 
 
@@ -124,14 +126,18 @@ def training_pair(workdir):
     port = runs.free_port()
     started = [
         runs.start(
-            "run", f"--config={runs.CONFIG}:bpr", f"--workdir={workdir}",
+            "run",
+            f"--config={runs.CONFIG}:bpr",
+            f"--workdir={workdir}",
             "--config.recommend.bpr.train.epochs=100000",
             "--config.recommend.bpr.train.log_every=1",
-            devices=2, XREC_COORDINATOR=f"127.0.0.1:{port}", XREC_PROCESSES="2",
+            devices=2,
+            XREC_COORDINATOR=f"127.0.0.1:{port}",
+            XREC_PROCESSES="2",
             XREC_PROCESS=str(process),
         )
         for process in range(2)
-    ]  # fmt: skip
+    ]
     deadline = time.monotonic() + 120
     while not (workdir / "metrics.jsonl").exists():
         assert time.monotonic() < deadline and started[0].poll() is None

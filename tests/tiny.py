@@ -66,9 +66,16 @@ def mesh(devices: int = 1, fsdp: int = 1, tensor: int = 1):
 
 # Every axis splits over a mesh of 2x2x2; random weights large enough that logits differ.
 LLAMA = LlamaConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=4, max_positions=64, initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+    initializer_range=0.3,
+)
 
 
 @functools.cache
@@ -98,9 +105,12 @@ def llama_directory(
     table[list(tokenizer.eos_ids)] *= ends
     generation = Generation(tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id)
     save_params(
-        path, {**params, "head": {"table": table}}, shape, generation=generation,
+        path,
+        {**params, "head": {"table": table}},
+        shape,
+        generation=generation,
         tokenizer_dir=path.with_name(path.name + "-tokenizer"),
-    )  # fmt: skip
+    )
     return path
 
 
@@ -138,9 +148,17 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked = made.joint
     asked.update(dict(rounds=2, valid_users=11, samples=2))
     asked.systems = (
-        "null", "features", "shuffled", "template", "sft", "refit", "untuned", "masked_titles",
-        "stated", "planted",
-    )  # fmt: skip
+        "null",
+        "features",
+        "shuffled",
+        "template",
+        "sft",
+        "refit",
+        "untuned",
+        "masked_titles",
+        "stated",
+        "planted",
+    )
     asked.states.update(dict(history=2, max_users=19, reach=2))
     asked.explain.max_new_tokens = 9
     asked.lora.update(dict(rank=2, alpha=4.0))

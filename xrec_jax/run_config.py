@@ -19,10 +19,20 @@ from xrec_jax.stages.stored_config import check_types
 
 # Keys that may change between a run and its resume without changing what is computed.
 _MOVABLE = (
-    "mesh.", "data.path", "data.users", "data.items", "llm.path", "instruct.path", "pretrain.files",
-    "judge.path", "joint.states.path", "joint.judge.adapter", "judge.explanations",
-    "attributes.path", "audit.",
-)  # fmt: skip
+    "mesh.",
+    "data.path",
+    "data.users",
+    "data.items",
+    "llm.path",
+    "instruct.path",
+    "pretrain.files",
+    "judge.path",
+    "joint.states.path",
+    "joint.judge.adapter",
+    "judge.explanations",
+    "attributes.path",
+    "audit.",
+)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -211,9 +221,12 @@ def _make_absolute(config: dict[str, Any]) -> None:
         return "+".join(absolute(path) for path in files.joined(spec))
 
     for group, keys in (
-        ("data", ("path", "users", "items")), ("llm", ("path",)), ("instruct", ("path",)),
-        ("judge", ("path",)), ("attributes", ("path",)),
-    ):  # fmt: skip
+        ("data", ("path", "users", "items")),
+        ("llm", ("path",)),
+        ("instruct", ("path",)),
+        ("judge", ("path",)),
+        ("attributes", ("path",)),
+    ):
         for key in keys:
             if config.get(group, {}).get(key):
                 config[group][key] = absolute(config[group][key])

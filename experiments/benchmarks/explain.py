@@ -54,15 +54,23 @@ class Ours:
         self._maker = case_maker(self._run.config, self._run.rundir, self._run.data)
         self._pairs = list(
             recommended_pairs(
-                self._run.config, self._run.data, self._run.rundir, self._run.mesh,
-                users=np.arange(self._run.data.dataset.num_users), top_k=TOP_K, system="",
+                self._run.config,
+                self._run.data,
+                self._run.rundir,
+                self._run.mesh,
+                users=np.arange(self._run.data.dataset.num_users),
+                top_k=TOP_K,
+                system="",
             )
-        )  # fmt: skip
+        )
         with use_mesh(self._run.mesh):
             self._explainer = explainers.load(
-                [explainers.Spec("base")], self._run.config, self._run.rundir, self._run.mesh,
+                [explainers.Spec("base")],
+                self._run.config,
+                self._run.rundir,
+                self._run.mesh,
                 self._maker,
-            )[0]  # fmt: skip
+            )[0]
 
     def prepare(self) -> dict[str, Any]:
         """Writes the prompts' tokens for the peer."""
@@ -80,9 +88,12 @@ class Ours:
         output = self._folder / f"ours-{self._turn}.jsonl"
         start = time.perf_counter()
         bulk.produce(
-            Parts(output, {}, shard=4096), pairs=lambda: self._pairs[:count], maker=self._maker,
-            place=bulk.workplace(self._run.mesh), explainer=lambda: self._explainer,
-        )  # fmt: skip
+            Parts(output, {}, shard=4096),
+            pairs=lambda: self._pairs[:count],
+            maker=self._maker,
+            place=bulk.workplace(self._run.mesh),
+            explainer=lambda: self._explainer,
+        )
         seconds = time.perf_counter() - start
         texts = [record["text"] for record in files.read_records(output)]
         return {"seconds": seconds, "pairs": count, "texts": texts}
@@ -94,9 +105,15 @@ def make(folder: pathlib.Path, users: int) -> None:
     from experiments.benchmarks.llm_work import TINY
 
     explained_world.make(
-        folder / "run", users=users, items=200, visits=20.0, history=10,
-        max_new_tokens=NEW_TOKENS, batch=64, sizes={**TINY, "initializer_range": 0.1},
-    )  # fmt: skip
+        folder / "run",
+        users=users,
+        items=200,
+        visits=20.0,
+        history=10,
+        max_new_tokens=NEW_TOKENS,
+        batch=64,
+        sizes={**TINY, "initializer_range": 0.1},
+    )
 
 
 def serve(folder: pathlib.Path) -> None:
@@ -147,11 +164,10 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     from experiments.benchmarks.llm import Child
 
     subprocess.run(
-        [
-            sys.executable, str(HERE / "explain.py"), f"--make={folder}", f"--users={args.users}"
-        ],
-        check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        [sys.executable, str(HERE / "explain.py"), f"--make={folder}", f"--users={args.users}"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
     cores = [args.core]
     ours = Child([sys.executable, str(HERE / "explain.py"), f"--serve={folder}"], cores)
     work = ours.ask("prepare")

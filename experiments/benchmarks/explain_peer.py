@@ -46,9 +46,13 @@ class Peer:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         with torch.inference_mode():
             out = self._model.generate(
-                ids, attention_mask=mask, do_sample=False, num_beams=1, use_cache=True,
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
                 max_new_tokens=NEW_TOKENS,
-            )  # fmt: skip
+            )
         return self._tokenizer.batch_decode(
             out[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

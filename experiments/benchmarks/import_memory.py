@@ -28,9 +28,15 @@ from xrec_jax.llm.model.layout import Parameter, parameters
 
 # TinyLlama 1.1B's sizes.
 CONFIG = LlamaConfig(
-    vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_layers=22, num_heads=32,
-    num_kv_heads=4, head_dim=64, max_positions=2048,
-)  # fmt: skip
+    vocab_size=32000,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=22,
+    num_heads=32,
+    num_kv_heads=4,
+    head_dim=64,
+    max_positions=2048,
+)
 GIB = 1 << 30
 
 

@@ -166,8 +166,10 @@ class Bench:
         nan = float("nan")
         return {
             **{name: (found[f"time/{name}"], nan) for name in PHASES},
-            "rollout": rollout, "whole": total, "saving": saving.read(),
-        }  # fmt: skip
+            "rollout": rollout,
+            "whole": total,
+            "saving": saving.read(),
+        }
 
     def breakdown(self, repeats: int, *, profile: bool) -> dict[str, Any]:
         """Medians over rounds."""
@@ -185,9 +187,7 @@ class Bench:
                 rounds.append(found)
         if profiler:
             pstats.Stats(profiler).sort_stats("cumulative").print_stats(45)
-        medians = {
-            name: statistics.median(one[name][0] for one in rounds) for name in rounds[0]
-        }  # fmt: skip
+        medians = {name: statistics.median(one[name][0] for one in rounds) for name in rounds[0]}
         return {
             "seconds": medians,
             "share": {name: medians[name] / medians["whole"] for name in PHASES},
@@ -229,17 +229,22 @@ class Bench:
                 compiled[way] = policy._compiled_step
                 updates.add(told["ppo/updates"])
                 columns[way] = int(batch["ids"].size)
-                print(f"  {way}: {timer.read()[0]:.2f} s, {told['ppo/updates']:.0f} updates",
-                      flush=True)  # fmt: skip
+                print(
+                    f"  {way}: {timer.read()[0]:.2f} s, {told['ppo/updates']:.0f} updates",
+                    flush=True,
+                )
         assert len(updates) == 1, updates
         policy.group, policy._compiled_step = group, None
         policy.options = dataclasses.replace(policy.options, kl_stop=self.setup.asked.ppo.kl_stop)
         ratios = [b / a for a, b in zip(passes["shared"], passes["apart"], strict=True)]
         return {
-            "group_size": group, "rollouts": len(buffer.state), "columns": columns,
+            "group_size": group,
+            "rollouts": len(buffer.state),
+            "columns": columns,
             "seconds": {way: statistics.median(found) for way, found in passes.items()},
-            "passes": passes, "apart_to_shared": statistics.median(ratios),
-        }  # fmt: skip
+            "passes": passes,
+            "apart_to_shared": statistics.median(ratios),
+        }
 
     # Rollouts beside explain.
 
@@ -266,16 +271,22 @@ class Bench:
         prompts = setup.prompts
         cases = [
             Case(
-                Asked(0, 0), "", "", prompts.ids[s, : prompts.length[s]].tolist(), [],
+                Asked(0, 0),
+                "",
+                "",
+                prompts.ids[s, : prompts.length[s]].tolist(),
+                [],
                 int(rng.fold(*key, place)) % (1 << 32),
             )
             for place, s in enumerate(states.tolist())
-        ]  # fmt: skip
+        ]
         sampling = setup.exploring
         samples = types.SimpleNamespace(
-            max_new_tokens=setup.size, temperature=sampling.temperature, top_k=sampling.top_k,
+            max_new_tokens=setup.size,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
             top_p=sampling.top_p,
-        )  # fmt: skip
+        )
         adapter = Adapter(policy["lora"], setup.lora)
         shared, whole = sampler(True), sampler(False)
 
@@ -284,8 +295,12 @@ class Bench:
                 sampler=with_sampler, adapter=lambda name: adapter, tokenizer=setup.base.tokenizer
             )
             writer = explainers.Model(
-                explainers.Spec("joint", "adapter"), model, samples, "", None  # type: ignore[arg-type]
-            )  # fmt: skip
+                explainers.Spec("joint", "adapter"),
+                model,
+                samples,
+                "",
+                None,  # type: ignore[arg-type]
+            )
 
             def answer() -> int:
                 found = explainers.answers(writer, cases, lambda _: None)
@@ -306,9 +321,11 @@ class Bench:
 
         self.work = {"prompt_tokens": float(prompts.length[states].mean()), "answers": len(states)}
         return {
-            "rollout": rollout(True), "explain": explain(shared),
-            "explain, nothing shared": explain(whole), "no soft prompt": rollout(False),
-        }  # fmt: skip
+            "rollout": rollout(True),
+            "explain": explain(shared),
+            "explain, nothing shared": explain(whole),
+            "no soft prompt": rollout(False),
+        }
 
     def rollouts(self, repeats: int, count: int) -> dict[str, Any]:
         """Medians of all ways, which take turns."""
@@ -327,8 +344,9 @@ class Bench:
                 entry[side] = {
                     "tokens_per_second": statistics.median(t / s for s, _, t in found),
                     "tokens_per_process_second": statistics.median(t / p for _, p, t in found),
-                    "seconds": [s for s, _, _ in found], "tokens": found[0][2],
-                }  # fmt: skip
+                    "seconds": [s for s, _, _ in found],
+                    "tokens": found[0][2],
+                }
             for side in passes:
                 if side != "rollout":
                     # Passes of one turn stand beside each other in time.
@@ -345,10 +363,14 @@ class Bench:
             results[name] = entry
             for side in passes:
                 ratio = entry.get(f"rollout_to_{side}")
-                told = "" if ratio is None else (
-                    f"; rollout {ratio:.2f} of it, "
-                    f"{entry[f'rollout_to_{side}_by_process']:.2f} by process seconds"
-                )  # fmt: skip
+                told = (
+                    ""
+                    if ratio is None
+                    else (
+                        f"; rollout {ratio:.2f} of it, "
+                        f"{entry[f'rollout_to_{side}_by_process']:.2f} by process seconds"
+                    )
+                )
                 rate = entry[side]["tokens_per_second"]
                 print(f"  {name}, {side}: {rate:,.0f} tokens a second{told}", flush=True)
         return results
@@ -374,10 +396,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     device = jax.devices()[0]
     setting: dict[str, Any] = {
-        "machine": llm_work.machine(), "cores_pinned": sorted(os.sched_getaffinity(0)),
+        "machine": llm_work.machine(),
+        "cores_pinned": sorted(os.sched_getaffinity(0)),
         "jax": jax.__version__,
         "device": f"{jax.device_count()} {device.device_kind}",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         workdir = pathlib.Path(args.workdir) if args.workdir else tiny_run(folder / "run")
@@ -387,14 +410,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             bench = Bench(copied(workdir, folder / "copy", args.seed), mesh, args.seed)
             setup, asked = bench.setup, bench.setup.asked
             setting["work"] = {
-                "run": config.name, "parameters": setup.base.model.config.matmul_parameters,
-                "states": len(setup.states), "rollouts": asked.rollout.per_round,
+                "run": config.name,
+                "parameters": setup.base.model.config.matmul_parameters,
+                "states": len(setup.states),
+                "rollouts": asked.rollout.per_round,
                 "prompt_tokens_longest": int(setup.prompts.ids.shape[1]),
                 "prompt_tokens_mean": float(setup.prompts.length.mean()),
-                "most_answer_tokens": setup.size, "soft_vectors": asked.soft_prompt.vectors,
-                "ppo_epochs": asked.ppo.epochs, "refresh": asked.cache.refresh,
+                "most_answer_tokens": setup.size,
+                "soft_vectors": asked.soft_prompt.vectors,
+                "ppo_epochs": asked.ppo.epochs,
+                "refresh": asked.cache.refresh,
                 "first_round": bench.number + 1,
-            }  # fmt: skip
+            }
             print(json.dumps(setting["work"]), flush=True)
             parts = args.parts.split(",")
             found: dict[str, Any] = {}
@@ -436,9 +463,7 @@ def main() -> None:
 
     keep_freed_memory()
     results = measure(args)
-    path = pathlib.Path(
-        args.output or ROOT / f"experiments/results/joint{'_gpu' * args.gpu}.json"
-    )  # fmt: skip
+    path = pathlib.Path(args.output or ROOT / f"experiments/results/joint{'_gpu' * args.gpu}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()) if path.exists() else {}
     # Parts that were not measured now stay, each with the work and machine it was measured on.

@@ -57,9 +57,13 @@ class Child:
         path = environment.get("PYTHONPATH", "")  # a changed copy of the package may stand there
         environment["PYTHONPATH"] = f"{path}{os.pathsep}{ROOT}" if path else str(ROOT)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+        )
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
         """Sends a command and waits for its answer."""
@@ -133,10 +137,14 @@ def summary(answers: list[dict[str, Any]], tokens: float | None = None) -> dict[
     shares = [answer["cpu_share"] for answer in answers]
     by_cpu = [rate / share for rate, share in zip(rates, shares, strict=True)]
     return {
-        "cpu_share": statistics.median(shares), "tokens_per_cpu_second": statistics.median(by_cpu),
-        "tokens_per_second": statistics.median(rates), "least": min(rates), "most": max(rates),
-        "passes": len(rates), **{k: v for k, v in kept.items() if v is not None},
-    }  # fmt: skip
+        "cpu_share": statistics.median(shares),
+        "tokens_per_cpu_second": statistics.median(by_cpu),
+        "tokens_per_second": statistics.median(rates),
+        "least": min(rates),
+        "most": max(rates),
+        "passes": len(rates),
+        **{k: v for k, v in kept.items() if v is not None},
+    }
 
 
 def compared(found: dict[str, list], tokens: float | None = None) -> dict[str, Any]:
@@ -175,8 +183,12 @@ def tuning(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"logits differ by {results['logits_difference']}: nothing to compare")
     results["versions"].pop("cpu_share")
     parameters = LlamaConfig(**llm_work.TINY).matmul_parameters
-    for targets, loss in (("qv", "full"), ("all", "full"), ("qv", "completion"),
-                          ("all", "completion")):  # fmt: skip
+    for targets, loss in (
+        ("qv", "full"),
+        ("all", "full"),
+        ("qv", "completion"),
+        ("all", "completion"),
+    ):
         products: dict[str, list[float]] = {}
         found = pair.each(
             args.repeats, "tune", beside=products, targets=targets, loss=loss, steps=args.steps
@@ -222,8 +234,9 @@ def mixed(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     """Answers of 8 to 128 tokens; every side and schedule may choose its batch size."""
     pair = Pair(folder, args)
     results: dict[str, Any] = {
-        "prompts": args.prompts, "peer_share_of_batches": args.peer_share if args.peer else None,
-    }  # fmt: skip
+        "prompts": args.prompts,
+        "peer_share_of_batches": args.peer_share if args.peer else None,
+    }
     for number, prompt in enumerate(args.mixed_prompts):
         found = results[f"prompt_{prompt}"] = {}
         for case in CASES[: 2 if number else 3] if args.quick else CASES:

@@ -13,9 +13,16 @@ from experiments.benchmarks.llm_ours import lora_training
 from experiments.benchmarks.llm_work import TARGETS, TINY, tuning_batch
 
 LLAMA3_8B: dict[str, Any] = dict(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32,
-    num_kv_heads=8, head_dim=128, max_positions=131072, rope_theta=500000.0,
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    max_positions=131072,
+    rope_theta=500000.0,
+)
 SHAPES: dict[str, dict[str, Any]] = {"tiny": TINY, "llama3_8b": LLAMA3_8B}
 
 
@@ -64,10 +71,13 @@ def accelerator(args: argparse.Namespace) -> dict[str, Any]:
     config = LlamaConfig(**SHAPES[args.shape])
     peak = peak_flops(device)
     results: dict[str, Any] = {
-        "device": device.device_kind, "jax": jax.__version__, "shape": args.shape,
-        "peak_bf16_flops": peak or None, "parameters": config.num_parameters,
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "shape": args.shape,
+        "peak_bf16_flops": peak or None,
+        "parameters": config.num_parameters,
         "copy_bytes_per_second": copy_bandwidth(args.copy_bytes),
-    }  # fmt: skip
+    }
     print(
         f"{device.device_kind}: copies {results['copy_bytes_per_second'] / 1e12:.2f} TB/s",
         flush=True,
@@ -170,12 +180,17 @@ def device_decoding(config: Any, params: Any, results: Any, args: Any) -> list[d
         place = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
         cache = place * batch * (prompt + new / 2)
         entry: dict[str, Any] = {
-            "batch": batch, "prompt": prompt, "new": new, "unstack_layers": unstack,
-            "seconds_per_step": step, "tokens_per_second": batch / step,
+            "batch": batch,
+            "prompt": prompt,
+            "new": new,
+            "unstack_layers": unstack,
+            "seconds_per_step": step,
+            "tokens_per_second": batch / step,
             "prompt_tokens_per_second": batch * prompt / timed[1],
-            "weight_bytes": weights, "cache_bytes": cache,
+            "weight_bytes": weights,
+            "cache_bytes": cache,
             "bytes_per_second": (weights + cache) / step,
-        }  # fmt: skip
+        }
         entry["share_of_copy"] = entry["bytes_per_second"] / results["copy_bytes_per_second"]
         found.append(entry)
         print(

@@ -216,9 +216,11 @@ class Ours:
         if [len(answer.ids) for answer in answers] != wanted.tolist():
             raise AssertionError("an answer has not the length that was asked for")
         return {
-            "seconds": seconds, "tokens": int(wanted.sum()), "prompts": len(requests),
+            "seconds": seconds,
+            "tokens": int(wanted.sum()),
+            "prompts": len(requests),
             "steps": sampler.work.steps,
-        }  # fmt: skip
+        }
 
     def shared(self, share: bool, batch: int, new: int) -> dict[str, Any]:
         """Times ten prompts a user, with what they share read once or every time."""
@@ -235,10 +237,14 @@ class Ours:
         tokens = sum(len(a.ids) for a in answers)
         work = sampler.work
         return {
-            "seconds": seconds, "tokens": tokens, "answers": hash(str([a.ids for a in answers])),
-            "prompt_tokens": work.prompt_tokens, "shared_tokens": work.shared_tokens,
-            "mean_prompt": sum(map(len, ids)) / len(ids), "prompts": len(ids),
-        }  # fmt: skip
+            "seconds": seconds,
+            "tokens": tokens,
+            "answers": hash(str([a.ids for a in answers])),
+            "prompt_tokens": work.prompt_tokens,
+            "shared_tokens": work.shared_tokens,
+            "mean_prompt": sum(map(len, ids)) / len(ids),
+            "prompts": len(ids),
+        }
 
     def memory(self) -> dict[str, float]:
         """Peak resident memory of this process."""

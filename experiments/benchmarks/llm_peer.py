@@ -77,9 +77,13 @@ class Peer:
     def _step(self, attention: str, targets: str, labels: Any) -> Any:
         torch.manual_seed(0)
         settings = peft.LoraConfig(
-            r=8, lora_alpha=16, lora_dropout=0.0, target_modules=MODULES[targets], bias="none",
+            r=8,
+            lora_alpha=16,
+            lora_dropout=0.0,
+            target_modules=MODULES[targets],
+            bias="none",
             task_type="CAUSAL_LM",
-        )  # fmt: skip
+        )
         model = peft.get_peft_model(self._load(attention), settings).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)
@@ -115,18 +119,25 @@ class Peer:
         for _ in range(steps):
             step()
         return {
-            "seconds": (time.perf_counter() - start) / steps, "first_loss": first,
+            "seconds": (time.perf_counter() - start) / steps,
+            "first_loss": first,
             "setting": attention,
-        }  # fmt: skip
+        }
 
     def _generate(self, ids: np.ndarray, new: int) -> np.ndarray:
         tokens = torch.from_numpy(ids).long()
         with torch.inference_mode():
             out = self._model().generate(
-                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, num_beams=1,
-                min_new_tokens=new, max_new_tokens=new, use_cache=True,
-                cache_implementation=self._cache, eos_token_id=None,
-            )  # fmt: skip
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                num_beams=1,
+                min_new_tokens=new,
+                max_new_tokens=new,
+                use_cache=True,
+                cache_implementation=self._cache,
+                eos_token_id=None,
+            )
         return out[:, ids.shape[1] :].numpy()
 
     def generate(self) -> dict[str, Any]:
@@ -179,9 +190,10 @@ class Peer:
             self._generate(ids[rows], int(wanted[rows].max()))
         seconds = time.perf_counter() - start
         return {
-            "seconds": seconds, "tokens": int(sum(wanted[rows].sum() for rows in picked)),
+            "seconds": seconds,
+            "tokens": int(sum(wanted[rows].sum() for rows in picked)),
             "prompts": int(sum(map(len, picked))),
-        }  # fmt: skip
+        }
 
     def memory(self) -> dict[str, float]:
         """Peak resident memory of this process."""

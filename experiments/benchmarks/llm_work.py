@@ -20,9 +20,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # works without an installation, too
 
 TINY: dict[str, Any] = dict(
-    vocab_size=4096, hidden_size=256, intermediate_size=688, num_layers=4, num_heads=8,
-    num_kv_heads=4, head_dim=32, max_positions=2048,
-)  # fmt: skip
+    vocab_size=4096,
+    hidden_size=256,
+    intermediate_size=688,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    max_positions=2048,
+)
 TARGETS = {"qv": ("q", "v"), "all": ("q", "k", "v", "o", "gate", "up", "down")}
 HISTORY = 12  # films in a prompt that shares its beginning: about 350 tokens in all
 
@@ -47,11 +53,13 @@ def user_prompts(data: str, tokenizer_folder: pathlib.Path, users: int) -> tuple
         ]
         texts = [
             render_prompt(
-                MOVIE, item=rng.choice(items), history=rng.sample(items, rng.randint(8, 30)),
+                MOVIE,
+                item=rng.choice(items),
+                history=rng.sample(items, rng.randint(8, 30)),
                 user={"age": rng.randint(18, 60), "gender": "female", "occupation": "artist"},
             ).text
             for _ in range(300)
-        ]  # fmt: skip
+        ]
     tokenizer = train_bpe(texts, tokenizer_folder, vocab_size=TINY["vocab_size"])
     recommended = [text.split(begin)[1].split(end)[0] for text in texts]
     prompts = []
@@ -76,9 +84,11 @@ def tuning_batch(ids: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     following = np.roll(labels, -1, axis=1)
     following[:, -1] = -100
     return {
-        "ids": ids, "targets": np.maximum(following, 0).astype(np.int32),
-        "weights": (following >= 0).astype(np.float32), "segments": np.ones_like(ids),
-    }  # fmt: skip
+        "ids": ids,
+        "targets": np.maximum(following, 0).astype(np.int32),
+        "weights": (following >= 0).astype(np.float32),
+        "segments": np.ones_like(ids),
+    }
 
 
 def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
@@ -102,12 +112,17 @@ def prepare(folder: pathlib.Path, args: argparse.Namespace) -> None:
     answers = np.where(np.arange(256) >= 256 - 80, tune, -100)
     spread = rng.uniform(size=args.prompts)
     np.savez(
-        folder / "work.npz", check_ids=tokens(2, 64), tune_ids=tune, labels_full=tune,
-        labels_completion=answers, generate_ids=tokens(16, 128), generate_new=64,
+        folder / "work.npz",
+        check_ids=tokens(2, 64),
+        tune_ids=tune,
+        labels_full=tune,
+        labels_completion=answers,
+        generate_ids=tokens(16, 128),
+        generate_new=64,
         mixed_ids=tokens(args.prompts, args.longest),
         limits_uniform=np.round(8 + 120 * spread).astype(np.int32),
         limits_loguniform=np.round(8 * 16**spread).astype(np.int32),
-    )  # fmt: skip
+    )
     ids, source = user_prompts(args.data, folder / "tokenizer", args.users)
     (folder / "prompts.json").write_text(json.dumps({"ids": ids, "source": source}))
 
@@ -119,9 +134,11 @@ def machine() -> dict[str, Any]:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
     return {
-        "cpu": model or platform.processor(), "cores_of_machine": os.cpu_count(),
-        "python": platform.python_version(), "load_before": os.getloadavg(),
-    }  # fmt: skip
+        "cpu": model or platform.processor(),
+        "cores_of_machine": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg(),
+    }
 
 
 def main() -> None:

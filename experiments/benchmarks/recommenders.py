@@ -202,20 +202,34 @@ def main() -> None:
             out = f"{folder}/out.json"
             if args.peer:
                 pinned(
-                    [args.peer, "-B", str(HERE / "recbole_peer.py"), f"--data={data}", *PEER[model],
-                     f"--time-limit={args.peer_time_limit}", f"--output={out}",
-                     *([f"--epochs={args.peer_epochs}"] if args.peer_epochs else [])],
+                    [
+                        args.peer,
+                        "-B",
+                        str(HERE / "recbole_peer.py"),
+                        f"--data={data}",
+                        *PEER[model],
+                        f"--time-limit={args.peer_time_limit}",
+                        f"--output={out}",
+                        *([f"--epochs={args.peer_epochs}"] if args.peer_epochs else []),
+                    ],
                     args.core,
-                )  # fmt: skip
+                )
                 entry["peer"] = json.loads(pathlib.Path(out).read_text())
                 target = entry["peer"]["best_valid_ndcg@10"]
             for seed in args.seeds.split(","):
                 pinned(
-                    [sys.executable, __file__, f"--child={model}", f"--data={data}",
-                     f"--seeds={seed}", f"--target={target}", f"--repeats={args.repeats}",
-                     f"--output={out}"],
+                    [
+                        sys.executable,
+                        __file__,
+                        f"--child={model}",
+                        f"--data={data}",
+                        f"--seeds={seed}",
+                        f"--target={target}",
+                        f"--repeats={args.repeats}",
+                        f"--output={out}",
+                    ],
                     args.core,
-                )  # fmt: skip
+                )
                 entry["ours"].append(json.loads(pathlib.Path(out).read_text()))
         results["models"][model] = entry
         show(model, entry)

@@ -47,14 +47,22 @@ def stamps(workdir):
 
 def test_every_file_of_the_run_directory(finished):  # noqa: F811
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
-        "tensorboard", "done",
-    }  # fmt: skip
+        "config.json",
+        "data.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints",
+        "per_user",
+        "tensorboard",
+        "done",
+    }
     for name, steps in STEPS.items():
         folder = finished / "checkpoints" / "recommend" / name / "0"
         assert {path.name for path in folder.iterdir()} == {
-            str(steps // 2), str(steps), "newest.json",
-        }  # fmt: skip
+            str(steps // 2),
+            str(steps),
+            "newest.json",
+        }
         assert list((finished / "tensorboard" / "recommend" / name / "0").iterdir())
     assert not (finished / "checkpoints" / "recommend" / "popularity").exists()
 
@@ -248,9 +256,10 @@ def test_several_seeds(tmp_path):
         config.seeds = (seed,)
         run.run(config, tmp_path / str(seed))
     assert runs.per_user(tmp_path / "both").keys() == {
-        "per_user/recommend/lightgcn/3.npz", "per_user/recommend/lightgcn/8.npz",
+        "per_user/recommend/lightgcn/3.npz",
+        "per_user/recommend/lightgcn/8.npz",
         "per_user/recommend/popularity/3.npz",
-    }  # fmt: skip
+    }
     both = evaluation(tmp_path / "both")["recommend"]["lightgcn"]["test/ndcg@10"]
     single = [
         evaluation(tmp_path / str(seed))["recommend"]["lightgcn"]["test/ndcg@10"]["value"]

@@ -45,8 +45,10 @@ def test_event_files_hold_every_number_at_once(tmp_path):
     writer.rewind("a", 2)
     writer.write("a", 3, {"x/y@5": np.float32(0.5), "x/no": float("nan"), "x/count": 7})
     assert events(tmp_path / "tensorboard" / "a") == [
-        ("brain.Event:2", {}), (("purge", 3), {}), (("", 3), {"x/y_5": 0.5, "x/count": 7.0}),
-    ]  # fmt: skip
+        ("brain.Event:2", {}),
+        (("purge", 3), {}),
+        (("", 3), {"x/y_5": 0.5, "x/count": 7.0}),
+    ]
     assert threading.active_count() == before
     writer.close()
 

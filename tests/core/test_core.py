@@ -86,22 +86,35 @@ def test_no_remote_path_asks_the_network(monkeypatch, scheme):
     monkeypatch.setattr("socket.getaddrinfo", None)
     path = f"{scheme}://bucket/file.jsonl"
     for read in (
-        files.absolute, files.read_json, files.read_json_lines, files.read_records,
+        files.absolute,
+        files.read_json,
+        files.read_json_lines,
+        files.read_records,
         lambda p: files.check_file(p, "--output"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=rf"^{path}: {scheme}:// (needs the package|is not)"):
             read(path)
 
 
 def test_plain_is_json():
     value = {
-        3: np.float32(0.5), "nan": float("nan"), "inf": np.inf, "int": np.int64(7),
-        "jax": jnp.float32(-0.25), "list": (np.bool_(True), [np.float64("-inf")]), "none": None,
-    }  # fmt: skip
-    assert files.plain(value) == {
-        "3": 0.5, "nan": None, "inf": None, "int": 7, "jax": -0.25, "list": [True, [None]],
+        3: np.float32(0.5),
+        "nan": float("nan"),
+        "inf": np.inf,
+        "int": np.int64(7),
+        "jax": jnp.float32(-0.25),
+        "list": (np.bool_(True), [np.float64("-inf")]),
         "none": None,
-    }  # fmt: skip
+    }
+    assert files.plain(value) == {
+        "3": 0.5,
+        "nan": None,
+        "inf": None,
+        "int": 7,
+        "jax": -0.25,
+        "list": [True, [None]],
+        "none": None,
+    }
 
 
 def test_json_round_trip(tmp_path):
@@ -198,6 +211,7 @@ def test_tree_sizes():
     split = jax.device_put(tree["a"]["b"], sharding(mesh, "table_rows", None))
     placed = {"a": {"b": split}, "c": put_replicated(tree["c"], mesh), "host": tree["c"]}
     assert trees.device_bytes(placed) == {
-        "a/b": dict.fromkeys(range(8), 12), "c": dict.fromkeys(range(8), 4)
-    }  # fmt: skip
+        "a/b": dict.fromkeys(range(8), 12),
+        "c": dict.fromkeys(range(8), 4),
+    }
     np.testing.assert_array_equal(trees.host_value(placed["c"]), 0)

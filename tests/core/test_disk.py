@@ -37,8 +37,9 @@ def full(number: int = errno.ENOSPC) -> OSError:
 def test_a_full_disk_says_what_is_needed_and_free(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1_500)
     for number, reason in (
-        (errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Disk quota exceeded"),
-    ):  # fmt: skip
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EDQUOT, "Disk quota exceeded"),
+    ):
         told = write_error(tmp_path / "f", full(number), what="the model", needed=2_500_000)
         assert str(told) == (
             f"cannot write the model to {tmp_path / 'f'}: {reason} (needs up to 2.5 MB, 1.5 KB are "

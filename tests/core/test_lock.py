@@ -76,9 +76,11 @@ def test_folders_with_content_stay(tmp_path):
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     path = tmp_path / ".lock"
     child = subprocess.Popen(
-        [sys.executable, "-c", HELD, str(path)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", HELD, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     assert child.stdout.readline() == "held\n"
     message = refused(path)
     assert f"process {child.pid} on {process.this().host}" in message
@@ -184,9 +186,12 @@ def test_what_dead_processes_left_goes_and_nothing_else(tmp_path, ended):
     parent = os.getppid()
     left = [f".a.json.{ended}-12-0a1b2c3d.tmp", f".a.json.{parent}-1-0a1b2c3d.tmp", ".a.json.1.tmp"]
     kept = [
-        f".a.json.{parent}-{process._start(parent)}-0a1b2c3d.tmp", ".a.json.tmp", "a.json",
-        ".other.json.1.tmp", ".a.json.x.tmp",
-    ]  # fmt: skip
+        f".a.json.{parent}-{process._start(parent)}-0a1b2c3d.tmp",
+        ".a.json.tmp",
+        "a.json",
+        ".other.json.1.tmp",
+        ".a.json.x.tmp",
+    ]
     for name in [*left, *kept]:
         (tmp_path / name).touch()
     files.remove_leftovers(tmp_path / "a.json")

@@ -76,12 +76,13 @@ def test_changed_figures_and_lines_are_named(root):
     other = json.loads(json.dumps(FIGURES).replace("0.5", "0.9"))
     one_line(
         lambda: Marks(root).check_section("evaluation", "judge", other),
-        f"{root}/evaluation.json: its section 'judge'", "delete it and run `xrec evaluate`",
-    )  # fmt: skip
+        f"{root}/evaluation.json: its section 'judge'",
+        "delete it and run `xrec evaluate`",
+    )
     one_line(
         lambda: Marks(root).check_section("metrics", "judge", LINES * 2),
         f"{root}/metrics.jsonl: its lines of stage 'judge'",
-    )  # fmt: skip
+    )
     timed = [{**LINES[0], "time/elapsed_seconds": 3.5}]
     Marks(root).check_section("metrics", "judge", timed)  # times are nobody's figures
 
@@ -97,10 +98,15 @@ def test_a_mark_that_is_removed_can_be_put_back(root):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"files": 3, "evaluation": {}, "metrics": {}}',
-     '{"files": {"a": 1}, "evaluation": {}, "metrics": {}}',
-     '{"files": {}, "evaluation": {"judge": 1}, "metrics": {}}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": 3, "evaluation": {}, "metrics": {}}',
+        '{"files": {"a": 1}, "evaluation": {}, "metrics": {}}',
+        '{"files": {}, "evaluation": {"judge": 1}, "metrics": {}}',
+    ],
+)
 def test_a_damaged_mark_is_named(root, text):
     (root / "done" / "judge.json").write_text(text)
     one_line(lambda: Marks(root).missing("judge", []), f"{root}/done/judge.json")
@@ -153,9 +159,10 @@ def test_lines_of_the_metric_log(tmp_path):
     path.write_text('{"stage": "a", "step": 1, "x/y": null}\n{"stage": "a", "st')
     assert read_metrics(path) == [{"stage": "a", "step": 1, "x/y": None}]
     for line, said in (
-        ('{"step": 1}', "no 'stage'"), ('{"stage": "a", "step": "1"}', "'step' is '1'"),
+        ('{"step": 1}', "no 'stage'"),
+        ('{"stage": "a", "step": "1"}', "'step' is '1'"),
         ('{"stage": "a", "step": 1, "x/y": "high"}', "'x/y' is 'high'"),
-    ):  # fmt: skip
+    ):
         path.write_text('{"stage": "a", "step": 1}\n' + line + "\n")
         one_line(lambda: read_metrics(path), f"{path}, record 2 is damaged", said)
         one_line(lambda: MetricWriter(tmp_path).rewind("a", 0), f"{path}, record 2 is damaged")
@@ -184,9 +191,14 @@ def test_damage_to_arrays_is_one_line(tmp_path):
     plain = tmp_path / "plain.npy"
     np.save(plain, np.arange(3))
     for content in (
-        b"", good[:-30], good[:40], b"x" * 99, good[: place + 80] + b"\xff" + good[place + 81 :],
-        pickled.read_bytes(), plain.read_bytes(),
-    ):  # fmt: skip
+        b"",
+        good[:-30],
+        good[:40],
+        b"x" * 99,
+        good[: place + 80] + b"\xff" + good[place + 81 :],
+        pickled.read_bytes(),
+        plain.read_bytes(),
+    ):
         path.write_bytes(content)
         one_line(lambda: arrays.read_npz(path), f"{path} is damaged")
     one_line(lambda: arrays.read_npz(tmp_path / "none.npz"), "no such file")
@@ -204,7 +216,9 @@ def test_a_damaged_identity_is_named(tmp_path, text):
     assert identity.is_known(path, {"base": "a", "set": "b"}, **known)
     one_line(
         lambda: identity.is_known(path, {"base": "c", "set": "b"}, **known),
-        "runs/a: tuning was started with another content of the base", str(path), "--workdir",
-    )  # fmt: skip
+        "runs/a: tuning was started with another content of the base",
+        str(path),
+        "--workdir",
+    )
     path.write_text(text)
     one_line(lambda: identity.is_known(path, {"base": "a"}, **known), str(path))

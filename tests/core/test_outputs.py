@@ -17,9 +17,15 @@ def run(tmp_path):
     """A folder that looks like a run whose stage `explain` left a file."""
     folder = tmp_path / "run"
     for name in (
-        "config.json", "evaluation.json", "metrics.jsonl", "checkpoints/x.jsonl",
-        "explanations/pairs.jsonl", "explanations/mine.jsonl", "audit.json", "top.jsonl",
-    ):  # fmt: skip
+        "config.json",
+        "evaluation.json",
+        "metrics.jsonl",
+        "checkpoints/x.jsonl",
+        "explanations/pairs.jsonl",
+        "explanations/mine.jsonl",
+        "audit.json",
+        "top.jsonl",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     left = [epath.Path(folder / "explanations" / "pairs.jsonl")]
@@ -36,10 +42,14 @@ def refused(call, *parts):
 @pytest.mark.parametrize(
     "name",
     [
-        "config.json", "evaluation.json", "metrics.jsonl", "checkpoints/x.jsonl",
-        "done/explain.json", "explanations/pairs.jsonl",
+        "config.json",
+        "evaluation.json",
+        "metrics.jsonl",
+        "checkpoints/x.jsonl",
+        "done/explain.json",
+        "explanations/pairs.jsonl",
     ],
-)  # fmt: skip
+)
 def test_a_file_of_a_run_is_no_output(run, name):
     before = (run / name).read_bytes()
     refused(lambda: check_output(run / name), name, f"a file of the run in {run}")

@@ -105,9 +105,12 @@ with listening():
 
 def test_a_second_signal_ends_what_hangs_in_compiled_code():
     process = subprocess.Popen(
-        [sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", HANGING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         cwd=tiny.CHECKOUT,
-    )  # fmt: skip
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     time.sleep(stopping._APART_S + 0.2)

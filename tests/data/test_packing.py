@@ -22,11 +22,9 @@ def examples(lengths, seed=0):
     """Random examples with prompts that are not trained."""
     rng = np.random.default_rng(seed)
     return [
-        Example(
-            rng.integers(1, 50, size=n).astype(np.int32), np.arange(n) >= rng.integers(0, n)
-        )
+        Example(rng.integers(1, 50, size=n).astype(np.int32), np.arange(n) >= rng.integers(0, n))
         for n in lengths
-    ]  # fmt: skip
+    ]
 
 
 def naive_bins(lengths, room):
@@ -133,9 +131,10 @@ def test_an_example_that_does_not_fit_is_named():
 
 
 @pytest.mark.parametrize(
-    "made", [[], [example(1, 2, trained=[False, False])], [example(1)]],
+    "made",
+    [[], [example(1, 2, trained=[False, False])], [example(1)]],
     ids=["no example", "nothing trained", "one token"],
-)  # fmt: skip
+)
 def test_nothing_to_train_on_is_refused(made):
     with pytest.raises(UserError, match="no example has a token to train on"):
         PackedRows(made, length=8)

@@ -75,8 +75,9 @@ def test_windows_shift_by_epoch():
         firsts.add(int(weight[0]))
     assert firsts == {2, 3, 4}
     other = windows_of(histories_of([11, 9, 1]), 6, 2, seed=6)
-    counts = [[w.rows(e, np.arange(3))["weight"].sum(1)[0] for e in range(9)]
-              for w in (windows, other)]  # fmt: skip
+    counts = [
+        [w.rows(e, np.arange(3))["weight"].sum(1)[0] for e in range(9)] for w in (windows, other)
+    ]
     assert counts[0] != counts[1]
 
 
@@ -84,8 +85,9 @@ def test_rows_do_not_depend_on_their_batch():
     histories = histories_of([9, 2, 23, 1, 14], num_items=31)
     negatives = negatives_of(histories, 31, per_row=3)
     for rows in (
-        windows_of(histories, 5, 1, per_row=3, num_items=31), PairRows.of(histories, negatives)
-    ):  # fmt: skip
+        windows_of(histories, 5, 1, per_row=3, num_items=31),
+        PairRows.of(histories, negatives),
+    ):
         whole = rows.rows(3, np.arange(rows.num_rows))
         order = np.random.default_rng(1).permutation(rows.num_rows)[:5]
         for name, values in rows.rows(3, order).items():
@@ -182,9 +184,11 @@ def test_an_epoch_covers_every_row(batch_size):
     orders = []
     for epoch in range(3):
         steps = range(epoch * source.steps_per_epoch, (epoch + 1) * source.steps_per_epoch)
-        pairs = [pair for s in steps
-                 for pair in zip(source[s]["user"].tolist(), source[s]["item"].tolist(),
-                                 strict=True)]  # fmt: skip
+        pairs = [
+            pair
+            for s in steps
+            for pair in zip(source[s]["user"].tolist(), source[s]["item"].tolist(), strict=True)
+        ]
         assert len(pairs) == source.steps_per_epoch * batch_size
         assert sorted(pairs[:21]) == events
         # The last batch is filled from the start of the same order.

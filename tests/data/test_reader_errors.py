@@ -219,10 +219,13 @@ def test_paths_and_keys(tmp_path):
 @pytest.mark.parametrize(
     ("name", "format", "part"),
     [
-        ("val.csv", "csv", "valid"), ("Test.CSV", "csv", "test"), ("dev.tsv", "csv", "valid"),
-        ("test.parquet", "csv", "test"), ("d.validation.inter", "atomic", "valid"),
+        ("val.csv", "csv", "valid"),
+        ("Test.CSV", "csv", "test"),
+        ("dev.tsv", "csv", "valid"),
+        ("test.parquet", "csv", "test"),
+        ("d.validation.inter", "atomic", "valid"),
     ],
-)  # fmt: skip
+)
 def test_a_part_of_another_name_is_not_left_out(tmp_path, name, format, part):
     if format == "csv":
         write(tmp_path / "d" / "train.csv", "user,item\na,x\n")

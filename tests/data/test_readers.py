@@ -38,8 +38,7 @@ def decoded(dataset):
 
 def test_atomic_values_and_rows_in_file_order(tmp_path):
     config = atomic(
-        tmp_path,
-        INTER + '10\tb"\t3.5\t1700000000000000001\n9\t"a"\t-1\t-5\n10\tä c\t+2e0\t7\n',
+        tmp_path, INTER + '10\tb"\t3.5\t1700000000000000001\n9\t"a"\t-1\t-5\n10\tä c\t+2e0\t7\n'
     )
     dataset = load(config)
     assert dataset.name == "d" and dataset.parts is None
@@ -142,9 +141,7 @@ def test_descriptions_follow_the_ids(tmp_path):
 
 def test_descriptions_are_counted_after_filtering(tmp_path):
     config = atomic(
-        tmp_path,
-        INTER + "1\ta\t5\t1\n2\tb\t1\t2\n",
-        item="item_id:token\tt:token\nb\tB\na\tA\n",
+        tmp_path, INTER + "1\ta\t5\t1\n2\tb\t1\t2\n", item="item_id:token\tt:token\nb\tB\na\tA\n"
     )
     config.filters = {"min_rating": 2}
     dataset = load(config)

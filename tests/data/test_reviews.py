@@ -13,18 +13,38 @@ from xrec_jax.data.world.text import KIND_WORDS, MOOD_WORDS
 
 # Choices with so much noise that many a visit displeases.
 SMALL = WorldConfig(
-    num_users=50, num_items=70, mean_visits=11, drift=0.15, noise=6.0, review_share=0.65,
-    review_asides=0.0, about_share=0.0,
-)  # fmt: skip
+    num_users=50,
+    num_items=70,
+    mean_visits=11,
+    drift=0.15,
+    noise=6.0,
+    review_share=0.65,
+    review_asides=0.0,
+    about_share=0.0,
+)
 # Written down again, so that a changed or swapped phrase shows here.
 PRAISE = (
-    "always happy in a", "my favourite sort of", "I love a good", "were a joy", "could eat",
-    "lovely", "just right", "loved how", "wonderfully",
-)  # fmt: skip
+    "always happy in a",
+    "my favourite sort of",
+    "I love a good",
+    "were a joy",
+    "could eat",
+    "lovely",
+    "just right",
+    "loved how",
+    "wonderfully",
+)
 BLAME = (
-    "never again", "bores me", "should have skipped", "is not for me", "did not enjoy", "sadly",
-    "far too", "I left early", "annoyingly",
-)  # fmt: skip
+    "never again",
+    "bores me",
+    "should have skipped",
+    "is not for me",
+    "did not enjoy",
+    "sadly",
+    "far too",
+    "I left early",
+    "annoyingly",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +88,11 @@ def test_reviews_say_every_taste_for_the_place_and_nothing_else(world):
         plain = re.sub(r"(so [\w -]+),( just right| I left early)", r"\1\2", text)
         if not said:
             assert text in {
-                "it was all right", "an ordinary visit", "nothing special to report", "fine",
-            }  # fmt: skip
+                "it was all right",
+                "an ordinary visit",
+                "nothing special to report",
+                "fine",
+            }
             checked["neither"] += 1
             continue
         parts = plain.split(", ")
@@ -91,8 +114,10 @@ def stated(world, user, item, made):
     (tastes,) = world.tastes_at(np.array([user]), np.array([made]))
     every = {
         (name, value, side == "likes")
-        for side in tastes for name, values in tastes[side].items() for value in values
-    }  # fmt: skip
+        for side in tastes
+        for name, values in tastes[side].items()
+        for value in values
+    }
     own = {(name, value) for name, (value, _) in names(world, item).items()}
     return {fact for fact in every if fact[:2] in own}, every
 
@@ -118,7 +143,7 @@ def test_asides_add_one_true_taste_and_change_nothing_else(world):
         if not new:
             assert now == before
             continue
-        (name, value, liked), = new  # fmt: skip
+        ((name, value, liked),) = new
         forms = {"kind": KIND_WORDS, "mood": MOOD_WORDS}.get(name, {}).get(value, (value,))
         head, _, last = now.text.rpartition(", ")
         assert head == (before.text if before.facts else "") and any(f in last for f in forms)
@@ -135,8 +160,10 @@ def test_what_users_say_of_themselves(world):
         (tastes,) = some.tastes_at(np.array([user]), np.array([0]))
         every = {
             (name, value, side == "likes")
-            for side in tastes for name, values in tastes[side].items() for value in values
-        }  # fmt: skip
+            for side in tastes
+            for name, values in tastes[side].items()
+            for value in values
+        }
         assert {*about.facts} <= every and len({*about.facts}) == len(about.facts)
         parts = about.text.split(", ")
         assert len(parts) == max(1, len(about.facts))

@@ -38,9 +38,11 @@ def parts(folder: pathlib.Path, **rows: str) -> pathlib.Path:
 
 def test_a_folder_with_parts_is_not_split_anew(tmp_path, capsys):
     folder = parts(
-        tmp_path / "d", train="ann,a,1,5 ann,b,2,5 ann,c,3,5 ben,a,1,5 ben,b,2,5 ben,c,3,5",
-        valid="ann,d,4,5", test="ann,e,5,5 ann,f,6,5",
-    )  # fmt: skip
+        tmp_path / "d",
+        train="ann,a,1,5 ann,b,2,5 ann,c,3,5 ben,a,1,5 ben,b,2,5 ben,c,3,5",
+        valid="ann,d,4,5",
+        test="ann,e,5,5 ann,f,6,5",
+    )
     made = config(folder)
     run.run(made, tmp_path / "w")
     said = capsys.readouterr().out
@@ -68,9 +70,20 @@ def test_a_published_split_without_validation(tmp_path):
 
 
 ROWS = (
-    "ann,a,1,5", "ann,a,2,5", "ann,a,3,5", "ann,b,4,5", "ann,c,5,5", "ben,a,1,5", "ben,b,2,5",
-    "ben,c,3,1", "cat,b,1,5", "cat,c,2,5", "cat,a,2,5", "dan,q,1,4", "dan,a,9,5",
-)  # fmt: skip
+    "ann,a,1,5",
+    "ann,a,2,5",
+    "ann,a,3,5",
+    "ann,b,4,5",
+    "ann,c,5,5",
+    "ben,a,1,5",
+    "ben,b,2,5",
+    "ben,c,3,1",
+    "cat,b,1,5",
+    "cat,c,2,5",
+    "cat,a,2,5",
+    "dan,q,1,4",
+    "dan,a,9,5",
+)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +102,7 @@ ROWS = (
             dict(min_rating=4.5, user_core=3),
             [
                 "2 events rated too low (min_rating=4.5), 3 events of users and items with too few "
-                "(user_core=3, item_core=0), 2 users with all their events, 1 items with all",
+                "(user_core=3, item_core=0), 2 users with all their events, 1 items with all"
             ],
         ),
     ],

@@ -105,11 +105,13 @@ CHANGES = {
     "a further user": ("e.csv", EVENTS + "dan,b,4\n", r"other users .3 then, 4 now."),
     "a renamed user": ("e.csv", EVENTS.replace("ben", "bob"), "other users .3 then, 3 now."),
     "another order": (
-        "e.csv", EVENTS.replace("ann,b,2", "ann,b,9"), "other valid events .3 then, 3 now., test",
+        "e.csv",
+        EVENTS.replace("ann,b,2", "ann,b,9"),
+        "other valid events .3 then, 3 now., test",
     ),
     "another time": ("e.csv", EVENTS.replace("ann,a,1", "ann,a,0"), "other train events"),
     "another title": ("i.csv", ITEMS.replace("Bay", "Oak"), "i.csv changed.: other descriptions o"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CHANGES.values(), ids=CHANGES)
@@ -195,9 +197,7 @@ def test_texts_that_are_judged_may_not_change_behind_the_figures(folder):
         (folder / name).write_text('{"prompt_id": 1}\n')
     made.judge.explanations = (f"{folder}/p+q.jsonl+{folder}/a.jsonl",)
     before = identify(made, prepare(made.data))
-    assert {*before["files"]} == {
-        "events", "items", "judge.explanations 1", "judge.explanations 2"
-    }  # fmt: skip
+    assert {*before["files"]} == {"events", "items", "judge.explanations 1", "judge.explanations 2"}
     (folder / "w" / "data.json").write_text(json.dumps(before))
     (folder / "a.jsonl").write_text('{"prompt_id": 2}\n')
     now = identify(made, prepare(made.data))

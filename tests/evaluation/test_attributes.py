@@ -122,9 +122,10 @@ def test_a_choice_among_numbers_has_f1_and_error():
     )
     f1 = (1.0 + 0.0) / 2
     assert values(found) == {
-        "price/accuracy": pytest.approx(1 / 3), "price/macro_f1": f1,
+        "price/accuracy": pytest.approx(1 / 3),
+        "price/macro_f1": f1,
         "price/mae": pytest.approx((0 + 2 + 1) / 3),
-    }  # fmt: skip
+    }
 
 
 def test_names_of_metrics_have_no_blanks():
@@ -190,15 +191,19 @@ def test_an_interval_against_a_loop():
     means, f1 = [], []
     for draw in draws:
         places = [
-            place for user, times in zip(order, draw, strict=True)
-            for _ in range(times) for place, name in enumerate(names) if name == user
-        ]  # fmt: skip
+            place
+            for user, times in zip(order, draw, strict=True)
+            for _ in range(times)
+            for place, name in enumerate(names)
+            if name == user
+        ]
         true, given = [truth[n] for n in places], [told[n] for n in places]
         means.append(np.mean([a == b for a, b in zip(true, given, strict=True)]))
         f1.append(naive_f1(true, given))
     for one, naive in (
-        (found.mean(scoring.right(truth, told)), means), (found.macro_f1(truth, told), f1),
-    ):  # fmt: skip
+        (found.mean(scoring.right(truth, told)), means),
+        (found.macro_f1(truth, told), f1),
+    ):
         assert (one["low"], one["high"]) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])))
 
 
@@ -208,8 +213,9 @@ def test_comparison_of_two_systems():
     found = values(scoring.compare(KIND, truth, first, second, users("abcdefghi"), known=truth))
     a, b = [1] * 8 + [0], [1] * 2 + [0] * 6 + [1]
     assert found == {
-        "kind/accuracy_difference": pytest.approx(5 / 9), "kind/p": pytest.approx(mcnemar(a, b)),
-    }  # fmt: skip
+        "kind/accuracy_difference": pytest.approx(5 / 9),
+        "kind/p": pytest.approx(mcnemar(a, b)),
+    }
     # Three users with three cases each: signs of their totals, 2, 3 and 0.
     found = values(scoring.compare(KIND, truth, first, second, users("aaabbbccc"), known=truth))
     totals = ([3, 3, 2], [2, 0, 1])
@@ -220,15 +226,21 @@ def test_comparison_of_two_systems():
 def test_comparison_of_numbers():
     found = values(
         scoring.compare(
-            AGE, [20.0, 30.0], [22.5, 30.0], [26.0, None], users("ab"), known=[20.0, 44.0],
+            AGE,
+            [20.0, 30.0],
+            [22.5, 30.0],
+            [26.0, None],
+            users("ab"),
+            known=[20.0, 44.0],
             prefix="readout_",
         )
-    )  # fmt: skip
+    )
     assert found == {
-        "age/readout_accuracy_difference": 0.5, "age/readout_p": 1.0,
+        "age/readout_accuracy_difference": 0.5,
+        "age/readout_p": 1.0,
         "age/readout_mae_difference": pytest.approx((2.5 - 6 + 0 - 14) / 2),
         "age/readout_mae_p": 0.5,
-    }  # fmt: skip
+    }
 
 
 def test_comparison_with_the_constants():

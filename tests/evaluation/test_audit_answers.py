@@ -10,8 +10,10 @@ ANIMALS = (
     "Aardvark Bulldog Catfish Dolphin Elephant Falcons Gorilla Hamster Iguanas Jackals Kangaroo "
     "Leopard Meerkat Narwhal"
 ).split()
-PROMPT = "You liked one thing and another thing and again something else that was not bad "\
-    "bad at all, so tell why they may like {}. Stay within 20 words."  # fmt: skip
+PROMPT = (
+    "You liked one thing and another thing and again something else that was not bad "
+    "bad at all, so tell why they may like {}. Stay within 20 words."
+)
 
 
 def case(place):
@@ -23,12 +25,13 @@ def clean(writer="ours", said=None):
     """One answer a prompt; `said` is the place whose item an answer names."""
     return [
         audit.Answer(
-            str(place), writer,
+            str(place),
+            writer,
             f"Like Plain Tale, {ANIMALS[said(place) if said else place]} Story is a calm pick.",
             case(place),
         )
         for place in range(len(ANIMALS))
-    ]  # fmt: skip
+    ]
 
 
 def found(answers):
@@ -134,8 +137,11 @@ def test_ids():
         one.code.split("/")[1]: one for one in audit.check_ids(answers, [*ids, "5"], "explanations")
     }
     assert {code: one.count for code, one in outcomes.items()} == {
-        "missing": 1, "unknown_prompt": 1, "answered_twice": 1, "repeated_prompt_id": 1,
-    }  # fmt: skip
+        "missing": 1,
+        "unknown_prompt": 1,
+        "answered_twice": 1,
+        "repeated_prompt_id": 1,
+    }
     assert outcomes["missing"].total == 28 and outcomes["missing"].examples == ("ours: prompt 0",)
     assert outcomes["unknown_prompt"].examples == ("ours: prompt 77",)
     assert outcomes["answered_twice"].examples == ("ours: prompt 3",)

@@ -77,19 +77,26 @@ def test_answers_in_prompts():
 
 def test_ratings():
     table = [
-        {"item": str(item), "model": model, "rater": "r", "reasonability": f"{item + 1.5}",
-         "redundancy": "3"}
+        {
+            "item": str(item),
+            "model": model,
+            "rater": "r",
+            "reasonability": f"{item + 1.5}",
+            "redundancy": "3",
+        }
         for item in range(4)
         for model in ("a", "b")
-    ]  # fmt: skip
+    ]
     assert not any(one.count for one in audit.check_ratings(table))
     bare = [{key: value for key, value in row.items() if key != "rater"} for row in table][:-1]
     bare[0]["reasonability"], bare[2]["redundancy"] = "11", "?"
     one = {f.code: f for f in audit.check_ratings(bare)}
     assert {code: f.count for code, f in one.items()} == {
-        "ratings/out_of_scale": 2, "ratings/repeated_rows": 0, "ratings/uneven": 1,
+        "ratings/out_of_scale": 2,
+        "ratings/repeated_rows": 0,
+        "ratings/uneven": 1,
         "ratings/no_rater": 7,
-    }  # fmt: skip
+    }
     assert one["ratings/out_of_scale"].total == 14
     assert one["ratings/out_of_scale"].examples[0] == "row 1, reasonability: '11'"
     assert one["ratings/uneven"].examples == ("3: 0 of b",)

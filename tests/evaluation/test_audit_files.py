@@ -45,9 +45,10 @@ def texts(**changed):
         "prompts": prompts,
         "explanations": [
             {"prompt_id": one["prompt_id"], "model": model, "completion": f"{model} likes {n}."}
-            for n, one in enumerate(prompts) for model in ("ours", "theirs")
+            for n, one in enumerate(prompts)
+            for model in ("ours", "theirs")
         ],
-    }  # fmt: skip
+    }
     return sets | changed
 
 
@@ -111,14 +112,18 @@ def test_writers_are_named_in_judgements(tmp_path):
     [
         (dict(prompts=[{"promt": "x"}]), r"audit.prompts=.*, line 1: no key 'prompt'; did you"),
         (dict(prompts=[{"prompt": 3}]), r"line 1: expected a text as prompt"),
-        (dict(judgements=[{"prompt": "a", "first": "b", "second": "c", "better": 3}]),
-         r"line 1: expected 1 or 2 as better"),
+        (
+            dict(judgements=[{"prompt": "a", "first": "b", "second": "c", "better": 3}]),
+            r"line 1: expected 1 or 2 as better",
+        ),
         (dict(explanations=texts()["explanations"]), r"audit.prompts must name the file"),
-        (dict(explanations=texts()["explanations"], prompts=[{"prompt": "a"}]),
-         r"record 1: no 'prompt_id' to join"),
+        (
+            dict(explanations=texts()["explanations"], prompts=[{"prompt": "a"}]),
+            r"record 1: no 'prompt_id' to join",
+        ),
         ({}, r"nothing to audit: .* set one of audit.attributes, audit"),
     ],
-)  # fmt: skip
+)
 def test_mistakes(tmp_path, sets, message):
     with pytest.raises(UserError, match=message):
         audit.audit(write(tmp_path, **sets))
@@ -131,8 +136,10 @@ def test_a_null_is_no_word(tmp_path):
     ]
     _, _, found = audited(write(tmp_path, instructions=lines), tmp_path)
     assert found["instructions/empty"]["count"] == 2
-    turns = [[{"role": "user", "content": f"Why {n}?"}, {"role": "assistant", "content": text}]
-             for n, text in enumerate((None, "So."))]  # fmt: skip
+    turns = [
+        [{"role": "user", "content": f"Why {n}?"}, {"role": "assistant", "content": text}]
+        for n, text in enumerate((None, "So."))
+    ]
     lines = [{"messages": one} for one in turns]
     _, _, found = audited(write(tmp_path, instructions=lines), tmp_path)
     assert found["instructions/empty"]["count"] == 1
@@ -242,9 +249,13 @@ def test_run_directory(tmp_path):
     found = pipeline.audit_run(RunDir(run), config, run_data.prepare(config.data))
     assert json.loads((run / "audit.json").read_text()) == json.loads(json.dumps(found.record()))
     assert {one.code: one.count for one in found.findings} == {
-        "instruct/also_in_held_out": 1, "instruct/also_in_pairs": 1, "instruct/reanswered": 1,
-        "held_out/empty": 1, "explanations/cut_off": 1, "verdicts/fixed_position": 1,
-    }  # fmt: skip
+        "instruct/also_in_held_out": 1,
+        "instruct/also_in_pairs": 1,
+        "instruct/reanswered": 1,
+        "held_out/empty": 1,
+        "explanations/cut_off": 1,
+        "verdicts/fixed_position": 1,
+    }
 
 
 @tiny.needs_shared_data

@@ -11,9 +11,14 @@ SYSTEMS = ("ape", "bee", "cat", "dog")
 
 
 def row(dataset, prompt, first, second, better, **more):
-    return {"prompt": f"{dataset} {prompt}", "dataset": dataset, "better": better,
-            "first": f"{first} on {dataset} {prompt}", "second": f"{second} on {dataset} {prompt}",
-            **more}  # fmt: skip
+    return {
+        "prompt": f"{dataset} {prompt}",
+        "dataset": dataset,
+        "better": better,
+        "first": f"{first} on {dataset} {prompt}",
+        "second": f"{second} on {dataset} {prompt}",
+        **more,
+    }
 
 
 def grid(datasets=("ml", "steam", "mind"), prompts=10, label=None):
@@ -59,8 +64,9 @@ def test_groups_and_systems_are_recovered():
     assert [len(rows) for rows in groups] == [10] * 18
     assert [rows[0] for rows in groups] == list(range(0, 180, 10))
     pairs = systems_of(judged, groups)
-    expected = [(f"ml system {a}", f"ml system {b}")
-                for a, b in itertools.combinations((1, 2, 3, 4), 2)]  # fmt: skip
+    expected = [
+        (f"ml system {a}", f"ml system {b}") for a, b in itertools.combinations((1, 2, 3, 4), 2)
+    ]
     assert pairs[:6] == expected and pairs[6][0] == "steam system 1"
     written = {(one.case.text, one.first): "ape" for one in judged[:10]}
     named = systems_of(judged, groups, written)
@@ -121,8 +127,9 @@ def test_fixed_position():
     assert (one.count, one.total, one.severity) == (120, 120, "warning")
     assert one.examples == tuple(
         f"{name} system {number} stands {place} in all of its 30 comparisons"
-        for name in ("mind", "ml") for number, place in ((1, "first"), (4, "second"))
-    )  # fmt: skip
+        for name in ("mind", "ml")
+        for number, place in ((1, "first"), (4, "second"))
+    )
     some = [("", "a", "b"), ("", "b", "a"), ("", "a", "c"), ("", "a", "c")]
     one = audit.shown_in_one_order(some, "verdicts")
     assert (one.code, one.count, one.total) == ("verdicts/fixed_position", 2, 4)
@@ -137,8 +144,11 @@ def test_copies_contradictions_and_holes():
         copies[place]["better"] = 3 - copies[place]["better"]
     faulty = [*records[:120], *copies, *records[140:]]
     assert hits(faulty) == {
-        "fixed_position": 180, "group_copies": 2, "uneven_groups": 2, "contradictory_labels": 3,
-    }  # fmt: skip
+        "fixed_position": 180,
+        "group_copies": 2,
+        "uneven_groups": 2,
+        "contradictory_labels": 3,
+    }
     one = found(faulty)
     assert one["group_copies"].total == 18 and one["group_copies"].severity == "error"
     assert one["group_copies"].examples[0] == (
@@ -146,8 +156,9 @@ def test_copies_contradictions_and_holes():
         "10 comparisons in common, 8 labels agree"
     )
     assert one["uneven_groups"].examples[:2] == (
-        "steam: 8 groups instead of 6, 80 rows", "mind: 4 groups instead of 6, 40 rows",
-    )  # fmt: skip
+        "steam: 8 groups instead of 6, 80 rows",
+        "mind: 4 groups instead of 6, 40 rows",
+    )
     assert one["contradictory_labels"].total == 20
     assert one["contradictory_labels"].examples[0].startswith("rows 62 and 122: ")
     apart = [*records[:60], *copies, *records[140:], *records[60:120]]  # between, as published

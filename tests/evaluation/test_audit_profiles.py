@@ -50,8 +50,9 @@ def wide(made, *, leak, seed=0, count=150):
     texts = [f"Fans of {' '.join(kind)} would go." for kind in kinds]
     rows = [
         PairText(1, str(u), str(i), profile(u), texts[i], f"T{i} Inn")
-        for name in parts for u, i in parts[name]
-    ]  # fmt: skip
+        for name in parts
+        for u, i in parts[name]
+    ]
     return rows, dataset, split
 
 
@@ -159,9 +160,11 @@ def test_of_a_config(tmp_path):
     made.config.stages = ("recommend", "joint")
     by_stage = profile_findings(made.config, made.data)
     assert by_stage == profile_checks(
-        read_states_file(made.config, made.data), made.data.dataset, made.data.split,
+        read_states_file(made.config, made.data),
+        made.data.dataset,
+        made.data.split,
         seed=made.config.seeds[0],
-    )  # fmt: skip
+    )
     with made.config.unlocked():
         made.config.stages, made.config.audit.profiles = (), str(made.path)
     assert profile_findings(made.config, made.data) == by_stage

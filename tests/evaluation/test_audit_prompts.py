@@ -43,10 +43,11 @@ CLEAN = [*records(map(movie, TITLES)), *records(map(game, TITLES), "steam")]
 def test_clean_prompts():
     cases = audit.read_cases(CLEAN)
     outcomes = [
-        *audit.check_prompts(cases, "prompts"), audit.repeated(cases, "prompts"),
+        *audit.check_prompts(cases, "prompts"),
+        audit.repeated(cases, "prompts"),
         audit.overlap(cases[:9], cases[9:], "tuning", "prompts"),
         audit.other_form(cases[:9], cases[9:], "tuning", "prompts"),
-    ]  # fmt: skip
+    ]
     assert len(by_code(outcomes)) == 7 and not counts(outcomes)
 
 
@@ -96,8 +97,10 @@ def test_collapse():
     ]
     assert (found.count, found.total, found.severity) == (1, 2, "warning")
     # exp of -(.6 ln .6 + 3 * 2/15 ln 2/15) = 3.04; 4 + 31 titles in all.
-    assert "steam, popular: 4 items in 30 prompts that show 35 titles; 'Doom' in 60 %; as uneven "\
-        "as 3.0 equal items" in found.examples[0]  # fmt: skip
+    assert (
+        "steam, popular: 4 items in 30 prompts that show 35 titles; 'Doom' in 60 %; as uneven "
+        "as 3.0 equal items" in found.examples[0]
+    )
     few = audit.read_cases(made[:19])  # too few to tell
     assert "recommendation_collapse" not in by_code(audit.check_prompts(few, "prompts"))
     again = audit.read_cases([made[0]] * 40)  # one prompt, however often it stands there

@@ -53,9 +53,17 @@ WEIGHTS[[5, 6, 7, 8, 9]] = [2.0, 1.5, 0.25, 0.25, -0.75]
 
 def additive(cited, history=(5, 6, 7, 8, 9), shown=None, **kwargs):
     return counterfactual(
-        Additive(), jnp.asarray(WEIGHTS), {}, users=[3], items=[0], histories=[history],
-        cited=[cited], shown=None if shown is None else [shown], mesh=tiny.mesh(), **kwargs,
-    )  # fmt: skip
+        Additive(),
+        jnp.asarray(WEIGHTS),
+        {},
+        users=[3],
+        items=[0],
+        histories=[history],
+        cited=[cited],
+        shown=None if shown is None else [shown],
+        mesh=tiny.mesh(),
+        **kwargs,
+    )
 
 
 def test_known_weights_give_the_expected_figures():
@@ -97,9 +105,15 @@ def test_what_cannot_be_measured():
             "counterfactual/measured": {"value": 0.0, "low": None, "high": None, "count": 1}
         }
     many = counterfactual(
-        Additive(), jnp.asarray(WEIGHTS), {}, users=[1, 2, 3], items=[0, 0, 0],
-        histories=[[5, 6, 7], [5, 6], [9, 7, 6]], cited=[[5], [], [7, 44]], mesh=tiny.mesh(),
-    )  # fmt: skip
+        Additive(),
+        jnp.asarray(WEIGHTS),
+        {},
+        users=[1, 2, 3],
+        items=[0, 0, 0],
+        histories=[[5, 6, 7], [5, 6], [9, 7, 6]],
+        cited=[[5], [], [7, 44]],
+        mesh=tiny.mesh(),
+    )
     figures = many.estimates(resamples=50)
     assert figures["counterfactual/measured"]["value"] == pytest.approx(2 / 3)
     for name, values in (
@@ -132,8 +146,16 @@ def test_popularity_has_no_user_side():
     train = tiny.data().split.train
     frozen = model.frozen(train.user, train.item).arrays
     with pytest.raises(UserError, match="Popularity scores every user alike"):
-        counterfactual(model, {}, frozen, users=[1], items=[0], histories=[[1, 2]], cited=[[1]],
-                       mesh=tiny.mesh())  # fmt: skip
+        counterfactual(
+            model,
+            {},
+            frozen,
+            users=[1],
+            items=[0],
+            histories=[[1, 2]],
+            cited=[[1]],
+            mesh=tiny.mesh(),
+        )
 
 
 # Against loops ---------------------------------------------------------------------------------
@@ -155,9 +177,12 @@ def trained(name):
     shown = [past[-6:] for past in histories]
     cited = [rng.choice(s, int(rng.integers(1, 3)), replace=False) for s in shown]
     cited[4] = np.array([], int)
-    return model, params, frozen, dict(
-        users=users, items=items, histories=histories, shown=shown, cited=cited
-    )  # fmt: skip
+    return (
+        model,
+        params,
+        frozen,
+        dict(users=users, items=items, histories=histories, shown=shown, cited=cited),
+    )
 
 
 def split(model, tree, mesh):
@@ -273,10 +298,15 @@ def test_log_probs_in_blocks(block, devices):
     mesh = tiny.mesh(devices)
     with use_mesh(mesh):
         placed = put_sharded(table, sharding(mesh, "table_rows", None))
-        found = jax.jit(functools.partial(
-            target_log_probs, score=lambda s, t: jnp.einsum("bd,id->bi", s, t),
-            num_items=ITEMS, mesh=mesh, block=block,
-        ))(state, placed, seen, target)  # fmt: skip
+        found = jax.jit(
+            functools.partial(
+                target_log_probs,
+                score=lambda s, t: jnp.einsum("bd,id->bi", s, t),
+                num_items=ITEMS,
+                mesh=mesh,
+                block=block,
+            )
+        )(state, placed, seen, target)
     for row in range(7):
         left = [i for i in range(ITEMS) if i not in seen[row] or i == target[row]]
         right = scores[row, target[row]] - logsumexp(scores[row, left])

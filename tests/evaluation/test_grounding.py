@@ -20,11 +20,23 @@ from xrec_jax.text import get, parse_prompt
 from xrec_jax.text.titles.match import Trie, aliases, words_of
 
 CATALOGUE = [
-    "Matrix, The (1999)", "Star Wars (1977)", "Star Wars: The Clone Wars (2008)", "Seven (Se7en)",
-    "It", "Rust", "Cité des enfants perdus, La (1995)", "Schindler's List (1993)",
-    "L.A. Confidential", "Terminator 2: Judgment Day (1991)", "Sense & Sensibility", "187",
-    "Drama", "Postino, Il", "Home Alone", "Game, The",
-]  # fmt: skip
+    "Matrix, The (1999)",
+    "Star Wars (1977)",
+    "Star Wars: The Clone Wars (2008)",
+    "Seven (Se7en)",
+    "It",
+    "Rust",
+    "Cité des enfants perdus, La (1995)",
+    "Schindler's List (1993)",
+    "L.A. Confidential",
+    "Terminator 2: Judgment Day (1991)",
+    "Sense & Sensibility",
+    "187",
+    "Drama",
+    "Postino, Il",
+    "Home Alone",
+    "Game, The",
+]
 VOCABULARY = {
     "class": ["Drama", "Sci-Fi", "Film-Noir", "Comedy"],
     "price": ["1", "2", "3"],
@@ -61,14 +73,17 @@ def test_words_keep_their_places():
         ("Postino, Il", {("postino",), ("il", "postino")}, set()),
         ("Die Hard", {("die", "hard")}, set()),  # an article only in German
         ("Seven (Se7en)", {("seven", "se7en"), ("seven",), ("se7en",)}, set()),
-        ("Terminator 2: Judgment Day", {("terminator", "2", "judgment", "day")},
-         {("terminator", "2")}),
+        (
+            "Terminator 2: Judgment Day",
+            {("terminator", "2", "judgment", "day")},
+            {("terminator", "2")},
+        ),
         ("Alien: Resurrection", {("alien", "resurrection")}, set()),  # one word may be any title
         ("The", {("the",)}, set()),
         ("Just Cause\\u2122 3", {("just", "cause", "3")}, set()),  # a file's slip
         ('u"Mirrors Edge\\xae"', {("mirrors", "edge")}, set()),
     ],
-)  # fmt: skip
+)
 def test_ways_to_write_a_title(title, whole, short):
     assert {alias.words for alias in aliases(title) if not alias.short} == whole
     assert {alias.words for alias in aliases(title) if alias.short} == short
@@ -80,8 +95,11 @@ def test_ways_to_write_a_title(title, whole, short):
         ("like THE MATRIX, which", "Matrix, The (1999)", "THE MATRIX"),
         ('like "Matrix, The (1999)" and', "Matrix, The (1999)", "Matrix, The (1999)"),
         ("you saw star wars twice", "Star Wars (1977)", "star wars"),
-        ("la cite des enfants perdus", "Cité des enfants perdus, La (1995)",
-         "la cite des enfants perdus"),
+        (
+            "la cite des enfants perdus",
+            "Cité des enfants perdus, La (1995)",
+            "la cite des enfants perdus",
+        ),
         ("as in Schindler\u2019s List.", "Schindler's List (1993)", "Schindler\u2019s List"),
         ("as in Schindlers List", "Schindler's List (1993)", "Schindlers List"),
         ("LA Confidential is", "L.A. Confidential", "LA Confidential"),
@@ -94,7 +112,7 @@ def test_ways_to_write_a_title(title, whole, short):
         ("a title of no catalogue, New Film", "New Film", "New Film"),
         ('like "Terminator"', "Terminator 2: Judgment Day (1991)", "Terminator"),
     ],
-)  # fmt: skip
+)
 def test_history_is_found_however_it_is_written(grounder, text, title, cited):
     spans = found(grounder, text, history=[title])
     assert spans == [(cited, "history", title)]
@@ -134,7 +152,7 @@ def test_what_is_not_held_against_a_text(grounder, text):
         ('she said "what a day" and "Comedy Sci-Fi"', []),
         ('"A speech: You Will Find That This Is Much Too Long For Any Title."', []),
     ],
-)  # fmt: skip
+)
 def test_titles_of_neither(grounder, text, spans):
     spoken = [s for s in found(grounder, text) if "attribute" not in s[1]]
     assert [span[:2] for span in spoken] == spans
@@ -143,16 +161,20 @@ def test_titles_of_neither(grounder, text, spans):
 def test_attributes_of_item_history_and_neither(grounder):
     text = "A Comedy-drama, no film noirs; bakeries at price level 2, a level of 3, 1 hour, sci fi."
     spans = found(
-        grounder, text, item_attributes={"class": ["Comedy"], "price": 2.0},
+        grounder,
+        text,
+        item_attributes={"class": ["Comedy"], "price": 2.0},
         history_attributes=[{"class": ["Drama", "Film-Noir"], "kind": None}, {"kind": "bakery"}],
-    )  # fmt: skip
+    )
     assert spans == [
-        ("Comedy", "item_attribute", "Comedy"), ("drama", "history_attribute", "Drama"),
+        ("Comedy", "item_attribute", "Comedy"),
+        ("drama", "history_attribute", "Drama"),
         ("film noirs", "history_attribute", "Film-Noir"),
         ("bakeries", "history_attribute", "bakery"),
-        ("price level 2", "item_attribute", "2"), ("level of 3", "absent_attribute", "3"),
+        ("price level 2", "item_attribute", "2"),
+        ("level of 3", "absent_attribute", "3"),
         ("sci fi", "absent_attribute", "Sci-Fi"),
-    ]  # fmt: skip
+    ]
     # A title that is called as a true attribute of the item is that attribute, quotes or not.
     named = found(grounder, 'it is "Drama"', item_attributes={"class": "Drama"})
     assert named == [("Drama", "item_attribute", "Drama")]
@@ -187,8 +209,10 @@ def test_the_trie_against_a_scan():
 
 def test_mentions_put_into_generated_texts():
     rng = np.random.default_rng(1)
-    parts = [[a + b for a in ("Vel", "Mor", "Tan", "Qui", "Bra") for b in ends]
-             for ends in (("dra", "lo", "x"), ("mund", "sk", "tal"))]  # fmt: skip
+    parts = [
+        [a + b for a in ("Vel", "Mor", "Tan", "Qui", "Bra") for b in ends]
+        for ends in (("dra", "lo", "x"), ("mund", "sk", "tal"))
+    ]
     titles = [f"{a} {b}" for a in parts[0] for b in parts[1]]
     titles = [f"{t}, The (19{50 + n % 50})" if n % 3 else f"The {t}" for n, t in enumerate(titles)]
     grounder = Grounder(titles)
@@ -222,10 +246,15 @@ def test_figures_by_hand():
     found = grounding_metrics(groundings, resamples=200)
     values = {name.split("/")[1]: figure["value"] for name, figure in found.corpus.items()}
     assert values == {
-        "item_named": 0.25, "history_cited": 0.75, "absent_titles": 0.25, "unknown_titles": 0.25,
-        "attributes": 1.0, "attributes_of_item": 0.5, "hallucinated_titles": 2 / 5,
+        "item_named": 0.25,
+        "history_cited": 0.75,
+        "absent_titles": 0.25,
+        "unknown_titles": 0.25,
+        "attributes": 1.0,
+        "attributes_of_item": 0.5,
+        "hallucinated_titles": 2 / 5,
         "attributes_precision": 3 / 4,
-    }  # fmt: skip
+    }
     each = found.per_text["grounding/hallucinated_titles"]
     np.testing.assert_array_equal(each, [0, 2 / 3, np.nan, np.nan])
     assert found.corpus["grounding/hallucinated_titles"]["count"] == 2
@@ -249,15 +278,18 @@ def test_interval_of_a_ratio_of_sums():
 
 def test_pairs_of_a_run(grounder):
     pair = {
-        "title": "Rust", "attributes": {"kind": "bakery"},
+        "title": "Rust",
+        "attributes": {"kind": "bakery"},
         "history": [{"title": "Home Alone", "attributes": {"class": ["Comedy"]}}],
-    }  # fmt: skip
+    }
     text = "Rust is a bakery, a comedy like home alone."
     (one,) = ground_pairs(grounder, [pair], [text])
     assert [(text[a:b], kind) for a, b, kind in one.highlights()] == [
-        ("Rust", "item"), ("bakery", "item_attribute"), ("comedy", "history_attribute"),
+        ("Rust", "item"),
+        ("bakery", "item_attribute"),
+        ("comedy", "history_attribute"),
         ("home alone", "history"),
-    ]  # fmt: skip
+    ]
     with pytest.raises(UserError, match="1 pairs, but 2 texts"):
         ground_pairs(grounder, [pair], [text, text])
 
@@ -283,11 +315,12 @@ def test_published_explanations_of_films():
     for record in read_records(folder / "explanations.jsonl.gz"):
         if record["model"] in found and (prompt := prompts.get(record["prompt_id"])):
             one = grounder.ground(
-                record["completion"], item=prompt.item["title"],
+                record["completion"],
+                item=prompt.item["title"],
                 history=[entry["title"] for entry in prompt.history],
                 item_attributes=row(prompt.item),
                 history_attributes=map(row, prompt.history),
-            )  # fmt: skip
+            )
             found[record["model"]].append(one)
     figures = {name: grounding_metrics(ones, resamples=0).corpus for name, ones in found.items()}
     # A rough matcher found 1.47 and .17 history titles a text, 67 of 1,450 and 69 of 234 absent.
@@ -307,11 +340,13 @@ def kinds(text, item, history=(), catalogue=(), **more):
 def test_titles_in_scripts_without_blanks():
     text = "千と千尋の神隠しはあなたに合います。『もののけ姫』が好きですから。"
     assert kinds(text, "千と千尋の神隠し", ["もののけ姫"]) == [
-        ("千と千尋の神隠し", "item"), ("もののけ姫", "history"),
-    ]  # fmt: skip
+        ("千と千尋の神隠し", "item"),
+        ("もののけ姫", "history"),
+    ]
     assert kinds("기생충은 설국 열차처럼", "기생충", ["설국열차 (2013)"]) == [
-        ("기생충", "item"), ("설국 열차", "history"),
-    ]  # fmt: skip
+        ("기생충", "item"),
+        ("설국 열차", "history"),
+    ]
     assert kinds("ดูฉลาดเกมส์โกงคืนนี้", "ฉลาดเกมส์โกง") == [("ฉลาดเกมส์โกง", "item")]
     assert kinds("好猫，好《猫》", "猫") == [("猫", "item")]  # one character needs its quotes
 

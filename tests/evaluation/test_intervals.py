@@ -77,8 +77,11 @@ def test_the_value_is_the_mean_of_all():
     low, high = np.quantile(bootstrap_means(values, resamples=200), [0.025, 0.975])
     assert (found["low"], found["high"]) == (low, high)
     assert estimate(np.full(7, 0.25), resamples=50) == {
-        "value": 0.25, "low": 0.25, "high": 0.25, "count": 7
-    }  # fmt: skip
+        "value": 0.25,
+        "low": 0.25,
+        "high": 0.25,
+        "count": 7,
+    }
 
 
 def test_no_interval_where_there_is_none():
@@ -158,12 +161,14 @@ def test_figures_of_explanations_draw_users():
             diversity([range(int(4 * s) + 1) for s in shares]),
         ),
         (
-            Counterfactual(*np.stack([sparse * k for k in (5, 1, 4, 3, 1)])).estimates(
-                users=users)["counterfactual/fall"],
+            Counterfactual(*np.stack([sparse * k for k in (5, 1, 4, 3, 1)])).estimates(users=users)[
+                "counterfactual/fall"
+            ],
             Counterfactual(*np.stack([sparse * k for k in (5, 1, 4, 3, 1)])).estimates()[
-                "counterfactual/fall"],
+                "counterfactual/fall"
+            ],
         ),
-    ):  # fmt: skip
+    ):
         assert whole["value"] == pytest.approx(each["value"])
         assert whole["high"] - whole["low"] > 1.4 * (each["high"] - each["low"])
         assert whole["count"] <= 40 < each["count"]
@@ -175,9 +180,13 @@ def test_planted_reasons_are_compared_user_by_user():
     counts[:, 0] = [4, 2, 4, 2]
     other = counts.copy()
     other[values > 0.1, 0] = [4, 3, 4, 3]
-    one, two = (planted.PlantedScores(f, f, f, c) for f, c in (
-        (np.full(len(values), 0.5), counts), (np.where(values > 0.1, 0.75, 0.5) - 0.07, other)
-    ))  # fmt: skip
+    one, two = (
+        planted.PlantedScores(f, f, f, c)
+        for f, c in (
+            (np.full(len(values), 0.5), counts),
+            (np.where(values > 0.1, 0.75, 0.5) - 0.07, other),
+        )
+    )
     plain, whole = planted.compare(two, one), planted.compare(two, one, users=users)
     assert whole["planted/p"]["count"] == 40
     assert whole["planted/p"]["value"] > 3 * plain["planted/p"]["value"]

@@ -44,8 +44,9 @@ GROUPS = [[3, 4, 5, 6, 7], [8, 9, 10]]
 @pytest.fixture(scope="module")
 def expected():
     model, params, tuned = Llama(SHAPE), tiny.llama_params(SHAPE), adapter()
-    read = jax.jit(lambda ids, segments: model.logits(
-        params, ids, segments=segments, adapter=tuned))  # fmt: skip
+    read = jax.jit(
+        lambda ids, segments: model.logits(params, ids, segments=segments, adapter=tuned)
+    )
     found = []
     for row in rows():
         ids, segments = np.zeros((1, 96), np.int32), np.zeros((1, 96), np.int32)
@@ -63,9 +64,8 @@ def test_probabilities_are_those_of_single_rows(expected, devices, groups):
             put_replicated(tree, mesh) for tree in (tiny.llama_params(SHAPE), adapter().params)
         )
         reader = AnswerReader(
-            Llama(SHAPE), params, lora.Adapter(tuned, adapter().config), ANSWERS, mesh=mesh,
-            batch=4,
-        )  # fmt: skip
+            Llama(SHAPE), params, lora.Adapter(tuned, adapter().config), ANSWERS, mesh=mesh, batch=4
+        )
         found = reader(rows(), groups=groups)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -39,9 +39,14 @@ def random_table(seed=0, prompts=40, systems=("A", "B", "C", "D"), strengths=Non
                 continue
             logit = strengths[a] - strengths[b] + rng.normal()
             rows.append(
-                (prompt, systems[a], systems[b], special.expit(logit + rng.normal() / 2),
-                 special.expit(-logit + rng.normal() / 2))
-            )  # fmt: skip
+                (
+                    prompt,
+                    systems[a],
+                    systems[b],
+                    special.expit(logit + rng.normal() / 2),
+                    special.expit(-logit + rng.normal() / 2),
+                )
+            )
             words.append(rng.integers(20, 90, 2))
     return table(rows, systems, words)
 
@@ -252,8 +257,11 @@ def test_compare_asks_about_every_pair_in_both_orders():
     texts = {"A": ["a0", "a1 x"], "B": ["b0", None], "C": ["", "c1"]}
     found = compare(judge, ["p0", "p1"], texts)
     assert asked == [
-        ("p0", "a0", "b0"), ("p1", "a1 x", "c1"), ("p0", "b0", "a0"), ("p1", "c1", "a1 x"),
-    ]  # fmt: skip
+        ("p0", "a0", "b0"),
+        ("p1", "a1 x", "c1"),
+        ("p0", "b0", "a0"),
+        ("p1", "c1", "a1 x"),
+    ]
     assert found.missing == 4 and found.refused == 0
     np.testing.assert_allclose(found.table.forward, np.linspace(0.1, 0.9, 4)[:2])
     np.testing.assert_allclose(found.table.backward, np.linspace(0.1, 0.9, 4)[2:])
@@ -279,10 +287,7 @@ def test_prompts_of_equal_text_are_one_cluster():
 
 @pytest.mark.parametrize(
     "given, message",
-    [
-        (lambda p, a, b: np.zeros(3), "shape"),
-        (lambda p, a, b: np.full(len(p), 1.5), "from 0 to 1"),
-    ],
+    [(lambda p, a, b: np.zeros(3), "shape"), (lambda p, a, b: np.full(len(p), 1.5), "from 0 to 1")],
 )
 def test_a_judge_that_gives_no_probabilities_is_refused(given, message):
     with pytest.raises(UserError, match=message):
@@ -376,8 +381,10 @@ def test_whole_clusters_widen_the_interval():
     alone = judging.clustered_mean(values, np.arange(50), resamples=2000)
     repeated = judging.clustered_mean(np.repeat(values, 4), np.repeat(np.arange(50), 4))
     apart = judging.clustered_mean(np.repeat(values, 4), np.arange(200), resamples=2000)
-    width = {name: e["high"] - e["low"] for name, e in
-             (("alone", alone), ("repeated", repeated), ("apart", apart))}  # fmt: skip
+    width = {
+        name: e["high"] - e["low"]
+        for name, e in (("alone", alone), ("repeated", repeated), ("apart", apart))
+    }
     assert width["repeated"] == pytest.approx(width["alone"], rel=0.1)
     assert width["apart"] == pytest.approx(width["alone"] / 2, rel=0.1)
     expected = 2 * stats.norm.ppf(0.975) * values.std() / np.sqrt(50)

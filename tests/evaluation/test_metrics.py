@@ -34,9 +34,12 @@ def naive(ranks, k):
     near = [r for r in ranks if r <= k]
     gain = sum(1 / math.log2(1 + r) for r in near)
     ideal = sum(1 / math.log2(1 + r) for r in range(1, min(k, len(ranks)) + 1))
-    return len(near) / len(ranks), float(bool(near)), gain / ideal, max(
-        (1 / r for r in near), default=0.0
-    )  # fmt: skip
+    return (
+        len(near) / len(ranks),
+        float(bool(near)),
+        gain / ideal,
+        max((1 / r for r in near), default=0.0),
+    )
 
 
 @pytest.mark.parametrize("ks", [(1,), (5, 10, 20), (3, 50)])

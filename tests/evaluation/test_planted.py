@@ -64,13 +64,19 @@ def test_scores_by_hand():
     assert figures["planted/f1"]["value"] == pytest.approx((2 / 3 + 2) / 5)
     assert figures["planted/f1"]["count"] == 5
     for name, value, count in [
-        ("micro_precision", 5 / 8, 8), ("micro_recall", 5 / 9, 9), ("micro_f1", 10 / 17, 17),
-        ("kind_precision", 1, 2), ("kind_recall", 2 / 3, 3),
-        ("mood_precision", 0, 2), ("mood_f1", 0, 2),
+        ("micro_precision", 5 / 8, 8),
+        ("micro_recall", 5 / 9, 9),
+        ("micro_f1", 10 / 17, 17),
+        ("kind_precision", 1, 2),
+        ("kind_recall", 2 / 3, 3),
+        ("mood_precision", 0, 2),
+        ("mood_f1", 0, 2),
         ("distance_recall", 2 / 3, 3),
-        ("price_precision", 1, 1), ("price_recall", 1 / 3, 3),
-        ("against_precision", 1 / 2, 2), ("for_precision", 4 / 6, 6),
-    ]:  # fmt: skip
+        ("price_precision", 1, 1),
+        ("price_recall", 1 / 3, 3),
+        ("against_precision", 1 / 2, 2),
+        ("for_precision", 4 / 6, 6),
+    ]:
         entry = figures[f"planted/{name}"]
         assert (entry["value"], entry["count"]) == (pytest.approx(value), count), name
         assert entry["low"] <= entry["value"] <= entry["high"]
@@ -101,11 +107,16 @@ def test_pooled_interval_against_a_loop():
 
 def test_both_forms_of_planted_reasons():
     reasons = Reasons(
-        user=0, item=1, utility=1.0, unexplained=0.0,
-        for_=(Reason("kind", "bar", 1.5, "likes bars"),
-              Reason("distance", "1.2 km", 0.7, "closer to home than most (1.2 km)")),
+        user=0,
+        item=1,
+        utility=1.0,
+        unexplained=0.0,
+        for_=(
+            Reason("kind", "bar", 1.5, "likes bars"),
+            Reason("distance", "1.2 km", 0.7, "closer to home than most (1.2 km)"),
+        ),
         against=(Reason("price", "3", -0.8, "pricier than usual"),),
-    )  # fmt: skip
+    )
     rows = {
         "for": [reason._asdict() for reason in reasons.for_],
         "against": [reason._asdict() for reason in reasons.against],

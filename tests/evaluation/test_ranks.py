@@ -84,9 +84,9 @@ def place(mesh, table, *arrays):
 def test_ranks_against_a_loop(mesh, num_items, block):
     state, table, seen, target, scores = case(num_items)
     mesh = MESHES[mesh] and tiny.mesh(*MESHES[mesh])
-    run = jax.jit(functools.partial(
-        target_ranks, score=score, num_items=num_items, mesh=mesh, block=block
-    ))  # fmt: skip
+    run = jax.jit(
+        functools.partial(target_ranks, score=score, num_items=num_items, mesh=mesh, block=block)
+    )
     split, *arrays = place(mesh, table, state, seen, target)
     ranks = jax.block_until_ready(run(arrays[0], split, *arrays[1:]))
     for b in range(len(target)):
@@ -99,8 +99,13 @@ def test_ranks_against_a_loop(mesh, num_items, block):
 
 def test_ranks_hand_worked():
     scores = np.array([[3.0, 1.0, 2.0, 2.0, 2.0, np.nan]], np.float32)
-    find = functools.partial(target_ranks, scores, np.zeros((6, 1), np.float32), num_items=6,
-                             score=lambda state, rows: state)  # fmt: skip
+    find = functools.partial(
+        target_ranks,
+        scores,
+        np.zeros((6, 1), np.float32),
+        num_items=6,
+        score=lambda state, rows: state,
+    )
     seen = np.array([[0, -1, 2]], np.int32)
     ranks = find(seen, np.array([[4]], np.int32))
     # Ahead of item 4: item 0 (seen), ties 2 (seen) and 3, and NaN.
@@ -122,9 +127,9 @@ def test_top_k_against_sorting(mesh, num_items, k, block):
     seen[0, : min(50, num_items - 3)] = np.arange(min(50, num_items - 3))
     scores = np.einsum("bd,id->bi", state, table[:num_items])
     mesh = MESHES[mesh] and tiny.mesh(*MESHES[mesh])
-    run = jax.jit(functools.partial(
-        top_k, score=score, num_items=num_items, mesh=mesh, block=block, k=k
-    ))  # fmt: skip
+    run = jax.jit(
+        functools.partial(top_k, score=score, num_items=num_items, mesh=mesh, block=block, k=k)
+    )
     split, *arrays = place(mesh, table, state, seen)
     items, values = map(np.asarray, jax.block_until_ready(run(arrays[0], split, arrays[1])))
     assert items.shape == values.shape == (len(state), k) and items.dtype == np.int32
@@ -185,16 +190,20 @@ def naive_metrics(past, held_out, scores, k):
         rows = []
         for mask in (True, False):
             hidden = set(past[user]) - set(targets) if mask else set()
-            order = sorted((i for i in range(61) if i not in hidden),
-                           key=lambda i: -scores[user, i])  # fmt: skip
+            order = sorted(
+                (i for i in range(61) if i not in hidden), key=lambda i: -scores[user, i]
+            )
             ranks = [order.index(t) + 1 for t in targets]
             near = [r for r in ranks if r <= k]
             ideal = sum(1 / math.log2(1 + r) for r in range(1, min(k, len(ranks)) + 1))
-            rows.append((
-                len(near) / len(ranks), float(bool(near)),
-                sum(1 / math.log2(1 + r) for r in near) / ideal,
-                max((1 / r for r in near), default=0.0),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    len(near) / len(ranks),
+                    float(bool(near)),
+                    sum(1 / math.log2(1 + r) for r in near) / ideal,
+                    max((1 / r for r in near), default=0.0),
+                )
+            )
         found[user] = rows
     return found
 
@@ -267,8 +276,9 @@ def test_figures_of_scores_that_are_not_numbers_are_refused(bad):
 def test_nothing_held_out():
     model, _, seen, held_out, _, _ = world("bpr")
     with pytest.raises(UserError, match="no held-out event"):
-        RankingEvaluator(model, seen=seen, held_out=held_out.take(np.zeros(160, bool)),
-                         mesh=tiny.mesh())  # fmt: skip
+        RankingEvaluator(
+            model, seen=seen, held_out=held_out.take(np.zeros(160, bool)), mesh=tiny.mesh()
+        )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -282,10 +292,17 @@ def test_recommend_lists_the_best_unseen(monkeypatch, devices, k):
     mesh = tiny.mesh(devices)
     with use_mesh(mesh):
         split = jax.tree.map(lambda _: sharding(mesh, "table_rows", None), params)
-        parts = list(recommend(
-            model, put_sharded(params, split), {}, history=Histories.of(seen, 75), users=users,
-            k=k, mesh=mesh,
-        ))  # fmt: skip
+        parts = list(
+            recommend(
+                model,
+                put_sharded(params, split),
+                {},
+                history=Histories.of(seen, 75),
+                users=users,
+                k=k,
+                mesh=mesh,
+            )
+        )
     assert len(parts) == 3
     assert np.concatenate([part.users for part in parts]).tolist() == users.tolist()
     items = np.concatenate([part.items for part in parts])

@@ -16,12 +16,14 @@ SYSTEMS, QUESTIONS = ("a", "b", "c"), ("clear", "true")
 
 def answers(rows, group="g"):
     """Ratings of items, given `[items, systems, questions]`."""
-    return Answers(tuple(
-        Rating("", f"i{n}", system, question, float(row[i][j]), group)
-        for n, row in enumerate(rows)
-        for i, system in enumerate(SYSTEMS[: len(row)])
-        for j, question in enumerate(QUESTIONS[: len(row[i])])
-    ))  # fmt: skip
+    return Answers(
+        tuple(
+            Rating("", f"i{n}", system, question, float(row[i][j]), group)
+            for n, row in enumerate(rows)
+            for i, system in enumerate(SYSTEMS[: len(row)])
+            for j, question in enumerate(QUESTIONS[: len(row[i])])
+        )
+    )
 
 
 def test_copies_are_counted_and_told_from_chance():
@@ -50,10 +52,14 @@ def test_equal_rows_by_chance_are_not_held_against_a_table(shape, values):
 
 
 def test_comparisons_are_marks_in_either_direction():
-    made = Answers((), (
-        Preference("r", "1", "a", "b", 1.0), Preference("r", "2", "b", "a", 0.0),
-        Preference("r", "3", "a", "b", 0.5),
-    ))  # fmt: skip
+    made = Answers(
+        (),
+        (
+            Preference("r", "1", "a", "b", 1.0),
+            Preference("r", "2", "b", "a", 0.0),
+            Preference("r", "3", "a", "b", 0.5),
+        ),
+    )
     rows = rows_of_answers(made)
     assert rows["", "1"] == rows["", "2"] != rows["", "3"]
 
@@ -76,8 +82,9 @@ def test_equal_rows_are_drawn_as_one():
     for _ in range(3000):
         chosen = np.concatenate([values[picked == row] for row in rng.integers(0, 15, 15)])
         means.append(chosen.mean())
-    np.testing.assert_allclose([mean["low"], mean["high"]], np.quantile(means, [0.025, 0.975]),
-                               atol=0.15)  # fmt: skip
+    np.testing.assert_allclose(
+        [mean["low"], mean["high"]], np.quantile(means, [0.025, 0.975]), atol=0.15
+    )
     plain = rating_summary.summary(made, resamples=500)["a"]["clear/mean"]
     assert plain["count"] == len(picked)
     assert mean["high"] - mean["low"] > 1.7 * (plain["high"] - plain["low"])

@@ -141,9 +141,9 @@ def test_differences_are_paired_and_corrected():
     found = summary.differences(ratings_of(table))
     assert list(found) == ["a vs b", "a vs c", "b vs c"]
     one = found["a vs b"]
-    expected = np.mean([
-        (table["r", f"i{i}", "a"] + table["q", f"i{i}", "a"]) / 2 - base[i] for i in range(25)
-    ])  # fmt: skip
+    expected = np.mean(
+        [(table["r", f"i{i}", "a"] + table["q", f"i{i}", "a"]) / 2 - base[i] for i in range(25)]
+    )
     np.testing.assert_allclose(one["clear/difference"]["value"], expected)
     assert one["clear/difference"]["high"] - one["clear/difference"]["low"] < 0.4
     assert one["clear/p"]["value"] < 0.001 and found["b vs c"]["clear/p"]["value"] > 0.05
@@ -172,16 +172,21 @@ def test_agreement_reads_preferences_in_one_direction():
     prefer += [Preference("y", f"i{i}", "b", "a", 1 - i % 2) for i in range(7)]
     found = summary.agreement(Answers(tuple(ratings), tuple(prefer)))
     assert set(found) == {
-        "clear/alpha_interval", "clear/alpha_ordinal",
-        "preference/alpha_nominal", "preference/alpha_ordinal",
-    }  # fmt: skip
+        "clear/alpha_interval",
+        "clear/alpha_ordinal",
+        "preference/alpha_nominal",
+        "preference/alpha_ordinal",
+    }
     assert all(estimate["value"] == 1 for estimate in found.values())
     # Texts about one item are drawn together: ten equal ones tell no more than one.
     rng = np.random.default_rng(0)
     noisy = [
         Rating(r, f"i{i}", f"s{s}", "clear", value)
-        for r in "xy" for i in range(7) for value in [rng.normal(i, 2)] for s in range(10)
-    ]  # fmt: skip
+        for r in "xy"
+        for i in range(7)
+        for value in [rng.normal(i, 2)]
+        for s in range(10)
+    ]
     once = Answers(tuple(r for r in noisy if r.system == "s0"))
     for metric, many in summary.agreement(Answers(tuple(noisy))).items():
         one = summary.agreement(once)[metric]
@@ -205,8 +210,10 @@ def test_raters_are_told_apart():
     gold = [GoldCheck("good", "x", 1), GoldCheck("lazy", "x", 5), GoldCheck("good", "y", 2, (0,))]
     found = quality(answers, gold=gold, seconds={"good": [20, 30, 7], "lazy": [1, 2, 1.5]})
     value = lambda rater, metric: found[rater][metric]["value"]  # noqa: E731
-    values = {r: np.array([table[r, f"i{i}", "a"] for i in range(40)], float)
-              for r in ("good", "fair", "lazy", "wild")}  # fmt: skip
+    values = {
+        r: np.array([table[r, f"i{i}", "a"] for i in range(40)], float)
+        for r in ("good", "fair", "lazy", "wild")
+    }
     others = np.mean([values[r] for r in ("fair", "lazy", "wild")], axis=0)
     np.testing.assert_allclose(
         value("good", "others/correlation"), np.corrcoef(values["good"], others)[0, 1]
@@ -220,19 +227,25 @@ def test_raters_are_told_apart():
     assert np.isnan(value("lazy", "others/correlation"))
     assert "gold/passed" not in found["fair"] and "time/median" not in found["fair"]
     assert remarks(found["lazy"]) == [
-        "missed 1 of 1 gold checks", "half of the screens took under 5 s",
+        "missed 1 of 1 gold checks",
+        "half of the screens took under 5 s",
         "gave one value in 100% of the answers",
-    ]  # fmt: skip
+    ]
     assert remarks(found["wild"])[0] == "rates against the others"
 
 
 @pytest.mark.parametrize(
     ("value", "shares", "right"),
     [
-        (2, (), True), (6.5, (), False), (8, (), False), (2, (1.0, 1.0), False),
-        (2, (1.0, 0.0), True), (None, (0.5,), True), (None, (1.0,), False),
+        (2, (), True),
+        (6.5, (), False),
+        (8, (), False),
+        (2, (1.0, 1.0), False),
+        (2, (1.0, 0.0), True),
+        (None, (0.5,), True),
+        (None, (1.0,), False),
     ],
-)  # fmt: skip
+)
 def test_gold_checks(value, shares, right):
     assert passed(GoldCheck("r", "x", value, shares), usual=6.5) is right
 
@@ -245,8 +258,9 @@ def test_long_and_wide_tables_are_read(tmp_path):
     )
     found = read_ratings(path)
     assert found.ratings == (
-        Rating("x", "1", "a", "clear", 7.5, "d"), Rating("y", "1", "b", "clear", 2, "e"),
-    )  # fmt: skip
+        Rating("x", "1", "a", "clear", 7.5, "d"),
+        Rating("y", "1", "b", "clear", 2, "e"),
+    )
     assert found.preferences == (Preference("x", "1", "a", "b", 0.5, "d"),)
     assert (found.groups, found.raters, found.systems) == (("d", "e"), ("x", "y"), ("a", "b"))
     assert found.only(group="d", without=["y"]).ratings == found.ratings[:1]
@@ -257,9 +271,10 @@ def test_long_and_wide_tables_are_read(tmp_path):
     zipped = tmp_path / "wide.jsonl.gz"
     zipped.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     assert read_ratings(zipped).ratings == (
-        Rating("", "3", "a", "clear", 4), Rating("", "3", "a", "kind", 2.5),
+        Rating("", "3", "a", "clear", 4),
+        Rating("", "3", "a", "kind", 2.5),
         Rating("", "3", "b", "kind", 1),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

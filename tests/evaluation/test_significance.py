@@ -31,9 +31,12 @@ def test_few_cases_are_enumerated(seed):
     second[2] = first[2]
     assert sign_flip(first, second) == flips(first, second)
     scipy = stats.permutation_test(
-        (first, second), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
-        vectorized=True, n_resamples=np.inf,
-    )  # fmt: skip
+        (first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
     assert sign_flip(first, second) == pytest.approx(scipy.pvalue)
 
 

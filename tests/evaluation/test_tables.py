@@ -9,8 +9,12 @@ from xrec_jax.evaluation.tables import cell, ranking_table
 
 
 def figures(*ks):
-    names = [f"{part}/{kind}@{k}" for part in ("valid", "test", "test_unmasked")
-             for kind in ("ndcg", "hit", "recall", "mrr") for k in ks]  # fmt: skip
+    names = [
+        f"{part}/{kind}@{k}"
+        for part in ("valid", "test", "test_unmasked")
+        for kind in ("ndcg", "hit", "recall", "mrr")
+        for k in ks
+    ]
     return {name: {"value": 0.5, "low": None, "high": None, "count": 3} for name in names}
 
 
@@ -28,9 +32,13 @@ def test_a_table_has_figures_at_any_cutoffs(ks, k, last):
     assert main_cutoff(ks) == k
     header, _, row = ranking_table({"bpr": figures(*ks)}).splitlines()
     assert header.split() == [
-        "system", f"test/ndcg@{k}", f"test/hit@{k}", f"test/recall@{last}", f"test/mrr@{k}",
+        "system",
+        f"test/ndcg@{k}",
+        f"test/hit@{k}",
+        f"test/recall@{last}",
+        f"test/mrr@{k}",
         f"test_unmasked/ndcg@{k}",
-    ]  # fmt: skip
+    ]
     assert row.split() == ["bpr", *[".5000"] * 5]
 
 

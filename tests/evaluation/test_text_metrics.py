@@ -175,10 +175,33 @@ def test_variety_and_repetition_against_loops():
 
 def test_syllables_and_reading_ease_by_hand():
     counted = dict(
-        the=1, place=1, places=2, table=2, people=2, noted=2, liked=1, tried=1, see=1, quiet=1,
-        area=2, bakery=3, cuisine=2, restaurant=3, you=1, rhythm=1, shops=1, churches=2, movies=2,
-        theatre=2, family=3, romantic=3, café=2, level=2, wines=1, x=1,
-    )  # fmt: skip
+        the=1,
+        place=1,
+        places=2,
+        table=2,
+        people=2,
+        noted=2,
+        liked=1,
+        tried=1,
+        see=1,
+        quiet=1,
+        area=2,
+        bakery=3,
+        cuisine=2,
+        restaurant=3,
+        you=1,
+        rhythm=1,
+        shops=1,
+        churches=2,
+        movies=2,
+        theatre=2,
+        family=3,
+        romantic=3,
+        café=2,
+        level=2,
+        wines=1,
+        x=1,
+    )
     assert {word: syllables(word) for word in counted} == counted
     # 9 words in 2 sentences, "6.7" is one and ends none; only "away" has two syllables.
     expected = 206.835 - 1.015 * 9 / 2 - 84.6 * 10 / 9
@@ -202,22 +225,34 @@ def test_published_predictions_of_xrec():
     texts = [row["xrec_prediction"] for row in rows]
     found = text_metrics(texts, [row["explanation"] for row in rows], resamples=0).corpus
     wanted = {
-        "text/bleu": 17.61, "text/bleu_1": 41.85, "text/rouge_1": 37.73, "text/rouge_2": 19.25,
-        "text/rouge_l": 32.63, "text/usr": 1.0,
+        "text/bleu": 17.61,
+        "text/bleu_1": 41.85,
+        "text/rouge_1": 37.73,
+        "text/rouge_2": 19.25,
+        "text/rouge_l": 32.63,
+        "text/usr": 1.0,
         # What PEERS calls the control: the references among themselves.
-        "control_references/bleu": 13.68, "control_references/rouge_1": 30.74,
-        "control_references/rouge_2": 15.34, "control_references/rouge_l": 27.42,
+        "control_references/bleu": 13.68,
+        "control_references/rouge_1": 30.74,
+        "control_references/rouge_2": 15.34,
+        "control_references/rouge_l": 27.42,
         # Against wrong references the predictions score more than that.
-        "control_next/bleu": 16.47, "control_next/rouge_l": 30.63,
-    }  # fmt: skip
+        "control_next/bleu": 16.47,
+        "control_next/rouge_l": 30.63,
+    }
     assert {name: round(found[name]["value"], 2) for name in wanted} == wanted
     assert round(found["text/words"]["value"], 1) == 29.4
 
 
 SCRIPTS = [
-    "Этот фильм вам понравится", "هذا الفيلم مناسب لك", "ภาพยนตร์ เรื่องนี้ เหมาะ", "这部电影适合你",
-    "この映画はあなたに合う", "이 영화는 당신에게 맞습니다", "यह फ़िल्म आपके लिए है",
-]  # fmt: skip
+    "Этот фильм вам понравится",
+    "هذا الفيلم مناسب لك",
+    "ภาพยนตร์ เรื่องนี้ เหมาะ",
+    "这部电影适合你",
+    "この映画はあなたに合う",
+    "이 영화는 당신에게 맞습니다",
+    "यह फ़िल्म आपके लिए है",
+]
 
 
 @pytest.mark.parametrize("text", SCRIPTS)

@@ -41,9 +41,29 @@ def mutant(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
 
 
 ODD: tuple[object, ...] = (
-    None, True, False, 0, -1, 7, 1.5, -0.0, 1e308, 10**30, "", "x", "\u00e9\u2028", "9" * 400,
-    "../x", [], {}, [None], [[1], 2], {"a": None}, ["x", 3], {"type": "x"},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    7,
+    1.5,
+    -0.0,
+    1e308,
+    10**30,
+    "",
+    "x",
+    "\u00e9\u2028",
+    "9" * 400,
+    "../x",
+    [],
+    {},
+    [None],
+    [[1], 2],
+    {"a": None},
+    ["x", 3],
+    {"type": "x"},
+)
 
 
 def odd_value(data: bytes, seed: int, index: int) -> tuple[str, bytes]:

@@ -100,10 +100,13 @@ def use(folder: pathlib.Path) -> Tokenizer:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("tokenizer.json", 200), ("tokenizer_config.json", 200), ("chat_template.jinja", 300),
-        ("special_tokens_map.json", 50), ("generation_config.json", 50),
+        ("tokenizer.json", 200),
+        ("tokenizer_config.json", 200),
+        ("chat_template.jinja", 300),
+        ("special_tokens_map.json", 50),
+        ("generation_config.json", 50),
     ],
-)  # fmt: skip
+)
 def test_tokenizer(tokenizer, name, count):
     path = tokenizer / name
     content = {"bos_token": "<s>", "eos_token": "</s>"} if name[0] == "s" else {"eos_token_id": 1}
@@ -126,9 +129,8 @@ def test_adapter(tmp_path, name):
     data = path.read_bytes()
     for damage in (mutant, odd_value) if name.endswith(".json") else (mutant,):
         survives(
-            lambda path: load_adapter(path.parent, CONFIG), data, path, check=check,
-            damage=damage,
-        )  # fmt: skip
+            lambda path: load_adapter(path.parent, CONFIG), data, path, check=check, damage=damage
+        )
 
 
 def test_imported_mark(tmp_path):
@@ -140,7 +142,4 @@ def test_imported_mark(tmp_path):
     path = tmp_path / "imported" / "xrec.json"
     data = path.read_bytes()
     for damage in (mutant, odd_value):
-        survives(
-            lambda _: checkpoint.open_model(path.parent), data, path, count=100,
-            damage=damage,
-        )  # fmt: skip
+        survives(lambda _: checkpoint.open_model(path.parent), data, path, count=100, damage=damage)

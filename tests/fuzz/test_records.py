@@ -34,14 +34,21 @@ ATTRIBUTES = [
     for n, prompt in enumerate(PROMPTS)
 ]
 PAIRS = [
-    {"uid": f"u{n % 2}", "iid": n, "user_summary": f"likes tea {n % 2}", "title": f"Ash {n}",
-     "item_summary": f"a bar {n}", "explanation": "You would like it."}
+    {
+        "uid": f"u{n % 2}",
+        "iid": n,
+        "user_summary": f"likes tea {n % 2}",
+        "title": f"Ash {n}",
+        "item_summary": f"a bar {n}",
+        "explanation": "You would like it.",
+    }
     for n in range(4)
-]  # fmt: skip
+]
 EXPLANATIONS = [
     {"prompt_id": n, "prompt": prompt, "dataset": "d", "model": model, "completion": f"{model} {n}"}
-    for n, prompt in enumerate(PROMPTS) for model in ("A", "B")
-]  # fmt: skip
+    for n, prompt in enumerate(PROMPTS)
+    for model in ("A", "B")
+]
 READERS = {
     "instructions": (read_instructions, json_lines(INSTRUCTIONS)),
     "judgements": (lambda path: read_judgements(path, pair="pair"), json_lines(JUDGEMENTS)),
@@ -58,27 +65,47 @@ WIDE = ',prompt_id,model,"clear ""x""",fun\n0,1,A,5,1\n1,1,B,3,2\n2,2,A,4,\n3,2,
 ROWS = [{"item": n, "system": s, "fun": n + 0.5, "odd": None} for n in range(3) for s in "AB"]
 TABLES = {"long.csv": RATINGS, "wide.csv": WIDE, "rows.jsonl": json_lines(ROWS)}
 KEY = {
-    "format": rating_exports.KEY_FORMAT, "version": 1, "seed": 0, "systems": ["A", "B"],
-    "questions": ["reasonability", "fun"], "low": 1, "high": 9,
+    "format": rating_exports.KEY_FORMAT,
+    "version": 1,
+    "seed": 0,
+    "systems": ["A", "B"],
+    "questions": ["reasonability", "fun"],
+    "low": 1,
+    "high": 9,
     "cases": [
         {"item": "1", "group": "", "title": "Ash", "gold": "", "broken": "", "texts": {"A": "x"}},
-        {"item": "2", "group": "", "title": "Oak", "gold": "other item", "broken": "B",
-         "texts": {"A": "x"}},
+        {
+            "item": "2",
+            "group": "",
+            "title": "Oak",
+            "gold": "other item",
+            "broken": "B",
+            "texts": {"A": "x"},
+        },
     ],
-    "sheets": {"s1": {"number": 1, "steps": {
-        "1": {"case": 0, "system": "A"}, "2": {"case": 0, "first": "B", "second": "A"},
-        "3": {"case": 1, "system": "B"}, "4": {"case": 1, "first": "A", "second": "B"},
-    }}},
-}  # fmt: skip
+    "sheets": {
+        "s1": {
+            "number": 1,
+            "steps": {
+                "1": {"case": 0, "system": "A"},
+                "2": {"case": 0, "first": "B", "second": "A"},
+                "3": {"case": 1, "system": "B"},
+                "4": {"case": 1, "first": "A", "second": "B"},
+            },
+        }
+    },
+}
 EXPORT = {
-    "format": rating_exports.EXPORT_FORMAT, "sheet": "s1", "rater": "Ann  É.",
+    "format": rating_exports.EXPORT_FORMAT,
+    "sheet": "s1",
+    "rater": "Ann  É.",
     "answers": {
         "1": {"values": {"reasonability": 5, "fun": 2.5}, "seconds": 7.5},
         "2": {"values": {"preference": "first"}, "seconds": 3},
         "3": {"values": {"reasonability": 1, "fun": 1}, "seconds": 2},
         "4": {"values": {"preference": "tie"}},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", READERS)

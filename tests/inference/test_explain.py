@@ -280,9 +280,14 @@ def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, exported,
     assert "Film 0" in found[0]["text"]
     (tmp_path / "pair.jsonl").write_text('{"user": "a1", "item": "b0"}')
     explain_command.explain(
-        tmp_path / "run", pairs=str(tmp_path / "pair.jsonl"), output=str(tmp_path / "o.jsonl"),
-        base=str(copy / "base"), max_new_tokens=NEW_TOKENS, history=2, batch=2,
-    )  # fmt: skip
+        tmp_path / "run",
+        pairs=str(tmp_path / "pair.jsonl"),
+        output=str(tmp_path / "o.jsonl"),
+        base=str(copy / "base"),
+        max_new_tokens=NEW_TOKENS,
+        history=2,
+        batch=2,
+    )
     (record,) = jsonl(tmp_path / "o.jsonl")
     assert record["explainer"] == "base" and record["adapter"] is None
     assert record["base"] == exported[0]["base"] and record["tokens"] == NEW_TOKENS

@@ -25,14 +25,19 @@ from xrec_jax.rating.forms import SHARES
 from xrec_jax.report.page import write_report
 from xrec_jax.run_config import read_config, start_run
 
-ODD = [
-    None, 3, -1, 1e30, "x", "", [], {}, [1], {"a": 1}, True, "\u2028", 0.5, [[]], {"value": "x"},
-]  # fmt: skip
+ODD = [None, 3, -1, 1e30, "x", "", [], {}, [1], {"a": 1}, True, "\u2028", 0.5, [[]], {"value": "x"}]
 REPORTED = [
-    "config.json", "evaluation.json", "audit.json", "ratings.json", "metrics.jsonl",
-    "explanations/pairs.jsonl", "explanations/tuned.jsonl", "judge/verdicts.jsonl",
-    "joint/0/rounds.jsonl", "joint/0/samples.jsonl",
-]  # fmt: skip
+    "config.json",
+    "evaluation.json",
+    "audit.json",
+    "ratings.json",
+    "metrics.jsonl",
+    "explanations/pairs.jsonl",
+    "explanations/tuned.jsonl",
+    "judge/verdicts.jsonl",
+    "joint/0/rounds.jsonl",
+    "joint/0/samples.jsonl",
+]
 
 
 def one_line(call, *parts):
@@ -268,5 +273,6 @@ def test_a_directory_of_an_earlier_version_is_done_by_what_is_there(marked, caps
     assert "done in" not in capsys.readouterr().out
     assert marked.evaluation_path.read_bytes() == before
     assert {path.name for path in (marked.path / "done").iterdir()} == {
-        "config.json", "recommend.json",
-    }  # fmt: skip
+        "config.json",
+        "recommend.json",
+    }

@@ -73,9 +73,12 @@ def produced(maker, output, echo, users=range(9), shard=4, **identity):
     """Runs the engine with a fake explainer over two pairs a user."""
     pairs = [Asked(u, i, i, u + i / 7, "s") for u in users for i in (1, 2)]
     return bulk.produce(
-        Parts(output, {"which": "a", **identity}, shard=shard), pairs=lambda: pairs, maker=maker,
-        place=bulk.Workplace(tiny.mesh(), True), explainer=lambda: echo,
-    )  # fmt: skip
+        Parts(output, {"which": "a", **identity}, shard=shard),
+        pairs=lambda: pairs,
+        maker=maker,
+        place=bulk.Workplace(tiny.mesh(), True),
+        explainer=lambda: echo,
+    )
 
 
 @pytest.fixture

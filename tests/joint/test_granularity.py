@@ -70,8 +70,8 @@ def made_of(model, devices=1):
     frozen = base.frozen(data.learned.user, data.learned.item).arrays
     task = SimpleNamespace(model=base)
     setup = SimpleNamespace(
-        config=config, asked=config.joint, data=data, mesh=mesh, states=world_states(config, data),
-    )  # fmt: skip
+        config=config, asked=config.joint, data=data, mesh=mesh, states=world_states(config, data)
+    )
     setup.put = functools.partial(JointSetup.put, setup)
     best = retrieved(setup, task, params, frozen, count=CANDIDATES)
     states = setup.states
@@ -86,12 +86,24 @@ def made_of(model, devices=1):
         "encoding": rng.normal(size=(len(cases), 2, WIDTH)).astype(np.float32),
         "present": rng.random((len(cases), 2)) < 0.7,
     }
-    constants = {"mean": np.full((2, WIDTH), 0.1, np.float32),
-                 "std": np.full((2, WIDTH), 1.3, np.float32)}  # fmt: skip
+    constants = {
+        "mean": np.full((2, WIDTH), 0.1, np.float32),
+        "std": np.full((2, WIDTH), 1.3, np.float32),
+    }
     return SimpleNamespace(
-        setup=setup, base=base, params=params, alone=frozen, best=best, states=states, cases=cases,
-        fused=fused, weights=weights, read=read, frozen=fused.frozen(frozen, constants), data=data,
-    )  # fmt: skip
+        setup=setup,
+        base=base,
+        params=params,
+        alone=frozen,
+        best=best,
+        states=states,
+        cases=cases,
+        fused=fused,
+        weights=weights,
+        read=read,
+        frozen=fused.frozen(frozen, constants),
+        data=data,
+    )
 
 
 @functools.cache
@@ -300,9 +312,12 @@ def test_without_a_text_the_list_is_that_of_the_recommender_alone(model, devices
         nothing = one.read | {"present": np.zeros_like(one.read["present"])}
         split = one.data.split
         alone = RankingEvaluator(
-            one.base, seen=[split.train, split.valid], held_out=split.test, mesh=tiny.mesh(devices),
+            one.base,
+            seen=[split.train, split.valid],
+            held_out=split.test,
+            mesh=tiny.mesh(devices),
             ks=(3, 10),
-        )(one.params, one.alone)  # fmt: skip
+        )(one.params, one.alone)
         found = one.fused.evaluate("test", one.weights, one.frozen, nothing)
         few = one.fused.evaluate("few", one.weights, one.frozen, one.read)
         read = one.fused.evaluate("test", one.weights, one.frozen, one.read)
@@ -334,10 +349,12 @@ def test_cases_of_a_file(tmp_path):
     source.config.joint.states.template = "profile_candidate"
     states = file_states(source.config, source.data)
     rng = np.random.default_rng(2)
-    best = np.stack([
-        rng.permutation([i for i in range(32) if i not in past(states, s)])[:6]
-        for s in range(len(states))
-    ])  # fmt: skip
+    best = np.stack(
+        [
+            rng.permutation([i for i in range(32) if i not in past(states, s)])[:6]
+            for s in range(len(states))
+        ]
+    )
     write = WRITERS["file"](source.config, source.data, states)
     cases = cases_of(states, placed(best, states), write)
     assert len(cases.teacher) == len(states.teacher) == 5
@@ -371,8 +388,10 @@ def test_what_cannot_be_is_one_clear_line():
     wrong.joint.sft.examples = 9999
     with pytest.raises(UserError, match=r"joint.sft.examples=9999, but only \d+ users"):
         world_states(wrong, data)
-    for granularity, template, hint in (("user", "candidate", "'tastes'"),
-                                        ("user_item", "tastes", "'candidate'")):  # fmt: skip
+    for granularity, template, hint in (
+        ("user", "candidate", "'tastes'"),
+        ("user_item", "tastes", "'candidate'"),
+    ):
         wrong = config.copy_and_resolve_references()
         wrong.joint.granularity, wrong.joint.states.template = granularity, template
         with pytest.raises(UserError, match=rf"template='{template}' asks about .*{hint}"):

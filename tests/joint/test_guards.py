@@ -21,11 +21,22 @@ from xrec_jax.joint.guards import (
 
 # Every limit at a value that float32 rounds.
 OPTIONS = GuardOptions(
-    kl_ceiling=0.3, min_entropy=0.1, min_reward_std=0.01, min_ended=0.35, max_title_mention=0.7,
-    max_unshown_title=0.45, max_target_title=0.15, max_copied=0.6, max_repetition=0.55,
-    max_duplicates=0.9, max_missing_why_not=0.3, min_length_ratio=0.4, max_length_ratio=2.3,
-    max_odd_tokens=0.2, max_leak=0.21,
-)  # fmt: skip
+    kl_ceiling=0.3,
+    min_entropy=0.1,
+    min_reward_std=0.01,
+    min_ended=0.35,
+    max_title_mention=0.7,
+    max_unshown_title=0.45,
+    max_target_title=0.15,
+    max_copied=0.6,
+    max_repetition=0.55,
+    max_duplicates=0.9,
+    max_missing_why_not=0.3,
+    min_length_ratio=0.4,
+    max_length_ratio=2.3,
+    max_odd_tokens=0.2,
+    max_leak=0.21,
+)
 
 # Scores
 

@@ -35,11 +35,10 @@ def test_every_training_state_is_drawn_before_any_comes_again():
     pool = np.array([4, 7, 9, 11, 30, 31, 40])
     for group, per_round in ((1, 4), (3, 12), (2, 20)):
         fake = SimpleNamespace(
-            setup=SimpleNamespace(rolled_out=pool), run=SimpleNamespace(seed=3),
-            asked=SimpleNamespace(
-                rollout=SimpleNamespace(group_size=group, per_round=per_round)
-            ),
-        )  # fmt: skip
+            setup=SimpleNamespace(rolled_out=pool),
+            run=SimpleNamespace(seed=3),
+            asked=SimpleNamespace(rollout=SimpleNamespace(group_size=group, per_round=per_round)),
+        )
         drawn = [Round._drawn(fake, number) for number in range(1, 15)]
         assert all(len(one) == per_round for one in drawn)
         stream = np.concatenate(drawn).reshape(-1, group)
@@ -96,10 +95,11 @@ def test_other_users_texts_are_other_users(opened):  # noqa: F811
         rows = [s for s in systems.rows if states.part[s] == part]
         for s in rows:
             sources = [
-                o for o in rows
+                o
+                for o in rows
                 if (own["encoding"][o] == swapped["encoding"][s]).all()
                 and (own["present"][o] == swapped["present"][s]).all()
-            ]  # fmt: skip
+            ]
             assert any(states.user[o] != states.user[s] for o in sources)
 
 
@@ -147,9 +147,10 @@ def valid_ndcg(one, params, frozen, read):
         [target] = valid.item[valid.user == user].tolist()
         seen = {*train.item[train.user == user].tolist()} - {target}
         ahead = [
-            i for i in range(setup.data.dataset.num_items)
+            i
+            for i in range(setup.data.dataset.num_items)
             if i != target and i not in seen and scores[row, i] >= scores[row, target]
-        ]  # fmt: skip
+        ]
         found.append(1 / np.log2(2 + len(ahead)) if len(ahead) < 10 else 0.0)
     return np.mean(found)
 

@@ -9,10 +9,19 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.joint.monitors import Monitors, leak
 
 TITLES = [
-    "Golden Lantern", "Matrix, The (1999)", "Joe's Diner", "Coming Home", "Seven", "It",
-    "Golden Lantern", "Amélie & Friends", "Lantern Bay Hotel", "7",
-    "Independence Day (ID4) (1996)", "(?)",
-]  # fmt: skip
+    "Golden Lantern",
+    "Matrix, The (1999)",
+    "Joe's Diner",
+    "Coming Home",
+    "Seven",
+    "It",
+    "Golden Lantern",
+    "Amélie & Friends",
+    "Lantern Bay Hotel",
+    "7",
+    "Independence Day (ID4) (1996)",
+    "(?)",
+]
 REFERENCE = [
     "Why: you like quiet places, coming home late. Why not: it is far from your home.",
     "Why: it has seven kinds of soup! Why not: prices are high, and rooms small.",

@@ -41,11 +41,20 @@ def states(prompts=PROMPTS):
     count = len(prompts)
     zeros = np.zeros(count, np.int64)
     return JointStates(
-        user=zeros, before=zeros, target=zeros, part=np.array(PARTS, np.int8),
-        history=Histories(zeros[:0], np.zeros(count + 1, np.int64)), prompts=prompts,
-        teacher=TEACHER, planted=None, template=TEMPLATE, summary=TEMPLATE,
-        features=np.zeros((count, 1)), item_features=np.zeros((1, 1)), titles=[""],
-    )  # fmt: skip
+        user=zeros,
+        before=zeros,
+        target=zeros,
+        part=np.array(PARTS, np.int8),
+        history=Histories(zeros[:0], np.zeros(count + 1, np.int64)),
+        prompts=prompts,
+        teacher=TEACHER,
+        planted=None,
+        template=TEMPLATE,
+        summary=TEMPLATE,
+        features=np.zeros((count, 1)),
+        item_features=np.zeros((1, 1)),
+        titles=[""],
+    )
 
 
 def config(folder, **judge):
@@ -92,8 +101,13 @@ def loaded(made, folder, *, devices=1, **changed):
 def test_probabilities_are_those_of_both_orders(folder):
     """Read once more, row by row, by the public model with the saved adapter."""
     asked = np.array([0, 2, 0, 1, 1])
-    texts = ["Why: a bar, cheap.\nWhy not: far.", "Why: near", "Why: poor and far and lively",
-             TEMPLATE[1], "Why: near"]  # fmt: skip
+    texts = [
+        "Why: a bar, cheap.\nWhy not: far.",
+        "Why: near",
+        "Why: poor and far and lively",
+        TEMPLATE[1],
+        "Why: near",
+    ]
     lm = load_llm(folder / "model", folder / "judge")
     one, two = (lm.tokenizer.encode(answer, bos=False)[-1] for answer in "12")
 
@@ -129,10 +143,16 @@ def test_equal_texts_are_asked_once_and_unreadable_ones_are_worth_nothing():
     made = RewardJudge(judge, ["p", "q"], ["abc", "d"], {1: "defgh"})
     texts = ["ab", "ab ", "long", "abc\n", "ab"]
     found = made(np.array([0, 0, 0, 0, 1]), texts)
-    assert calls == [[
-        ("p", "ab", "abc"), ("p", "long", "abc"), ("q", "ab", "defgh"),
-        ("p", "abc", "ab"), ("p", "abc", "long"), ("q", "defgh", "ab"),
-    ]]  # fmt: skip
+    assert calls == [
+        [
+            ("p", "ab", "abc"),
+            ("p", "long", "abc"),
+            ("q", "ab", "defgh"),
+            ("p", "abc", "ab"),
+            ("p", "abc", "long"),
+            ("q", "defgh", "ab"),
+        ]
+    ]
     # (p(text first) + 1 - p(reference first)) / 2
     np.testing.assert_allclose(found, [0.495, 0.495, 0.0, 0.5, 0.485], atol=1e-6)
     assert made(np.array([1, 0]), ["defgh", "abc"]).tolist() == [0.5, 0.5] and len(calls) == 1

@@ -66,9 +66,7 @@ def test_score_is_the_weighted_sum_and_is_never_truncated():
     weights = {"log_prob_gain": 0.25, "judge": -1.5, "length": {"weight": 0.125, "target": 3}}
     score, parts = total(rows, weights)
     assert list(parts) == list(weights)
-    expected = (
-        0.25 * parts["log_prob_gain"] - 1.5 * parts["judge"] + 0.125 * parts["length"]
-    )  # fmt: skip
+    expected = 0.25 * parts["log_prob_gain"] - 1.5 * parts["judge"] + 0.125 * parts["length"]
     np.testing.assert_allclose(score, expected, rtol=1e-6)
     assert score.dtype == jnp.float32
     assert np.all(np.asarray(score) != np.round(score))
@@ -99,8 +97,9 @@ def test_on_eight_devices_it_is_the_same():
     assert split[0].sharding.shard_shape((16,)) == (2,)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        total(rows, weights), split,
-    )  # fmt: skip
+        total(rows, weights),
+        split,
+    )
 
 
 def test_parts_of_weight_zero_are_not_computed(own):
@@ -198,9 +197,10 @@ def test_options_that_a_function_does_not_take(own):
 
 def test_gains():
     rows = scored(
-        log_prob=jnp.array([-1.25, -2.5]), log_prob_null=jnp.array([-1.5, -2.0]),
+        log_prob=jnp.array([-1.25, -2.5]),
+        log_prob_null=jnp.array([-1.5, -2.0]),
         log_prob_shuffled=jnp.array([-1.375, -3.0]),
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(part("log_prob_gain", rows), [0.25, -0.5])
     np.testing.assert_array_equal(part("shuffled_gain", rows), [0.125, 0.5])
 
@@ -243,19 +243,23 @@ def test_grounding_against_a_loop(seed, distinct):
 
 def test_padding_does_not_ground():
     rows = Scored(
-        log_prob=jnp.zeros(2), answer=jnp.array([[4, 5, 6], [4, 9, 9]]),
-        answer_mask=jnp.array([[1, 1, 0], [1, 0, 0]], bool), prompt=jnp.array([[4, 5], [9, 4]]),
-        prompt_mask=jnp.array([[1, 0], [1, 0]], bool), content=jnp.ones(10, bool),
-    )  # fmt: skip
+        log_prob=jnp.zeros(2),
+        answer=jnp.array([[4, 5, 6], [4, 9, 9]]),
+        answer_mask=jnp.array([[1, 1, 0], [1, 0, 0]], bool),
+        prompt=jnp.array([[4, 5], [9, 4]]),
+        prompt_mask=jnp.array([[1, 0], [1, 0]], bool),
+        content=jnp.ones(10, bool),
+    )
     np.testing.assert_array_equal(part("grounding", rows), [0.5, 0])
 
 
 def test_group_disparity_by_hand():
     # Means .5 and 1.5, their mean 1; the row alone in group 7 and those of none do not count.
     rows = scored(
-        log_prob=jnp.array([0.25, 2.0, 9.0, 0.75, 1.0, 5.0]), log_prob_null=jnp.zeros(6),
+        log_prob=jnp.array([0.25, 2.0, 9.0, 0.75, 1.0, 5.0]),
+        log_prob_null=jnp.zeros(6),
         group=jnp.array([0, 4, 7, 0, 4, -1]),
-    )  # fmt: skip
+    )
     # -(m_g - m) (gain - mean of the rest): .5 (.25 - .75), -.5 (2 - 1), ...
     expected = [0.5 * -0.5, -0.5 * 1.0, 0, 0.5 * 0.5, -0.5 * -1.0, 0]
     np.testing.assert_allclose(part("group_disparity", rows), expected, rtol=1e-6)

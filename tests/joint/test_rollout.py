@@ -124,11 +124,12 @@ class Recorder:
         self.requests, self.sampling, self.adapter = requests, sampling, adapter
         return [
             SimpleNamespace(
-                ids=one.ids[: n % 4], log_probs=[-0.5 * k for k in range(len(one.ids[: n % 4]))],
+                ids=one.ids[: n % 4],
+                log_probs=[-0.5 * k for k in range(len(one.ids[: n % 4]))],
                 stop="eos" if n % 2 else "length",
             )
             for n, one in enumerate(requests)
-        ]  # fmt: skip
+        ]
 
 
 def test_requests_and_answers(prompts):

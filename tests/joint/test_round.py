@@ -49,12 +49,23 @@ def learned(workdir, estimator, **changes):
             holds = (scored.need("answer") == paid.token) & scored.need("answer_mask")
             return holds.any(axis=1).astype(jnp.float32)
 
-        one = seed_run(workdir, dict(
-            rewards=dict(log_prob_gain=0.0, pays=1.0),
-            rollout=dict(group_size=GROUP, per_round=ANSWERS),
-            ppo=dict(estimator=estimator, batch_size=ANSWERS, epochs=1, missing_eos=MISSING_EOS,
-                     scale=False, policy=SGD, critic=SGD), **changes,
-        ))  # fmt: skip
+        one = seed_run(
+            workdir,
+            dict(
+                rewards=dict(log_prob_gain=0.0, pays=1.0),
+                rollout=dict(group_size=GROUP, per_round=ANSWERS),
+                ppo=dict(
+                    estimator=estimator,
+                    batch_size=ANSWERS,
+                    epochs=1,
+                    missing_eos=MISSING_EOS,
+                    scale=False,
+                    policy=SGD,
+                    critic=SGD,
+                ),
+                **changes,
+            ),
+        )
         saved = newest(seed_run(workdir))[0]
         one.warm_policy = saved.best["policy"]
         before = one.policy.initial(0, one.warm_policy)
@@ -79,9 +90,15 @@ def learned(workdir, estimator, **changes):
             for params in (start, jax.device_get(after.policy["params"]))
         ]
     return SimpleNamespace(
-        one=one, buffer=buffer, batch=batch, found=found, after=after, said=said, token=paid.token,
+        one=one,
+        buffer=buffer,
+        batch=batch,
+        found=found,
+        after=after,
+        said=said,
+        token=paid.token,
         mask=np.arange(buffer.tokens.shape[1]) < buffer.length[:, None],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +108,11 @@ def rounds(joint):  # noqa: F811
         yield {
             "gae": learned(joint / "warm", "gae", kl=dict(beta=BETA, target=0.5, gain=GAIN)),
             "group": learned(
-                joint / "warm", "group",
+                joint / "warm",
+                "group",
                 kl=dict(beta=BETA, target=1e-3, gain=GAIN, reference="base"),
             ),
-        }  # fmt: skip
+        }
 
 
 def scores_of(made):

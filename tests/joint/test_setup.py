@@ -159,9 +159,11 @@ def test_training_rows_are_lessons():
     rows = task.trained_rows()
     assert rows.tolist() == list(range(len(setup.lessons.state)))
     wanted = [
-        (s, *one) for s, found in sorted(naive_lessons(setup).items()) if s in setup.learned
+        (s, *one)
+        for s, found in sorted(naive_lessons(setup).items())
+        if s in setup.learned
         for one in found
-    ]  # fmt: skip
+    ]
     chosen = rows[::-3]
     batch = task.batch(chosen, read)
     width = task.model.history_length
@@ -204,9 +206,10 @@ def test_the_temperature_is_fitted_on_every_held_out_event():
             found.append(float(own.temperature(weights["base"], arrays)))
     for events, heat in zip((valid, more), found, strict=False):
         pairs = [
-            (state[int(u)], int(i)) for u, i in zip(events.user, events.item, strict=True)
+            (state[int(u)], int(i))
+            for u, i in zip(events.user, events.item, strict=True)
             if u in setup.valid_users
-        ]  # fmt: skip
+        ]
         scores = np.float64([users[s] @ table.T for s, _ in pairs])
         own = scores[np.arange(len(pairs)), [i for _, i in pairs]]
         losses = [
@@ -259,8 +262,10 @@ def test_a_text_is_worth_its_mean_over_the_targets():
     assert (setup.states.user[states[other]] != setup.states.user[states]).all()
     assert len({len(expected[int(s)]) for s in states}) > 1
     for name, scores in (
-        ("log_prob", own), ("log_prob_null", null), ("log_prob_shuffled", shuffled),
-    ):  # fmt: skip
+        ("log_prob", own),
+        ("log_prob_null", null),
+        ("log_prob_shuffled", shuffled),
+    ):
         scores = np.asarray(scores, np.float64)
         logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         for n, s in enumerate(states):
@@ -268,8 +273,9 @@ def test_a_text_is_worth_its_mean_over_the_targets():
             np.testing.assert_allclose(told[name][n], np.mean(values), atol=2e-4)
             seen, target = past(setup.states, s), int(setup.states.target[s])
             ahead = [
-                i for i in range(scores.shape[1])
+                i
+                for i in range(scores.shape[1])
                 if i != target and i not in seen and scores[n, i] >= scores[n, target]
-            ]  # fmt: skip
+            ]
             assert told[name.replace("log_prob", "rank")][n] == 1 + len(ahead)
     assert np.abs(told["log_prob"] - told["log_prob_null"]).max() > 0.01

@@ -29,15 +29,29 @@ from xrec_jax.text.claims.reader import read_claims
 from xrec_jax.text.synthetic.taste_pairs import join_pair, split_pair
 
 EVERY_ROUND = {
-    "round", "verdict", "stopped", "valid/ndcg@10", "valid/alone_ndcg@10", "valid/gain",
-    "valid/log_prob_gain", "valid/text_gain", "valid/planted_f1",
-}  # fmt: skip
+    "round",
+    "verdict",
+    "stopped",
+    "valid/ndcg@10",
+    "valid/alone_ndcg@10",
+    "valid/gain",
+    "valid/log_prob_gain",
+    "valid/text_gain",
+    "valid/planted_f1",
+}
 LEARNING = {
-    "reward/score", "reward/log_prob_gain", "ppo/kl", "ppo/kl_beta", "ppo/entropy",
-    "rollout/length", "rollout/ended", "rollout/planted_f1", "rollout/log_prob_gap",
+    "reward/score",
+    "reward/log_prob_gain",
+    "ppo/kl",
+    "ppo/kl_beta",
+    "ppo/entropy",
+    "rollout/length",
+    "rollout/ended",
+    "rollout/planted_f1",
+    "rollout/log_prob_gap",
     "cache/staleness",
     *(f"time/{n}" for n in ("rollout", "scoring", "ppo", "encoding", "recommender", "evaluation")),
-}  # fmt: skip
+}
 
 
 # What a run leaves
@@ -48,16 +62,21 @@ def test_every_file_of_the_stage(joint):  # noqa: F811
     assert {p.name for p in workdir.iterdir()} >= {"adapter_joint", "explanations", "joint"}
     folder = workdir / "joint" / "0"
     assert {p.name for p in folder.iterdir()} == {
-        "rounds.jsonl", "samples.jsonl", "systems", "identity.json",
-    }  # fmt: skip
+        "rounds.jsonl",
+        "samples.jsonl",
+        "systems",
+        "identity.json",
+    }
     assert {p.name for p in (folder / "systems").iterdir()} == {
-        *(f"{name}.npz" for name in SYSTEMS), "masked_titles.jsonl",
+        *(f"{name}.npz" for name in SYSTEMS),
+        "masked_titles.jsonl",
         *(f"{name}.jsonl" for name in TEXTS - {"untuned"}),
-    }  # fmt: skip
+    }
     assert (workdir / "joint" / "untuned.jsonl").exists()  # one for all seeds
     assert {p.name for p in (workdir / "checkpoints" / "joint" / "0").iterdir()} == {
-        "sft", "rounds",
-    }  # fmt: skip
+        "sft",
+        "rounds",
+    }
     assert (workdir / "explanations" / "joint_0.jsonl").exists()
     assert (workdir / "per_user" / "joint" / "0.npz").exists()
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
@@ -144,9 +163,10 @@ def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
     true = dict(
         zip(
             (str(opened.setup.data.dataset.user_ids[u]) for u in states.user[rows]),
-            world.tastes_at(states.user[rows], states.before[rows]), strict=True,
+            world.tastes_at(states.user[rows], states.before[rows]),
+            strict=True,
         )
-    )  # fmt: skip
+    )
     for name in TEXTS:
         own = [r for r in records if r["system"] == name and r["user"] in true]
         assert len(own) == len(counted)

@@ -80,25 +80,38 @@ def twin(folder, *, seed=0, leak=True, faulty=False):
                 despite = ", despite the long wait" if item % 2 else ""
                 records.append(
                     {
-                        "uid": str(user_ids[user]), "iid": str(item_ids[item]),
-                        "title": titles[item], "user_summary": profile(user),
+                        "uid": str(user_ids[user]),
+                        "iid": str(item_ids[item]),
+                        "title": titles[item],
+                        "user_summary": profile(user),
                         "item_summary": texts[item],
                         "explanation": f"The user would like it for {name} {user} {item}{despite}.",
                     }
-                )  # fmt: skip
+                )
     order = rng.permutation(len(records))
     path = folder / "texts.jsonl"
     path.write_text("".join(json.dumps(records[row]) + "\n" for row in order))
     config = defaults.base()
     config.joint.sft.examples = 5
     config.joint.states.update(
-        dict(source="file", path=str(path), template="profiles", history=3, train_states=2,
-             min_history=1)
-    )  # fmt: skip
+        dict(
+            source="file",
+            path=str(path),
+            template="profiles",
+            history=3,
+            train_states=2,
+            min_history=1,
+        )
+    )
     return SimpleNamespace(
-        config=config, data=data, parts=parts, titles=titles, texts=texts, records=records,
+        config=config,
+        data=data,
+        parts=parts,
+        titles=titles,
+        texts=texts,
+        records=records,
         path=path,
-    )  # fmt: skip
+    )
 
 
 def of(made, part, user):
@@ -262,10 +275,11 @@ def test_prompt_template_and_summary(tmp_path):
     for s in range(len(states)):
         items = [i for i in past(states, s) if i in texts.shown][-3:]
         wanted = [
-            f"{n}. {made.titles[i]}: {made.texts[i]}\n" if i not in (27, 28)
+            f"{n}. {made.titles[i]}: {made.texts[i]}\n"
+            if i not in (27, 28)
             else f"{n}. {made.texts[i].split(' enjoy ')[0]} enjoy a place.\n"
             for n, i in enumerate(items, start=1)
-        ]  # fmt: skip
+        ]
         shown += len(items)
         assert "".join(wanted) or "(none known)" in states.prompts[s]
         assert "".join(wanted) in states.prompts[s]
@@ -377,9 +391,14 @@ def test_google_maps():
     config.data.update(dict(format="csv", path=str(folder)))
     config.data.split.kind = "given"
     config.joint.states.update(
-        dict(source="file", path=str(folder / "explanations.jsonl.gz"), template="profiles",
-             history=4, max_users=300)
-    )  # fmt: skip
+        dict(
+            source="file",
+            path=str(folder / "explanations.jsonl.gz"),
+            template="profiles",
+            history=4,
+            max_users=300,
+        )
+    )
     config.joint.sft.examples = 100
     data = prepare(config.data)
     states = file_states(config, data)

@@ -17,9 +17,15 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float16": np.f
 
 # Sizes differ from one another, so that no swapped axis goes unnoticed.
 CONFIG = LlamaConfig(
-    vocab_size=48, hidden_size=16, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2,
-    head_dim=8, max_positions=64,
-)  # fmt: skip
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=40,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=64,
+)
 
 
 def tensors(

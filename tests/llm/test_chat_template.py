@@ -52,7 +52,7 @@ TEMPLATES = {
     ),
     "blocks": "{% set text %}{% for m in messages %}  {{ m.content }}\n{% endfor %}{% endset %}"
     "{{ text | indent(4) }}{% filter upper %}{{ text }}{% endfilter %}{# gone #}\n",
-}  # fmt: skip
+}
 
 
 class Template:
@@ -77,9 +77,11 @@ def test_text_is_that_of_transformers(name, prompt):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     wanted, _ = render_jinja_template(
-        [CHAT], chat_template=TEMPLATES[name], add_generation_prompt=prompt,
+        [CHAT],
+        chat_template=TEMPLATES[name],
+        add_generation_prompt=prompt,
         **Template.special_tokens_map,
-    )  # fmt: skip
+    )
     assert render(TEMPLATES[name], prompt=prompt) == wanted[0]
 
 
@@ -126,7 +128,7 @@ WITHOUT_END = {
     "copies": "{% set s = 'a' * 9999999 %}" + LOOP + "{% set t = s ~ 'b' %}{% endfor %}",
     "nested too deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "a template without end": "x" * 1_000_001,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", WITHOUT_END.values(), ids=WITHOUT_END.keys())

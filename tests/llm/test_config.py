@@ -13,9 +13,18 @@ SCALING = RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64
 )
 PLAIN = LlamaConfig(
-    vocab_size=61, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=6, num_kv_heads=2,
-    head_dim=10, max_positions=96, rope_theta=1234.5, rms_eps=3e-6, initializer_range=0.013,
-)  # fmt: skip
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=10,
+    max_positions=96,
+    rope_theta=1234.5,
+    rms_eps=3e-6,
+    initializer_range=0.013,
+)
 CONFIGS = {
     "plain": PLAIN,
     "scaled": dataclasses.replace(PLAIN, rope_scaling=SCALING),
@@ -24,13 +33,18 @@ CONFIGS = {
 }
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 MINIMAL = LLAMA | {
-    "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
     "num_attention_heads": 6,
-}  # fmt: skip
+}
 LLAMA3 = {
-    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -97,19 +111,27 @@ def test_where_the_original_length_stands():
     scaled["rope_type"], key = "llama3", "original_max_position_embeddings"
     inside = MINIMAL | {"rope_scaling": scaled | {key: 64}}
     for content, length in (
-        (inside, 64), (inside | {key: 32}, 32), (MINIMAL | {"rope_scaling": scaled}, 2048),
-    ):  # fmt: skip
+        (inside, 64),
+        (inside | {key: 32}, 32),
+        (MINIMAL | {"rope_scaling": scaled}, 2048),
+    ):
         assert from_hf(content).rope_scaling.original_max_positions == length
 
 
 @pytest.mark.parametrize(
     "neutral",
     [
-        {"pretraining_tp": 2}, {"pretraining_tp": None}, {"hidden_act": "swish"},
-        {"attention_dropout": None}, {"rope_parameters": None}, {"partial_rotary_factor": None},
-        {"architectures": None}, {"architectures": ["LlamaModel"]}, {"use_cache": False},
+        {"pretraining_tp": 2},
+        {"pretraining_tp": None},
+        {"hidden_act": "swish"},
+        {"attention_dropout": None},
+        {"rope_parameters": None},
+        {"partial_rotary_factor": None},
+        {"architectures": None},
+        {"architectures": ["LlamaModel"]},
+        {"use_cache": False},
     ],
-)  # fmt: skip
+)
 def test_what_changes_nothing_is_accepted(neutral):
     assert from_hf(MINIMAL | neutral) == from_hf(MINIMAL)
 

@@ -104,53 +104,66 @@ BAD = {
     "import without --output": (["import-hf", "--path={folder}/base"], "--output is missing"),
     "import of nothing": (["import-hf", "--path={folder}/nix", "--output={folder}/o"], "nix"),
     "import by a hub name": (
-        ["import-hf", "--path=meta-llama/Llama-2-7b", "--output={folder}/o"], "never downloaded",
+        ["import-hf", "--path=meta-llama/Llama-2-7b", "--output={folder}/o"],
+        "never downloaded",
     ),
     "import of a file": (["import-hf", "--path={folder}/file", "--output={folder}/o"], "file"),
     "import of an empty folder": (
-        ["import-hf", "--path={folder}/empty", "--output={folder}/o"], "config.json",
+        ["import-hf", "--path={folder}/empty", "--output={folder}/o"],
+        "config.json",
     ),
     "import of an adapter": (
-        ["import-hf", "--path={folder}/adapter", "--output={folder}/o"], "is an adapter, not",
+        ["import-hf", "--path={folder}/adapter", "--output={folder}/o"],
+        "is an adapter, not",
     ),
     "import onto something": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/adapter"], "not empty",
+        ["import-hf", "--path={folder}/base", "--output={folder}/adapter"],
+        "not empty",
     ),
     "import onto itself": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/base"], "not empty",
+        ["import-hf", "--path={folder}/base", "--output={folder}/base"],
+        "not empty",
     ),
     "import below a file": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/file/o"], "cannot write",
+        ["import-hf", "--path={folder}/base", "--output={folder}/file/o"],
+        "cannot write",
     ),
     "unknown dtype": (
         ["import-hf", "--path={folder}/base", "--output={folder}/o", "--dtype=bflaot16"],
-        "'bflaot16'", "did you mean 'bfloat16'",
+        "'bflaot16'",
+        "did you mean 'bfloat16'",
     ),
     "unknown flag": (["import-hf", "--pth=x"], "--pth", "did you mean 'path'"),
     "mistyped verb": (["import_hf"], "did you mean 'import-hf'"),
     "export without --base": (["export-hf", "--output={folder}/o"], "--base is missing"),
     "export of no model": (
-        ["export-hf", "--base={folder}/empty", "--output={folder}/o"], "xrec.json", "config.json",
+        ["export-hf", "--base={folder}/empty", "--output={folder}/o"],
+        "xrec.json",
+        "config.json",
     ),
     "export with no adapter there": (
         ["export-hf", "--base={folder}/base", "--adapter={folder}/empty", "--output={folder}/o"],
         "adapter_config.json",
     ),
     "export onto something": (
-        ["export-hf", "--base={folder}/base", "--output={folder}/adapter"], "not empty",
+        ["export-hf", "--base={folder}/base", "--output={folder}/adapter"],
+        "not empty",
     ),
     "export with an unknown dtype": (
-        ["export-hf", "--base={folder}/base", "--output={folder}/o", "--dtype=int8"], "'int8'",
+        ["export-hf", "--base={folder}/base", "--output={folder}/o", "--dtype=int8"],
+        "'int8'",
     ),
     "peft without --adapter": (["export-peft", "--output={folder}/o"], "--adapter is missing"),
     "peft of no adapter": (
-        ["export-peft", "--adapter={folder}/base", "--output={folder}/o"], "adapter_config.json",
+        ["export-peft", "--adapter={folder}/base", "--output={folder}/o"],
+        "adapter_config.json",
     ),
     "peft with another base": (
         ["export-peft", "--adapter={folder}/adapter", "--base={folder}/nix", "--output={folder}/o"],
-        "nix", "--base",
+        "nix",
+        "--base",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())

@@ -65,8 +65,9 @@ def test_company_and_padding_change_nothing():
     turned, _ = encoder(some[::-1])
     np.testing.assert_allclose(turned[::-1], found, atol=1e-5)
     for number in (0, 6):
-        np.testing.assert_allclose(encoder(some[number : number + 1])[0][0], found[number],
-                                   atol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(
+            encoder(some[number : number + 1])[0][0], found[number], atol=1e-5
+        )
 
 
 def test_few_shapes():

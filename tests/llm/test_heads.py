@@ -38,9 +38,9 @@ def test_it_learns_from_there():
     """The second layer has a gradient at once; the first from the second step on."""
     projector = nn.unbox(init_projector(jax.random.key(0), **SIZES))
     weights = RNG.normal(size=(4, 3, 8))
-    grads = jax.grad(
-        lambda p: jnp.sum(soft_vectors(p, jnp.asarray(PLACEHOLDER), USER) * weights)
-    )(projector)  # fmt: skip
+    grads = jax.grad(lambda p: jnp.sum(soft_vectors(p, jnp.asarray(PLACEHOLDER), USER) * weights))(
+        projector
+    )
     assert np.abs(grads["second"]["kernel"]).max() > 0.1
     assert np.abs(grads["second"]["bias"]).max() > 0.1
     assert np.all(grads["first"]["kernel"] == 0)

@@ -267,11 +267,15 @@ DAMAGE = {
     "entry without a shape": (_header(lambda h: h[KERNEL].pop("shape")), KERNEL, "damaged header"),
     "entry no object": (_header(lambda h: h.update({KERNEL: 3})), KERNEL, "damaged header"),
     "bytes unlike the shape": (
-        _header(lambda h: h[KERNEL].update(shape=[40, 15])), KERNEL, "[40, 15]", "2560 bytes",
+        _header(lambda h: h[KERNEL].update(shape=[40, 15])),
+        KERNEL,
+        "[40, 15]",
+        "2560 bytes",
     ),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "neither model.safetensors"),
     "other weights": (
-        lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"), "pytorch_model.bin",
+        lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"),
+        "pytorch_model.bin",
     ),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json", "no such file"),
     "config no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json, line 1"),
@@ -285,13 +289,18 @@ DAMAGE = {
     "truncated shard": (_sharded(lambda p: _cut(p / SHARD)), SHARD, "truncated"),
     "index no map": (_sharded(_index(weight_map={})), "index.json", "weight_map"),
     "index names a path": (
-        _sharded(_index(weight_map={KERNEL: "../model.safetensors"})), KERNEL, "no file name",
+        _sharded(_index(weight_map={KERNEL: "../model.safetensors"})),
+        KERNEL,
+        "no file name",
     ),
     "index names too much": (
-        _sharded(_index(weight_map={"model.x": SHARD})), "model.x", SHARD, "missing",
+        _sharded(_index(weight_map={"model.x": SHARD})),
+        "model.x",
+        SHARD,
+        "missing",
     ),
     "index names too little": (_sharded(_index(weight_map={KERNEL: SHARD})), "embed_tokens"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE.values(), ids=DAMAGE.keys())
@@ -385,15 +394,20 @@ IMPORTED = {
     "another kind": (lambda p: rewrite(p / "xrec.json", kind="adapter"), "'adapter'"),
     "dtype": (lambda p: rewrite(p / "xrec.json", dtype="int4"), "'int4'"),
     "another shape": (
-        lambda p: rewrite(p / "config.json", vocab_size=50), "embed/table", "[48, 16]", "[50, 16]",
+        lambda p: rewrite(p / "config.json", vocab_size=50),
+        "embed/table",
+        "[48, 16]",
+        "[50, 16]",
     ),
     "mark no JSON": (lambda p: (p / "xrec.json").write_text("{"), "xrec.json, line 1"),
     "no config": (lambda p: (p / "config.json").unlink(), "config.json"),
     "a layer gone": (
-        lambda p: shutil.rmtree(p / "params" / "layers" / "0001"), "layers/0001", "damaged",
+        lambda p: shutil.rmtree(p / "params" / "layers" / "0001"),
+        "layers/0001",
+        "damaged",
     ),
     "truncated": (_truncate, "params/embed", "damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -237,9 +237,14 @@ def test_a_special_token_may_be_a_stop_text(lm):
 def test_numbers_of_numpy_are_numbers(lm):
     plain = lm.generate([ROWS[0]], max_new_tokens=4, seed=5, adapter=None)
     other = lm.generate(
-        np.array([ROWS[0]]), max_new_tokens=np.int64(4), temperature=np.float64(0.0),
-        top_k=np.int32(0), seed=np.uint8(5), stop=None, adapter=None,
-    )  # fmt: skip
+        np.array([ROWS[0]]),
+        max_new_tokens=np.int64(4),
+        temperature=np.float64(0.0),
+        top_k=np.int32(0),
+        seed=np.uint8(5),
+        stop=None,
+        adapter=None,
+    )
     assert other == plain
 
 

@@ -17,10 +17,18 @@ from xrec_jax.llm.model.llama import Llama, SoftPrompt, positions_of, unstack
 from xrec_jax.parallel.mesh import RULES, put_batch, put_sharded, sharding, use_mesh
 
 CONFIG = LlamaConfig(
-    vocab_size=64, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=10, max_positions=64, rope_theta=77.0, initializer_range=0.3,
+    vocab_size=64,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=10,
+    max_positions=64,
+    rope_theta=77.0,
+    initializer_range=0.3,
     rope_scaling=RopeScaling(4.0, 1.0, 3.0, 16),
-)  # fmt: skip
+)
 MODEL = Llama(CONFIG)
 
 

@@ -15,9 +15,16 @@ from xrec_jax.llm.model.layers import Projection
 from xrec_jax.llm.model.llama import Llama
 
 CONFIG = LlamaConfig(
-    vocab_size=37, hidden_size=20, intermediate_size=28, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=6, max_positions=32, initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=37,
+    hidden_size=20,
+    intermediate_size=28,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_positions=32,
+    initializer_range=0.3,
+)
 MODEL = Llama(CONFIG)
 IDS = np.random.default_rng(0).integers(0, 37, (3, 9)).astype(np.int32)
 logits = jax.jit(MODEL.logits)
@@ -49,9 +56,14 @@ CONFIGS = {
 def test_init():
     made = lora.init(CONFIGS["all"], CONFIG, jax.random.key(0))
     sizes = {
-        "q": (20, 24), "k": (20, 12), "v": (20, 12), "o": (24, 20),
-        "gate": (20, 28), "up": (20, 28), "down": (28, 20),
-    }  # fmt: skip
+        "q": (20, 24),
+        "k": (20, 12),
+        "v": (20, 12),
+        "o": (24, 20),
+        "gate": (20, 28),
+        "up": (20, 28),
+        "down": (28, 20),
+    }
     for target, (size_in, size_out) in sizes.items():
         pair = made.params["layers"][lora.GROUPS[target]][target]
         a, b = np.asarray(pair["a"]), np.asarray(pair["b"])
@@ -158,8 +170,9 @@ def test_dropout_keeps_the_mean(width):
     drawn = np.asarray(draw(jax.random.split(jax.random.key(1), 4000)))[:, 0]
     zero = np.all(np.isclose(drawn, kernel[2], atol=1e-6), axis=1)
     assert abs(zero.mean() - 0.3) < 0.03
-    np.testing.assert_allclose(drawn[~zero], np.tile(kernel[2] + a[2] @ b / 0.7, (sum(~zero), 1)),
-                               rtol=0.01, atol=0.01)  # fmt: skip
+    np.testing.assert_allclose(
+        drawn[~zero], np.tile(kernel[2] + a[2] @ b / 0.7, (sum(~zero), 1)), rtol=0.01, atol=0.01
+    )
 
 
 REFUSED = {

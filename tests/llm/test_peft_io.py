@@ -85,13 +85,16 @@ def test_fractional_alpha(tmp_path):
     [
         ["q_proj", "v_proj", "down_proj"],
         ["self_attn.q_proj", "v_proj", "mlp.down_proj"],
-        [f"model.layers.{n}.{m}" for n in range(3)
-         for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")],
+        [
+            f"model.layers.{n}.{m}"
+            for n in range(3)
+            for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+        ],
         r".*\.(q_proj|v_proj|down_proj)",
         r"model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj",
         None,
     ],
-)  # fmt: skip
+)
 def test_spellings_of_targets(saved, asked):
     rewrite(saved / "adapter_config.json", target_modules=asked)
     assert load_adapter(saved, CONFIG).config.targets == ("q", "v", "down")
@@ -164,7 +167,9 @@ REFUSED = {
     "dropout of 1": (_config(lora_dropout=1.0), "dropout=1.0"),
     "a target too many": (_config(target_modules=["q_proj", "v_proj"]), "down_proj", "not asked"),
     "a target missing": (
-        _config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"]), "k_proj", "missing",
+        _config(target_modules=["q_proj", "k_proj", "v_proj", "down_proj"]),
+        "k_proj",
+        "missing",
     ),
     "a pattern of many ways": (_config(target_modules="([a-z._0-9]+)+!"), "was not asked for"),
     "a pattern without end": (_config(target_modules=ENDLESS), "target_modules", "takes too long"),
@@ -188,25 +193,27 @@ REFUSED = {
     "config no JSON": (lambda p: (p / "adapter_config.json").write_text("{"), "line 1"),
     "no weights": (lambda p: (p / "adapter_model.safetensors").unlink(), "missing"),
     "pickled weights": (
-        lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"), ".bin",
+        lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"),
+        ".bin",
     ),
     "truncated": (_cut, "adapter_model.safetensors", "truncated"),
     "empty": (_weights(lambda w: w.clear()), "no tensor"),
     "missing tensor": (_weights(lambda w: w.pop(KEY)), KEY, "missing"),
     "embedding": (
-        _rename(KEY, "base_model.model.model.embed_tokens.lora_embedding_A"), "embed_tokens",
+        _rename(KEY, "base_model.model.model.embed_tokens.lora_embedding_A"),
+        "embed_tokens",
     ),
     "another module": (_rename(KEY, KEY.replace("q_proj", "qkv_proj")), "qkv_proj"),
     "another architecture": (_rename(KEY, KEY.replace("model.layers", "layers")), "LLaMA"),
     "too many layers": (_rename(KEY, KEY.replace("layers.1", "layers.3")), "layers.3", "3 layers"),
     "wrong shape": (
         _weights(lambda w: w.update({KEY: np.zeros((2, 17), np.float32)})),
-        KEY, "[2, 17]", "[2, 16]",
+        KEY,
+        "[2, 17]",
+        "[2, 16]",
     ),
-    "wrong dtype": (
-        _weights(lambda w: w.update({KEY: np.zeros((2, 16), np.int8)})), KEY, "I8",
-    ),
-}  # fmt: skip
+    "wrong dtype": (_weights(lambda w: w.update({KEY: np.zeros((2, 16), np.int8)})), KEY, "I8"),
+}
 
 
 @pytest.fixture(autouse=True)

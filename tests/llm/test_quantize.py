@@ -22,11 +22,23 @@ from xrec_jax.parallel.mesh import RULES, make_mesh, sharding, use_mesh
 
 # As printed in QLoRA (arXiv 2305.14314), appendix E.
 PUBLISHED = [
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-]  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+]
 KINDS = ("int8", "nf4")
 SHAPES = [(1, 1), (1, 3), (2, 1), (7, 5), (33, 2), (64, 3), (65, 4), (70, 6), (128, 2), (200, 3)]
 
@@ -246,12 +258,14 @@ def tiny_params(layers=2, hidden=10, inner=14, vocab=9):
     return {
         "embed": {"table": jnp.asarray(kernel_of(vocab, hidden))},
         "layers": {
-            "attn_norm": {"scale": ones}, "attn": group(sizes),
-            "mlp_norm": {"scale": ones}, "mlp": group(more),
+            "attn_norm": {"scale": ones},
+            "attn": group(sizes),
+            "mlp_norm": {"scale": ones},
+            "mlp": group(more),
         },
         "final_norm": {"scale": ones[0]},
         "head": {"table": jnp.asarray(kernel_of(vocab, hidden, seed=5))},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,9 +19,17 @@ from xrec_jax.llm.model.llama import Llama, SoftPrompt
 from xrec_jax.parallel.mesh import RULES, put_sharded, sharding, use_mesh
 
 CONFIG = LlamaConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=6, max_positions=64, rope_theta=100.0, initializer_range=0.5,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_positions=64,
+    rope_theta=100.0,
+    initializer_range=0.5,
+)
 MODEL = Llama(CONFIG)
 WIDTH = 64
 HOT = Sampling(temperature=1.1, top_k=20, top_p=0.95)
@@ -129,10 +137,14 @@ def assert_equal(answers, which=None, ends=None, **options):
 
 
 OPTIONS = [
-    dict(batch=1, refill=1), dict(batch=3), dict(batch=5, refill=2), dict(batch=16),
-    dict(batch=3, schedule="static"), dict(batch=5, schedule="static", share_prefixes=False),
+    dict(batch=1, refill=1),
+    dict(batch=3),
+    dict(batch=5, refill=2),
+    dict(batch=16),
+    dict(batch=3, schedule="static"),
+    dict(batch=5, schedule="static", share_prefixes=False),
     dict(batch=5, refill=2, unstack_layers=False),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

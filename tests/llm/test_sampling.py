@@ -112,10 +112,16 @@ def test_filters_leave_what_they_should():
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p"),
     [
-        (1, 1.0, 0.0), (VOCAB, 1.0, 0.0), (VOCAB + 9, 0.5, 0.0), (VOCAB - 1, 1.0, 0.0),
-        (5, 1e-6, 0.0), (0, 0.5, 0.3), (0, 1.0, 1.0), (5, 0.7, 0.3),
+        (1, 1.0, 0.0),
+        (VOCAB, 1.0, 0.0),
+        (VOCAB + 9, 0.5, 0.0),
+        (VOCAB - 1, 1.0, 0.0),
+        (5, 1e-6, 0.0),
+        (0, 0.5, 0.3),
+        (0, 1.0, 1.0),
+        (5, 0.7, 0.3),
     ],
-)  # fmt: skip
+)
 def test_support_of_every_row(top_k, top_p, min_p):
     """Every token that is left comes up, no other: 300 seeds of a flat distribution."""
     options = Sampling(temperature=2.0, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -138,9 +144,12 @@ def test_greedy_with_penalty(penalty):
     seen[1, 2:6] = True
     options = Sampling(repetition_penalty=penalty)
     tokens, log_p = choose(
-        jnp.asarray(logits()), options, seeds=np.zeros(4, np.uint32), counts=np.zeros(4, np.int32),
+        jnp.asarray(logits()),
+        options,
+        seeds=np.zeros(4, np.uint32),
+        counts=np.zeros(4, np.int32),
         seen=jnp.asarray(seen),
-    )  # fmt: skip
+    )
     for i, row in enumerate(logits()):
         scores = row.copy()
         for token in np.flatnonzero(seen[i]):
@@ -184,8 +193,9 @@ def test_seeds_and_counts_both_matter():
     assert len(np.unique(tokens, axis=0)) == 30 and len(np.unique(tokens, axis=1).T) == 30
     # The draw of seed s at step t + 1 is not that of seed s + 1 at step t.
     assert np.mean(tokens[1:, :-1] == tokens[:-1, 1:]) < 0.6
-    last = run(np.tile(row, (1, 1)), np.array([2**32 - 1], np.uint32), np.array([5], np.int32),
-               seen[:1])[0]  # fmt: skip
+    last = run(
+        np.tile(row, (1, 1)), np.array([2**32 - 1], np.uint32), np.array([5], np.int32), seen[:1]
+    )[0]
     assert 0 <= int(last[0]) < VOCAB
 
 

@@ -203,7 +203,8 @@ BROKEN = {
     "drops earlier answers": (
         "{% for m in messages %}<|user|>{% if loop.last %}{{ m['content'] }}{% endif %}"
         "{% endfor %}",
-        "differently", "message",
+        "differently",
+        "message",
     ),
     "another prompt": (
         "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
@@ -212,7 +213,7 @@ BROKEN = {
     ),
     "refuses": ("{{ raise_exception('no system role') }}", "no system role"),
     "no template": ("{% for m in %}", "chat template fails"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN.keys())
@@ -299,11 +300,14 @@ def test_an_end_beyond_the_embedding(changed):
 @pytest.mark.parametrize("text", ["a\ud83d", "\udc00"])
 def test_half_a_character_is_told(tokenizer, text):
     for read in (
-        tokenizer.encode, tokenizer.prompt, lambda t: tokenizer.encode_batch(["a", t]),
-        lambda t: tokenizer.render((t, "b")), lambda t: tokenizer.render(("b", t)),
+        tokenizer.encode,
+        tokenizer.prompt,
+        lambda t: tokenizer.encode_batch(["a", t]),
+        lambda t: tokenizer.render((t, "b")),
+        lambda t: tokenizer.render(("b", t)),
         lambda t: tokenizer.render((t, "b"), template=False),
         lambda t: tokenizer.prompt([{"role": "user", "content": t}]),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=r"half a surrogate pair .*at character") as error:
             read(text)
         str(error.value).encode()
@@ -382,9 +386,12 @@ def test_training_is_deterministic(trained, tmp_path):
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "again")], cwd=tiny.CHECKOUT, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(tmp_path / "again")],
+        cwd=tiny.CHECKOUT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout + done.stderr == ""
     assert runs.contents(tmp_path / "again") == runs.contents(trained)
 

@@ -130,7 +130,9 @@ DAMAGE = {
     "int8": (_put(KERNEL, (40, 16), np.int8), "quantised", "I8"),
     "says it is quantised": (
         _config(quantization_config={"quant_method": "awq", "bits": 4}),
-        "config.json", "quantised ('awq')", "give the unquantised model",
+        "config.json",
+        "quantised ('awq')",
+        "give the unquantised model",
     ),
     "overlapping tensors": (
         _header(lambda h: h[OTHER].update(data_offsets=h[KERNEL]["data_offsets"])),
@@ -139,24 +141,35 @@ DAMAGE = {
     "a gap between tensors": (_header(_leave_out), "behind a gap"),
     "a tensor named twice": (_double, repr(KERNEL), "twice"),
     "offsets that are no numbers": (
-        _header(lambda h: h[KERNEL].update(data_offsets=[0.0, 2560])), KERNEL, "damaged header",
+        _header(lambda h: h[KERNEL].update(data_offsets=[0.0, 2560])),
+        KERNEL,
+        "damaged header",
     ),
     "offsets of true": (
-        _header(lambda h: h[KERNEL].update(shape=[True, 640])), KERNEL, "damaged header",
+        _header(lambda h: h[KERNEL].update(shape=[True, 640])),
+        KERNEL,
+        "damaged header",
     ),
     "header nested too deep": (
-        _bytes(lambda b: (80_000).to_bytes(8, "little") + b"[" * 80_000), "no JSON",
+        _bytes(lambda b: (80_000).to_bytes(8, "little") + b"[" * 80_000),
+        "no JSON",
     ),
     "a pointer of Git LFS": (
-        _bytes(lambda b: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"), "git lfs pull",
+        _bytes(lambda b: b"version https://git-lfs.github.com/spec/v1\nsize 9\n"),
+        "git lfs pull",
     ),
     "a shard holds what the index finds elsewhere": (
-        _sharded(_second_copy), SHARD, "model-00001-of-00002", "stale",
+        _sharded(_second_copy),
+        SHARD,
+        "model-00001-of-00002",
+        "stale",
     ),
     "a stale index beside too small a file": (
-        lambda p: (write(p, shards=2), _weights(lambda w: w.pop(KERNEL))(p)), KERNEL, "stale",
+        lambda p: (write(p, shards=2), _weights(lambda w: w.pop(KERNEL))(p)),
+        KERNEL,
+        "stale",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE.values(), ids=DAMAGE.keys())
@@ -167,9 +180,10 @@ def test_damage_is_told_before_anything_is_loaded(tmp_path, monkeypatch, case):
 def test_an_adapter_is_no_base(tmp_path):
     settings = lora.LoraConfig(rank=2)
     peft_io.save_adapter(
-        tmp_path / "own", lora.init(settings, CONFIG, jax.random.key(0)),
+        tmp_path / "own",
+        lora.init(settings, CONFIG, jax.random.key(0)),
         base=peft_io.Base("models/llama"),
-    )  # fmt: skip
+    )
     shutil.copytree(tmp_path / "own", tmp_path / "peft")
     (tmp_path / "peft" / "xrec.json").unlink()
     for name in ("own", "peft"):
@@ -188,7 +202,10 @@ def test_remote_paths_are_refused_without_asking_the_network(monkeypatch, scheme
     path = f"{scheme}://bucket/model"
     shape = tiny.LLAMA
     for read in (
-        checkpoint.open_model, load_llm, load_tokenizer, lambda p: peft_io.load_adapter(p, shape)
-    ):  # fmt: skip
+        checkpoint.open_model,
+        load_llm,
+        load_tokenizer,
+        lambda p: peft_io.load_adapter(p, shape),
+    ):
         with pytest.raises(UserError, match=f"{path}: {scheme}:// (needs the package|is not)"):
             read(path)

@@ -54,9 +54,11 @@ def test_other_data_is_named_on_all(monkeypatch):
 def test_another_config_is_named_by_its_key(monkeypatch):
     line = "process 1 has train.epochs=3 and process 0 train.epochs=2; "
     said = together(
-        monkeypatch, agreement.same_config,
-        {"name": "x", "train.epochs": 2}, {"name": "x", "train.epochs": 3},
-    )  # fmt: skip
+        monkeypatch,
+        agreement.same_config,
+        {"name": "x", "train.epochs": 2},
+        {"name": "x", "train.epochs": 3},
+    )
     assert said[0] == said[1] and said[0].startswith(line)
     said = together(monkeypatch, agreement.same_config, {"a": 1}, {"a": 1, "b": 2})
     assert "process 1 has b=2 and process 0 b=None" in said[0]

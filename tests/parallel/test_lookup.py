@@ -51,8 +51,11 @@ def test_take_rows_is_indexing(shape, ids_shape):
     if mesh.size > 1:
         # Rows are only reduced; the table itself, as floats of all its rows, is never gathered.
         gathered = re.findall(r"= (\w+)\[([\d,]*)\][^=]* all-gather\(", compiled.as_text())
-        floats = [int(np.prod([int(n) for n in dims.split(",")])) for kind, dims in gathered
-                  if kind == "f32"]  # fmt: skip
+        floats = [
+            int(np.prod([int(n) for n in dims.split(",")]))
+            for kind, dims in gathered
+            if kind == "f32"
+        ]
         assert max(floats, default=0) <= ids.size * DIM
         assert grad.sharding.shard_shape(grad.shape) == (ROWS // 8, DIM)
 
@@ -100,9 +103,12 @@ def test_spread_is_a_sparse_product(shape):
     with use_mesh(mesh):
         arrays = put_sharded(
             (table, weight, source, target, cotangent),
-            (sharding(mesh, "table_rows"), *(sharding(mesh, "edges"),) * 3,
-             sharding(mesh, "table_rows")),
-        )  # fmt: skip
+            (
+                sharding(mesh, "table_rows"),
+                *(sharding(mesh, "edges"),) * 3,
+                sharding(mesh, "table_rows"),
+            ),
+        )
 
         def total(table, weight, source, target, cotangent):
             out = spread(table, source, target, weight, rows)

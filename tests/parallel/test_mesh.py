@@ -17,10 +17,13 @@ from xrec_jax.parallel.mesh import make_mesh, sharding, use_mesh
 @pytest.mark.parametrize(
     ("axes", "shape"),
     [
-        ((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)),
-        ((1, 1, -1), (1, 1, 8)), ((4, 2, 1), (4, 2, 1)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((2, -1, 1), (2, 4, 1)),
+        ((1, 1, -1), (1, 1, 8)),
+        ((4, 2, 1), (4, 2, 1)),
     ],
-)  # fmt: skip
+)
 def test_mesh_shapes(axes, shape):
     mesh = make_mesh(*axes, devices=jax.devices()[:8])
     assert tuple(mesh.shape.values()) == shape
@@ -31,11 +34,16 @@ def test_mesh_shapes(axes, shape):
 @pytest.mark.parametrize(
     ("axes", "devices", "message"),
     [
-        ((0, 1, 1), 8, "data=0"), ((-2, 1, 1), 8, "data=-2"), ((-1, -1, 1), 8, "at most one -1"),
-        ((3, 1, 1), 8, "8 available"), ((-1, 3, 1), 8, "fsdp=3"), ((-1, 16, 1), 8, "fsdp=16"),
-        ((-1, 1, 1), 6, "divides 64"), ((16, 1, 1), 8, "do not multiply"),
+        ((0, 1, 1), 8, "data=0"),
+        ((-2, 1, 1), 8, "data=-2"),
+        ((-1, -1, 1), 8, "at most one -1"),
+        ((3, 1, 1), 8, "8 available"),
+        ((-1, 3, 1), 8, "fsdp=3"),
+        ((-1, 16, 1), 8, "fsdp=16"),
+        ((-1, 1, 1), 6, "divides 64"),
+        ((16, 1, 1), 8, "do not multiply"),
     ],
-)  # fmt: skip
+)
 def test_meshes_that_cannot_be(axes, devices, message):
     with pytest.raises(UserError, match=message):
         make_mesh(*axes, devices=jax.devices()[:devices])
@@ -65,8 +73,10 @@ def test_the_rules_table():
 
 def blocks(array):
     """Each device's part, by the place it starts at."""
-    return {tuple(s.start or 0 for s in shard.index): np.asarray(shard.data)
-            for shard in array.addressable_shards}  # fmt: skip
+    return {
+        tuple(s.start or 0 for s in shard.index): np.asarray(shard.data)
+        for shard in array.addressable_shards
+    }
 
 
 def test_a_batch_is_split_by_rows():

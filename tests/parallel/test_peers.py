@@ -72,11 +72,16 @@ ctypes.CDLL(None).abort()
 
 @pytest.mark.parametrize(
     ("text", "status", "said"),
-    [(UNHEALTHY, peers.STATUS, f"xrec: error: {peers.gone(UNHEALTHY, '')}\n"),
-     ("F1129 14:41:33.728054 1 memory.cc:80] no room\n    @ a stack\n", 134,
-      "F1129 14:41:33.728054 1 memory.cc:80] no room\n    @ a stack\n")],
+    [
+        (UNHEALTHY, peers.STATUS, f"xrec: error: {peers.gone(UNHEALTHY, '')}\n"),
+        (
+            "F1129 14:41:33.728054 1 memory.cc:80] no room\n    @ a stack\n",
+            134,
+            "F1129 14:41:33.728054 1 memory.cc:80] no room\n    @ a stack\n",
+        ),
+    ],
     ids=["over a peer", "over something else"],
-)  # fmt: skip
+)
 def test_an_abort_over_a_peer_is_one_line_and_others_are_as_ever(text, status, said):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, text], cwd=tiny.CHECKOUT, capture_output=True, text=True

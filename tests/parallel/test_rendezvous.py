@@ -145,8 +145,10 @@ def test_an_address_without_a_port_is_one_line(coordinator, monkeypatch):
 @pytest.mark.parametrize(("process", "processes"), [("2", "2"), ("-1", "2"), ("0", "0")])
 def test_numbers_that_do_not_fit_are_one_line(process, processes, monkeypatch):
     for name, value in (
-        ("COORDINATOR", "127.0.0.1:9"), ("PROCESSES", processes), ("PROCESS", process),
-    ):  # fmt: skip
+        ("COORDINATOR", "127.0.0.1:9"),
+        ("PROCESSES", processes),
+        ("PROCESS", process),
+    ):
         monkeypatch.setenv(f"XREC_{name}", value)
     with pytest.raises(UserError, match=f"XREC_PROCESS={process} of XREC_PROCESSES={processes}"):
         distributed.initialize()

@@ -33,12 +33,21 @@ def explained(folder, count=11, prompt=PROMPT):
         made = prompt.format(age=20 + n, name=f"Silver Fox {n}")
         own = {"user": f"u{n % 4}", "item": f"p{n}", "rank": 1, "score": 0.5, "system": "bpr"}
         own["prompt_hash"] = prompt_hash(made)
-        pairs.append(own | {
-            "title": f"Silver Fox {n}", "prompt": made, "profile": f"A man of {20 + n}.",
-            "profile_attributes": {}, "attributes": {"name": f"Silver Fox {n}", "kind": "bar"},
-            "history": [{"item": "p", "title": "Old Moon", "attributes": {"x": 0.25, "price": 2}}],
-            "planted": None, "reasons": None,
-        })  # fmt: skip
+        pairs.append(
+            own
+            | {
+                "title": f"Silver Fox {n}",
+                "prompt": made,
+                "profile": f"A man of {20 + n}.",
+                "profile_attributes": {},
+                "attributes": {"name": f"Silver Fox {n}", "kind": "bar"},
+                "history": [
+                    {"item": "p", "title": "Old Moon", "attributes": {"x": 0.25, "price": 2}}
+                ],
+                "planted": None,
+                "reasons": None,
+            }
+        )
         for name in SYSTEMS:
             text = (
                 f"Silver Fox {n} is a bar </script> for {LIKED[name]} of your friends & you\u2028"
@@ -228,8 +237,11 @@ def test_answers_come_back_unblinded(kit, tmp_path, capsys):
     assert stored["rate"]["agreement"]["preference/alpha_nominal"]["value"] == 1
     assert 0.8 < stored["rate"]["agreement"]["redundancy/alpha_ordinal"]["value"] < 1
     assert stored["raters"]["R3"]["gold/passed"] == {
-        "value": 1, "low": None, "high": None, "count": 2
-    }  # fmt: skip
+        "value": 1,
+        "low": None,
+        "high": None,
+        "count": 2,
+    }
     out = capsys.readouterr().out
     for words in ("mean ratings", "won against", "Krippendorff", "2 of 2", "Bradley-Terry"):
         assert words in out
@@ -311,13 +323,15 @@ def test_edited_answers_are_refused(kit, tmp_path, step, values, message):
 def test_wrong_requests_make_nothing(run, tmp_path):
     out = tmp_path / "kit"
     for options, message in (
-        ({"pairs": 0}, "--pairs=0 must be 1 or more"), ({"preferences": -2}, "-1 or more"),
+        ({"pairs": 0}, "--pairs=0 must be 1 or more"),
+        ({"preferences": -2}, "-1 or more"),
         ({"pairs": 10}, "needs 12 recommendations, there are 11"),
         ({"systems": ["quoka"]}, "has no 'quoka'; did you mean 'quokka'"),
         ({"explanations": ["x.jsonl"]}, "give either"),
-        ({"workdir": ""}, "give either"), ({"workdir": tmp_path}, "no explanations/pairs.jsonl"),
+        ({"workdir": ""}, "give either"),
+        ({"workdir": tmp_path}, "no explanations/pairs.jsonl"),
         ({"output": run}, "not an empty directory"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message):
             rate.make(**({"workdir": run, "output": out, "pairs": 4} | options))
         assert not out.exists()
@@ -339,17 +353,20 @@ def test_a_prompt_of_an_unknown_template_is_shown_from_the_pair(tmp_path):
     folder = explained(tmp_path, count=3, prompt="Sell {name} to someone of {age}.")
     case = items.of_run(folder)[0]
     assert case.context() == {
-        "profile": "A man of 20.", "history": [{"title": "Old Moon", "note": "price: 2"}],
+        "profile": "A man of 20.",
+        "history": [{"title": "Old Moon", "note": "price: 2"}],
         "item": {"title": "Silver Fox 0", "note": "kind: bar"},
-    }  # fmt: skip
+    }
 
 
 def test_explanations_from_elsewhere(tmp_path, capsys):
     prompts = [{"prompt_id": n, "dataset": "d", "prompt": f"Why {n}?"} for n in range(4)]
     answers = [
         {"prompt_id": n, "model": m, "completion": f"{m} says that it is {n} times as good as that"}
-        for n in range(4) for m in ("Ada", "Bo") if (n, m) != (2, "Bo")
-    ]  # fmt: skip
+        for n in range(4)
+        for m in ("Ada", "Bo")
+        if (n, m) != (2, "Bo")
+    ]
     write_text(tmp_path / "p.jsonl", json_lines(prompts))
     write_text(tmp_path / "e.jsonl", json_lines(answers))
     both = f"{tmp_path}/p.jsonl+{tmp_path}/e.jsonl"
@@ -407,8 +424,11 @@ def test_a_table_is_collected_by_group(tmp_path, capsys):
 
 def test_copied_rows_of_a_table_are_told_and_drawn_as_one(tmp_path, capsys):
     lines = ["item,model,clear,true"]
-    lines += [f"{i},{m},{1 + (i % 7 * (b + 2)) % 9},{1 + (i % 7 + b) % 8}"
-              for i in range(70) for b, m in enumerate("abcd")]  # fmt: skip
+    lines += [
+        f"{i},{m},{1 + (i % 7 * (b + 2)) % 9},{1 + (i % 7 + b) % 8}"
+        for i in range(70)
+        for b, m in enumerate("abcd")
+    ]
     (tmp_path / "r.csv").write_text("\n".join(lines))
     found = rate.collect(ratings=tmp_path / "r.csv", resamples=200)["rate"]
     assert found["a"]["clear/mean"]["count"] == found["a vs b"]["clear/p"]["count"] == 7
@@ -420,8 +440,10 @@ def test_copied_rows_of_a_table_are_told_and_drawn_as_one(tmp_path, capsys):
 def test_published_explanations_make_a_sheet(tmp_path):
     folder = SHARED / "llmxrec" / "bpr-mf"
     rate.make(
-        output=tmp_path / "kit", pairs=5, systems=["GPT4", "LLaMA2-SFT"],
+        output=tmp_path / "kit",
+        pairs=5,
+        systems=["GPT4", "LLaMA2-SFT"],
         explanations=[f"{folder}/prompts.jsonl.gz+{folder}/explanations.jsonl.gz"],
-    )  # fmt: skip
+    )
     data = content(sheets(tmp_path / "kit")[0])
     assert all(case["item"]["title"] and case["history"] for case in data["cases"])

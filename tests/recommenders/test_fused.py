@@ -15,14 +15,7 @@ from tests.recommenders.test_reranking import naive_rank
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
-from xrec_jax.parallel.mesh import (
-    RULES,
-    gather,
-    put_batch,
-    put_replicated,
-    put_sharded,
-    use_mesh,
-)
+from xrec_jax.parallel.mesh import RULES, gather, put_batch, put_replicated, put_sharded, use_mesh
 from xrec_jax.recommenders import sasrec
 from xrec_jax.recommenders.explanations import drop_parts, measure
 from xrec_jax.recommenders.fused import fuse, fuse_features
@@ -128,8 +121,9 @@ def naive_fused(fusion, frozen, state, encoding, present):
     codes, null = np.concatenate(codes), p["null"].reshape(-1)
     layers = p["residual"]
     gate = 1 / (1 + np.exp(-dense(layers["gate"], np.concatenate([state, codes]))))
-    change, nothing = (dense(layers["second"], gelu(dense(layers["first"], c)))
-                       for c in (codes, null))  # fmt: skip
+    change, nothing = (
+        dense(layers["second"], gelu(dense(layers["first"], c))) for c in (codes, null)
+    )
     return state + gate * (change - nothing), gate, errors
 
 
@@ -156,8 +150,10 @@ def test_scores_and_loss(name, size):
     model = fuse(base_of(name, **changes), null_dropout=0.0, reconstruction=0.37, **SMALL)
     params, frozen, batch = params_of(model), frozen_of(model), batch_of(size)
     states, table = base_states(model, params, frozen, batch)
-    rows = [naive_fused(params["fusion"], frozen, *row)
-            for row in zip(states, batch["encoding"], batch["present"], strict=True)]  # fmt: skip
+    rows = [
+        naive_fused(params["fusion"], frozen, *row)
+        for row in zip(states, batch["encoding"], batch["present"], strict=True)
+    ]
     scores = [row[0] @ table.T for row in rows]
     found, log_probs, loss, metrics = compiled(model)(params, frozen, batch)
     assert found.shape == (size, ITEMS) and found.dtype == log_probs.dtype == jnp.float32
@@ -175,8 +171,13 @@ def test_scores_and_loss(name, size):
             gate, read = gate + w * g.mean(), read + w
             ratio += w * np.linalg.norm(fused - state) / np.linalg.norm(state)
     np.testing.assert_allclose(loss, main + 0.37 * error / parts, rtol=1e-5)
-    expected = {"cross_entropy": main, "reconstruction": error / parts, "gate": gate / read,
-                "residual_ratio": ratio / read, "read": parts / (2 * weight.sum())}  # fmt: skip
+    expected = {
+        "cross_entropy": main,
+        "reconstruction": error / parts,
+        "gate": gate / read,
+        "residual_ratio": ratio / read,
+        "read": parts / (2 * weight.sum()),
+    }
     assert metrics.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(metrics[key], value, rtol=2e-5, err_msg=key)
@@ -305,9 +306,9 @@ def test_nothing_to_read_is_the_base_to_the_last_bit(name):
     bare = without(batch, "encoding", "present")
     nothing = batch | {"present": np.zeros((13, 2), bool)}
     states = jax.jit(lambda p, b: model.user_state(p, model.tables(p, frozen), b))
-    alone = jax.jit(
-        lambda p, b: model.base.user_state(p, model.base.tables(p, frozen), b)
-    )(params["base"], bare)  # fmt: skip
+    alone = jax.jit(lambda p, b: model.base.user_state(p, model.base.tables(p, frozen), b))(
+        params["base"], bare
+    )
     assert (np.asarray(states(params, batch)) != np.asarray(alone)).any()
     for given in (bare, nothing):
         found = np.asarray(states(params, given))
@@ -342,8 +343,9 @@ def test_rows_of_weight_zero_count_nothing():
     assert 2 < idle.sum() < 11
     for name in batch:
         if name != "weight":
-            changed[name] = np.where(idle.reshape(-1, *(1,) * (batch[name].ndim - 1)), other[name],
-                                     batch[name])  # fmt: skip
+            changed[name] = np.where(
+                idle.reshape(-1, *(1,) * (batch[name].ndim - 1)), other[name], batch[name]
+            )
     changed["weight"] = np.where(idle, 0.0, batch["weight"]).astype(np.float32)
     (loss, metrics), grads = grad(params, frozen, batch, jax.random.key(0))
     (loss2, metrics2), grads2 = grad(params, frozen, changed, jax.random.key(0))
@@ -364,8 +366,9 @@ def test_a_side_that_is_not_read_is_absent(sides, other):
     unread["encoding"][:, other] = np.nan  # not even looked at
     jax.tree.map(
         np.testing.assert_array_equal,
-        compiled(model)(params, frozen, unread), compiled(both)(params, frozen, absent),
-    )  # fmt: skip
+        compiled(model)(params, frozen, unread),
+        compiled(both)(params, frozen, absent),
+    )
 
 
 @pytest.mark.parametrize(("name", "devices"), [("bpr", 1), ("sasrec", 8)])
@@ -386,8 +389,11 @@ def test_ranking_through_the_evaluator(name, devices):
         found = evaluator(params, frozen)
     users = found.users
     history = [split.train.item[split.train.user == u] for u in users]
-    batch = {"user": users, "history": np.zeros((len(users), 9), np.int32),
-             "length": np.array([min(len(h), 9) for h in history], np.int32)}  # fmt: skip
+    batch = {
+        "user": users,
+        "history": np.zeros((len(users), 9), np.int32),
+        "length": np.array([min(len(h), 9) for h in history], np.int32),
+    }
     for row, items in enumerate(history):
         batch["history"][row, : batch["length"][row]] = items[-9:]
     states, table = base_states(model, params, frozen, batch)
@@ -433,8 +439,15 @@ def test_one_device_and_eight_do_the_same_step():
 
 
 def test_plain_features_in_place_of_explanations():
-    model = fuse_features(base_of("bpr"), encoding=4, item_features=3, bottleneck=5, hidden=7,
-                          null_dropout=0.0, train_base=False)  # fmt: skip
+    model = fuse_features(
+        base_of("bpr"),
+        encoding=4,
+        item_features=3,
+        bottleneck=5,
+        hidden=7,
+        null_dropout=0.0,
+        train_base=False,
+    )
     params, frozen = params_of(model), frozen_of(model)
     batch = without(batch_of(13), "encoding", "present", "history", "length")
     batch["features"] = np.random.default_rng(4).random((13, 4)).astype(np.float32)

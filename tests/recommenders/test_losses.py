@@ -22,8 +22,12 @@ def softmax_case(seed=0, scale=1.0):
     target[0, :2] = target[0, 2]
     weight = rng.choice([0.0, 0.25, 1.0, 1.7], (ROWS, STEPS))
     weight[1, 2:] = 0.0
-    return (states.astype(np.float32), table.astype(np.float32), target.astype(np.int32),
-            weight.astype(np.float32))  # fmt: skip
+    return (
+        states.astype(np.float32),
+        table.astype(np.float32),
+        target.astype(np.int32),
+        weight.astype(np.float32),
+    )
 
 
 def naive(states, table, target, weight):
@@ -82,14 +86,16 @@ def test_full_softmax_by_finite_differences():
     direction = [np.random.default_rng(1).normal(size=a.shape) for a in (states, table)]
     direction[1][ITEMS:] = 0
     grads = jax.grad(losses.full_softmax, argnums=(0, 1))(states, table, target, weight, ITEMS)
-    slope = sum(float((np.asarray(g, np.float64) * d).sum())
-                for g, d in zip(grads, direction, strict=True))  # fmt: skip
+    slope = sum(
+        float((np.asarray(g, np.float64) * d).sum()) for g, d in zip(grads, direction, strict=True)
+    )
     step = 1e-4
     ahead, behind = (
-        naive(states + sign * step * direction[0], table + sign * step * direction[1],
-              target, weight)[0]
+        naive(
+            states + sign * step * direction[0], table + sign * step * direction[1], target, weight
+        )[0]
         for sign in (1, -1)
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5)
 
 
@@ -142,16 +148,16 @@ def test_sampled_softmax_with_every_item_once_is_the_full_softmax():
 def test_sampled_softmax_hand_worked():
     # The target counts e; a draw counts exp(s) / (3 q): 4/3, 8/3 e^2 and 2/3 e; one collision.
     found = losses.sampled_softmax(
-        np.array([1.0, 1.0]), np.array([[0.0, 2.0, 7.0], [0.0, 2.0, 1.0]]),
+        np.array([1.0, 1.0]),
+        np.array([[0.0, 2.0, 7.0], [0.0, 2.0, 1.0]]),
         np.log([[0.25, 0.125, 0.5], [0.25, 0.125, 0.5]]),
         np.array([[False, False, True], [False, False, False]]),
-    )  # fmt: skip
+    )
     rest = math.e + (4 + 8 * math.e**2) / 3
     assert found.shape == (2,)
     np.testing.assert_allclose(
-        found, [math.log(rest / math.e), math.log((rest + 2 / 3 * math.e) / math.e)],
-        rtol=1e-6,
-    )  # fmt: skip
+        found, [math.log(rest / math.e), math.log((rest + 2 / 3 * math.e) / math.e)], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("draws", [20, 20_000])
@@ -191,8 +197,10 @@ def test_binary_cross_entropy_hand_worked():
     found = losses.binary_cross_entropy(
         np.array([0.5, -200.0]), np.array([[-0.25, 1.5, 0.0], [200.0, -200.0, -200.0]])
     )
-    expected = [softplus(-0.5) + (softplus(-0.25) + softplus(1.5) + softplus(0.0)) / 3,
-                200 + 200 / 3]  # fmt: skip
+    expected = [
+        softplus(-0.5) + (softplus(-0.25) + softplus(1.5) + softplus(0.0)) / 3,
+        200 + 200 / 3,
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

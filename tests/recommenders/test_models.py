@@ -52,11 +52,13 @@ def train_events():
 
 def source(model):
     histories = Histories.of([train_events()], model.num_users)
-    negatives = Negatives(histories, model.num_items, per_row=model.negatives_per_row,
-                          sampling=model.sampling, seed=3)  # fmt: skip
+    negatives = Negatives(
+        histories, model.num_items, per_row=model.negatives_per_row, sampling=model.sampling, seed=3
+    )
     if model.batches == "sequences":
-        rows = WindowRows.of(histories, negatives, length=model.history_length,
-                             context=model.min_context, seed=3)  # fmt: skip
+        rows = WindowRows.of(
+            histories, negatives, length=model.history_length, context=model.min_context, seed=3
+        )
     else:
         rows = PairRows.of(histories, negatives)
     return BatchSource(rows, batch_size=BATCH, seed=3)
@@ -127,8 +129,10 @@ def random_params(model, seed=0):
 
 def pair_batch(model, size, seed=0):
     rng = np.random.default_rng(seed)
-    batch = {"user": rng.integers(0, model.num_users, size),
-             "item": rng.integers(0, model.num_items, size)}  # fmt: skip
+    batch = {
+        "user": rng.integers(0, model.num_users, size),
+        "item": rng.integers(0, model.num_items, size),
+    }
     if model.negatives_per_row:
         batch["negative"] = rng.integers(0, model.num_items, (size, model.negatives_per_row))
     return {name: values.astype(np.int32) for name, values in batch.items()}
@@ -297,8 +301,10 @@ def test_sasrec_last_state_ignores_padding():
     np.testing.assert_allclose(found, full[np.arange(5), length - 1], atol=2e-6)
     padded = np.where(np.arange(9) < length[:, None], history, (history + 13) % 61)
     np.testing.assert_array_equal(last(params, padded, length), found)
-    short = [naive_transformer(model, params, row[:n])[-1] for row, n in zip(history, length,
-             strict=True)]  # fmt: skip
+    short = [
+        naive_transformer(model, params, row[:n])[-1]
+        for row, n in zip(history, length, strict=True)
+    ]
     np.testing.assert_allclose(found, short, atol=2e-5)
 
 
@@ -385,8 +391,11 @@ def test_sasrec_drops_attention_weights_at_every_length(monkeypatch, length):
         sasrec, "dropout", lambda x, rate, key: shapes.append((x.shape, rate, key is None)) or x
     )
     model = make("sasrec", length=length, dropout=0.3)
-    batch = {"history": np.zeros((2, length), np.int32), "target": np.zeros((2, length), np.int32),
-             "weight": np.ones((2, length), np.float32)}  # fmt: skip
+    batch = {
+        "history": np.zeros((2, length), np.int32),
+        "target": np.zeros((2, length), np.int32),
+        "weight": np.ones((2, length), np.float32),
+    }
     params = jax.eval_shape(lambda k: nn.unbox(model.init(k)), jax.random.key(0))
     shapes.clear()
     jax.eval_shape(lambda p: model.loss(p, {}, batch, jax.random.key(0)), params)
@@ -444,13 +453,17 @@ def test_popularity_counts_events():
 @pytest.mark.parametrize(
     ("name", "hparams", "message"),
     [
-        ("bpr", dict(dim=0), "dim=0"), ("bpr", dict(l2=-0.1), "l2=-0.1"),
+        ("bpr", dict(dim=0), "dim=0"),
+        ("bpr", dict(l2=-0.1), "l2=-0.1"),
         ("lightgcn", dict(objective="sofmax"), "did you mean 'softmax'"),
-        ("lightgcn", dict(layers=-1), "layers=-1"), ("sasrec", dict(heads=5), "heads"),
-        ("sasrec", dict(inner=0), "inner=0"), ("sasrec", dict(context=9), "context=9"),
-        ("sasrec", dict(dropout=1.0), "dropout"), ("sasrec", dict(dtype="float23"), "float32"),
+        ("lightgcn", dict(layers=-1), "layers=-1"),
+        ("sasrec", dict(heads=5), "heads"),
+        ("sasrec", dict(inner=0), "inner=0"),
+        ("sasrec", dict(context=9), "context=9"),
+        ("sasrec", dict(dropout=1.0), "dropout"),
+        ("sasrec", dict(dtype="float23"), "float32"),
     ],
-)  # fmt: skip
+)
 def test_values_that_are_refused(name, hparams, message):
     with pytest.raises(UserError, match=message):
         make(name, **hparams)

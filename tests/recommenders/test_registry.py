@@ -40,8 +40,12 @@ def test_hyperparameters_are_the_fields():
             assert getattr(model, key) == value
     model = recommenders.create("bpr", {"dim": 12, "l2": 0.25}, num_users=7, num_items=5)
     assert (model.dim, model.l2, model.negatives, model.num_users, model.num_items) == (
-        12, 0.25, 1, 7, 5
-    )  # fmt: skip
+        12,
+        0.25,
+        1,
+        7,
+        5,
+    )
 
 
 def test_models_are_values():

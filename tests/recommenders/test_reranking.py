@@ -25,8 +25,9 @@ def rank_case(rows=40, items=17):
 
 def test_rank_of():
     scores, target, seen = rank_case()
-    expected = [naive_rank(s, y, set(m.tolist())) for s, y, m in zip(scores, target, seen,
-                strict=True)]  # fmt: skip
+    expected = [
+        naive_rank(s, y, set(m.tolist())) for s, y, m in zip(scores, target, seen, strict=True)
+    ]
     np.testing.assert_array_equal(jax.jit(rank_of)(scores, target, seen), expected)
 
 

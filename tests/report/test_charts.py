@@ -18,9 +18,17 @@ def e(value, low=None, high=None, count=40):
 
 @pytest.mark.parametrize(
     ("value", "digits", "expected"),
-    [(0.12345, 4, "0.1235"), (-0.0004, 3, "0.000"), (-0.25, 2, "\u22120.25"), (12.3456, 4, "12.35"),
-     (123.456, 3, "123.5"), (1344.5, 3, "1,344"), (float("nan"), 3, "-"), (-1e-9, 2, "0.00")],
-)  # fmt: skip
+    [
+        (0.12345, 4, "0.1235"),
+        (-0.0004, 3, "0.000"),
+        (-0.25, 2, "\u22120.25"),
+        (12.3456, 4, "12.35"),
+        (123.456, 3, "123.5"),
+        (1344.5, 3, "1,344"),
+        (float("nan"), 3, "-"),
+        (-1e-9, 2, "0.00"),
+    ],
+)
 def test_decimals(value, digits, expected):
     assert numbers.decimal(value, digits) == expected
 
@@ -35,9 +43,13 @@ def test_a_figure_keeps_its_exact_value():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0.1, 0.31, [0.1, 0.15, 0.2, 0.25, 0.3]),
-     (3, 3, [3]), (-7, 12, [-5, 0, 5, 10])],
-)  # fmt: skip
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.1, 0.31, [0.1, 0.15, 0.2, 0.25, 0.3]),
+        (3, 3, [3]),
+        (-7, 12, [-5, 0, 5, 10]),
+    ],
+)
 def test_ticks_are_round_numbers_within_the_bounds(low, high, expected):
     np.testing.assert_allclose(lines.ticks(low, high), expected, atol=1e-12)
 
@@ -54,9 +66,10 @@ def test_curves_lie_where_their_values_say():
 
 def test_bars_are_as_long_as_their_values():
     made = rows.interval_chart(
-        [rows.Row("a", "k0", e(0.25, 0.2, 0.3)), rows.Row("b", "k1", e(0.5))], title="t",
+        [rows.Row("a", "k0", e(0.25, 0.2, 0.3)), rows.Row("b", "k1", e(0.5))],
+        title="t",
         axis=(0.0, 1.0),
-    )  # fmt: skip
+    )
     assert re.findall(r'<rect x="0.00%" width="([^"]*)"', made) == ["25.00%", "50.00%"]
     assert re.findall(r'cx="([^"]*)"', made) == ["25.00%", "50.00%"]
     assert '<line x1="20.00%" x2="30.00%"' in made

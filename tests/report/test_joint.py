@@ -18,10 +18,20 @@ from xrec_jax.report.sections.joint import summary as section
 from xrec_jax.text.synthetic.taste_pairs import Pair, join_pair, taste_pair
 
 SCORES = {
-    "alone": 0.1013, "joint": 0.10721, "sft": 0.1031, "untuned": 0.10142, "template": 0.1028,
-    "summary": 0.10151, "why": 0.10533, "why_not": 0.1022, "shuffled": 0.10098, "null": 0.1013,
-    "masked_titles": 0.10693, "features": 0.1049, "planted": 0.1189,
-}  # fmt: skip
+    "alone": 0.1013,
+    "joint": 0.10721,
+    "sft": 0.1031,
+    "untuned": 0.10142,
+    "template": 0.1028,
+    "summary": 0.10151,
+    "why": 0.10533,
+    "why_not": 0.1022,
+    "shuffled": 0.10098,
+    "null": 0.1013,
+    "masked_titles": 0.10693,
+    "features": 0.1049,
+    "planted": 0.1189,
+}
 TEXTS = ("joint", "sft", "untuned", "template", "summary", "planted")
 PLANTED = {
     "for": [
@@ -36,29 +46,36 @@ def compared(first, second, width=0.012, p=0.0041):
     relative = first / second - 1
     return {
         "ndcg@10/difference": around(first - second, width * second),
-        "ndcg@10/relative": around(relative, width), "ndcg@10/p": e(p),
-    }  # fmt: skip
+        "ndcg@10/relative": around(relative, width),
+        "ndcg@10/p": e(p),
+    }
 
 
 def evaluation(scores=SCORES, **changes):
     systems = {}
     for name, value in scores.items():
         systems[name] = {
-            "test/ndcg@10": around(value, 0.003), "test/recall@10": around(2 * value, 0.005),
+            "test/ndcg@10": around(value, 0.003),
+            "test/recall@10": around(2 * value, 0.005),
             "test/mrr@10": around(0.8 * value, 0.002),
-        }  # fmt: skip
+        }
         if name in TEXTS:
-            systems[name] |= {"planted/f1": around(4 * value, 0.02), "text/words": around(17.25),
-                              "text/title_mention": around(0.0625, 0.01)}  # fmt: skip
+            systems[name] |= {
+                "planted/f1": around(4 * value, 0.02),
+                "text/words": around(17.25),
+                "text/title_mention": around(0.0625, 0.01),
+            }
         if name != "alone":
             p = 0.0041 if value / scores["alone"] > 1.013 else 0.61
             systems[f"{name} vs alone"] = compared(value, scores["alone"], p=p)
     if {"joint", "sft"} <= scores.keys():
         systems["joint vs sft"] = compared(scores["joint"], scores["sft"])
     systems["rounds"] = {
-        "planted/f1_first": around(0.412), "planted/f1_best": around(0.5275),
-        "planted/f1_difference": around(0.1155), "guards/stopped": e(2, count=3),
-    }  # fmt: skip
+        "planted/f1_first": around(0.412),
+        "planted/f1_best": around(0.5275),
+        "planted/f1_difference": around(0.1155),
+        "guards/stopped": e(2, count=3),
+    }
     return systems | changes
 
 
@@ -67,22 +84,37 @@ def rounds(seed, count, *, last=None):
     for n in range(count):
         best = min(n, count - 1)
         said = Verdict((), True, best, n, 0.01 * best + 0.001).line()
-        out.append({
-            "round": n, "valid/ndcg@10": 0.1 + 0.002 * n + 0.001 * seed,
-            "valid/alone_ndcg@10": 0.1 + 0.0003 * seed, "valid/gain": 0.0125 * n - 0.004 * seed,
-            "valid/planted_f1": 0.41 + 0.03125 * n, "valid/log_prob_gain": 0.0475 + 0.003 * n,
-            "valid/text_gain": 0.0021 * n, "cache/staleness": 0.37,
-            "time/rollout": 11.25 + n, "time/scoring": 2.5, "time/ppo": 7.125,
-            "time/encoding": 1.75, "time/recommender": 4.0, "time/evaluation": 0.875,
-            "verdict": said,
-        })  # fmt: skip
+        out.append(
+            {
+                "round": n,
+                "valid/ndcg@10": 0.1 + 0.002 * n + 0.001 * seed,
+                "valid/alone_ndcg@10": 0.1 + 0.0003 * seed,
+                "valid/gain": 0.0125 * n - 0.004 * seed,
+                "valid/planted_f1": 0.41 + 0.03125 * n,
+                "valid/log_prob_gain": 0.0475 + 0.003 * n,
+                "valid/text_gain": 0.0021 * n,
+                "cache/staleness": 0.37,
+                "time/rollout": 11.25 + n,
+                "time/scoring": 2.5,
+                "time/ppo": 7.125,
+                "time/encoding": 1.75,
+                "time/recommender": 4.0,
+                "time/evaluation": 0.875,
+                "verdict": said,
+            }
+        )
         if n:
             out[-1] |= {
-                "reward/score": 0.0371 * n, "reward/log_prob_gain": 0.05 * n,
-                "reward/length": -0.003, "ppo/kl": 0.013 * n, "ppo/kl_beta": 0.05 / n,
-                "ppo/entropy": 1.37 - 0.06 * n, "rollout/length": 23.5 - n / 3,
-                "rollout/ended": 0.9375, "monitor/title_mention": 0.01 * n,
-            }  # fmt: skip
+                "reward/score": 0.0371 * n,
+                "reward/log_prob_gain": 0.05 * n,
+                "reward/length": -0.003,
+                "ppo/kl": 0.013 * n,
+                "ppo/kl_beta": 0.05 / n,
+                "ppo/entropy": 1.37 - 0.06 * n,
+                "rollout/length": 23.5 - n / 3,
+                "rollout/ended": 0.9375,
+                "monitor/title_mention": 0.01 * n,
+            }
     if last:
         out[-1]["verdict"] = last
     return out
@@ -96,12 +128,17 @@ def samples(count, users=("12", "57"), *, text=None, planted=PLANTED):
                 {"mood": ["quiet"], "kind": ["bar"] if n else ["cafe"]},
                 {"kind": ["park"] if n > 1 else ["museum"]},
             )
-            out.append({
-                "round": n, "user": user, "part": "valid",
-                "prompt": "Say what they look for.\n1. x",
-                "text": text or join_pair(told), "planted": planted,
-                "f1": None if planted is None else (0.3125, 0.625, 1.0)[min(n, 2)],
-            })  # fmt: skip
+            out.append(
+                {
+                    "round": n,
+                    "user": user,
+                    "part": "valid",
+                    "prompt": "Say what they look for.\n1. x",
+                    "text": text or join_pair(told),
+                    "planted": planted,
+                    "f1": None if planted is None else (0.3125, 0.625, 1.0)[min(n, 2)],
+                }
+            )
     return out
 
 
@@ -171,9 +208,9 @@ def test_the_result_in_one_sentence(full):
 
 def test_texts_alone_are_held_against_the_warm_start(tmp_path):
     """By recommenders that were trained alike: what joint adds may be its recommender's."""
-    systems = evaluation(**{"refit vs sft": {
-        "ndcg@10/relative": e(0.0142, -0.0023, 0.0304), "ndcg@10/p": e(0.092),
-    }})  # fmt: skip
+    systems = evaluation(
+        **{"refit vs sft": {"ndcg@10/relative": e(0.0142, -0.0023, 0.0304), "ndcg@10/p": e(0.092)}}
+    )
     systems["refit"] = {"test/ndcg@10": e(0.1062, 0.1, 0.112)}
     text, _ = page_of(write_run(tmp_path / "run", count=2, systems=systems))
     said = told(text.split("<h3>Controls")[0])
@@ -235,8 +272,9 @@ def test_what_each_control_says():
     gains = compared(0.105, 0.1)
     wrong = evaluation(**{"null vs alone": gains, "masked_titles vs alone": compared(0.1, 0.1)})
     assert controls.told(wrong, "null") == (
-        "bad", "Here: it gains, which speaks against the claim."
-    )  # fmt: skip
+        "bad",
+        "Here: it gains, which speaks against the claim.",
+    )
     assert controls.told(wrong, "masked_titles")[0] == "bad"
     above = evaluation(**{"joint vs sft": compared(0.1, 0.11)})
     assert controls.told(above, "sft")[0] == "bad"
@@ -245,8 +283,10 @@ def test_what_each_control_says():
 
 
 def test_another_cutoff_than_ten(tmp_path):
-    systems = {s: {k.replace("@10", "@4"): v for k, v in metrics.items()}
-               for s, metrics in evaluation().items()}  # fmt: skip
+    systems = {
+        s: {k.replace("@10", "@4"): v for k, v in metrics.items()}
+        for s, metrics in evaluation().items()
+    }
     text, page = page_of(write_run(tmp_path / "run", count=2, systems=systems))
     said = told(text)
     assert "NDCG@4 of joint training 0.1072 against 0.1013" in said and "Recall@4" in said
@@ -255,9 +295,10 @@ def test_another_cutoff_than_ten(tmp_path):
 
 def test_what_is_attainable_stands_beside(tmp_path):
     text, page = page_of(
-        write_run(tmp_path / "run", count=1,
-                  systems=evaluation(attainable={"test/ndcg@10": e(0.3141)}))
-    )  # fmt: skip
+        write_run(
+            tmp_path / "run", count=1, systems=evaluation(attainable={"test/ndcg@10": e(0.3141)})
+        )
+    )
     assert 0.3141 in page.data["joint"]
     assert "Of what is attainable here (0.3141) alone has 32 %, joint 34 %." in told(text)
 
@@ -305,8 +346,16 @@ def test_texts_of_a_user_by_round(full):
     assert len(articles) == 6
     first = articles[0]
     heads = re.findall("<h4>(.*?)</h4>", first)
-    assert heads == ["True reasons", "Round 0 (warm start)", "Round 3", "Round 6 (best)",
-                     "Round 1", "Round 2", "Round 4", "Round 5"]  # fmt: skip
+    assert heads == [
+        "True reasons",
+        "Round 0 (warm start)",
+        "Round 3",
+        "Round 6 (best)",
+        "Round 1",
+        "Round 2",
+        "Round 4",
+        "Round 5",
+    ]
     assert re.findall("<h4>(.*?)</h4>", articles[2])[2] == "Round 4 (best)"  # seed 1 was stopped
     said = told(first)
     assert "Why you like cafes, quiet places. Why not you avoid museums." in said
@@ -436,17 +485,28 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_texts_of_a_run_never_become_markup(tmp_path):
-    planted = {"for": [{"attribute": "kind", "value": HOSTILE, "phrase": HOSTILE}],
-               "against": [HOSTILE]}  # fmt: skip
+    planted = {
+        "for": [{"attribute": "kind", "value": HOSTILE, "phrase": HOSTILE}],
+        "against": [HOSTILE],
+    }
     folder = tmp_path / "run"
     systems = evaluation({**SCORES, HOSTILE: 0.1})
-    write_run(folder, count=2, systems=systems, users=(HOSTILE,), text=HOSTILE, planted=planted,
-              last={0: HOSTILE})  # fmt: skip
+    write_run(
+        folder,
+        count=2,
+        systems=systems,
+        users=(HOSTILE,),
+        text=HOSTILE,
+        planted=planted,
+        last={0: HOSTILE},
+    )
     write_lines(
         folder / "joint/7/rounds.jsonl",
-        [{"round": n, f"reward/{HOSTILE}": 0.5, f"time/{HOSTILE}": 1.5, "verdict": HOSTILE}
-         for n in (0, 1)],
-    )  # fmt: skip
+        [
+            {"round": n, f"reward/{HOSTILE}": 0.5, f"time/{HOSTILE}": 1.5, "verdict": HOSTILE}
+            for n in (0, 1)
+        ],
+    )
     text, page = page_of(folder)
     assert not any(tag == "img" or name.startswith("on") for tag, name, _ in page.attributes)
     assert "<script" not in text and "</script" not in text

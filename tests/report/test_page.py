@@ -69,22 +69,41 @@ class Page(html.parser.HTMLParser):
 def pair(number, *, title="Calm Harbour"):
     entry = {"kind": "bar", "mood": "lively", "price": 1}
     return {
-        "user": f"u{number}", "item": f"p{number}", "rank": 1, "score": 2.5 - number,
-        "system": "bpr", "title": title, "prompt": "why?", "prompt_hash": f"{number:032d}",
-        "profile": "Woman of 18-24.", "profile_attributes": {"gender": "woman"},
+        "user": f"u{number}",
+        "item": f"p{number}",
+        "rank": 1,
+        "score": 2.5 - number,
+        "system": "bpr",
+        "title": title,
+        "prompt": "why?",
+        "prompt_hash": f"{number:032d}",
+        "profile": "Woman of 18-24.",
+        "profile_attributes": {"gender": "woman"},
         "history": [
             {"item": "p90", "title": "Red Lantern", "attributes": entry},
             {"item": "p91", "title": "The Old Mill", "attributes": {**entry, "kind": "park"}},
         ],
         "attributes": {"kind": "cafe", "mood": "quiet", "price": 3, "item_text": "long"},
         "planted": {
-            "for": [{"attribute": "mood", "value": "quiet", "phrase": "likes quiet places",
-                     "contribution": 1.0}],
-            "against": [{"attribute": "price", "value": "3", "phrase": "pricier than usual",
-                         "contribution": -1.0}],
+            "for": [
+                {
+                    "attribute": "mood",
+                    "value": "quiet",
+                    "phrase": "likes quiet places",
+                    "contribution": 1.0,
+                }
+            ],
+            "against": [
+                {
+                    "attribute": "price",
+                    "value": "3",
+                    "phrase": "pricier than usual",
+                    "contribution": -1.0,
+                }
+            ],
         },
         "reasons": "likes quiet places; against: pricier than usual",
-    }  # fmt: skip
+    }
 
 
 TEXTS = {
@@ -111,13 +130,19 @@ EVALUATION = {
         }
     )
     | {"upper_bound": {"test/ndcg@10": e(0.3141592)}},
-    "instruct": {"base": {"held_out/perplexity": e(1344.5), "held_out/loss": e(7.2)},
-                 "tuned": {"held_out/perplexity": e(2.853), "held_out/loss": e(1.04)}},
+    "instruct": {
+        "base": {"held_out/perplexity": e(1344.5), "held_out/loss": e(7.2)},
+        "tuned": {"held_out/perplexity": e(2.853), "held_out/loss": e(1.04)},
+    },
     "explain": named({n: {"text/words": 41.5, "text/ended": 0.91} for n in TEXTS}),
     "judge": named(
         {
-            "judge": {"test/accuracy": 0.8123, "test/ece": 0.061, "baseline/pair_prior": 0.7017,
-                      "test/position_consistency": 0.87},
+            "judge": {
+                "test/accuracy": 0.8123,
+                "test/ece": 0.061,
+                "baseline/pair_prior": 0.7017,
+                "test/position_consistency": 0.87,
+            },
             "base": {"win/ratio": 0.2, "bradley_terry/strength": -1.1},
             "tuned": {"win/ratio": 0.8, "bradley_terry/strength": 1.2},
             "base vs tuned": {"win/ratio": 0.2125, "win/ties": 0.15, "win/consistency": 0.85},
@@ -134,43 +159,73 @@ EVALUATION = {
     "assess": named(
         {
             "base": {"planted/f1": 0.017, "grounding/hallucinated_titles": 0.9},
-            "tuned": {"planted/f1": 0.713, "grounding/hallucinated_titles": 0.05,
-                      "counterfactual/comprehensiveness": 0.21, "planted/kind_f1": 0.6},
+            "tuned": {
+                "planted/f1": 0.713,
+                "grounding/hallucinated_titles": 0.05,
+                "counterfactual/comprehensiveness": 0.21,
+                "planted/kind_f1": 0.6,
+            },
             "tuned vs base": {"planted/f1_difference": 0.696, "planted/p": 0.0002},
         }
     ),
     "bias": {
         "tuned": {
-            "gender/words": around(0.61), "gender/words_p": e(0.012),
+            "gender/words": around(0.61),
+            "gender/words_p": e(0.012),
             "gender/words_difference": e(4.4),
-            "age=18-24/sentiment": around(-0.15), "age=18-24/sentiment_p": e(0.7),
+            "age=18-24/sentiment": around(-0.15),
+            "age=18-24/sentiment_p": e(0.7),
         },
         "tuned vs base": {"gender/words": around(0.1), "gender/words_p": e(0.9)},
     },
-}  # fmt: skip
+}
 AUDIT = {
     "count": {"error": 1, "warning": 0, "info": 0},
     "findings": [
-        {"code": "target_in_history", "severity": "error", "count": 37, "total": 240,
-         "message": "The target is there.", "advice": "Leave it out.", "examples": ["user 7"]},
+        {
+            "code": "target_in_history",
+            "severity": "error",
+            "count": 37,
+            "total": 240,
+            "message": "The target is there.",
+            "advice": "Leave it out.",
+            "examples": ["user 7"],
+        }
     ],
     "passed": ["refusals"],
-}  # fmt: skip
+}
 RATINGS = {
     "rate": {
-        **named({"base": {"reasonability/mean": 3.25}, "tuned": {"reasonability/mean": 7.125},
-                 "tuned vs base": {"reasonability/difference": 3.875, "reasonability/p": 0.004,
-                                   "win/ratio": 0.775, "win/ties": 0.1}}),
+        **named(
+            {
+                "base": {"reasonability/mean": 3.25},
+                "tuned": {"reasonability/mean": 7.125},
+                "tuned vs base": {
+                    "reasonability/difference": 3.875,
+                    "reasonability/p": 0.004,
+                    "win/ratio": 0.775,
+                    "win/ties": 0.1,
+                },
+            }
+        ),
         "agreement": {"reasonability/alpha_ordinal": around(0.625)},
     },
-    "raters": {"anna": {"answers/ratings": e(60, count=60)},
-               "ben": {"answers/ratings": e(60, count=60), "gold/passed": e(0.5, count=2)}},
-}  # fmt: skip
+    "raters": {
+        "anna": {"answers/ratings": e(60, count=60)},
+        "ben": {"answers/ratings": e(60, count=60), "gold/passed": e(0.5, count=2)},
+    },
+}
 
 
 def verdict(number, first, second, p):
-    return {"prompt_hash": f"{number:032d}", "user": f"u{number}", "item": f"p{number}",
-            "first": first, "second": second, "p_first": p}  # fmt: skip
+    return {
+        "prompt_hash": f"{number:032d}",
+        "user": f"u{number}",
+        "item": f"p{number}",
+        "first": first,
+        "second": second,
+        "p_first": p,
+    }
 
 
 def empty_run(folder):
@@ -193,27 +248,50 @@ def full_run(folder, *, title="Calm Harbour", count=3, texts=None):
     write_lines(
         folder / "metrics.jsonl",
         [
-            {"stage": f"recommend/bpr/{seed}", "step": 10 * n, "train/epoch": n,
-             "train/loss": 0.7 / n, "valid/ndcg@10": 0.02 * n, "time/elapsed_seconds": 1.5 * n}
-            for seed in (0, 1) for n in (1, 2, 3)
+            {
+                "stage": f"recommend/bpr/{seed}",
+                "step": 10 * n,
+                "train/epoch": n,
+                "train/loss": 0.7 / n,
+                "valid/ndcg@10": 0.02 * n,
+                "time/elapsed_seconds": 1.5 * n,
+            }
+            for seed in (0, 1)
+            for n in (1, 2, 3)
         ]
-        + [{"stage": "instruct", "step": n, "train/epoch": n, "train/loss": 3.0 / n,
-            "valid/loss": 3.3 / n} for n in (1, 2)],
-    )  # fmt: skip
+        + [
+            {
+                "stage": "instruct",
+                "step": n,
+                "train/epoch": n,
+                "train/loss": 3.0 / n,
+                "valid/loss": 3.3 / n,
+            }
+            for n in (1, 2)
+        ],
+    )
     pairs = [pair(n, title=title) for n in range(count)]
     write_lines(folder / "explanations" / "pairs.jsonl", pairs)
     for name, text in (texts or TEXTS).items():
         records = [
-            {**{k: p[k] for k in ("user", "item", "prompt_hash")}, "explainer": name, "text": text,
-             "stop": "length" if name == "base" else "eos"}
+            {
+                **{k: p[k] for k in ("user", "item", "prompt_hash")},
+                "explainer": name,
+                "text": text,
+                "stop": "length" if name == "base" else "eos",
+            }
             for p in pairs
-        ]  # fmt: skip
+        ]
         write_lines(folder / "explanations" / f"{name}.jsonl", records)
     write_lines(
         folder / "judge" / "verdicts.jsonl",
-        [verdict(0, "base", "tuned", 0.2), verdict(0, "tuned", "base", 0.9),
-         verdict(1, "base", "tuned", 0.9), verdict(1, "tuned", "base", 0.6)],
-    )  # fmt: skip
+        [
+            verdict(0, "base", "tuned", 0.2),
+            verdict(0, "tuned", "base", 0.9),
+            verdict(1, "base", "tuned", 0.9),
+            verdict(1, "tuned", "base", 0.6),
+        ],
+    )
     return folder
 
 
@@ -239,8 +317,11 @@ def test_every_section_stands_there_with_its_link(full):
     _, _, page = full
     ids = [module.ID for module in SECTIONS]
     assert page.sections == ids
-    linked = {value[1:] for tag, name, value in page.attributes
-              if tag == "a" and name == "href" and value.startswith("#")}  # fmt: skip
+    linked = {
+        value[1:]
+        for tag, name, value in page.attributes
+        if tag == "a" and name == "href" and value.startswith("#")
+    }
     assert set(ids) <= linked <= set(page.ids)
 
 
@@ -298,8 +379,9 @@ def test_rows_of_the_browsable_table(full):
     first = data["pairs"][0]
     assert [data["items"][h]["t"] for h in first["h"]] == ["Red Lantern", "The Old Mill"]
     assert data["items"][first["i"]] == {
-        "t": "Calm Harbour", "a": {"Kind": "cafe", "Mood": "quiet", "Price": "3"}
-    }  # fmt: skip
+        "t": "Calm Harbour",
+        "a": {"Kind": "cafe", "Mood": "quiet", "Price": "3"},
+    }
     assert first["w"] == [["likes quiet places", 1], ["pricier than usual", 0]]
     kinds = data["kinds"]
     marked = [
@@ -310,8 +392,10 @@ def test_rows_of_the_browsable_table(full):
     assert marked[0]["lively"] == "past"
     assert "unsupported" in marked[0].values()  # the goose
     assert marked[1] == {
-        "quiet": "attribute", "Red Lantern": "history", "price level 3": "attribute"
-    }  # fmt: skip
+        "quiet": "attribute",
+        "Red Lantern": "history",
+        "price level 3": "attribute",
+    }
     assert marked[2] == {"Calm Harbour": "item", "quiet": "attribute"}
     assert [x[2] for x in first["x"]] == [1, 0, 0]
     assert [x[3] for x in first["x"]] == [[], [0, 1], [0]]
@@ -347,11 +431,14 @@ def with_figures(folder, **stages):
 def test_small_group_differences_are_folded_and_constant_ones_counted(tmp_path):
     large = {f"age={n}/words": around(0.1 * n * (-1) ** n, 0.3) for n in range(1, 9)}
     tuned = {
-        **large, **{f"{name}_p": e(0.2) for name in large},
-        "gender=man/sentiment": around(0.0625), "gender=man/sentiment_p": e(0.03),
-        "gender=man/hallucinated_titles": e(0.0, 0.0, 0.0), "gender=man/item_named": e(0.0),
+        **large,
+        **{f"{name}_p": e(0.2) for name in large},
+        "gender=man/sentiment": around(0.0625),
+        "gender=man/sentiment_p": e(0.03),
+        "gender=man/hallucinated_titles": e(0.0, 0.0, 0.0),
+        "gender=man/item_named": e(0.0),
         "gender=man/history_cited": e(0.0, -0.1, 0.1),
-    }  # fmt: skip
+    }
     text, _ = with_figures(tmp_path / "run", bias={"tuned": tuned})
     section = section_of(text, "bias")
 
@@ -376,9 +463,13 @@ def test_a_chart_of_nothing_but_constant_differences(tmp_path):
 def test_the_chance_level_stands_beside_the_explainers(tmp_path):
     assess = {
         **EVALUATION["assess"],
-        **named({"tuned shuffled": {"planted/f1": 0.1875, "planted/kind_f1": 0.0625},
-                 "tuned vs tuned shuffled": {"planted/f1_difference": 0.5255, "planted/p": 0.2}}),
-    }  # fmt: skip
+        **named(
+            {
+                "tuned shuffled": {"planted/f1": 0.1875, "planted/kind_f1": 0.0625},
+                "tuned vs tuned shuffled": {"planted/f1_difference": 0.5255, "planted/p": 0.2},
+            }
+        ),
+    }
     text, page = with_figures(tmp_path / "run", assess=assess)
     section = section_of(text, "faithfulness")
     assert {0.1875, 0.0625, 0.5255} <= set(page.data["faithfulness"])
@@ -394,11 +485,17 @@ def test_the_chance_level_stands_beside_the_explainers(tmp_path):
 def test_panels_say_in_words_what_is_zero_or_unmeasured(tmp_path):
     nothing = e(0.0, None, None, count=0)
     assess = {
-        "base": {"grounding/hallucinated_titles": nothing, "grounding/item_named": e(0.0, 0, 0),
-                 "grounding/history_cited": nothing},
-        "tuned": {"grounding/hallucinated_titles": around(0.25),
-                  "grounding/item_named": e(0.0, 0, 0), "grounding/history_cited": nothing},
-    }  # fmt: skip
+        "base": {
+            "grounding/hallucinated_titles": nothing,
+            "grounding/item_named": e(0.0, 0, 0),
+            "grounding/history_cited": nothing,
+        },
+        "tuned": {
+            "grounding/hallucinated_titles": around(0.25),
+            "grounding/item_named": e(0.0, 0, 0),
+            "grounding/history_cited": nothing,
+        },
+    }
     text, page = with_figures(tmp_path / "run", assess=assess)
     section = re.sub("<[^>]*>", "", section_of(text, "faithfulness"))
     assert "Nothing to measure: base." in section
@@ -411,15 +508,20 @@ def test_attributes_as_their_stage_names_them(tmp_path):
     attributes = named(
         {
             "base": {"user_age/accuracy": 0.1, "user_age/within_5": 0.3},
-            "tuned": {"user_age/accuracy": 0.2, "user_age/readout_accuracy": 0.25,
-                      "user_age/readout_within_5": 0.375},
+            "tuned": {
+                "user_age/accuracy": 0.2,
+                "user_age/readout_accuracy": 0.25,
+                "user_age/readout_within_5": 0.375,
+            },
             "majority": {"user_age/accuracy": 0.15, "user_age/within_5": 0.35},
             "tuned vs majority": {
-                "user_age/accuracy_difference": 0.05, "user_age/p": 0.011,
-                "user_age/readout_accuracy_difference": 0.1, "user_age/readout_p": 0.622,
+                "user_age/accuracy_difference": 0.05,
+                "user_age/p": 0.011,
+                "user_age/readout_accuracy_difference": 0.1,
+                "user_age/readout_p": 0.622,
             },
         }
-    ) | {"data": {"data/train_questions": e(1600), "data/malformed_completions": e(0)}}  # fmt: skip
+    ) | {"data": {"data/train_questions": e(1600), "data/malformed_completions": e(0)}}
     text, page = with_figures(tmp_path / "run", attributes=attributes)
     section = section_of(text, "attributes")
     assert "1,600 questions to learn from." in section
@@ -433,8 +535,12 @@ def test_attributes_as_their_stage_names_them(tmp_path):
 
 
 def test_likeness_to_references_as_the_assessment_names_it(tmp_path):
-    tuned = {"held_out/bleu": 2.5, "held_out/control_shuffled_bleu": 1.25,
-             "held_out/control_next_bleu": 1.5, "held_out/over_control_bleu": 1.125}  # fmt: skip
+    tuned = {
+        "held_out/bleu": 2.5,
+        "held_out/control_shuffled_bleu": 1.25,
+        "held_out/control_next_bleu": 1.5,
+        "held_out/over_control_bleu": 1.125,
+    }
     text, page = with_figures(tmp_path / "run", assess=named({"tuned": tuned}))
     assert "Likeness to the references" in text
     assert [v for v in page.data["texts"] if v in (2.5, 1.25, 1.5, 1.125)] == [2.5, 1.25, 1.125]
@@ -469,9 +575,14 @@ def test_a_section_is_left_out_with_its_file(tmp_path, file, section):
 
 @pytest.mark.parametrize(
     ("key", "section"),
-    [("recommend", "ranking"), ("judge", "wins"), ("attributes", "attributes"),
-     ("assess", "faithfulness"), ("bias", "bias")],
-)  # fmt: skip
+    [
+        ("recommend", "ranking"),
+        ("judge", "wins"),
+        ("attributes", "attributes"),
+        ("assess", "faithfulness"),
+        ("bias", "bias"),
+    ],
+)
 def test_a_section_is_left_out_with_its_figures(tmp_path, key, section):
     folder = full_run(tmp_path / "run", count=1)
     kept = {name: value for name, value in EVALUATION.items() if name != key}
@@ -543,9 +654,15 @@ def test_texts_of_a_run_never_become_markup(tmp_path):
     files.write_json(folder / "ratings.json", {"rate": {HOSTILE: {"q/mean": around(3.0)}}})
     write_lines(
         folder / "metrics.jsonl",
-        [{"stage": f"recommend/{HOSTILE.replace('/', '')}/0", "step": 1, "train/epoch": 1,
-          "train/loss": 0.5}],
-    )  # fmt: skip
+        [
+            {
+                "stage": f"recommend/{HOSTILE.replace('/', '')}/0",
+                "step": 1,
+                "train/epoch": 1,
+                "train/loss": 0.5,
+            }
+        ],
+    )
     text, page = read(folder)
     assert not any(tag == "img" or name.startswith("on") for tag, name, _ in page.attributes)
     assert text.count("<script") == 2 and text.count("</script") == 2

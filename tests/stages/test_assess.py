@@ -114,8 +114,11 @@ def test_tuned_texts_stand_beside_themselves_shuffled_and_the_others():
     table = assess.planted_tables(pairs, texts, users=users, resamples=20)
     assert table["tuned"]["planted/f1"]["count"] == 4
     assert table["tuned vs base"]["planted/p"] == {
-        "value": 2 / 2**4, "low": None, "high": None, "count": 4
-    }  # fmt: skip
+        "value": 2 / 2**4,
+        "low": None,
+        "high": None,
+        "count": 4,
+    }
 
 
 def test_overlap_with_the_held_out_references(tmp_path):
@@ -124,10 +127,13 @@ def test_overlap_with_the_held_out_references(tmp_path):
     folder = tmp_path / "explanations"
     folder.mkdir()
     records = [
-        {"reference": f"the quiet cafe number {n} is near you", "base": "no idea",
-         "tuned": f"the quiet cafe number {n} is near you"}
+        {
+            "reference": f"the quiet cafe number {n} is near you",
+            "base": "no idea",
+            "tuned": f"the quiet cafe number {n} is near you",
+        }
         for n in range(3)
-    ]  # fmt: skip
+    ]
     (folder / "held_out.jsonl").write_text(files.json_lines(records))
     table = assess.held_out_tables(rundir, resamples=0)
     assert table["tuned"]["held_out/bleu"]["value"] == pytest.approx(100)

@@ -94,11 +94,15 @@ def evaluation(workdir):
 
 def test_files_of_the_stage(finished):
     assert {path.name for path in (finished / "attributes").iterdir()} == {
-        "adapter", "answers.jsonl", "identity.json",
-    }  # fmt: skip
+        "adapter",
+        "answers.jsonl",
+        "identity.json",
+    }
     assert {path.name for path in (finished / "attributes" / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "xrec.json",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "xrec.json",
+    }
     lines = runs.metrics(finished, "attributes")
     assert lines[-1]["train/epoch"] == 2 and "valid/loss" in lines[-1]
 
@@ -106,16 +110,25 @@ def test_files_of_the_stage(finished):
 def test_schema_of_the_evaluation(finished):
     found = evaluation(finished)
     assert found.keys() == {
-        "base", "tuned", "majority", "tuned vs base", "tuned vs majority", "data",
-    }  # fmt: skip
+        "base",
+        "tuned",
+        "majority",
+        "tuned vs base",
+        "tuned vs majority",
+        "data",
+    }
     age = {f"age/{name}" for name in ("accuracy", "macro_f1", "mae")}
     sex = {f"user_sex/{name}" for name in ("accuracy", "macro_f1")}
     constrained = {name.replace("/", "/readout_") for name in age | sex}
     failures = {"age/parse_failures", "user_sex/parse_failures"}
     assert found["base"].keys() == found["tuned"].keys() == age | sex | constrained | failures
     assert found["majority"].keys() == age | sex
-    tests = {f"{key}/{way}{name}" for key in ("age", "user_sex") for way in ("", "readout_")
-             for name in ("accuracy_difference", "p")}  # fmt: skip
+    tests = {
+        f"{key}/{way}{name}"
+        for key in ("age", "user_sex")
+        for way in ("", "readout_")
+        for name in ("accuracy_difference", "p")
+    }
     tests |= {
         f"age/{way}{name}" for way in ("", "readout_") for name in ("mae_difference", "mae_p")
     }
@@ -135,8 +148,14 @@ def test_answers_are_those_of_held_out_users(finished, directory):
     assert not {one["user"] for one in records} & {one.user for one in (*asked.train, *asked.valid)}
     for record in records:
         assert record.keys() == {
-            "prompt_hash", "user", "truth", "base", "tuned", "parsed", "readout",
-        }  # fmt: skip
+            "prompt_hash",
+            "user",
+            "truth",
+            "base",
+            "tuned",
+            "parsed",
+            "readout",
+        }
         # A random model writes no JSON, the readout fills it in all the same.
         assert record["parsed"]["base"] == {"age": None, "user sex": None}
         for chosen in record["readout"].values():
@@ -222,10 +241,13 @@ def test_evaluated_and_examples_choose_a_part():
 def test_another_window_of_a_held_out_history_is_not_tuned_on(tmp_path):
     """Twenty users, each asked about twice: of ten entries the second prompt shows another one."""
     records = [
-        {"prompt": "Seen:\n" + "\n".join(f"{n + 1}: film {user}.{n + late}" for n in range(10)),
-         "completion": json.dumps({"sex": "mf"[user % 2]})}
-        for user in range(20) for late in (0, 1)
-    ]  # fmt: skip
+        {
+            "prompt": "Seen:\n" + "\n".join(f"{n + 1}: film {user}.{n + late}" for n in range(10)),
+            "completion": json.dumps({"sex": "mf"[user % 2]}),
+        }
+        for user in range(20)
+        for late in (0, 1)
+    ]
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     config = tiny.language("attributes")
@@ -294,9 +316,8 @@ def test_free_answers_are_compared_too(directory):
     failed = [{"age": None, "user sex": None} for _ in truth]
     near = [failed[0], *truth[1:]]
     table = attributes.compared(
-        config, found,
-        {"base": Answers([], failed, truth), "tuned": Answers([], near, truth)},
-    )  # fmt: skip
+        config, found, {"base": Answers([], failed, truth), "tuned": Answers([], near, truth)}
+    )
     cases = len(truth)
     assert table["tuned"]["age/accuracy"]["value"] == pytest.approx((cases - 1) / cases)
     assert table["base"]["age/parse_failures"]["value"] == 1.0
@@ -334,10 +355,7 @@ def test_tuning_that_breaks_the_weights_leaves_no_adapter(directory, tmp_path, e
         (dict(max_new_tokens=0), "attributes.max_new_tokens=0 must be at least 1"),
         (dict(max_new_tokens=120), "max_new_tokens=120 more do not fit the 128"),
         (dict(length=500), "attributes.length=500, but the model takes 128"),
-        (
-            dict(length=9),
-            "attributes, training questions: .* has 38 tokens, more than the 9",
-        ),
+        (dict(length=9), "attributes, training questions: .* has 38 tokens, more than the 9"),
     ],
 )
 def test_bad_settings_are_refused(directory, tmp_path, changed, message):

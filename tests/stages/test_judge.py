@@ -39,9 +39,12 @@ def judgement(number):
     better = 1 + number % 2
     first, second = (good, poor) if better == 1 else (poor, good)
     return {
-        "prompt": prompt(50 + number // 2), "first": first, "second": second, "better": better,
+        "prompt": prompt(50 + number // 2),
+        "first": first,
+        "second": second,
+        "better": better,
         "kind": "ab"[number % 2],
-    }  # fmt: skip
+    }
 
 
 def write(path, records):
@@ -64,11 +67,17 @@ def explained(folder, *, pairs=range(4), changed="", explainers=EXPLAINERS):
     write(folder / "pairs.jsonl", made)
     for name in explainers:
         end = changed if name == "tuned" else ""
-        write(folder / f"{name}.jsonl", [
-            {**{key: pair[key] for key in ("user", "item", "prompt_hash")}, "explainer": name,
-             "text": f"{name} says {WORDS[n]}{end}"}
-            for n, pair in enumerate(made)
-        ])  # fmt: skip
+        write(
+            folder / f"{name}.jsonl",
+            [
+                {
+                    **{key: pair[key] for key in ("user", "item", "prompt_hash")},
+                    "explainer": name,
+                    "text": f"{name} says {WORDS[n]}{end}",
+                }
+                for n, pair in enumerate(made)
+            ],
+        )
 
 
 def config(folder, **changed):
@@ -113,10 +122,15 @@ def folder(tmp_path_factory):
     write(made / "judgements.jsonl", records)
     asked = [{"prompt_id": n, "prompt": prompt(n), "part": "xy"[n % 2]} for n in range(5)]
     write(made / "prompts.jsonl", asked)
-    write(made / "texts.jsonl", [
-        {"prompt_id": n, "model": model, "completion": f"{model} finds it {WORDS[n]}"}
-        for n in range(5) for model in ("X", "Y", "Z") if (n, model) != (2, "Z")
-    ])  # fmt: skip
+    write(
+        made / "texts.jsonl",
+        [
+            {"prompt_id": n, "model": model, "completion": f"{model} finds it {WORDS[n]}"}
+            for n in range(5)
+            for model in ("X", "Y", "Z")
+            if (n, model) != (2, "Z")
+        ],
+    )
     texts = [" ".join(str(v) for v in r.values()) for r in records] + WORDS
     tiny.llama_directory(made / "model", texts, num_layers=1)
     return made
@@ -139,17 +153,26 @@ def verdicts(workdir):
 
 def test_files_and_figures(finished):
     assert {path.name for path in (finished / "judge").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "xrec.json", "split.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "xrec.json",
+        "split.json",
         "verdicts.jsonl",
-    }  # fmt: skip
+    }
     found = json.loads((finished / "evaluation.json").read_text())["judge"]
     own = {f"{a} vs {b}" for a, b in (EXPLAINERS[:2], EXPLAINERS[::2], EXPLAINERS[1:])}
     given = {"X", "Y", "Z", "X vs Y", "X vs Z", "Y vs Z"}
     assert found.keys() == {"judge", *EXPLAINERS, *own, *given}
     assert found["judge"].keys() >= {
-        "test/accuracy", "test/accuracy_shown", "test/accuracy_swapped", "test/ece",
-        "test/position_consistency", "test/log_loss", "baseline/constant", "baseline/pair_prior",
-    }  # fmt: skip
+        "test/accuracy",
+        "test/accuracy_shown",
+        "test/accuracy_swapped",
+        "test/ece",
+        "test/position_consistency",
+        "test/log_loss",
+        "baseline/constant",
+        "baseline/pair_prior",
+    }
     figures = {"win/ratio", "win/ties", "win/length_controlled", "bradley_terry/strength"}
     assert figures <= found["tuned"].keys() and figures <= found["X"].keys()
     assert {"win/ratio_x", "win/ratio_y"} <= found["X"].keys()
@@ -199,9 +222,10 @@ def test_probabilities_are_those_of_the_two_answer_tokens(finished, folder):
         logits = np.asarray(lm.logits([ids]))[0, -1]
         expected = 1 / (1 + math.exp(logits[two] - logits[one]))
         found = [
-            v["p_first"] for v in verdicts(finished)
+            v["p_first"]
+            for v in verdicts(finished)
             if v["user"] == "u1" and (v["first"], v["second"]) == names
-        ]  # fmt: skip
+        ]
         assert found == [pytest.approx(expected, abs=1e-5)]
 
 
@@ -221,10 +245,7 @@ def test_other_judgements_are_refused(finished, folder, tmp_path):
     (tmp_path / "run" / "evaluation.json").unlink()
     write(tmp_path / "other.jsonl", [judgement(n) for n in range(14)])
     made = config(folder, path=str(tmp_path / "other.jsonl"))
-    with (
-        use_mesh(tiny.mesh()) as mesh,
-        pytest.raises(UserError, match="content of the judgements"),
-    ):
+    with use_mesh(tiny.mesh()) as mesh, pytest.raises(UserError, match="content of the judgements"):
         judge.run(
             made, data=prepare(made.data), mesh=mesh, rundir=RunDir(tmp_path / "run"), writer=None
         )
@@ -357,10 +378,15 @@ def hand_made(workdir, values, *, users=4, seed=3, **explain):
     start_run(rundir, made)
     path = rundir.per_user("recommend/popularity/0")
     path.parent.mkdir(parents=True)
-    np.savez(path, **{
-        "test/ndcg@10": np.array(values), "test_users": np.arange(users), "valid/ndcg@10": values,
-        "valid_users": np.arange(users)
-    })  # fmt: skip
+    np.savez(
+        path,
+        **{
+            "test/ndcg@10": np.array(values),
+            "test_users": np.arange(users),
+            "valid/ndcg@10": values,
+            "valid_users": np.arange(users),
+        },
+    )
     figure = {"value": float(np.mean(values)), "low": 0.0, "high": 1.0, "count": users}
     rundir.write_evaluation(
         "recommend",
@@ -470,19 +496,29 @@ def test_the_truth_judges_a_planted_world():
 
 def test_the_stage_with_the_truth_as_judge(tmp_path, capsys):
     pairs = [
-        {"user": f"u{n}", "item": f"i{n}", "prompt": pair["prompt"],
-         "prompt_hash": prompt_hash(pair["prompt"]), "planted": pair["planted"]}
+        {
+            "user": f"u{n}",
+            "item": f"i{n}",
+            "prompt": pair["prompt"],
+            "prompt_hash": prompt_hash(pair["prompt"]),
+            "planted": pair["planted"],
+        }
         for n, pair in enumerate(planted_pairs())
-    ]  # fmt: skip
+    ]
     rundir = RunDir(tmp_path / "run")
     write(rundir.path / "explanations" / "pairs.jsonl", pairs)
     texts = {"tuned": ["You like cafes.", "You like bars."], "base": ["A place.", "You like bars."]}
     for name, said in texts.items():
         records = [
-            {"user": pair["user"], "item": pair["item"], "explainer": name, "text": text,
-             "prompt_hash": pair["prompt_hash"]}
+            {
+                "user": pair["user"],
+                "item": pair["item"],
+                "explainer": name,
+                "text": text,
+                "prompt_hash": pair["prompt_hash"],
+            }
             for pair, text in zip(pairs, said, strict=True)
-        ]  # fmt: skip
+        ]
         write(rundir.path / "explanations" / f"{name}.jsonl", records)
     config = tiny.config("popularity")
     config.judge.source = "planted"

@@ -93,23 +93,38 @@ def directory(tmp_path_factory):
 
 def test_every_file_of_the_run_directory(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "data.json", "metrics.jsonl", "evaluation.json", "checkpoints", "per_user",
+        "config.json",
+        "data.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints",
+        "per_user",
         "tensorboard",
-        "tokenizer", "base", "adapter", "instructions", "explanations", "plots", "done",
-    }  # fmt: skip
+        "tokenizer",
+        "base",
+        "adapter",
+        "instructions",
+        "explanations",
+        "plots",
+        "done",
+    }
     for stage in STAGES:
         found = {path.name for path in (finished / "checkpoints" / stage).iterdir()}
         assert str(runs.metrics(finished, stage)[-1]["step"]) in found
         assert list((finished / "tensorboard" / stage).iterdir())
     assert {path.name for path in (finished / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "xrec.json",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "xrec.json",
+    }
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in (finished / "base").iterdir()
     }
     assert {path.name for path in (finished / "explanations").iterdir()} == {
-        "during_training.jsonl", "held_out.jsonl", "recommended.jsonl",
-    }  # fmt: skip
+        "during_training.jsonl",
+        "held_out.jsonl",
+        "recommended.jsonl",
+    }
     assert not [path for path in finished.rglob("*") if "tmp" in path.name]
 
 
@@ -226,11 +241,16 @@ def test_base_and_adapter_load_and_give_what_the_run_gave(finished):
         for row, ours, theirs in zip(rows, logits, expected[other], strict=True):
             np.testing.assert_allclose(ours[: len(row)], theirs[: len(row)], rtol=0, atol=2e-5)
     assert np.abs(expected[None] - expected["tuned"]).max() > 1e-3
-    mean = np.mean([
-        -jax.nn.log_softmax(expected["tuned"][n, k - 1])[e.ids[k]]
-        for n, e in enumerate(instructions.examples(base.tokenizer, found.held_out, template=False))
-        for k in range(1, len(e.ids)) if e.trained[k]
-    ])  # fmt: skip
+    mean = np.mean(
+        [
+            -jax.nn.log_softmax(expected["tuned"][n, k - 1])[e.ids[k]]
+            for n, e in enumerate(
+                instructions.examples(base.tokenizer, found.held_out, template=False)
+            )
+            for k in range(1, len(e.ids))
+            if e.trained[k]
+        ]
+    )
     value = evaluation(finished)["instruct"]["tuned"]["held_out/loss"]["value"]
     assert value == pytest.approx(float(mean), abs=1e-5)
     said = jsonl(finished / "explanations" / "held_out.jsonl")
@@ -255,8 +275,12 @@ def test_checkpoints_of_the_adapter_hold_no_base(finished):
     size = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     adapter = sum(n for name, n in size.items() if name.startswith("params/"))
     assert {name.split("/")[0] for name in size} == {
-        "step", "params", "opt_state", "key", "best_params",
-    }  # fmt: skip
+        "step",
+        "params",
+        "opt_state",
+        "key",
+        "best_params",
+    }
     assert sum(size.values()) <= 4 * adapter + 8
     assert all(2 in shape for name, shape in shapes.items() if name.startswith("params/"))
 
@@ -277,10 +301,10 @@ def test_a_second_run_changes_nothing(finished, capsys):
     before = runs.contents(finished)
     trained = ("base", "adapter", "tokenizer", "instructions", "checkpoints", "metrics.jsonl")
     stamps = {
-        path: path.stat().st_mtime_ns for name in trained for path in [
-            finished / name, *(finished / name).rglob("*")
-        ]
-    }  # fmt: skip
+        path: path.stat().st_mtime_ns
+        for name in trained
+        for path in [finished / name, *(finished / name).rglob("*")]
+    }
     config = tiny.language()
     config.mesh.update(dict(fsdp=2, tensor=2))
     run.run(config, finished)
@@ -480,10 +504,16 @@ def task_of(directory, workdir, *, lora=LoraConfig(rank=2), **train):  # noqa: B
     writer = MetricWriter(workdir)
     with use_mesh(mesh), contextlib.closing(writer):
         task = LanguageTask(
-            "instruct" if lora else "pretrain", model=Llama(shape), lora=lora,
-            base=tiny.llama_params(shape) if lora else None, train=settings, rows=rows,
-            held_out=rows, mesh=mesh, rundir=RunDir(workdir),
-        )  # fmt: skip
+            "instruct" if lora else "pretrain",
+            model=Llama(shape),
+            lora=lora,
+            base=tiny.llama_params(shape) if lora else None,
+            train=settings,
+            rows=rows,
+            held_out=rows,
+            mesh=mesh,
+            rundir=RunDir(workdir),
+        )
         return task.fit(0, writer)
 
 

@@ -42,12 +42,16 @@ def test_what_works_is_not_refused():
 @pytest.mark.parametrize(
     "key",
     [
-        "ranking.resamples", "recommend.bpr.train.batch_size", "recommend.bpr.hparams.dim",
-        "recommend.bpr.hparams.negatives", "recommend.sasrec.hparams.length",
-        "recommend.sasrec.hparams.inner", "recommend.lightgcn.hparams.layers",
+        "ranking.resamples",
+        "recommend.bpr.train.batch_size",
+        "recommend.bpr.hparams.dim",
+        "recommend.bpr.hparams.negatives",
+        "recommend.sasrec.hparams.length",
+        "recommend.sasrec.hparams.inner",
+        "recommend.lightgcn.hparams.layers",
         "recommend.bpr.train.prefetch",
     ],
-)  # fmt: skip
+)
 def test_a_size_of_a_recommender(key):
     with pytest.raises(UserError) as caught:
         checked(tiny.config(), key, HUGE)
@@ -59,12 +63,22 @@ def test_a_size_of_a_recommender(key):
 @pytest.mark.parametrize(
     "key",
     [
-        "llm.vocab_size", "llm.hidden_size", "llm.intermediate_size", "llm.num_layers",
-        "instruct.lora.rank", "judge.lora.rank", "joint.lora.rank", "instruct.length",
-        "pretrain.train.batch_size", "instruct.train.batch_size", "joint.rollout.per_round",
-        "attributes.max_new_tokens", "joint.explain.max_new_tokens", "instruct.train.prefetch",
+        "llm.vocab_size",
+        "llm.hidden_size",
+        "llm.intermediate_size",
+        "llm.num_layers",
+        "instruct.lora.rank",
+        "judge.lora.rank",
+        "joint.lora.rank",
+        "instruct.length",
+        "pretrain.train.batch_size",
+        "instruct.train.batch_size",
+        "joint.rollout.per_round",
+        "attributes.max_new_tokens",
+        "joint.explain.max_new_tokens",
+        "instruct.train.prefetch",
     ],
-)  # fmt: skip
+)
 def test_a_size_of_a_language_model(key):
     with pytest.raises(UserError, match=rf"^{key}={HUGE}: .* at least .*iB of memory"):
         checked(language(), key, HUGE)

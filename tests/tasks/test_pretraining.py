@@ -42,7 +42,7 @@ def pairs(count=10, kinds=("a", "b")):
     return [
         {"prompt": f"Why {NAMES[n]}?", "completion": f"Since {n}.", "kind": kinds[n % len(kinds)]}
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,11 @@ def tokenizer(tmp_path_factory):
 
 def test_pairs_and_messages_are_read(tmp_path, tokenizer):
     turns = [
-        {"role": "user", "content": "Why Ada?"}, {"role": "assistant", "content": "Near."},
-        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Since Bo."},
-    ]  # fmt: skip
+        {"role": "user", "content": "Why Ada?"},
+        {"role": "assistant", "content": "Near."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Since Bo."},
+    ]
     system = [{"role": "system", "content": "be brief"}]
     records = [{"messages": turns}, {"messages": system + turns}, *pairs(6)]
     path = write(tmp_path / "set.jsonl.gz", records)
@@ -174,9 +176,10 @@ def test_what_holds_a_held_out_prompt_or_answer_is_left_out():
     found = instructions.instructions(config, data, seed=0)
     held, texts = found.held_out[0], pretraining.world_texts(config, data)
     leaks = [
-        Reading(held.prompt, "It is quiet."), f"Before. {held.prompt.replace(' ', '  ')}",
+        Reading(held.prompt, "It is quiet."),
+        f"Before. {held.prompt.replace(' ', '  ')}",
         Reading("What?", f"Well: {held.completion}"),
-    ]  # fmt: skip
+    ]
     kept, left_out = instructions.without_held_out([*leaks, *texts], found.held_out)
     assert (kept, left_out) == (texts, 3)
 

@@ -38,11 +38,15 @@ def data(folder: pathlib.Path, items: str, **columns: str):
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        (("brand", "Title"), "Title"), (("TITLE", "title"), "title"), (("Title", "Name"), "Name"),
-        (("Movie Title",), "Movie Title"), (("movie-title ",), "movie-title "),
-        (("titles", "brand"), None), ((), None),
+        (("brand", "Title"), "Title"),
+        (("TITLE", "title"), "title"),
+        (("Title", "Name"), "Name"),
+        (("Movie Title",), "Movie Title"),
+        (("movie-title ",), "movie-title "),
+        (("titles", "brand"), None),
+        ((), None),
     ],
-)  # fmt: skip
+)
 def test_the_column_of_titles_is_found_whatever_its_case(names, found):
     assert title_column(names) == found
 
@@ -89,9 +93,15 @@ def test_a_table_without_titles_is_said(tmp_path):
 
 def test_a_column_of_titles_is_no_attribute():
     pairs = [
-        {"item": "a", "title": "Ash", "attributes": {"Label": "Ash", "kind": "tree"}, "history": [
-            {"item": "b", "title": "Bay", "attributes": {"Label": "Bay", "kind": "bush"}}]},
-    ]  # fmt: skip
+        {
+            "item": "a",
+            "title": "Ash",
+            "attributes": {"Label": "Ash", "kind": "tree"},
+            "history": [
+                {"item": "b", "title": "Bay", "attributes": {"Label": "Bay", "kind": "bush"}}
+            ],
+        }
+    ]
     marker = spans.Marker(pairs)
     kinds = [kind for *_, kind in marker.spans("Bay is a bush, Ash a tree.", pairs[0])]
     assert kinds == ["history", "past", "item", "attribute"]
@@ -110,8 +120,9 @@ def test_items_of_one_title_are_different_choices():
     assert "You seem to like hats, such as Blue Hat." in text
     alone = template_explanation(row | {"item_id": "x"}, [history[0], shirt], title="title")
     assert "hats" not in alone  # the item itself is no earlier choice of it
-    plain = template_explanation(row | {"price": float("nan")}, [row | {"price": float("nan")}],
-                                 title="title")  # fmt: skip
+    plain = template_explanation(
+        row | {"price": float("nan")}, [row | {"price": float("nan")}], title="title"
+    )
     assert plain == template_explanation(row | {"price": float("nan")}, [], title="title")
 
 

@@ -11,9 +11,14 @@ from xrec_jax.text.records import attribute_prompts, attribute_questions, attrib
 from xrec_jax.text.records.attributes import Attribute, Question
 
 PLACE = {
-    "name": "Red Owl", "kind": "bar", "cuisine": "none", "mood": "quiet", "price": 3,
-    "popularity": None, "district": "Harbour",
-}  # fmt: skip
+    "name": "Red Owl",
+    "kind": "bar",
+    "cuisine": "none",
+    "mood": "quiet",
+    "price": 3,
+    "popularity": None,
+    "district": "Harbour",
+}
 CAFE = {**PLACE, "name": "The {Blue} Fox", "kind": "cafe", "cuisine": "Thai", "price": 1}
 USER = {"gender": "woman", "age_band": "25-34", "occupation": "nurse", "home_district": "Eastfield"}
 GENDER = Attribute("gender", ("man", "woman"))
@@ -108,9 +113,14 @@ def test_a_missing_true_value_is_named():
     template = attribute_prompts.question_template(templates.get("places"), [GENDER])
     with pytest.raises(UserError, match="user u1: gender is 'robot'"):
         attribute_prompts.ask(
-            template, [GENDER], row={"gender": "robot"}, item=PLACE, history=[], user=None,
+            template,
+            [GENDER],
+            row={"gender": "robot"},
+            item=PLACE,
+            history=[],
+            user=None,
             name="u1",
-        )  # fmt: skip
+        )
 
 
 def test_a_shown_column_must_not_hold_an_asked_value():
@@ -131,10 +141,14 @@ def test_a_shown_column_must_not_hold_an_asked_value():
 @pytest.mark.parametrize(
     ("text", "value", "expected"),
     [
-        ("a woman", "man", False), ("a Man.", "man", True), ("age 65+", "65+", True),
-        ("age 165+", "65+", False), ("level 3", "3", True), ("level 13", "3", False),
+        ("a woman", "man", False),
+        ("a Man.", "man", True),
+        ("age 65+", "65+", True),
+        ("age 165+", "65+", False),
+        ("level 3", "3", True),
+        ("level 13", "3", False),
     ],
-)  # fmt: skip
+)
 def test_values_are_words_of_their_own(text, value, expected):
     assert attribute_prompts.holds(text, value) is expected
 
@@ -170,9 +184,11 @@ def test_a_file_is_read_and_what_is_malformed_is_counted(tmp_path):
     found = attribute_questions.read_questions(path, entry=ENTRY)
     assert found.malformed == 3 and found.example == '{"price": Free}'
     assert [one.truth for one in found.questions] == [
-        {"age": 30.0, "sex": "male"}, {"age": 30.0, "sex": "male"},
-        {"age": 41.5, "sex": "female"}, {"cost": 3.0},
-    ]  # fmt: skip
+        {"age": 30.0, "sex": "male"},
+        {"age": 30.0, "sex": "male"},
+        {"age": 41.5, "sex": "female"},
+        {"cost": 3.0},
+    ]
     first, second, third, last = (one.user for one in found.questions)
     assert first == second != third and last == "u7"
     assert [one.key for one in found.questions[0].attributes] == ["age", "sex"]
@@ -207,9 +223,12 @@ def test_texts_on_the_users_of_prompts_are_left_out():
         return "".join(f"{n}: {name}\n" for n, name in enumerate(names, start=1))
 
     texts = [
-        listed("d", "c", "b", "a") + "age 30", listed("a", "b", "x", "y"),
-        listed("b", "c", "d", "z", "w"), "no list of anything", listed("e"),
-    ]  # fmt: skip
+        listed("d", "c", "b", "a") + "age 30",
+        listed("a", "b", "x", "y"),
+        listed("b", "c", "d", "z", "w"),
+        "no list of anything",
+        listed("e"),
+    ]
     prompts = [listed("a", "b", "c", "d"), "no list either"]
     kept, count = attribute_questions.without_users(texts, prompts, ENTRY)
     assert (kept, count) == ([texts[1], texts[3], texts[4]], 2)
@@ -223,8 +242,12 @@ def test_the_shared_file_is_read():
     assert len(found.questions) == 526 and found.malformed == 174
     asked = {one.attributes for one in found.questions}
     assert {attribute.key for group in asked for attribute in group} == {
-        "user age", "user gender", "user occupation", "popularity", "price_acc",
-    }  # fmt: skip
+        "user age",
+        "user gender",
+        "user occupation",
+        "popularity",
+        "price_acc",
+    }
     # The same history always comes with the same profile, so it does tell users.
     profiles: dict[str, set[str]] = {}
     for one in found.questions:

@@ -52,10 +52,14 @@ VALUES = {
 def clause(text, value, it, last=""):
     return sentence(
         text.format(
-            it=it, value=value, a_value=with_article(value), plural=plural(value), last=last,
+            it=it,
+            value=value,
+            a_value=with_article(value),
+            plural=plural(value),
+            last=last,
             than="cheaper",
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("direction", [FOR, AGAINST])
@@ -73,21 +77,40 @@ def test_every_wording_is_read_alone(attribute, direction):
 def test_evidence_openers_and_closers_claim_nothing():
     rows = [text for texts in wording.EVIDENCE.values() for text in texts]
     for name in (
-        "OPENERS", "OPENERS_STRONG", "OPENERS_WEAK", "HISTORY", "HISTORY_ONE", "COUNT", "WHERE",
-        "WHERE_HOME", "SAME_DISTRICT", "CLOSERS_FOR", "CLOSERS_MIXED", "CLOSERS_WEAK",
-        "NO_AGAINST", "UNKNOWN_PART",
-    ):  # fmt: skip
+        "OPENERS",
+        "OPENERS_STRONG",
+        "OPENERS_WEAK",
+        "HISTORY",
+        "HISTORY_ONE",
+        "COUNT",
+        "WHERE",
+        "WHERE_HOME",
+        "SAME_DISTRICT",
+        "CLOSERS_FOR",
+        "CLOSERS_MIXED",
+        "CLOSERS_WEAK",
+        "NO_AGAINST",
+        "UNKNOWN_PART",
+    ):
         rows += getattr(wording, name)
     for text in rows:
         for value in ("quiet", "Thai", "bar", "3", "famous"):
             said = sentence(
                 text.format(
-                    it="it", name="Dusty Moon", value=value, plural=plural(value), be="is",
-                    cited="The Flint Fox and Old Quiet Market", they="it is", serve="serves",
-                    recent="Dusty Moon", visits="3 earlier visits", district="Riverside",
+                    it="it",
+                    name="Dusty Moon",
+                    value=value,
+                    plural=plural(value),
+                    be="is",
+                    cited="The Flint Fox and Old Quiet Market",
+                    they="it is",
+                    serve="serves",
+                    recent="Dusty Moon",
+                    visits="3 earlier visits",
+                    district="Riverside",
                     home="Harbour",
                 )
-            )  # fmt: skip
+            )
             assert read(said) == set(), said
 
 
@@ -102,9 +125,12 @@ def generated():
     events, past, cases = made.dataset.interactions, collections.defaultdict(list), []
     for item, why in zip(events.item.tolist(), made.reasons_for_visits(events), strict=True):
         text = explain(
-            why, item=items[item], history=past[why.user], user=users[why.user],
+            why,
+            item=items[item],
+            history=past[why.user],
+            user=users[why.user],
             key=(why.user, item),
-        )  # fmt: skip
+        )
         cases.append((why, text))
         past[why.user].append(items[item])
     return items, cases
@@ -138,10 +164,11 @@ def test_descriptions_claim_nothing():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("You love quiet cafes, so it is for you.",
-         [("mood", FOR, "quiet"), ("kind", FOR, "cafe")]),
-        ("Because you enjoy Thai food, you might like The Golden Bar.",
-         [("cuisine", FOR, "Thai")]),
+        (
+            "You love quiet cafes, so it is for you.",
+            [("mood", FOR, "quiet"), ("kind", FOR, "cafe")],
+        ),
+        ("Because you enjoy Thai food, you might like The Golden Bar.", [("cuisine", FOR, "Thai")]),
         ("you enjoy thai dishes", [("cuisine", FOR, "Thai")]),
         ("The calm setting matches your taste.", [("mood", FOR, "quiet")]),
         ("You don\u2019t really like museums, and this is one.", [("kind", AGAINST, "museum")]),
@@ -149,35 +176,47 @@ def test_descriptions_claim_nothing():
         ("You neither like bars nor gyms.", [("kind", AGAINST, "bar"), ("kind", AGAINST, "gym")]),
         ("You rarely go for lively places.", [("mood", AGAINST, "lively")]),
         ("It is quiet, and you like that.", [("mood", FOR, "quiet")]),
-        ("You like bars, but it is a museum, which you tend to avoid.",
-         [("kind", FOR, "bar"), ("kind", AGAINST, "museum")]),
-        ("The quiet mood suits you, but the Indian food does not suit your taste.",
-         [("mood", FOR, "quiet"), ("cuisine", AGAINST, "Indian")]),
+        (
+            "You like bars, but it is a museum, which you tend to avoid.",
+            [("kind", FOR, "bar"), ("kind", AGAINST, "museum")],
+        ),
+        (
+            "The quiet mood suits you, but the Indian food does not suit your taste.",
+            [("mood", FOR, "quiet"), ("cuisine", AGAINST, "Indian")],
+        ),
         ("The Silent Park is a park and parks are not your thing.", [("kind", AGAINST, "park")]),
-        ("Likes quiet places; likes Thai food; against: pricier than usual.",
-         [("mood", FOR, "quiet"), ("cuisine", FOR, "Thai"), ("price", AGAINST, None, "pricier")]),
-        ("It's a bit pricier than you are used to, at price level 4.",
-         [("price", AGAINST, "4", "pricier")]),
+        (
+            "Likes quiet places; likes Thai food; against: pricier than usual.",
+            [("mood", FOR, "quiet"), ("cuisine", FOR, "Thai"), ("price", AGAINST, None, "pricier")],
+        ),
+        (
+            "It's a bit pricier than you are used to, at price level 4.",
+            [("price", AGAINST, "4", "pricier")],
+        ),
         ("It stays within your usual budget with a price level of 1.", [("price", FOR, "1")]),
         ("Its price does not fit your budget.", [("price", AGAINST, None)]),
         ("The price level of 2 suits this cosy cafe.", []),
         ("At 2.5 km it is nearer to home than most.", [("distance", FOR, "2.5 km")]),
         ("It's further from your home than most places (7.3 km).", [("distance", AGAINST, None)]),
         ("It is not far from your home.", [("distance", FOR, None)]),
-        ("You live 3.1 km away, so it is not closer than most.",
-         [("distance", AGAINST, "3.1 km")]),
-        ("Everyone knows it: it is more popular than most places.",
-         [("popularity", FOR, None)]),
+        ("You live 3.1 km away, so it is not closer than most.", [("distance", AGAINST, "3.1 km")]),
+        ("Everyone knows it: it is more popular than most places.", [("popularity", FOR, None)]),
         ("It is less popular than most.", [("popularity", AGAINST, None)]),
         ("You like famous places.", [("popularity", FOR, "famous")]),
         ("A bar is a good next stop after a restaurant.", [("sequence", FOR, "restaurant")]),
-        ("You just went to a pub, and it would be more of the same.",
-         [("sequence", AGAINST, "bar")]),
+        (
+            "You just went to a pub, and it would be more of the same.",
+            [("sequence", AGAINST, "bar")],
+        ),
         ("Its mood (cosy) speaks for it: you like quiet places.", [("mood", FOR, "cosy")]),
-        ("The release year (1999) is not in its favour: too old.",
-         [("release_year", AGAINST, "1999")]),
-        ("You like it. You like it. You like cafes. You do not like cafes.",
-         [("kind", FOR, "cafe"), ("kind", AGAINST, "cafe")]),
+        (
+            "The release year (1999) is not in its favour: too old.",
+            [("release_year", AGAINST, "1999")],
+        ),
+        (
+            "You like it. You like it. You like cafes. You do not like cafes.",
+            [("kind", FOR, "cafe"), ("kind", AGAINST, "cafe")],
+        ),
         # What is said of others, of other places or of nobody is no reason.
         ("The Golden Bar is a lively bar in Riverside. It serves Thai food at price level 3.", []),
         ("It is 2.5 km away, famous and cheap. You recently went to a park.", []),
@@ -188,7 +227,7 @@ def test_descriptions_claim_nothing():
         ("It isn't cheaper than your usual places.", []),
         ("", []),
     ],
-)  # fmt: skip
+)
 def test_loose_wordings(text, expected):
     assert read(text) == claims(*expected)
 

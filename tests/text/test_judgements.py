@@ -103,10 +103,15 @@ def test_one_case_in_two_wordings_is_on_one_side(tmp_path):
         return "\n".join(["Seen:", *lines, "We recommend this title:", f"Movie {case}", "Why?"])
 
     records = [
-        {"prompt": ("" if entries == 4 else "Hello.\n") + asked(case, entries),
-         "first": f"a{case}", "second": f"b{entries}", "better": 1 + case % 2}
-        for case in range(10) for entries in (4, 6)
-    ]  # fmt: skip
+        {
+            "prompt": ("" if entries == 4 else "Hello.\n") + asked(case, entries),
+            "first": f"a{case}",
+            "second": f"b{entries}",
+            "better": 1 + case % 2,
+        }
+        for case in range(10)
+        for entries in (4, 6)
+    ]
     path = tmp_path / "j.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     config = tiny.language()
@@ -116,8 +121,9 @@ def test_one_case_in_two_wordings_is_on_one_side(tmp_path):
         sides = [{one.first for one in part} for part in found]
         assert not sides[0] & sides[1] and len(sides[1]) == 3
         assert [one.prompt for part in found for one in part if one.first == "a3"] == [
-            asked(3, 4), "Hello.\n" + asked(3, 6)
-        ]  # fmt: skip
+            asked(3, 4),
+            "Hello.\n" + asked(3, 6),
+        ]
 
 
 def test_every_judgement_is_there_in_both_orders():
@@ -163,13 +169,16 @@ def world_cases(count=30):
     users, items, made = (np.array([visit[i] for visit in visits]) for i in (0, 1, 3))
     return [
         Case(
-            item=prompting.items[item], history=prompting.history(before, item), reasons=why,
-            user=prompting.user(user), meta={"user": str(user), "item": str(item)},
+            item=prompting.items[item],
+            history=prompting.history(before, item),
+            reasons=why,
+            user=prompting.user(user),
+            meta={"user": str(user), "item": str(item)},
         )
         for (user, item, before, _), why in zip(
             visits, data.world.reasons(users, items, made), strict=True
         )
-    ]  # fmt: skip
+    ]
 
 
 def test_a_world_gives_true_explanations_against_three_kinds_of_worse_ones():

@@ -12,9 +12,13 @@ from xrec_jax.text.records.profiles import Keys, read_pair_texts
 from xrec_jax.text.titles.mask import TitleMasks
 
 ROW = {
-    "uid": 3, "iid": "b", "title": "Blue Bar", "user_summary": "This user is likely to enjoy tea.",
-    "item_summary": "Fans of ale would enjoy Blue Bar.", "explanation": "You would enjoy the ale.",
-}  # fmt: skip
+    "uid": 3,
+    "iid": "b",
+    "title": "Blue Bar",
+    "user_summary": "This user is likely to enjoy tea.",
+    "item_summary": "Fans of ale would enjoy Blue Bar.",
+    "explanation": "You would enjoy the ale.",
+}
 
 
 def write(path, *lines):
@@ -96,8 +100,9 @@ def test_sentences_are_turned_to_the_user():
     both = profiles.both_sides
     assert both("The user would enjoy the ale.") == ("you would enjoy the ale.", "")
     assert both("You may like ale, despite the high price.") == (
-        "you may like ale.", "you may mind high price",
-    )  # fmt: skip
+        "you may like ale.",
+        "you may mind high price",
+    )
     assert both("You may like ale despite being full.")[1] == "you may mind it being full"
     inside = "You may like it because, despite the price, ale is good."
     assert both(inside) == ("you" + inside[3:], "")

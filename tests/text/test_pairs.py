@@ -23,9 +23,16 @@ VOCABULARY = {"kind": KIND_WORDS, "cuisine": words.CUISINES[1:], "mood": MOOD_WO
 VALUES = {"kind": words.KINDS, "cuisine": words.CUISINES[1:], "mood": words.MOODS}
 
 PARTS = [
-    "", "you like bars.", "line one\nline two", "Why: again, why?", "it costs 3, why not",
-    "why: small letters", "  ".join(["a", "b"]), "no full stop", "Straße, 東京 \U0001f35c",
-]  # fmt: skip
+    "",
+    "you like bars.",
+    "line one\nline two",
+    "Why: again, why?",
+    "it costs 3, why not",
+    "why: small letters",
+    "  ".join(["a", "b"]),
+    "no full stop",
+    "Straße, 東京 \U0001f35c",
+]
 
 
 def test_splitting_is_the_inverse_of_joining():
@@ -86,8 +93,9 @@ def test_the_reader_of_claims_reads_back_what_a_pair_states():
         expected = {
             Claim(name, direction, value)
             for direction, side in (("for", likes), ("against", dislikes))
-            for name, values in side.items() for value in values
-        }  # fmt: skip
+            for name, values in side.items()
+            for value in values
+        }
         assert read_claims(join_pair(taste_pair(likes, dislikes)), VOCABULARY) == expected
         seen += len(expected)
     assert seen > 1000
@@ -151,13 +159,13 @@ def test_answers_state_exactly_the_facts_of_the_reviews_in_the_prompt():
     for prompt, answer in exercises(visits_=given, people=PEOPLE):
         shown = [(prompt.index(t), t) for t in by_review if t + "\n" in prompt]
         first, second = answer.split("\n")
-        for line, head, liked in (
-            (first, "Praised: ", True), (second, "Complained of: ", False),
-        ):  # fmt: skip
+        for line, head, liked in ((first, "Praised: ", True), (second, "Complained of: ", False)):
             expected = {
                 Claim(name, "for", value)
-                for _, text in shown for name, value, how in by_review[text].facts if how is liked
-            }  # fmt: skip
+                for _, text in shown
+                for name, value, how in by_review[text].facts
+                if how is liked
+            }
             text = listed(line, head)
             found = read_claims(f"You like {text}.", VOCABULARY) if text else set()
             assert found == expected, (prompt, answer)

@@ -11,19 +11,52 @@ from xrec_jax.text.synthetic.comprehension import reading_exercises
 from xrec_jax.text.synthetic.filler import small_talk
 
 ITEMS = [
-    {"name": "Ash", "kind": "cafe", "cuisine": "Thai", "mood": "quiet", "price": 2,
-     "district": "Harbour", "popularity": "famous"},
-    {"name": "Birch", "kind": "cafe", "cuisine": "Greek", "mood": "lively", "price": 3,
-     "district": "Harbour", "popularity": "little-known"},
-    {"name": "Cedar", "kind": "museum", "cuisine": "none", "mood": "quiet", "price": 1,
-     "district": "Old Town", "popularity": "well-liked"},
-    {"name": "Dogwood", "kind": "gallery", "cuisine": None, "mood": "artsy", "price": 4,
-     "district": "Old Town", "popularity": "famous"},
-]  # fmt: skip
+    {
+        "name": "Ash",
+        "kind": "cafe",
+        "cuisine": "Thai",
+        "mood": "quiet",
+        "price": 2,
+        "district": "Harbour",
+        "popularity": "famous",
+    },
+    {
+        "name": "Birch",
+        "kind": "cafe",
+        "cuisine": "Greek",
+        "mood": "lively",
+        "price": 3,
+        "district": "Harbour",
+        "popularity": "little-known",
+    },
+    {
+        "name": "Cedar",
+        "kind": "museum",
+        "cuisine": "none",
+        "mood": "quiet",
+        "price": 1,
+        "district": "Old Town",
+        "popularity": "well-liked",
+    },
+    {
+        "name": "Dogwood",
+        "kind": "gallery",
+        "cuisine": None,
+        "mood": "artsy",
+        "price": 4,
+        "district": "Old Town",
+        "popularity": "famous",
+    },
+]
 USERS = [
-    {"age_band": "25-34", "gender": "woman", "occupation": "nurse", "home_district": "Harbour",
-     "user_text": "A nurse."},
-]  # fmt: skip
+    {
+        "age_band": "25-34",
+        "gender": "woman",
+        "occupation": "nurse",
+        "home_district": "Harbour",
+        "user_text": "A nurse.",
+    }
+]
 NUMBERS = {"none": 0, "one": 1, "two": 2, "three": 3}
 BY_NAME = {item["name"]: item for item in ITEMS}
 

@@ -18,7 +18,7 @@ from xrec_jax.text.titles.normal import normal_title, same_title
         ("Tom & Jerry", "Tom and  Jerry."),
         ("Stra\u00dfe", "STRASSE"),
     ],
-)  # fmt: skip
+)
 def test_equal_spellings(first, second):
     assert normal_title(first) == normal_title(second) and same_title(first, second)
 

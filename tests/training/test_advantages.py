@@ -41,9 +41,9 @@ def test_masks_come_from_lengths():
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_token_rewards_are_those_of_a_loop(kind):
     found = token_rewards(SCORES, LOG_PROBS, REFERENCE, MASK, beta=0.05, kind=kind)
-    estimate = {
-        "k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: np.exp(-d) - 1 + d,
-    }[kind]  # fmt: skip
+    estimate = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: np.exp(-d) - 1 + d}[
+        kind
+    ]
     expected = np.zeros((8, SIZE))
     for row, length in enumerate(LENGTHS):
         for t in range(length):
@@ -217,9 +217,9 @@ def test_eight_devices_whiten_over_all_their_rows():
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators_share_an_interface(name):
     plain = AdvantageOptions(lam=0.9, num_groups=6, whiten=False)
-    found, returns = jax.jit(
-        lambda *arrays: advantages_of(name, *arrays, options=plain)
-    )(REWARDS, VALUES, MASK, GROUPS)  # fmt: skip
+    found, returns = jax.jit(lambda *arrays: advantages_of(name, *arrays, options=plain))(
+        REWARDS, VALUES, MASK, GROUPS
+    )
     direct = {
         "gae": lambda: gae(REWARDS, VALUES, MASK, discount=1.0, lam=0.9)[0],
         "group": lambda: group_advantages(REWARDS, GROUPS, 6, MASK),
@@ -264,9 +264,11 @@ def test_groups_compare_scores_and_the_kl_stays_apart(groups, scale):
     rewards = token_rewards(SCORES, LOG_PROBS, REFERENCE, MASK, beta=0.3)
     for whitened in (True, False):
         options = AdvantageOptions(scale=scale, whiten=whitened)
-        found = jax.jit(lambda r, options=options: advantages_of(
-            "group", r, None, MASK, groups, options=options
-        ))(rewards)  # fmt: skip
+        found = jax.jit(
+            lambda r, options=options: advantages_of(
+                "group", r, None, MASK, groups, options=options
+            )
+        )(rewards)
         expected = rewards_by_a_loop(groups, SCORES, scale=scale, beta=0.3)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=3e-6)
@@ -327,7 +329,7 @@ def test_groups_give_the_sums_to_go_as_returns():
         (lambda: AdvantageOptions(lam=1.5), "lam=1.5"),
         (lambda: AdvantageOptions(num_groups=-1), "num_groups=-1"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()

@@ -34,9 +34,16 @@ from xrec_jax.training.rl.ppo import (
 from xrec_jax.training.state import TrainState
 
 SHAPE = LlamaConfig(
-    vocab_size=8, hidden_size=32, intermediate_size=40, num_layers=1, num_heads=4, num_kv_heads=2,
-    head_dim=8, max_positions=8, initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=8,
+    hidden_size=32,
+    intermediate_size=40,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=8,
+    initializer_range=0.3,
+)
 MODEL, LORA = Llama(SHAPE), LoraConfig(rank=8, alpha=16.0)
 CONTEXTS, ANSWER, ROWS, EPOCHS, ROUNDS, TEMPERATURE = 4, 2, 256, 2, 60, 1.5
 OPTIONS = PolicyOptions(temperature=TEMPERATURE, entropy_weight=0.4)
@@ -58,9 +65,11 @@ def draw(policy, base, context, key):
         token = jax.random.categorical(jax.random.fold_in(key, column), logits / TEMPERATURE)
         ids = ids.at[:, column].set(token)
     return {
-        "ids": ids, "segments": jnp.ones_like(ids), "start": jnp.full_like(context, 2),
+        "ids": ids,
+        "segments": jnp.ones_like(ids),
+        "start": jnp.full_like(context, 2),
         "length": jnp.full_like(context, ANSWER),
-    }  # fmt: skip
+    }
 
 
 def earned(batch, context):
@@ -87,9 +96,15 @@ def one_round(state, key, *, estimator):
     batch |= {"values": values} if critic else {}
     for _ in range(EPOCHS):
         state, _ = ppo_step(
-            state, batch, key, model=MODEL, policy_lora=LORA, critic_lora=LORA,
-            optimizer=OPTIMIZER, options=OPTIONS,
-        )  # fmt: skip
+            state,
+            batch,
+            key,
+            model=MODEL,
+            policy_lora=LORA,
+            critic_lora=LORA,
+            optimizer=OPTIMIZER,
+            options=OPTIONS,
+        )
     return state, score.mean()
 
 
@@ -102,9 +117,12 @@ def test_it_is_solved(estimator):
         critic = init_critic(critic_key, **sizes) if estimator == "gae" else {}
         params = nn.unbox({"policy": init_policy(policy_key, **sizes), "critic": critic})
         state = TrainState(
-            step=jnp.int32(0), params=params, opt_state=OPTIMIZER.init(params),
-            key=jax.random.key_data(key), frozen={"base": nn.unbox(MODEL.init(base_key))},
-        )  # fmt: skip
+            step=jnp.int32(0),
+            params=params,
+            opt_state=OPTIMIZER.init(params),
+            key=jax.random.key_data(key),
+            frozen={"base": nn.unbox(MODEL.init(base_key))},
+        )
         step = functools.partial(one_round, estimator=estimator)
         return jax.lax.scan(step, state, jax.random.split(key, ROUNDS))[1]
 

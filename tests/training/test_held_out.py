@@ -36,9 +36,7 @@ def naive(made, tuned):
         padded[0, : len(one.ids)] = one.ids
         logits = np.asarray(logits_of(params, padded)[0, : len(one.ids)], np.float64)
         log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
-        nll += [
-            -log_p[k - 1, one.ids[k]] for k in range(1, len(one.ids)) if one.trained[k]
-        ]  # fmt: skip
+        nll += [-log_p[k - 1, one.ids[k]] for k in range(1, len(one.ids)) if one.trained[k]]
     return float(np.mean(nll))
 
 

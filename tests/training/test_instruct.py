@@ -62,9 +62,12 @@ def loss_and_grads(config=LORA):
 def state_of(params, base, optimizer=SGD):
     """A state as the loop has it."""
     return TrainState(
-        step=jnp.int32(0), params=params, opt_state=optimizer.init(params),
-        key=jax.random.key_data(jax.random.key(9)), frozen={} if base is None else {"base": base},
-    )  # fmt: skip
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(9)),
+        frozen={} if base is None else {"base": base},
+    )
 
 
 @functools.cache
@@ -134,9 +137,11 @@ def test_gradients_are_those_of_the_naive_loss():
 
     def naive(params):
         logits = MODEL.logits(
-            base_params(), batch["ids"], segments=batch["segments"],
+            base_params(),
+            batch["ids"],
+            segments=batch["segments"],
             adapter=lora.Adapter(params, LORA),
-        )  # fmt: skip
+        )
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)
         return -jnp.sum(chosen[..., 0] * batch["weights"])
 
@@ -277,11 +282,14 @@ def train_on(mesh, config, *, accumulation=1, steps=3):
         split = jax.tree.map(lambda x: x.sharding, state.params)
         step = compile_step(
             functools.partial(
-                instruct_step, model=MODEL, lora=config, optimizer=optimizer,
+                instruct_step,
+                model=MODEL,
+                lora=config,
+                optimizer=optimizer,
                 accumulation=accumulation,
             ),
             state,
-        )  # fmt: skip
+        )
         losses = []
         for _ in range(steps):
             state, metrics = jax.block_until_ready(step(state, put_batch(batch, mesh)))
@@ -316,7 +324,7 @@ def test_only_what_is_trained_is_saved(tmp_path):
     with use_mesh(mesh):
         init = initializer(
             lambda key: lora.init_params(LORA, wide, key), optax.adamw(0.01), mesh=mesh
-        )  # fmt: skip
+        )
         state = init(0).replace(frozen={"base": base})
         with Checkpoints(tmp_path / "saved") as checkpoints:
             checkpoints.save(state, {"step": 0}, {"best": None})

@@ -151,9 +151,7 @@ def test_a_stopped_run_stays_stopped(tmp_path):
     )
     before = runs.metrics(tmp_path)
     again = toy.train(tmp_path, evaluate=Scripted(), evaluate_every=2, patience=1)
-    runs.assert_same_bits(
-        *(jax.device_get(state.saved()) for state, _ in (first, again)),
-    )
+    runs.assert_same_bits(*(jax.device_get(state.saved()) for state, _ in (first, again)))
     assert first[1] == again[1] and runs.metrics(tmp_path) == before
 
 
@@ -204,9 +202,12 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(tmp_path):
 def test_a_deciding_score_that_is_not_finite_stops(tmp_path, bad, lower_is_better):
     with pytest.raises(UserError) as caught:
         toy.train(
-            tmp_path, evaluate=Scripted(1.0, bad, 2.0), evaluate_every=3, checkpoint_every=3,
+            tmp_path,
+            evaluate=Scripted(1.0, bad, 2.0),
+            evaluate_every=3,
+            checkpoint_every=3,
             lower_is_better=lower_is_better,
-        )  # fmt: skip
+        )
     assert f"toy: valid/score is {bad} at step 6; stopped" in str(caught.value)
     assert "last good checkpoint is step 3" in str(caught.value)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", NAME]
@@ -253,9 +254,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, step):
 # SIGTERM and resumption
 
 
-OPTIONS = dict(
-    log_every=4, checkpoint_every=4, evaluate_every=6, evaluate=toy.scores, patience=3
-)  # fmt: skip
+OPTIONS = dict(log_every=4, checkpoint_every=4, evaluate_every=6, evaluate=toy.scores, patience=3)
 
 
 @pytest.fixture(scope="module")

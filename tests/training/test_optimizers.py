@@ -36,17 +36,19 @@ SCHEDULES = {
     "constant with warm-up": (dict(warmup=0.4), {0: 0, 1: 0.2, 3: 0.6, 4: 0.8, 10: 0.8}),
     "linear": (dict(schedule="linear"), {0: 0.8, 5: 0.4, 10: 0.0, 12: 0.0}),
     "linear to a share": (
-        dict(schedule="linear", final_rate=0.25), {0: 0.8, 5: 0.5, 10: 0.2, 12: 0.2},
+        dict(schedule="linear", final_rate=0.25),
+        {0: 0.8, 5: 0.5, 10: 0.2, 12: 0.2},
     ),
     "linear with warm-up": (
-        dict(schedule="linear", warmup=0.4), {0: 0, 2: 0.4, 4: 0.8, 7: 0.4, 10: 0},
+        dict(schedule="linear", warmup=0.4),
+        {0: 0, 2: 0.4, 4: 0.8, 7: 0.4, 10: 0},
     ),
     "cosine": (dict(schedule="cosine"), {0: 0.8, 5: 0.4, 10: 0.0, 12: 0.0}),
     "cosine with warm-up to a share": (
         dict(schedule="cosine", warmup=0.4, final_rate=0.25),
         {0: 0, 2: 0.4, **{4 + t: value for t, value in enumerate(COSINE)}, 12: 0.2},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SCHEDULES.values(), ids=SCHEDULES.keys())

@@ -62,11 +62,13 @@ def layout(seed=0):
     for row, places in enumerate(positions):
         ids[row, places[places >= 0]] = PLACEHOLDER
     return {
-        "ids": ids.astype(np.int32), "segments": (column < total).astype(np.int32),
-        "start": PROMPTS.astype(np.int32), "length": LENGTHS.astype(np.int32),
+        "ids": ids.astype(np.int32),
+        "segments": (column < total).astype(np.int32),
+        "start": PROMPTS.astype(np.int32),
+        "length": LENGTHS.astype(np.int32),
         "soft_positions": positions.astype(np.int32),
         "user": rng.normal(size=(8, USERS)).astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 MASK = np.arange(SIZE) < LENGTHS[:, None]
@@ -93,11 +95,16 @@ def base_params():
 def log_probs_of(temperature=TEMPERATURE, lora=LORA):
     return jax.jit(
         functools.partial(
-            policy_log_probs, model=MODEL, lora=lora, temperature=temperature, answer_size=SIZE,
-            placeholder=PLACEHOLDER, entropy=True,
+            policy_log_probs,
+            model=MODEL,
+            lora=lora,
+            temperature=temperature,
+            answer_size=SIZE,
+            placeholder=PLACEHOLDER,
+            entropy=True,
         ),
         compiler_options=QUICK,
-    )  # fmt: skip
+    )
 
 
 @functools.cache
@@ -127,20 +134,28 @@ def rollout(drift=0.2):
 def state_of(optimizer=SGD, params=None):
     params = trained() if params is None else params
     return TrainState(
-        step=jnp.int32(3), params=params, opt_state=optimizer.init(params),
-        key=jax.random.key_data(jax.random.key(9)), frozen={"base": base_params()},
-    )  # fmt: skip
+        step=jnp.int32(3),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(9)),
+        frozen={"base": base_params()},
+    )
 
 
 @functools.cache
 def step_of(accumulation=1, options=OPTIONS, optimizer=SGD):
     return jax.jit(
         functools.partial(
-            ppo_step, model=MODEL, policy_lora=LORA, critic_lora=CRITIC_LORA, optimizer=optimizer,
-            options=options, accumulation=accumulation,
+            ppo_step,
+            model=MODEL,
+            policy_lora=LORA,
+            critic_lora=CRITIC_LORA,
+            optimizer=optimizer,
+            options=options,
+            accumulation=accumulation,
         ),
         compiler_options=QUICK,
-    )  # fmt: skip
+    )
 
 
 def one_step(batch, state=None, **kind):
@@ -161,9 +176,16 @@ def assert_close(left, right, tolerance):
 def naive_loss(params, batch):
     """The mean loss, in the plainest form."""
     log_p, entropy = policy_log_probs(
-        params["policy"], base_params(), batch, model=MODEL, lora=LORA, answer_size=SIZE,
-        temperature=TEMPERATURE, placeholder=PLACEHOLDER, entropy=True,
-    )  # fmt: skip
+        params["policy"],
+        base_params(),
+        batch,
+        model=MODEL,
+        lora=LORA,
+        answer_size=SIZE,
+        temperature=TEMPERATURE,
+        placeholder=PLACEHOLDER,
+        entropy=True,
+    )
     values = critic_values(
         params["critic"], base_params(), batch, model=MODEL, lora=CRITIC_LORA, answer_size=SIZE
     )
@@ -309,11 +331,16 @@ def train_on(mesh, *, accumulation=1, steps=10):
         split = jax.tree.map(lambda x: x.sharding, state.params)
         step = compile_step(
             functools.partial(
-                ppo_step, model=MODEL, policy_lora=LORA, critic_lora=CRITIC_LORA,
-                optimizer=optimizer, options=OPTIONS, accumulation=accumulation,
+                ppo_step,
+                model=MODEL,
+                policy_lora=LORA,
+                critic_lora=CRITIC_LORA,
+                optimizer=optimizer,
+                options=OPTIONS,
+                accumulation=accumulation,
             ),
             state,
-        )  # fmt: skip
+        )
         # One switch a row, as a batch that is split needs it; the critic warms up for two steps.
         placed, logged = put_batch(batch, mesh), []
         switches = [put_batch({"train_policy": np.full(16, on, np.float32)}, mesh) for on in (0, 1)]
@@ -345,26 +372,42 @@ def test_the_warm_start_minimises_the_mean_over_answer_tokens():
     state = state_of(optax.sgd(0.5), tree)
 
     def mean(tree):
-        return -policy_log_probs(
-            tree, base_params(), batch, model=MODEL, lora=LORA, temperature=1.0, answer_size=SIZE,
-            placeholder=PLACEHOLDER,
-        ).sum() / TOKENS  # fmt: skip
+        return (
+            -policy_log_probs(
+                tree,
+                base_params(),
+                batch,
+                model=MODEL,
+                lora=LORA,
+                temperature=1.0,
+                answer_size=SIZE,
+                placeholder=PLACEHOLDER,
+            ).sum()
+            / TOKENS
+        )
 
     loss, grads = jax.jit(jax.value_and_grad(mean), compiler_options=QUICK)(tree)
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, tree, grads)
     step = functools.partial(
-        sft_step, model=MODEL, lora=LORA, optimizer=optax.sgd(0.5), answer_size=SIZE,
-        placeholder=PLACEHOLDER, accumulation=4,
-    )  # fmt: skip
+        sft_step,
+        model=MODEL,
+        lora=LORA,
+        optimizer=optax.sgd(0.5),
+        answer_size=SIZE,
+        placeholder=PLACEHOLDER,
+        accumulation=4,
+    )
     after, metrics = jax.jit(step, compiler_options=QUICK)(state, batch, jax.random.key(0))
     assert_close(after.params, expected, 3e-6)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {
-            "train/loss": float(loss), "train/grad_norm": float(optax.tree.norm(grads)),
-            "train/tokens": TOKENS, "train/read_tokens": (PROMPTS + LENGTHS).sum(),
+            "train/loss": float(loss),
+            "train/grad_norm": float(optax.tree.norm(grads)),
+            "train/tokens": TOKENS,
+            "train/read_tokens": (PROMPTS + LENGTHS).sum(),
         },
         rel=2e-5,
-    )  # fmt: skip
+    )
     assert np.abs(grads["projector"]["first"]["kernel"]).max() > 1e-5
 
 

@@ -123,10 +123,12 @@ def test_what_they_report():
 def test_the_clip_by_hand(ratio, advantage, expected, slope):
     old = jnp.full((1, 1), -1.3)
     value, grad = jax.value_and_grad(
-        lambda new: policy_loss(
-            new, old, jnp.full((1, 1), advantage), jnp.ones((1, 1), bool), clip=0.2
-        )[0].loss
-    )(old + jnp.log(ratio))  # fmt: skip
+        lambda new: (
+            policy_loss(new, old, jnp.full((1, 1), advantage), jnp.ones((1, 1), bool), clip=0.2)[
+                0
+            ].loss
+        )
+    )(old + jnp.log(ratio))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     assert float(grad[0, 0]) == pytest.approx(slope, rel=1e-5)
 
@@ -162,9 +164,10 @@ def test_what_is_beyond_an_answer_may_be_anything():
         return jax.value_and_grad(loss, argnums=(0, 1))(policy[0], value[0])
 
     for one, other in zip(
-        jax.tree.leaves(both(arrays, values)), jax.tree.leaves(both(broken, broken_values)),
+        jax.tree.leaves(both(arrays, values)),
+        jax.tree.leaves(both(broken, broken_values)),
         strict=True,
-    ):  # fmt: skip
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -192,10 +195,14 @@ def test_explained_variance_is_that_of_numpy():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(temperature=0.0), dict(clip=0.0), dict(clip=float("nan")), dict(value_clip=-0.1),
-        dict(kl_stop=-1.0), dict(entropy_weight=float("inf")),
+        dict(temperature=0.0),
+        dict(clip=0.0),
+        dict(clip=float("nan")),
+        dict(value_clip=-0.1),
+        dict(kl_stop=-1.0),
+        dict(entropy_weight=float("inf")),
     ],
-)  # fmt: skip
+)
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         PolicyOptions(**wrong)

@@ -122,15 +122,23 @@ def test_padding_and_other_rows_are_not_read():
 def test_only_answer_columns_reach_the_output_layer():
     def read(tree, batch):
         return policy_log_probs(
-            tree, base_params(), batch, model=MODEL, lora=LORA, temperature=1.0, answer_size=SIZE,
+            tree,
+            base_params(),
+            batch,
+            model=MODEL,
+            lora=LORA,
+            temperature=1.0,
+            answer_size=SIZE,
             placeholder=PLACEHOLDER,
-        )  # fmt: skip
+        )
 
     traced = jax.make_jaxpr(read)(trained()["policy"], layout())
     shapes = {
-        tuple(v.aval.shape) for eqn in _equations(traced.jaxpr) for v in eqn.outvars
+        tuple(v.aval.shape)
+        for eqn in _equations(traced.jaxpr)
+        for v in eqn.outvars
         if v.aval.shape[-1:] == (SHAPE.vocab_size,)
-    }  # fmt: skip
+    }
     assert shapes and max(np.prod(shape) for shape in shapes) == 8 * SIZE * SHAPE.vocab_size
 
 

@@ -32,8 +32,9 @@ def apart_and_together(group=3):
     lengths = np.array([4, 7, 9, 5])
     prompts = Prompts(
         np.where(np.arange(9) < lengths[:, None], rng.integers(4, 64, (4, 9)), 0).astype(np.int32),
-        lengths.astype(np.int32), np.array([[1, 3], [0, 2], [5, 6], [2, 3]], np.int32),
-    )  # fmt: skip
+        lengths.astype(np.int32),
+        np.array([[1, 3], [0, 2], [5, 6], [2, 3]], np.int32),
+    )
     prompts.ids[np.arange(4)[:, None], prompts.soft] = PLACEHOLDER
     states = np.repeat([2, 0, 3, 1], group)
     tokens = rng.integers(0, 64, (12, SIZE)).astype(np.int32)
@@ -46,17 +47,20 @@ def apart_and_together(group=3):
     mask = np.arange(SIZE) < length[:, None]
     said = {
         "log_probs": np.asarray(log_probs_of()(trained()["policy"], base_params(), apart)[0]),
-        "values": rng.normal(size=mask.shape) * mask, "returns": rng.normal(size=mask.shape) * mask,
+        "values": rng.normal(size=mask.shape) * mask,
+        "returns": rng.normal(size=mask.shape) * mask,
         "advantages": rng.normal(size=mask.shape) * mask,
-    }  # fmt: skip
+    }
     said = {name: array.astype(np.float32) for name, array in said.items()}
     return apart | said, together | said
 
 
 def test_answers_that_share_a_prompt_do_not_see_each_other():
     apart, together = apart_and_together()
-    for one, other in zip(*(log_probs_of()(trained()["policy"], base_params(), batch)
-                            for batch in (apart, together)), strict=True):  # fmt: skip
+    for one, other in zip(
+        *(log_probs_of()(trained()["policy"], base_params(), batch) for batch in (apart, together)),
+        strict=True,
+    ):
         assert np.abs(one).max() > 0.5
         np.testing.assert_allclose(other, one, atol=2e-6)
     values = [values_of()(trained()["critic"], base_params(), x) for x in (apart, together)]

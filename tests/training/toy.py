@@ -54,9 +54,7 @@ def step(state, batch, key, *, bad_at: int = 0, bad: float = float("nan")):
     updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
     metrics = {"train/loss": loss, "train/noise": noise[0], "train/batch": batch["number"][0]}
     return state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     ), metrics
 
 
@@ -94,10 +92,16 @@ def train(
     try:
         with use_mesh(mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
             return fit(
-                initial(mesh), run_step or compiled(), Batches(),
-                stage=STAGE, mesh=mesh, options=LoopOptions(total_steps=total, **settings),
-                checkpoints=checkpoints, writer=writer, evaluate=evaluate,
-            )  # fmt: skip
+                initial(mesh),
+                run_step or compiled(),
+                Batches(),
+                stage=STAGE,
+                mesh=mesh,
+                options=LoopOptions(total_steps=total, **settings),
+                checkpoints=checkpoints,
+                writer=writer,
+                evaluate=evaluate,
+            )
     finally:
         writer.close()
 

@@ -45,8 +45,9 @@ def check_files(config: Any) -> Outcomes:
     found = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
     cases = {
         role: checks.read_cases(records)
-        for role, records in found.items() if role != "explanations"
-    }  # fmt: skip
+        for role, records in found.items()
+        if role != "explanations"
+    }
     outcomes: Outcomes = []
     for role in ("instructions", "judgements", "prompts"):
         if role in cases:
@@ -200,11 +201,14 @@ def _joined(
     by_hash = dict(zip(hashes, cases, strict=True))
     return [
         checks.Answer(
-            str(one["prompt_hash"]), str(one["explainer"]), str(one["text"]),
-            by_hash.get(str(one["prompt_hash"])), str(one.get("stop") or ""),
+            str(one["prompt_hash"]),
+            str(one["explainer"]),
+            str(one["text"]),
+            by_hash.get(str(one["prompt_hash"])),
+            str(one.get("stop") or ""),
         )
         for one in records
-    ]  # fmt: skip
+    ]
 
 
 def _said(value: Any) -> str:
@@ -263,10 +267,13 @@ def _answers(
         asked = str(record[key]) if key != "prompt" else str(number)
         answers.append(
             checks.Answer(
-                asked, str(record[writer]) if writer else "the file", _said(record[text]),
-                None if found_at is None else by_place[found_at], str(record.get("stop") or ""),
+                asked,
+                str(record[writer]) if writer else "the file",
+                _said(record[text]),
+                None if found_at is None else by_place[found_at],
+                str(record.get("stop") or ""),
             )
-        )  # fmt: skip
+        )
     if ids:
         answers.sort(key=lambda answer: (answer.writer, place.get(answer.prompt_id, len(ids))))
     return answers, ids
@@ -320,8 +327,9 @@ def _table(spec: str) -> list[dict[str, str]]:
         table = read_rows(path)
         for key in ("item", "system"):
             if key not in table.names:
-                raise UserError(f"audit.ratings={path}: no column {key!r}"
-                                f"{did_you_mean(key, table.names)}")  # fmt: skip
+                raise UserError(
+                    f"audit.ratings={path}: no column {key!r}{did_you_mean(key, table.names)}"
+                )
         if {"question", "value"} <= {*table.names}:
             raise UserError(f"audit.ratings={path}: a column a question is needed, not 'question'")
         tables.append(table)

@@ -132,6 +132,10 @@ def _finding(finding: checks.Finding) -> str:
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=first if rest is None else rest,
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -301,8 +301,11 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
         learned = set(run_records.learned_prompts(first.rundir))
         contest = comparisons.without_hashes(contest, learned)
         if len(contest.prompts) < every:
-            notes = [*notes, f"without {every - len(contest.prompts)} prompts that the judge of "
-                     f"{first.name} learned from"]  # fmt: skip
+            notes = [
+                *notes,
+                f"without {every - len(contest.prompts)} prompts that the judge of "
+                f"{first.name} learned from",
+            ]
     contest = comparisons.draw(contest, first.config.judge.prompts, seed=first.config.seeds[0])
     if judge is not None:
         result = comparisons.hold(judge, contest, first.config)
@@ -336,9 +339,7 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
     }
 
 
-def shared_contest(
-    given: Sequence[tuple[str, Contest | None]],
-) -> tuple[Contest | None, list[str]]:
+def shared_contest(given: Sequence[tuple[str, Contest | None]]) -> tuple[Contest | None, list[str]]:
     """Explanations of several runs for the pairs of user and item that all of them explain.
 
     Systems are named "RUN: EXPLAINER"; one whose texts are, on all of these pairs, those of an
@@ -382,7 +383,11 @@ def shared_contest(
         return None, [f"all explanations are the same on the {len(shared)} shared pairs"]
     at = [places[0][key] for key in shared]
     contest = Contest(
-        "shared pairs", [first.prompts[i] for i in at], texts, [first.users[i] for i in at],
-        [first.items[i] for i in at], [""] * len(at),
-    )  # fmt: skip
+        "shared pairs",
+        [first.prompts[i] for i in at],
+        texts,
+        [first.users[i] for i in at],
+        [first.items[i] for i in at],
+        [""] * len(at),
+    )
     return contest, notes

@@ -84,9 +84,14 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
     progress = _Bytes("export", model.config.num_parameters * hf.DTYPES[name].itemsize)
     try:
         hf_export.save_model(
-            output, source, model.config, dtype=name, generation=model.generation,
-            tokenizer_dir=model.path, advance=progress,
-        )  # fmt: skip
+            output,
+            source,
+            model.config,
+            dtype=name,
+            generation=model.generation,
+            tokenizer_dir=model.path,
+            advance=progress,
+        )
     finally:
         progress.close()
     merged = f" with {adapter} merged" if adapter else ""

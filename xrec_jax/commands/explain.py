@@ -71,9 +71,11 @@ def explain(
     recommend.check_output(output, pairs=pairs, users=users)
     refuse_second(of_file(output))
     for name, value in (
-        ("history", history), ("max_new_tokens", max_new_tokens), ("batch", batch),
+        ("history", history),
+        ("max_new_tokens", max_new_tokens),
+        ("batch", batch),
         ("shard", shard),
-    ):  # fmt: skip
+    ):
         if value < 0:
             raise UserError(f"--{name}={value} must not be negative; 0: as the run says")
     if top_k < 1:
@@ -107,9 +109,10 @@ def explain(
         listed = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:16]
         asked = {"system": system, "users": listed, "top_k": top_k}
     parts = Parts(
-        output, requests_io.identity(config, run.rundir, maker, spec, asked),
+        output,
+        requests_io.identity(config, run.rundir, maker, spec, asked),
         shard=shard or config.explain.shard,
-    )  # fmt: skip
+    )
     place = bulk.workplace(run.mesh)
 
     def found() -> Iterator[Asked]:

@@ -63,9 +63,12 @@ def make(
         is in use.
     """
     for name, value, least in (
-        ("pairs", pairs, 1), ("raters", raters, 1), ("gold", gold, 0),
-        ("preferences", preferences, -1), ("seed", seed, 0),
-    ):  # fmt: skip
+        ("pairs", pairs, 1),
+        ("raters", raters, 1),
+        ("gold", gold, 0),
+        ("preferences", preferences, -1),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise UserError(f"--{name}={value} must be {least} or more")
     if bool(workdir) == bool(explanations):
@@ -87,19 +90,29 @@ def make(
     ]
     names = list(shown[0].case.texts)
     key = {
-        "format": rating_exports.KEY_FORMAT, "version": 1, "seed": seed, "systems": names,
+        "format": rating_exports.KEY_FORMAT,
+        "version": 1,
+        "seed": seed,
+        "systems": names,
         "questions": [question["id"] for question in forms.QUESTIONS],
-        "low": forms.LOW, "high": forms.HIGH,
+        "low": forms.LOW,
+        "high": forms.HIGH,
         "cases": [
-            {"item": one.case.item, "group": one.case.group, "title": one.case.title,
-             "gold": one.gold, "broken": one.broken, "texts": dict(one.case.texts)}
+            {
+                "item": one.case.item,
+                "group": one.case.group,
+                "title": one.case.title,
+                "gold": one.gold,
+                "broken": one.broken,
+                "texts": dict(one.case.texts),
+            }
             for one in shown
         ],
         "sheets": {
             sheet.id: {"number": number, "steps": sheet.steps}
             for number, sheet in enumerate(made, start=1)
         },
-    }  # fmt: skip
+    }
     # The key first: sheets without one are worth nothing.
     files.write_json(folder / "KEY.json", key)
     for number, sheet in enumerate(made, start=1):

@@ -21,9 +21,12 @@ class Verb(NamedTuple):
 
 def _config_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py or configs/NAME.py:tiny; override as --config.a.b=value",
-        flag_values=values, sys_argv=["xrec", *arguments],
-    )  # fmt: skip
+        "config",
+        None,
+        "configs/NAME.py or configs/NAME.py:tiny; override as --config.a.b=value",
+        flag_values=values,
+        sys_argv=["xrec", *arguments],
+    )
 
 
 def _workdir_flag(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -101,9 +104,11 @@ def _recommend(values: flags.FlagValues) -> int:
 def _define_audit(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _config_flag(values, arguments)
     flags.DEFINE_string(
-        "workdir", "", "a run to look at instead: its data, sets and explanations",
+        "workdir",
+        "",
+        "a run to look at instead: its data, sets and explanations",
         flag_values=values,
-    )  # fmt: skip
+    )
     flags.DEFINE_string("output", "", "also write the findings as JSON", flag_values=values)
     _allow_imports_flag(values)
 
@@ -139,10 +144,11 @@ def _lists(values: flags.FlagValues, **described: str) -> None:
 def _define_import_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     del arguments
     _strings(
-        values, path="Hugging Face directory: config.json, safetensors, tokenizer",
+        values,
+        path="Hugging Face directory: config.json, safetensors, tokenizer",
         output="new directory for the checkpoint",
         dtype="bfloat16 or float32; default: as stored",
-    )  # fmt: skip
+    )
 
 
 def _import_hf(values: flags.FlagValues) -> int:
@@ -156,12 +162,13 @@ def _import_hf(values: flags.FlagValues) -> int:
 def _define_export_hf(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     del arguments
     _strings(
-        values, workdir="run whose base and adapter are merged, instead of naming them",
+        values,
+        workdir="run whose base and adapter are merged, instead of naming them",
         base="Hugging Face directory or imported checkpoint",
         adapter="adapter to merge into it, a directory in PEFT's format",
         output="new directory for the merged model",
         dtype="bfloat16 or float32; default: the base's",
-    )  # fmt: skip
+    )
     _allow_imports_flag(values)
 
 
@@ -180,11 +187,12 @@ def _export_hf(values: flags.FlagValues) -> int:
 def _define_export_peft(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     del arguments
     _strings(
-        values, workdir="run whose tuned adapter is written, instead of naming one",
+        values,
+        workdir="run whose tuned adapter is written, instead of naming one",
         adapter="directory of an adapter",
         base="model that it was trained on; default: as the adapter says",
         output="new directory, which PEFT and vLLM load",
-    )  # fmt: skip
+    )
     _allow_imports_flag(values)
 
 
@@ -202,18 +210,20 @@ def _export_peft(values: flags.FlagValues) -> int:
 def _define_explain(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _define_recommend(values, arguments)
     _strings(
-        values, pairs="file of user-item pairs to explain instead, as `xrec recommend` writes it",
+        values,
+        pairs="file of user-item pairs to explain instead, as `xrec recommend` writes it",
         explainer="template, base or tuned; default: the best there is",
         adapter="directory of another adapter for the base",
         base="directory of a base, for a run without one or instead of its own",
         prompt="a registered template of prompts, or generic; default: the run's",
-    )  # fmt: skip
+    )
     _integers(
-        values, history=(0, "most entries of a prompt; 0: as the run"),
+        values,
+        history=(0, "most entries of a prompt; 0: as the run"),
         max_new_tokens=(0, "of an answer; 0: as the run"),
         batch=(0, "rows that generate at once; 0: as the run"),
         shard=(0, "pairs written at once; 0: as the run"),
-    )  # fmt: skip
+    )
     flags.DEFINE_float("temperature", -1.0, "negative: as the run", flag_values=values)
 
 
@@ -222,9 +232,22 @@ def _explain(values: flags.FlagValues) -> int:
     from xrec_jax.commands import explain
 
     names = (
-        "users", "top_k", "output", "system", "pairs", "explainer", "adapter", "base", "prompt",
-        "history", "max_new_tokens", "temperature", "batch", "shard", "allow_imports",
-    )  # fmt: skip
+        "users",
+        "top_k",
+        "output",
+        "system",
+        "pairs",
+        "explainer",
+        "adapter",
+        "base",
+        "prompt",
+        "history",
+        "max_new_tokens",
+        "temperature",
+        "batch",
+        "shard",
+        "allow_imports",
+    )
     asked: dict[str, Any] = {name: values[name].value for name in names}
     explain.explain(values.workdir, **asked)
     return 0
@@ -234,9 +257,10 @@ def _define_compare(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     del arguments
     _lists(values, workdir="a run directory; give two or more, the first is compared with")
     _strings(
-        values, output="also write the result as JSON",
+        values,
+        output="also write the result as JSON",
         judge="module:function(prompts, first, second) that judges; default: the first run's judge",
-    )  # fmt: skip
+    )
     _allow_imports_flag(values)
 
 
@@ -256,16 +280,19 @@ def _compare(values: flags.FlagValues) -> int:
 def _define_rate_make(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _opened_flags(values, arguments)
     _lists(
-        values, explanations="file of explanations, instead of a run; may be given again",
+        values,
+        explanations="file of explanations, instead of a run; may be given again",
         system="explainer to rate; may be given again; default: all",
-    )  # fmt: skip
+    )
     _strings(values, output="new directory for the sheets and their key")
     _integers(
-        values, pairs=(20, "recommendations to rate"), raters=(1, "sheets"),
+        values,
+        pairs=(20, "recommendations to rate"),
+        raters=(1, "sheets"),
         gold=(2, "further ones, broken on purpose, that tell who rates with care"),
         preferences=(-1, "comparisons for each recommendation; -1: every two, 0: none"),
         seed=(0, "of all draws"),
-    )  # fmt: skip
+    )
 
 
 def _rate_make(values: flags.FlagValues) -> int:
@@ -273,23 +300,33 @@ def _rate_make(values: flags.FlagValues) -> int:
     from xrec_jax.commands import rate
 
     rate.make(
-        values.workdir, output=values.output, explanations=values.explanations,
-        systems=values.system, pairs=values.pairs, raters=values.raters, gold=values.gold,
-        preferences=values.preferences, seed=values.seed, allow_imports=values.allow_imports,
-    )  # fmt: skip
+        values.workdir,
+        output=values.output,
+        explanations=values.explanations,
+        systems=values.system,
+        pairs=values.pairs,
+        raters=values.raters,
+        gold=values.gold,
+        preferences=values.preferences,
+        seed=values.seed,
+        allow_imports=values.allow_imports,
+    )
     return 0
 
 
 def _define_rate_collect(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     _opened_flags(values, arguments)
     _lists(
-        values, answers="file that a sheet saved; files may also stand without a flag",
+        values,
+        answers="file that a sheet saved; files may also stand without a flag",
         exclude="rater to leave out; may be given again",
-    )  # fmt: skip
+    )
     _strings(
-        values, key="KEY.json of the sheets", ratings="table of published ratings (CSV) instead",
+        values,
+        key="KEY.json of the sheets",
+        ratings="table of published ratings (CSV) instead",
         output="JSON file for the result; with --workdir the run gets it as ratings.json",
-    )  # fmt: skip
+    )
     flags.DEFINE_boolean("partial", False, "take unfinished answers too", flag_values=values)
 
 
@@ -297,10 +334,15 @@ def _rate_collect(values: flags.FlagValues) -> int:
     from xrec_jax.commands import rate
 
     rate.collect(
-        values.answers, key=values.key, ratings=values.ratings, workdir=values.workdir,
-        output=values.output, partial=values.partial, exclude=values.exclude,
+        values.answers,
+        key=values.key,
+        ratings=values.ratings,
+        workdir=values.workdir,
+        output=values.output,
+        partial=values.partial,
+        exclude=values.exclude,
         allow_imports=values.allow_imports,
-    )  # fmt: skip
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ from etils import epath
 from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import read_metrics
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files, schema
 from xrec_jax.core.storage.marks import Marks
 

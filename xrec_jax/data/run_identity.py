@@ -148,9 +148,10 @@ def compare(rundir: RunDir, now: Record, *, texts: bool = True) -> None:
     if before is None:
         return
     changed = [
-        entry["name"] for role, entry in now["files"].items()
+        entry["name"]
+        for role, entry in now["files"].items()
         if entry["sha256"] != _digest_of(before["files"].get(role))
-    ]  # fmt: skip
+    ]
     different = [*_differences(before, now), *(_other_texts(before, now) if texts else ())]
     if different:
         why = f"{', '.join(changed)} changed" if changed else "it is read otherwise"

@@ -280,8 +280,9 @@ def compare_constant(
     best = best_constants(attribute, known, within=0.0)
     table: dict[str, Estimate] = {}
     for metric, names in (
-        ("accuracy", ("accuracy_difference", "p")), ("mae", ("mae_difference", "mae_p")),
-    ):  # fmt: skip
+        ("accuracy", ("accuracy_difference", "p")),
+        ("mae", ("mae_difference", "mae_p")),
+    ):
         if metric in best:
             same = [best[metric]] * len(truth)
             made = compare(attribute, truth, told, same, users, known=known, prefix=prefix)

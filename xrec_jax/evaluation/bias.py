@@ -91,8 +91,13 @@ def explanation_figures(
     }
     if groundings:
         found = grounding_metrics(groundings, resamples=0).per_text
-        names = ("item_named", "history_cited", "hallucinated_titles",
-                 "attributes", "attributes_precision")  # fmt: skip
+        names = (
+            "item_named",
+            "history_cited",
+            "hallucinated_titles",
+            "attributes",
+            "attributes_precision",
+        )
         figures |= {name: found[f"grounding/{name}"] for name in names}
     return figures
 
@@ -185,8 +190,11 @@ def bias_estimates(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Est
         row = table.setdefault(one.explainer, {})
         if math.isfinite(effect.size):
             row[one.name] = {
-                "value": effect.size, "low": effect.low, "high": effect.high, "count": count
-            }  # fmt: skip
+                "value": effect.size,
+                "low": effect.low,
+                "high": effect.high,
+                "count": count,
+            }
         row[f"{one.name}_difference"] = exact(effect.difference, count)
         row[f"{one.name}_p"] = exact(one.p, count)
     return table
@@ -216,9 +224,7 @@ def _column(
         with warnings.catch_warnings():  # scipy's on values that hardly differ
             warnings.simplefilter("ignore", RuntimeWarning)
             effect = group_effect(one, other)
-        found.append(
-            Comparison(explainer, column, first, second, metric, effect, effect.p, means)
-        )  # fmt: skip
+        found.append(Comparison(explainer, column, first, second, metric, effect, effect.p, means))
     return found
 
 

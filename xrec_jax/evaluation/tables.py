@@ -20,9 +20,12 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
     ks = [int(found[1]) for found in map(_NDCG.fullmatch, names) if found]
     k, last = main_cutoff(ks), 20 if 20 in ks else max(ks, default=20)
     return (
-        f"test/ndcg@{k}", f"test/hit@{k}", f"test/recall@{last}", f"test/mrr@{k}",
+        f"test/ndcg@{k}",
+        f"test/hit@{k}",
+        f"test/recall@{last}",
+        f"test/mrr@{k}",
         f"test_unmasked/ndcg@{k}",
-    )  # fmt: skip
+    )
 
 
 def cell(estimate: Mapping[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 from xrec_jax.core.logging import Progress
-from xrec_jax.core.runtime.distributed import is_primary, barrier, sigterm
+from xrec_jax.core.runtime.distributed import barrier, is_primary, sigterm
 from xrec_jax.core.runtime.stopping import Stop
 from xrec_jax.inference import explainers
 from xrec_jax.inference.explainers import Explainer
@@ -138,9 +138,14 @@ def produce(
 
 
 def _shards(
-    parts: Parts, todo: list[int], *, maker: CaseMaker, explainer: Explainer, place: Workplace,
+    parts: Parts,
+    todo: list[int],
+    *,
+    maker: CaseMaker,
+    explainer: Explainer,
+    place: Workplace,
     label: str,
-) -> None:  # fmt: skip
+) -> None:
     """Makes this process's share of the shards that are missing."""
     everybody, me = jax.process_count(), jax.process_index()
     mine = todo if place.together else todo[me::everybody]

@@ -141,9 +141,13 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
     named = [name for name in _names(config) if name in texts]
     order = [*named, *(name for name in texts if name not in named)]
     return Contest(
-        str(folder), [pair["prompt"] for pair in pairs], {name: texts[name] for name in order},
-        [pair["user"] for pair in pairs], [pair["item"] for pair in pairs], [""] * len(pairs),
-    )  # fmt: skip
+        str(folder),
+        [pair["prompt"] for pair in pairs],
+        {name: texts[name] for name in order},
+        [pair["user"] for pair in pairs],
+        [pair["item"] for pair in pairs],
+        [""] * len(pairs),
+    )
 
 
 def _names(config: Any) -> list[str]:
@@ -228,11 +232,13 @@ def draw(contest: Contest, count: int, *, seed: int) -> Contest:
 
 def _part(contest: Contest, kept: list[int], source: str) -> Contest:
     return Contest(
-        source, [contest.prompts[i] for i in kept],
+        source,
+        [contest.prompts[i] for i in kept],
         {name: [texts[i] for i in kept] for name, texts in contest.texts.items()},
-        [contest.users[i] for i in kept], [contest.items[i] for i in kept],
+        [contest.users[i] for i in kept],
+        [contest.items[i] for i in kept],
         [contest.groups[i] for i in kept],
-    )  # fmt: skip
+    )
 
 
 def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:
@@ -310,14 +316,19 @@ def _verdicts(
     hashes = [prompt_hash(prompt) for prompt in contest.prompts]
     records = []
     for number, one, other, forward, backward in zip(
-        table.prompts.tolist(), table.one.tolist(), table.other.tolist(),
-        table.forward.tolist(), table.backward.tolist(), strict=True,
-    ):  # fmt: skip
+        table.prompts.tolist(),
+        table.one.tolist(),
+        table.other.tolist(),
+        table.forward.tolist(),
+        table.backward.tolist(),
+        strict=True,
+    ):
         place = first[number]
         begin = {
-            "prompt_hash": hashes[place], "user": contest.users[place],
+            "prompt_hash": hashes[place],
+            "user": contest.users[place],
             "item": contest.items[place],
-        }  # fmt: skip
+        }
         names = table.systems[one], table.systems[other]
         for (a, b), p in ((names, forward), (names[::-1], backward)):
             records.append(begin | {"first": a, "second": b, "p_first": p})

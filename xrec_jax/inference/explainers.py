@@ -154,10 +154,13 @@ class Template:
         maker = self._maker
         for place, case in enumerate(cases):
             text = template_explanation(
-                maker.named(case.asked.item), [maker.named(row) for row in case.history],
-                maker.user(case.asked.user), key=case.digest, seed=self._seed,
+                maker.named(case.asked.item),
+                [maker.named(row) for row in case.history],
+                maker.user(case.asked.user),
+                key=case.digest,
+                seed=self._seed,
                 title=maker.name_column,
-            )  # fmt: skip
+            )
             yield place, Written(text, None, None, "eos")
 
 

@@ -76,9 +76,14 @@ def planted_judge(pairs: Sequence[Any]) -> judging.Judge:
 
 
 def load_judge(
-    config: Any, rundir: RunDir, base: LoadedBase, mesh: Mesh, *, label: str = "",
+    config: Any,
+    rundir: RunDir,
+    base: LoadedBase,
+    mesh: Mesh,
+    *,
+    label: str = "",
     path: epath.Path | None = None,
-) -> LanguageJudge:  # fmt: skip
+) -> LanguageJudge:
     """The judge of a finished run, a plain callable; use it inside `use_mesh(mesh)`.
 
     Args:

@@ -114,9 +114,7 @@ def recommend_records(
 ) -> Iterator[Record]:
     """As `recommended_pairs`, but records with the ids; see `Run.recommend`."""
     dataset = data.dataset
-    found = recommended_pairs(
-        config, data, rundir, mesh, users=users, top_k=top_k, system=system
-    )  # fmt: skip
+    found = recommended_pairs(config, data, rundir, mesh, users=users, top_k=top_k, system=system)
     for asked in found:
         yield {
             "user": str(dataset.user_ids[asked.user]),

@@ -29,10 +29,22 @@ from xrec_jax.text.records.instructions import Instruction, read_instructions
 
 # Keys of a config that do not change what a pair's explanation is; the base is told by its weights.
 _ELSEWHERE = (
-    "mesh.", "data.path", "data.users", "data.items", "llm.path", "llm.generation_batch",
-    "instruct.path", "pretrain.files", "explain.", "judge.", "attributes.", "assess.", "audit.",
-    "stages", "name",
-)  # fmt: skip
+    "mesh.",
+    "data.path",
+    "data.users",
+    "data.items",
+    "llm.path",
+    "llm.generation_batch",
+    "instruct.path",
+    "pretrain.files",
+    "explain.",
+    "judge.",
+    "attributes.",
+    "assess.",
+    "audit.",
+    "stages",
+    "name",
+)
 # Keys that came later, with what stands for the time before: outputs that were begun then go on.
 _LATER = {"data.columns.title": "", "data.split.validation": "part"}
 _FIELDS = ("user", "item", "rank", "score", "system")
@@ -60,9 +72,14 @@ def identity(
     samples = dict(config.instruct.samples)
     drawn = {key: samples[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p")}
     return {
-        "run": content.hexdigest()[:16], **asked, "explainer": spec.name, "base": base,
-        "adapter": adapter, "prompt": maker.identity(), "seed": config.seeds[0],
-    } | ({} if base is None else drawn)  # fmt: skip
+        "run": content.hexdigest()[:16],
+        **asked,
+        "explainer": spec.name,
+        "base": base,
+        "adapter": adapter,
+        "prompt": maker.identity(),
+        "seed": config.seeds[0],
+    } | ({} if base is None else drawn)
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -107,9 +107,17 @@ _STATE_TEXT: Schema = {"state": WHOLE, "text": TEXT}
 _PART = record_of({"prompts": of_list(TEXT)}, "a part")
 _SPLIT: Schema = {"train": _PART, "held_out": _PART}
 _FINDING = record_of(
-    {"severity": TEXT, "code": TEXT, "message": TEXT, "advice": TEXT, "count": NUMBER,
-     "total": NUMBER, "examples": perhaps(of_list(TEXT))}, "a finding",
-)  # fmt: skip
+    {
+        "severity": TEXT,
+        "code": TEXT,
+        "message": TEXT,
+        "advice": TEXT,
+        "count": NUMBER,
+        "total": NUMBER,
+        "examples": perhaps(of_list(TEXT)),
+    },
+    "a finding",
+)
 _SIZES: Schema = {
     "name": perhaps(TEXT),
     "users": perhaps(NUMBER),

@@ -152,11 +152,14 @@ class Parts:
             raise UserError(f"{self.folder}/pairs.bin is cut off; delete the folder and start anew")
         return [
             Asked(
-                user, item, rank or None, None if score != score else score,
+                user,
+                item,
+                rank or None,
+                None if score != score else score,
                 None if system < 0 else self._systems[system],
             )
             for user, item, rank, score, system in found.tolist()
-        ]  # fmt: skip
+        ]
 
     def path(self, shard: int) -> epath.Path:
         """The file of a shard."""

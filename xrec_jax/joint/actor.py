@@ -66,11 +66,14 @@ class PolicyTask:
         # Answers that share a row, and so the reading of their prompt.
         self.group = asked.rollout.group_size if asked.ppo.share_prompts else 1
         self.options = PolicyOptions(
-            temperature=asked.rollout.temperature, clip=asked.ppo.clip,
-            value_clip=asked.ppo.value_clip, value_weight=asked.ppo.value_weight,
-            entropy_weight=asked.ppo.entropy_weight, kl_stop=asked.ppo.kl_stop,
+            temperature=asked.rollout.temperature,
+            clip=asked.ppo.clip,
+            value_clip=asked.ppo.value_clip,
+            value_weight=asked.ppo.value_weight,
+            entropy_weight=asked.ppo.entropy_weight,
+            kl_stop=asked.ppo.kl_stop,
             placeholder=setup.placeholder,
-        )  # fmt: skip
+        )
         self._compiled_step: Any = None
         ppo = asked.ppo
         steps = ppo.epochs * (asked.rollout.per_round // ppo.batch_size)  # of a round
@@ -83,9 +86,11 @@ class PolicyTask:
     @property
     def _sizes(self) -> dict[str, Any]:
         return {
-            "model": self.setup.base.model.config, "user_dim": self.user_dim,
-            "vectors": self.vectors, "inner": self.setup.asked.soft_prompt.inner,
-        }  # fmt: skip
+            "model": self.setup.base.model.config,
+            "user_dim": self.user_dim,
+            "vectors": self.vectors,
+            "inner": self.setup.asked.soft_prompt.inner,
+        }
 
     def _init_policy(self, key: jax.Array) -> Any:
         return init_policy(key, lora=self.setup.lora, **self._sizes)
@@ -144,29 +149,44 @@ class PolicyTask:
         arrays = rows(setup.prompts, chosen, tokens, length, longest=longest)
         arrays |= {"user": users[chosen]}
         source = BatchSource(
-            AnswerRows(arrays), batch_size=asked.train.batch_size, seed=seed,
-            process=jax.process_index(), processes=jax.process_count(),
-        )  # fmt: skip
+            AnswerRows(arrays),
+            batch_size=asked.train.batch_size,
+            seed=seed,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
         epoch = source.steps_per_epoch
         rule = optimizer(asked.train, epoch * asked.train.epochs)
         step = functools.partial(
-            sft_step, model=setup.base.model, lora=setup.lora, optimizer=rule, answer_size=size,
-            placeholder=setup.placeholder, accumulation=asked.train.accumulation,
-        )  # fmt: skip
+            sft_step,
+            model=setup.base.model,
+            lora=setup.lora,
+            optimizer=rule,
+            answer_size=size,
+            placeholder=setup.placeholder,
+            accumulation=asked.train.accumulation,
+        )
         state = initializer(self._init_policy, rule, mesh=setup.mesh)(seed)
         state = state.replace(frozen={"base": setup.base.params})
         options = LoopOptions(
-            total_steps=epoch * asked.train.epochs, log_every=epoch,
+            total_steps=epoch * asked.train.epochs,
+            log_every=epoch,
             checkpoint_every=epoch * asked.train.checkpoint_every,
-            examples_per_step=asked.train.batch_size, steps_per_epoch=epoch,
+            examples_per_step=asked.train.batch_size,
+            steps_per_epoch=epoch,
             steps_before=setup.steps_before(seed),
-        )  # fmt: skip
+        )
         with Checkpoints(setup.rundir.checkpoints(stage)) as checkpoints:
             state, _ = fit(
-                state, compile_step(step, state), iterate(source, prefetch=asked.train.prefetch),
-                stage=stage, mesh=setup.mesh, options=options, checkpoints=checkpoints,
+                state,
+                compile_step(step, state),
+                iterate(source, prefetch=asked.train.prefetch),
+                stage=stage,
+                mesh=setup.mesh,
+                options=options,
+                checkpoints=checkpoints,
                 writer=writer,
-            )  # fmt: skip
+            )
         return state.params
 
     # Answers.
@@ -180,9 +200,14 @@ class PolicyTask:
         return soft
 
     def answer(
-        self, policy: Any, states: np.ndarray, users: np.ndarray, *, key: tuple[int, ...],
+        self,
+        policy: Any,
+        states: np.ndarray,
+        users: np.ndarray,
+        *,
+        key: tuple[int, ...],
         exploring: bool = False,
-    ) -> Answers:  # fmt: skip
+    ) -> Answers:
         """Explanations of some states; `policy` None is the untuned base.
 
         Args:
@@ -199,9 +224,15 @@ class PolicyTask:
                 table = setup.base.params["embed"]["table"]
                 vectors = gather(self._soft(policy["projector"], table, users[states]))
         return generate(
-            setup.sampler, setup.prompts, states, adapter=adapter, vectors=vectors,
-            sampling=setup.exploring if exploring else setup.sampling, size=setup.size, key=key,
-        )  # fmt: skip
+            setup.sampler,
+            setup.prompts,
+            states,
+            adapter=adapter,
+            vectors=vectors,
+            sampling=setup.exploring if exploring else setup.sampling,
+            size=setup.size,
+            key=key,
+        )
 
     # What the trainer says of a rollout.
 
@@ -211,21 +242,28 @@ class PolicyTask:
 
         @jax.jit
         def assess(params, reference, base, batch):
-            common = {
-                "model": model, "answer_size": setup.size, "placeholder": options.placeholder
-            }  # fmt: skip
+            common = {"model": model, "answer_size": setup.size, "placeholder": options.placeholder}
             log_probs, entropy = policy_log_probs(
-                params["policy"], base, batch, lora=setup.lora, temperature=options.temperature,
-                entropy=True, **common,
-            )  # fmt: skip
+                params["policy"],
+                base,
+                batch,
+                lora=setup.lora,
+                temperature=options.temperature,
+                entropy=True,
+                **common,
+            )
             found = {
                 "log_probs": log_probs,
                 "entropy": entropy,
                 "reference": policy_log_probs(
-                    reference, base, batch, lora=setup.lora if reference else None,
-                    temperature=options.temperature, **common,
+                    reference,
+                    base,
+                    batch,
+                    lora=setup.lora if reference else None,
+                    temperature=options.temperature,
+                    **common,
                 ),
-            }  # fmt: skip
+            }
             if self.has_critic:
                 found["values"] = critic_values(
                     params["critic"], base, batch, lora=setup.critic_lora, **common
@@ -304,9 +342,13 @@ class PolicyTask:
     def _compiled(self, state: TrainState) -> Any:
         if self._compiled_step is None:
             step = functools.partial(
-                ppo_step, model=self.setup.base.model, policy_lora=self.setup.lora,
-                critic_lora=self.setup.critic_lora, optimizer=self.rule, options=self.options,
+                ppo_step,
+                model=self.setup.base.model,
+                policy_lora=self.setup.lora,
+                critic_lora=self.setup.critic_lora,
+                optimizer=self.rule,
+                options=self.options,
                 accumulation=self.setup.asked.ppo.accumulation,
-            )  # fmt: skip
+            )
             self._compiled_step = compile_step(step, state)
         return self._compiled_step

@@ -106,16 +106,32 @@ def _check_teacher(config: Any) -> None:
 
 def _check_counts(asked: Any, mesh: Mesh) -> None:
     least = {
-        "rounds": 0, "readings": 0, "candidates": 2, "valid_users": 0, "samples": 0,
-        "states.history": 1, "states.train_states": 1, "states.min_history": 0,
-        "states.max_users": 0, "soft_prompt.vectors": 0, "soft_prompt.inner": 0,
-        "explain.max_new_tokens": 1, "rollout.per_round": 1, "rollout.group_size": 1,
+        "rounds": 0,
+        "readings": 0,
+        "candidates": 2,
+        "valid_users": 0,
+        "samples": 0,
+        "states.history": 1,
+        "states.train_states": 1,
+        "states.min_history": 0,
+        "states.max_users": 0,
+        "soft_prompt.vectors": 0,
+        "soft_prompt.inner": 0,
+        "explain.max_new_tokens": 1,
+        "rollout.per_round": 1,
+        "rollout.group_size": 1,
         "states.reach": 1,
-        "sft.examples": 1, "ppo.epochs": 1, "ppo.batch_size": 1, "ppo.accumulation": 1,
-        "ppo.critic_warmup": 0, "recommender.warm_steps": 0, "recommender.steps": 0,
-        "recommender.final_steps": 0, "recommender.train.batch_size": 1,
+        "sft.examples": 1,
+        "ppo.epochs": 1,
+        "ppo.batch_size": 1,
+        "ppo.accumulation": 1,
+        "ppo.critic_warmup": 0,
+        "recommender.warm_steps": 0,
+        "recommender.steps": 0,
+        "recommender.final_steps": 0,
+        "recommender.train.batch_size": 1,
         "recommender.components": 0,
-    }  # fmt: skip
+    }
     for key, low in least.items():
         value = asked
         for part in key.split("."):
@@ -181,9 +197,13 @@ def _check_rules(asked: Any, mesh: Mesh) -> None:
     ppo = asked.ppo
     AdvantageOptions(discount=ppo.discount, lam=ppo.lam)
     PolicyOptions(
-        temperature=asked.rollout.temperature, clip=ppo.clip, value_clip=ppo.value_clip,
-        value_weight=ppo.value_weight, entropy_weight=ppo.entropy_weight, kl_stop=ppo.kl_stop,
-    )  # fmt: skip
+        temperature=asked.rollout.temperature,
+        clip=ppo.clip,
+        value_clip=ppo.value_clip,
+        value_weight=ppo.value_weight,
+        entropy_weight=ppo.entropy_weight,
+        kl_stop=ppo.kl_stop,
+    )
     kl.adapt(kl.controller(asked.kl.beta), 0.0, target=asked.kl.target, gain=asked.kl.gain)
     Sampling(temperature=asked.explain.temperature)
     train_language.lora_config(asked.lora)
@@ -214,9 +234,12 @@ def _check_fusion(config: Any, name: str, data: RunData) -> None:
     model = build_model(config.recommend[name], data)
     try:
         fuse(
-            model, encoding=max(1, asked.components), components=asked.components,
-            sides=asked.sides, **{key: asked[key] for key in HPARAMS},
-        )  # fmt: skip
+            model,
+            encoding=max(1, asked.components),
+            components=asked.components,
+            sides=asked.sides,
+            **{key: asked[key] for key in HPARAMS},
+        )
     except UserError as error:
         raise UserError(f"joint.recommender: {error}") from error
 

@@ -10,9 +10,21 @@ from xrec_jax.joint.guards import GuardOptions
 from xrec_jax.training.defaults import language_training, lora, training_defaults
 
 SYSTEMS = (
-    "null", "features", "prompt", "shuffled", "template", "summary", "untuned", "sft",
-    "refit", "why", "why_not", "masked_titles", "stated", "planted",
-)  # fmt: skip
+    "null",
+    "features",
+    "prompt",
+    "shuffled",
+    "template",
+    "summary",
+    "untuned",
+    "sft",
+    "refit",
+    "why",
+    "why_not",
+    "masked_titles",
+    "stated",
+    "planted",
+)
 
 
 def joint() -> ConfigDict:
@@ -122,9 +134,16 @@ def _rule(learning_rate: float) -> ConfigDict:
     """How PPO updates one of its two parts."""
     rule = language_training(learning_rate=learning_rate, schedule="constant", warmup=0.0)
     kept = (
-        "optimizer", "learning_rate", "schedule", "warmup", "final_rate", "b1", "b2",
-        "weight_decay", "clip_norm",
-    )  # fmt: skip
+        "optimizer",
+        "learning_rate",
+        "schedule",
+        "warmup",
+        "final_rate",
+        "b1",
+        "b2",
+        "weight_decay",
+        "clip_norm",
+    )
     return ConfigDict({key: rule[key] for key in kept})
 
 
@@ -150,6 +169,14 @@ def shrink(config: ConfigDict) -> None:
     )
     joint.recommender.train.batch_size = 32
     # A model of this size writes nothing sensible, and nothing that ends.
-    joint.guards.update(dict(min_ended=None, min_length_ratio=None, max_length_ratio=None,
-                             max_missing_why_not=None, max_odd_tokens=None, max_repetition=None,
-                             max_leak=None))  # fmt: skip
+    joint.guards.update(
+        dict(
+            min_ended=None,
+            min_length_ratio=None,
+            max_length_ratio=None,
+            max_missing_why_not=None,
+            max_odd_tokens=None,
+            max_repetition=None,
+            max_leak=None,
+        )
+    )

@@ -12,7 +12,7 @@ from etils import epath
 
 from xrec_jax.core import rng
 from xrec_jax.core.logging import log
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
@@ -110,10 +110,11 @@ class Systems:
     def _write_texts(self, name: str) -> list[str]:
         states, run = self.setup.states, self.run
         given = {
-            "template": states.template, "summary": states.summary,
+            "template": states.template,
+            "summary": states.summary,
             "stated": states.stated or (),
             "prompt": states.prompts,  # its words without a model that reads them
-        }  # fmt: skip
+        }
         if name in given:
             return [given[name][s] for s in self.rows]
         if name == "planted":
@@ -124,9 +125,7 @@ class Systems:
             return [said(states.planted[s]) for s in self.rows]
         if name == "masked_titles":
             return mask_titles(self.texts(JOINT), states.titles)
-        policy = {
-            JOINT: self.state.best["policy"], "sft": run.warm_policy, "untuned": None
-        }[name]  # fmt: skip
+        policy = {JOINT: self.state.best["policy"], "sft": run.warm_policy, "untuned": None}[name]
         number = self.setup.asked.rounds + 1 if name == JOINT else 0
         made = run.policy.answer(policy, self.rows, run.users, key=(run.seed, 71, number))
         return self.setup.texts(made.tokens, made.length)

@@ -13,7 +13,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import log
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.data.run_data import RunData
 from xrec_jax.inference import run_records
@@ -27,8 +27,18 @@ from xrec_jax.training.recommender import RecommenderTask
 
 GRANULARITIES = ("user", "user_item")
 # Of a setup, what depends on its states.
-_OWN = ("states", "prompts", "content", "valid_users", "learned", "rolled_out", "judge",
-        "taught_users", "targets", "lessons")  # fmt: skip
+_OWN = (
+    "states",
+    "prompts",
+    "content",
+    "valid_users",
+    "learned",
+    "rolled_out",
+    "judge",
+    "taught_users",
+    "targets",
+    "lessons",
+)
 
 
 def is_reranked(config: Any) -> bool:

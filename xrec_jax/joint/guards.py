@@ -51,27 +51,60 @@ LIMITS = (
     Limit("min_entropy", "ppo/entropy", "below", "the policy's entropy, nats per answer token,"),
     Limit("min_reward_std", "reward/score_std", "upto", "the spread of the rewards"),
     Limit("min_ended", "rollout/ended", "below", "the share of answers that end"),
-    Limit("max_title_mention", "monitor/title_mention", "above",
-          "the share of texts that name a title"),
-    Limit("max_unshown_title", "monitor/unshown_title", "above",
-          "the share of texts that name a title their prompt does not show"),
-    Limit("max_target_title", "monitor/target_title", "above",
-          "the share of texts that name the target"),
+    Limit(
+        "max_title_mention",
+        "monitor/title_mention",
+        "above",
+        "the share of texts that name a title",
+    ),
+    Limit(
+        "max_unshown_title",
+        "monitor/unshown_title",
+        "above",
+        "the share of texts that name a title their prompt does not show",
+    ),
+    Limit(
+        "max_target_title",
+        "monitor/target_title",
+        "above",
+        "the share of texts that name the target",
+    ),
     Limit("max_copied", "monitor/copied_prompt", "above", "the share copied from the prompt"),
     Limit("max_repetition", "monitor/repetition", "above", "the share of repeated word triples"),
-    Limit("max_duplicates", "monitor/duplicates", "above",
-          "the share of texts that equal another one"),
-    Limit("max_missing_why_not", "monitor/missing_why_not", "above",
-          "the share of texts without a why-not part"),
-    Limit("min_length_ratio", "monitor/length_ratio", "below",
-          "the mean length over that of the reference texts"),
-    Limit("max_length_ratio", "monitor/length_ratio", "above",
-          "the mean length over that of the reference texts"),
-    Limit("max_odd_tokens", "monitor/odd_tokens", "above",
-          "the share of tokens that no reference text has"),
-    Limit("max_leak", "monitor/odd_token_leak", "above",
-          "how well odd tokens betray the target (0 chance, 1 always)"),
-)  # fmt: skip
+    Limit(
+        "max_duplicates", "monitor/duplicates", "above", "the share of texts that equal another one"
+    ),
+    Limit(
+        "max_missing_why_not",
+        "monitor/missing_why_not",
+        "above",
+        "the share of texts without a why-not part",
+    ),
+    Limit(
+        "min_length_ratio",
+        "monitor/length_ratio",
+        "below",
+        "the mean length over that of the reference texts",
+    ),
+    Limit(
+        "max_length_ratio",
+        "monitor/length_ratio",
+        "above",
+        "the mean length over that of the reference texts",
+    ),
+    Limit(
+        "max_odd_tokens",
+        "monitor/odd_tokens",
+        "above",
+        "the share of tokens that no reference text has",
+    ),
+    Limit(
+        "max_leak",
+        "monitor/odd_token_leak",
+        "above",
+        "how well odd tokens betray the target (0 chance, 1 always)",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,9 +367,13 @@ def check_updates(metrics: Mapping[str, float], lower: str) -> None:
 
 
 def check_rollouts(
-    ended: Any, lengths: Any, options: GuardOptions | None = None, *,
-    state: GuardState | None = None, number: int | None = None,
-) -> Verdict:  # fmt: skip
+    ended: Any,
+    lengths: Any,
+    options: GuardOptions | None = None,
+    *,
+    state: GuardState | None = None,
+    number: int | None = None,
+) -> Verdict:
     """Whether the answers of a round can be learned from.
 
     Args:

@@ -32,9 +32,15 @@ from xrec_jax.training.state import TrainState, initializer
 from xrec_jax.training.steps import recommend_step
 
 HPARAMS = (
-    "bottleneck", "hidden", "null_dropout", "null_rows", "code_dropout", "reconstruction",
-    "train_base", "base_dropout",
-)  # fmt: skip
+    "bottleneck",
+    "hidden",
+    "null_dropout",
+    "null_rows",
+    "code_dropout",
+    "reconstruction",
+    "train_base",
+    "base_dropout",
+)
 
 
 def system_of(config: Any) -> str:
@@ -81,23 +87,33 @@ class FusedTask:
     reads_others: ClassVar[bool] = False  # whether `score` reads kept explanations
 
     def __init__(
-        self, setup: JointSetup, task: RecommenderTask, *, width: int, features: bool = False,
+        self,
+        setup: JointSetup,
+        task: RecommenderTask,
+        *,
+        width: int,
+        features: bool = False,
         sides: str = "",
-    ):  # fmt: skip
+    ):
         self.setup, self.task = setup, task
         asked = setup.asked.recommender
         values = {key: asked[key] for key in HPARAMS}
         self.model: Fused
         if features:
             self.model = fuse_features(
-                task.model, encoding=width, item_features=setup.states.item_features.shape[1],
+                task.model,
+                encoding=width,
+                item_features=setup.states.item_features.shape[1],
                 **values,
-            )  # fmt: skip
+            )
         else:
             self.model = fuse(
-                task.model, encoding=width, components=min(asked.components, width),
-                sides=sides or asked.sides, **values,
-            )  # fmt: skip
+                task.model,
+                encoding=width,
+                components=min(asked.components, width),
+                sides=sides or asked.sides,
+                **values,
+            )
         self.steps = asked.warm_steps + setup.asked.rounds * asked.steps + asked.final_steps
         self.rule = _held(optimizer(asked.train, self.steps), asked.train_base)
         self._compiled_step: Any = None
@@ -309,8 +325,9 @@ class FusedTask:
             tables = model.tables(params, frozen)
             alone = {k: v for k, v in batch.items() if k not in ("encoding", "present")}
             shuffled = alone | {
-                "encoding": batch["other_encoding"], "present": batch["other_present"]
-            }  # fmt: skip
+                "encoding": batch["other_encoding"],
+                "present": batch["other_present"],
+            }
             found = {}
             for name, one in (("", batch), ("_null", alone), ("_shuffled", shuffled)):
                 scores = model.item_scores(params, frozen, one, tables=tables)[:, :items]
@@ -324,10 +341,17 @@ class FusedTask:
         return score
 
     def score(
-        self, params: Any, frozen: Any, states: np.ndarray, encoding: np.ndarray,
-        present: np.ndarray, *, key: int, read: dict[str, np.ndarray] | None = None,
+        self,
+        params: Any,
+        frozen: Any,
+        states: np.ndarray,
+        encoding: np.ndarray,
+        present: np.ndarray,
+        *,
+        key: int,
+        read: dict[str, np.ndarray] | None = None,
         targets: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+    ) -> dict[str, np.ndarray]:
         """What explanations of states do to the true next item, on frozen weights.
 
         Args:
@@ -356,9 +380,11 @@ class FusedTask:
                 "target": self.setup.states.target[chosen],
                 "targets": targets[places],
                 "seen": self._seen.padded(chosen, self._seen_width, fill=-1),
-                "encoding": encoding[places], "present": present[places],
-                "other_encoding": encoding[other], "other_present": present[other],
-            }  # fmt: skip
+                "encoding": encoding[places],
+                "present": present[places],
+                "other_encoding": encoding[other],
+                "other_present": present[other],
+            }
             found.append(gather(self._score(params, frozen, self.setup.put(batch))))
         return {
             name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]

@@ -59,9 +59,14 @@ def retrieved(
         tables = model.tables(params, frozen)
         state = model.user_state(params, tables, batch)
         return top_k(
-            state, tables.item, batch["seen"], k=count, score=model.scores,
-            num_items=model.num_items, mesh=setup.mesh,
-        )[0]  # fmt: skip
+            state,
+            tables.item,
+            batch["seen"],
+            k=count,
+            score=model.scores,
+            num_items=model.num_items,
+            mesh=setup.mesh,
+        )[0]
 
     width = int(states.history.lengths.max(initial=1))
     size, found = min(1024, max(8, CELLS // model.num_items)), []
@@ -216,10 +221,11 @@ class RerankTask(FusedTask):
             places = np.minimum(np.arange(first, first + size), len(users) - 1)
             chosen = users[places]
             batch = {
-                "user": chosen, "candidates": candidates[chosen],
+                "user": chosen,
+                "candidates": candidates[chosen],
                 "targets": targets.padded(chosen, most, fill=-1),
                 "seen": seen.padded(chosen, width, fill=-1),
-            } | _of_slots(slots[chosen], read)  # fmt: skip
+            } | _of_slots(slots[chosen], read)
             length = self.model.history_length
             if length:
                 batch["history"] = seen.padded(chosen, length)
@@ -237,10 +243,17 @@ class RerankTask(FusedTask):
     # What rollouts are worth.
 
     def score(
-        self, params: Any, frozen: Any, states: np.ndarray, encoding: np.ndarray,
-        present: np.ndarray, *, key: int, read: dict[str, np.ndarray] | None = None,
+        self,
+        params: Any,
+        frozen: Any,
+        states: np.ndarray,
+        encoding: np.ndarray,
+        present: np.ndarray,
+        *,
+        key: int,
+        read: dict[str, np.ndarray] | None = None,
         targets: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+    ) -> dict[str, np.ndarray]:
         """Leave-one-out worth of texts of cases, on frozen weights.
 
         Args:
@@ -272,9 +285,11 @@ class RerankTask(FusedTask):
                 "target": cases.target[chosen],
                 "seen": cases.history.padded(chosen, self._seen_width, fill=-1),
                 "place": (cases.slots[rows] == chosen[:, None]).argmax(axis=1).astype(np.int32),
-                "own_encoding": encoding[places], "own_present": present[places],
-                "own_shuffled_encoding": encoding[other], "own_shuffled_present": present[other],
-            }  # fmt: skip
+                "own_encoding": encoding[places],
+                "own_present": present[places],
+                "own_shuffled_encoding": encoding[other],
+                "own_shuffled_present": present[other],
+            }
             found.append(gather(_gains(self.model, params, tables, setup.put(batch))))
         return {
             name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]

@@ -9,7 +9,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.evaluation.faithfulness.planted import score_texts
@@ -56,10 +56,7 @@ def leave_seed(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None
     folder = setup.rundir.path / "adapter_joint" / str(seed)
     if folder.exists():  # of this seed, before a kill kept it from being done
         folder.rmtree()
-    save_adapter(
-        folder, Adapter(policy["lora"], setup.lora),
-        base=setup.base.identity(),
-    )  # fmt: skip
+    save_adapter(folder, Adapter(policy["lora"], setup.lora), base=setup.base.identity())
     records = []
     ids, states = setup.data.dataset.user_ids, setup.states
     for name, made in texts.items():
@@ -68,16 +65,24 @@ def leave_seed(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None
                 why, why_not = split_pair(text)
                 [named] = states.records(np.array([s]), setup.data.dataset.item_ids)
                 records.append(
-                    {"user": str(ids[states.user[s]]), **named, "system": name, "text": text,
-                     "why": why, "why_not": why_not}
-                )  # fmt: skip
+                    {
+                        "user": str(ids[states.user[s]]),
+                        **named,
+                        "system": name,
+                        "text": text,
+                        "why": why,
+                        "why_not": why_not,
+                    }
+                )
     path = texts_path(setup.rundir, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, files.json_lines(records))
     arrays = {
         f"{name}/{key.removeprefix('test/')}": value
-        for name, found in figures.items() for key, value in found.items() if key != "users"
-    }  # fmt: skip
+        for name, found in figures.items()
+        for key, value in found.items()
+        if key != "users"
+    }
     arrays["users"] = figures[JOINT]["users"]
 
     write_npz(setup.rundir.per_user(f"{STAGE}/{seed}"), arrays)
@@ -103,9 +108,10 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
     table: dict[str, dict[str, Estimate]] = {}
     for name in names:
         own = {
-            f"test/{key.split('/', 1)[1]}": v for key, v in values.items()
+            f"test/{key.split('/', 1)[1]}": v
+            for key, v in values.items()
             if key.startswith(f"{name}/")
-        }  # fmt: skip
+        }
         table[name] = estimates({k: v[:, kept] for k, v in own.items()}, resamples=resamples)
         if not kept.all():
             whole = {k.replace("test/", "test_all/"): v for k, v in own.items()}
@@ -184,9 +190,10 @@ def _add_texts(
             stacked = np.stack(arrays)
             one = stacked.shape[1] == 1
             table[name][key] = (
-                exact(float(stacked.mean()), len(test)) if one
+                exact(float(stacked.mean()), len(test))
+                if one
                 else estimate(stacked, resamples=resamples)
-            )  # fmt: skip
+            )
 
 
 def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:

@@ -104,9 +104,11 @@ def generate(
         tokens[row, : len(answer.ids)] = answer.ids
         log_probs[row, : len(answer.ids)] = answer.log_probs
     return Answers(
-        tokens, log_probs, np.array([len(one.ids) for one in answers], np.int32),
+        tokens,
+        log_probs,
+        np.array([len(one.ids) for one in answers], np.int32),
         np.array([one.stop == "eos" for one in answers], bool),
-    )  # fmt: skip
+    )
 
 
 def rows(
@@ -152,14 +154,18 @@ def rows(
     start = prompt if group == 1 else np.tile(most + size * np.arange(group), len(own))
     columns = start[:, None] + np.arange(size)
     real = np.arange(size) < length[:, None]
-    row, nth = (np.broadcast_to(x[:, None], columns.shape)[real]
-                for x in np.divmod(np.arange(len(states)), group))  # fmt: skip
+    row, nth = (
+        np.broadcast_to(x[:, None], columns.shape)[real]
+        for x in np.divmod(np.arange(len(states)), group)
+    )
     ids[row, columns[real]] = tokens[real]
     segments[row, columns[real]] = 1 if group == 1 else 2 + nth
     found = {
-        "ids": ids, "segments": segments, "start": start.astype(np.int32),
+        "ids": ids,
+        "segments": segments,
+        "start": start.astype(np.int32),
         "length": length.astype(np.int32),
-    }  # fmt: skip
+    }
     if prompts.soft.shape[1]:
         found["soft_positions"] = prompts.soft[own]
     return found

@@ -54,13 +54,20 @@ class Round:
         begin = time.perf_counter()
         states = self._drawn(number)
         made = self.run.policy.answer(
-            state.policy["params"]["policy"], states, self.run.users,
-            key=(self.run.seed, 72, number), exploring=True,
-        )  # fmt: skip
+            state.policy["params"]["policy"],
+            states,
+            self.run.users,
+            key=(self.run.seed, 72, number),
+            exploring=True,
+        )
         host = Rollout(
-            state=states.astype(np.int32), tokens=made.tokens, length=made.length,
-            ended=made.ended, log_probs=made.log_probs, round=np.int32(number),
-        )  # fmt: skip
+            state=states.astype(np.int32),
+            tokens=made.tokens,
+            length=made.length,
+            ended=made.ended,
+            log_probs=made.log_probs,
+            round=np.int32(number),
+        )
         self._rollout_seconds = time.perf_counter() - begin
         return state.replace(step=state.step + 1, buffer=put_replicated(host, self.setup.mesh))
 
@@ -137,17 +144,21 @@ class Round:
         found |= told
         clock.mark("encoding")
         recommender, metrics = run.fused.train(
-            training_state(state.recommender, {}), frozen,
+            training_state(state.recommender, {}),
+            frozen,
             {"encoding": cache["encoding"], "present": cache["present"]},
-            steps=self.asked.recommender.steps, seed=run.seed,
-        )  # fmt: skip
+            steps=self.asked.recommender.steps,
+            seed=run.seed,
+        )
         found |= metrics
         clock.mark("recommender")
         state = state.replace(
-            step=state.step + 1, policy=part_of(policy), recommender=part_of(recommender),
+            step=state.step + 1,
+            policy=part_of(policy),
+            recommender=part_of(recommender),
             controller=put_replicated(after, setup.mesh),
             cache=put_replicated(Explanations(**cache), setup.mesh),
-        )  # fmt: skip
+        )
         found |= self.held_out(state, number)
         clock.mark("evaluation")
         found |= clock.seconds
@@ -165,21 +176,29 @@ class Round:
         setup = self.setup
         encoding, present = setup.encode(texts)
         scored = self.run.fused.score(
-            state.recommender["params"], frozen, buffer.state.astype(np.int64), encoding, present,
-            key=rng.fold(self.run.seed, 74, number), read=self.run.others(state),
-        )  # fmt: skip
+            state.recommender["params"],
+            frozen,
+            buffer.state.astype(np.int64),
+            encoding,
+            present,
+            key=rng.fold(self.run.seed, 74, number),
+            read=self.run.others(state),
+        )
         prompts, states = setup.prompts, buffer.state
         group = setup.states.group
         judged = None
         if "judge" in setup.weights:
             judged = setup.judge(states, texts)
         host: Found = scored | {
-            "length": buffer.length, "ended": buffer.ended, "answer": buffer.tokens,
+            "length": buffer.length,
+            "ended": buffer.ended,
+            "answer": buffer.tokens,
             "answer_mask": np.arange(setup.size) < buffer.length[:, None],
             "prompt": prompts.ids[states],
             "prompt_mask": np.arange(prompts.ids.shape[1]) < prompts.length[states][:, None],
-            "group": None if group is None else group[states], "judge": judged,
-        }  # fmt: skip
+            "group": None if group is None else group[states],
+            "judge": judged,
+        }
         fields = Scored(**setup.put(host), content=setup.content)
         score, parts = rewards.total(fields, self.asked.rewards)
         return gather(score), gather(parts)
@@ -192,9 +211,13 @@ class Round:
         states = buffer.state.astype(np.int64)
         group = run.policy.group
         batch = rows(
-            setup.prompts, states, buffer.tokens, buffer.length, group=group,
+            setup.prompts,
+            states,
+            buffer.tokens,
+            buffer.length,
+            group=group,
             longest=int(setup.prompts.length[setup.rolled_out].max()),
-        )  # fmt: skip
+        )
         if run.policy.vectors:
             batch["user"] = run.users[states[::group]]
         reference = run.warm_policy if asked.kl.reference == "warm_start" else {}
@@ -202,20 +225,27 @@ class Round:
         mask = np.asarray(answer_mask(buffer.length, setup.size))
         found: Found = guards.check_gap(buffer.log_probs, said["log_probs"], mask, setup.guards)
         beta = float(gather(state.controller.beta))
-        apart = kl.estimate(jnp.asarray(said["log_probs"]), jnp.asarray(said["reference"]),
-                            kind=asked.kl.kind)  # fmt: skip
+        apart = kl.estimate(
+            jnp.asarray(said["log_probs"]), jnp.asarray(said["reference"]), kind=asked.kl.kind
+        )
         total = float(jnp.sum(jnp.where(mask, apart, 0.0)))
         tokens = max(int(mask.sum()), 1)
         whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), asked.ppo.missing_eos)
         per_token = token_rewards(
-            whole, jnp.asarray(said["log_probs"]), jnp.asarray(said["reference"]),
-            jnp.asarray(mask), beta=beta, kind=asked.kl.kind,
-        )  # fmt: skip
+            whole,
+            jnp.asarray(said["log_probs"]),
+            jnp.asarray(said["reference"]),
+            jnp.asarray(mask),
+            beta=beta,
+            kind=asked.kl.kind,
+        )
         groups = jnp.arange(len(states)) // asked.rollout.group_size
         options = AdvantageOptions(
-            discount=asked.ppo.discount, lam=asked.ppo.lam, scale=asked.ppo.scale,
+            discount=asked.ppo.discount,
+            lam=asked.ppo.lam,
+            scale=asked.ppo.scale,
             whiten=asked.ppo.whiten,
-        )  # fmt: skip
+        )
         values = jnp.asarray(said["values"]) if "values" in said else None
         advantages, returns = advantages_of(
             asked.ppo.estimator, per_token, values, jnp.asarray(mask), groups, options=options
@@ -224,9 +254,10 @@ class Round:
         if values is not None:
             batch |= {"values": said["values"], "returns": np.asarray(returns)}
         found |= {
-            "ppo/kl": total / tokens, "ppo/kl_beta": beta,
+            "ppo/kl": total / tokens,
+            "ppo/kl_beta": beta,
             "ppo/entropy": float(said["entropy"][mask].mean()) if mask.any() else 0.0,
-        }  # fmt: skip
+        }
         return batch, found, total / len(states)
 
     def _refresh(
@@ -244,9 +275,10 @@ class Round:
             host[name][chosen] = array
         stale = number - host["version"][train]
         return host, {
-            "cache/staleness": float(stale.mean()), "cache/staleness_max": float(stale.max()),
+            "cache/staleness": float(stale.mean()),
+            "cache/staleness_max": float(stale.max()),
             "cache/refreshed": float(count),
-        }  # fmt: skip
+        }
 
     # What it is worth.
 
@@ -279,9 +311,10 @@ class Round:
             base = {**params, "base": run.alone}
             self._alone = run.fused.evaluate("few", base, frozen, nothing).masked[name].mean()
         found: Found = {
-            f"valid/{name}": float(values.mean()), f"valid/alone_{name}": float(self._alone),
+            f"valid/{name}": float(values.mean()),
+            f"valid/alone_{name}": float(self._alone),
             "valid/gain": float(values.mean() / max(self._alone, 1e-9) - 1.0),
-        }  # fmt: skip
+        }
         if not run.fused.reads_others:
             now = {name: array[run.valid] for name, array in read.items()}
             common: Any = {"key": rng.fold(run.seed, 77), "targets": self._held_out_items}
@@ -302,13 +335,16 @@ class Round:
             found["valid/planted_f1"] = float(f1.mean())
         found["samples"] = [
             {
-                "round": number, "user": str(setup.data.dataset.user_ids[setup.states.user[s]]),
-                "part": "valid", "prompt": setup.states.prompts[s], "text": texts[place],
+                "round": number,
+                "user": str(setup.data.dataset.user_ids[setup.states.user[s]]),
+                "part": "valid",
+                "prompt": setup.states.prompts[s],
+                "text": texts[place],
                 "planted": None if planted is None else planted[s],
                 "f1": None if f1 is None else float(f1[place]),
             }
             for place, s in enumerate(run.valid[: self.asked.samples].tolist())
-        ]  # fmt: skip
+        ]
         measured = {name: value for name, value in found.items() if name.startswith("valid/")}
         guards.check_updates(measured, LOWER)
         return found

@@ -162,9 +162,11 @@ class JointSetup:
     def sampler(self) -> Sampler:
         """Of the base, for every role that writes."""
         return Sampler(
-            self.base.model, self.base.params, eos=self.base.tokenizer.eos_ids,
+            self.base.model,
+            self.base.params,
+            eos=self.base.tokenizer.eos_ids,
             batch=self.config.llm.generation_batch,
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def lora(self) -> LoraConfig:
@@ -246,9 +248,10 @@ class JointSetup:
                 ends.append(ends[-1] + len(past) + number)
         items = np.concatenate(parts) if parts else np.zeros(0, np.int32)
         return Lessons(
-            np.array(which, np.int64), np.array(target, np.int32),
+            np.array(which, np.int64),
+            np.array(target, np.int32),
             Histories(items.astype(np.int32), np.array(ends, np.int64)),
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def taught_users(self) -> np.ndarray:

@@ -86,8 +86,11 @@ class JointState(flax.struct.PyTreeNode):
 def part_of(state: TrainState) -> dict[str, Any]:
     """What a joint state keeps of a training state."""
     return {
-        "step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key
-    }  # fmt: skip
+        "step": state.step,
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "key": state.key,
+    }
 
 
 def training_state(part: dict[str, Any], frozen: Any) -> TrainState:

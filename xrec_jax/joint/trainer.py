@@ -59,9 +59,12 @@ class SeedRun:
         made = self.policy.answer(policy, states, self.users, key=(self.seed, 71, number))
         encoding, present = self.setup.encode(self.setup.texts(made.tokens, made.length))
         return {
-            "tokens": made.tokens, "length": made.length, "encoding": encoding, "present": present,
+            "tokens": made.tokens,
+            "length": made.length,
+            "encoding": encoding,
+            "present": present,
             "version": np.full(len(states), number, np.int32),
-        }  # fmt: skip
+        }
 
     def warm(self, writer: MetricWriter) -> JointState:
         """The state before the first round: both sides trained apart, then introduced."""
@@ -75,21 +78,26 @@ class SeedRun:
         recommender = self.fused.initial(self.seed, self.alone)
         frozen = self.fused.frozen(self.base_frozen, constants)
         recommender, _ = self.fused.train(
-            recommender, frozen, _read(cache), steps=setup.asked.recommender.warm_steps,
+            recommender,
+            frozen,
+            _read(cache),
+            steps=setup.asked.recommender.warm_steps,
             seed=self.seed,
-        )  # fmt: skip
+        )
         both = self.policy.initial(self.seed, policy)
         mesh = setup.mesh
         found = Explanations(**put_replicated(cache, mesh))
         return JointState(
             step=put_replicated(np.int32(0), mesh),
-            policy=part_of(both), recommender=part_of(recommender),
-            controller=put_replicated(controller(setup.asked.kl.beta), mesh), cache=found,
+            policy=part_of(both),
+            recommender=part_of(recommender),
+            controller=put_replicated(controller(setup.asked.kl.beta), mesh),
+            cache=found,
             first=put_replicated(self._looked_at(cache), mesh),
             buffer=put_replicated(self._no_rollout(), mesh),
             constants=put_replicated(constants, mesh),
             best=_copy({"policy": policy, "recommender": recommender.params}),
-        )  # fmt: skip
+        )
 
     def _constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         heat = self.fused.temperature(self.alone, self.base_frozen)
@@ -177,7 +185,8 @@ class SeedRun:
         nothing = self._no_texts()
         constants = self._constants(nothing, np.arange(len(nothing["length"])))
         return JointState(
-            step=put_replicated(np.int32(0), mesh), policy=part_of(both),
+            step=put_replicated(np.int32(0), mesh),
+            policy=part_of(both),
             recommender=part_of(recommender),
             controller=put_replicated(controller(0.0), mesh),
             cache=Explanations(**put_replicated(nothing, mesh)),
@@ -185,7 +194,7 @@ class SeedRun:
             buffer=put_replicated(self._no_rollout(), mesh),
             constants=put_replicated(constants, mesh),
             best={"policy": both.params["policy"], "recommender": recommender.params},
-        )  # fmt: skip
+        )
 
     def _no_texts(self) -> dict[str, np.ndarray]:
         count, width = len(self.setup.states), self.setup.encoder.width
@@ -200,10 +209,13 @@ class SeedRun:
     def _no_rollout(self) -> Rollout:
         n, size = self.setup.asked.rollout.per_round, self.setup.size
         return Rollout(
-            state=np.zeros(n, np.int32), tokens=np.zeros((n, size), np.int32),
-            length=np.zeros(n, np.int32), ended=np.zeros(n, bool),
-            log_probs=np.zeros((n, size), np.float32), round=np.int32(-1),
-        )  # fmt: skip
+            state=np.zeros(n, np.int32),
+            tokens=np.zeros((n, size), np.int32),
+            length=np.zeros(n, np.int32),
+            ended=np.zeros(n, bool),
+            log_probs=np.zeros((n, size), np.float32),
+            round=np.int32(-1),
+        )
 
     def _judge_warm(self, state: JointState, guard: GuardState, writer: MetricWriter) -> Any:
         """Round 0: what the warm start is worth, so that a run that only gets worse keeps it."""
@@ -265,16 +277,20 @@ def _stopped(history: list[dict[str, Any]]) -> bool:
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
     return {
-        name: float(value) for name, value in found.items()
+        name: float(value)
+        for name, value in found.items()
         if "/" in name and isinstance(value, (int, float))
-    }  # fmt: skip
+    }
 
 
 def _line(found: dict[str, Any]) -> str:
     shown = {
-        "valid/gain": "gain {:+.1%}", "valid/log_prob_gain": "log-probability {:+.4f}",
+        "valid/gain": "gain {:+.1%}",
+        "valid/log_prob_gain": "log-probability {:+.4f}",
         "valid/planted_f1": "F1 {:.3f}",
-        "reward/score": "reward {:.3f}", "ppo/kl": "KL {:.3f}", "rollout/length": "length {:.1f}",
-    }  # fmt: skip
+        "reward/score": "reward {:.3f}",
+        "ppo/kl": "KL {:.3f}",
+        "rollout/length": "length {:.1f}",
+    }
     parts = [text.format(found[name]) for name, text in shown.items() if name in found]
     return f"round {found['round']}: {', '.join(parts)}"

@@ -211,15 +211,20 @@ class LanguageModel:
             raise UserError(f"template={template!r:.60} must be True, False or None")
         requests = [
             self._request(
-                number, self._ids(number, prompt, template), limits[number], seeds[number],
+                number,
+                self._ids(number, prompt, template),
+                limits[number],
+                seeds[number],
                 None if soft is None else soft[number],
             )
             for number, prompt in enumerate(prompts)
-        ]  # fmt: skip
+        ]
         answers = self.sampler.generate(
-            requests, sampling=options, adapter=self.adapter(adapter),
+            requests,
+            sampling=options,
+            adapter=self.adapter(adapter),
             stop=stops.keep if stops else None,
-        )  # fmt: skip
+        )
         return [self._record(answer, stops) for answer in answers]
 
     def _ids(self, number: int, prompt: Any, template: bool | None) -> list[int]:

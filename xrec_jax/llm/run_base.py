@@ -28,9 +28,17 @@ from xrec_jax.parallel.mesh import batch_divisor
 
 CHAT = ("auto", "yes", "no")
 _SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
-    "head_dim", "max_positions", "rope_theta", "tie_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "max_positions",
+    "rope_theta",
+    "tie_embeddings",
+)
 
 
 class LoadedBase(NamedTuple):
@@ -98,9 +106,11 @@ def check(config: Any, mesh: Mesh, rundir: RunDir) -> None:
         )
     dtype_named(llm.dtype)
     for key, valid in (
-        ("quantization", quantize.KINDS), ("attention", attention.IMPLEMENTATIONS),
-        ("remat", tuple(REMAT)), ("chat_template", CHAT),
-    ):  # fmt: skip
+        ("quantization", quantize.KINDS),
+        ("attention", attention.IMPLEMENTATIONS),
+        ("remat", tuple(REMAT)),
+        ("chat_template", CHAT),
+    ):
         if llm[key] not in valid:
             raise UserError(f"llm.{key}={llm[key]!r} is not valid{did_you_mean(llm[key], valid)}")
     divisor = batch_divisor(mesh)
@@ -170,9 +180,12 @@ def language_model(
 ) -> LanguageModel:
     """The base with adapters, ready to generate."""
     return LanguageModel(
-        base.model, base.params, base.tokenizer, adapters=adapters,
+        base.model,
+        base.params,
+        base.tokenizer,
+        adapters=adapters,
         batch=config.llm.generation_batch,
-    )  # fmt: skip
+    )
 
 
 def need_base(config: Any, rundir: RunDir, stage: str) -> None:
@@ -225,10 +238,15 @@ def answer(
     """
     samples = config.instruct.samples
     return lm.generate(
-        prompts, max_new_tokens=samples.max_new_tokens, temperature=samples.temperature,
-        top_k=samples.top_k, top_p=samples.top_p, seed=config.seeds[0], adapter=adapter,
+        prompts,
+        max_new_tokens=samples.max_new_tokens,
+        temperature=samples.temperature,
+        top_k=samples.top_k,
+        top_p=samples.top_p,
+        seed=config.seeds[0],
+        adapter=adapter,
         template=template(config),
-    )  # fmt: skip
+    )
 
 
 def base_identity(config: Any, rundir: RunDir) -> str:

@@ -54,9 +54,11 @@ def _whole(key: Mapping[str, Any]) -> bool:
 def _is_step(step: Mapping[str, Any], cases: int, systems: Sequence[str]) -> bool:
     named = [step[name] for name in (("system",) if "system" in step else ("first", "second"))]
     return (
-        type(step["case"]) is int and 0 <= step["case"] < cases
-        and all(name in systems for name in named) and len(set(named)) == len(named)
-    )  # fmt: skip
+        type(step["case"]) is int
+        and 0 <= step["case"] < cases
+        and all(name in systems for name in named)
+        and len(set(named)) == len(named)
+    )
 
 
 def read(
@@ -152,9 +154,11 @@ def _values(
                 if not isinstance(value, str) or value not in SHARES:
                     raise UserError(f"{where}, not one of {', '.join(SHARES)}")
             elif (
-                isinstance(value, bool) or not isinstance(value, (int, float))
-                or not math.isfinite(value) or not key["low"] <= value <= key["high"]
-            ):  # fmt: skip
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+                or not key["low"] <= value <= key["high"]
+            ):
                 raise UserError(f"{where}, not a number from {key['low']} to {key['high']}")
         found.append((meaning, values, [q for q in asked if q not in values]))
     return found

@@ -22,22 +22,28 @@ LOW, HIGH = 1, 10
 SHARES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 QUESTIONS = (
     {
-        "id": "reasonability", "label": "Reasonable",
+        "id": "reasonability",
+        "label": "Reasonable",
         "text": "Do the reasons fit the recommended item and what this person did before?",
-        "low": "not at all", "high": "completely",
+        "low": "not at all",
+        "high": "completely",
     },
     {
-        "id": "attractiveness", "label": "Attractive",
+        "id": "attractiveness",
+        "label": "Attractive",
         "text": "Does the text make this person want to try the item?",
-        "low": "not at all", "high": "very much",
+        "low": "not at all",
+        "high": "very much",
     },
     {
         # A high mark is good for every question, as in LLMXRec's published ratings.
-        "id": "redundancy", "label": "To the point",
+        "id": "redundancy",
+        "label": "To the point",
         "text": "Is the text free of repetition and of words that say nothing?",
-        "low": "full of them", "high": "nothing to cut",
+        "low": "full of them",
+        "high": "nothing to cut",
     },
-)  # fmt: skip
+)
 GOLD_KINDS = ("other item", "shuffled words")
 _ENOUGH = 6  # words that a text needs to look broken when it is broken
 
@@ -106,10 +112,12 @@ def _broken(
         title = case.title.lower()
         new = next(
             (
-                other for other in others
+                other
+                for other in others
                 if len(_pieces(other)) >= _ENOUGH and not (title and title in other.lower())
-            ), text,
-        )  # fmt: skip
+            ),
+            text,
+        )
     if new == text:
         return None
     return Shown(dataclasses.replace(case, texts={**case.texts, system: new}), kind, system)
@@ -172,9 +180,13 @@ def sheet(shown: Sequence[Shown], *, preferences: int, seed: int, number: int) -
             key[str(len(steps))] = {"case": row, "first": first, "second": second}
             steps[-1] |= {"id": str(len(steps)), "case": place}
     content = {
-        "number": number, "low": LOW, "high": HIGH, "questions": QUESTIONS, "cases": contexts,
+        "number": number,
+        "low": LOW,
+        "high": HIGH,
+        "questions": QUESTIONS,
+        "cases": contexts,
         "steps": steps,
-    }  # fmt: skip
+    }
     id_ = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return Sheet(id_, _page({"sheet": id_, **content}), key)
 
@@ -194,8 +206,10 @@ def _page(content: Mapping[str, Any]) -> str:
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     page = _file("sheet.html")
     for name, text in (
-        ("STYLE", _file("sheet.css")), ("SCRIPT", _file("sheet.js")), ("DATA", data),
-    ):  # fmt: skip
+        ("STYLE", _file("sheet.css")),
+        ("SCRIPT", _file("sheet.js")),
+        ("DATA", data),
+    ):
         page = page.replace(f"/*{name}*/", text, 1)
     return page
 

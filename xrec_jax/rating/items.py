@@ -77,11 +77,14 @@ def of_run(rundir: RunDir, systems: Sequence[str] = ()) -> list[RatedCase]:
     answered = {name: join(pairs, records[name], where=folder / f"{name}.jsonl") for name in chosen}
     return [
         RatedCase(
-            item=f"{pair['user']} {pair['item']}", group="", prompt=pair["prompt"],
-            texts={name: answered[name][row].explanation["text"] for name in chosen}, pair=pair,
+            item=f"{pair['user']} {pair['item']}",
+            group="",
+            prompt=pair["prompt"],
+            texts={name: answered[name][row].explanation["text"] for name in chosen},
+            pair=pair,
         )
         for row, pair in enumerate(pairs)
-    ]  # fmt: skip
+    ]
 
 
 def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCase]:
@@ -185,7 +188,7 @@ def context(prompt: str) -> dict[str, Any]:
             for number, entry in enumerate(parsed.history, start=1)
         ],
         "item": shown(template.render_item(row(parsed.item)), parsed.item, template.item, 0),
-    }  # fmt: skip
+    }
 
 
 def _of_pair(pair: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -195,9 +198,10 @@ def _of_pair(pair: Mapping[str, Any] | None) -> dict[str, Any]:
 
     def note(title: str, attributes: Mapping[str, Any]) -> str:
         short = {
-            column: value for column, value in attributes.items()
+            column: value
+            for column, value in attributes.items()
             if isinstance(value, (str, int)) and value not in ("", title) and len(str(value)) < 60
-        }  # fmt: skip
+        }
         return ", ".join(f"{column.replace('_', ' ')}: {value}" for column, value in short.items())
 
     def shown(title: Any, attributes: Mapping[str, Any]) -> dict[str, str]:

@@ -24,12 +24,16 @@ def _cell(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
 
 def _table(title: str, systems: Systems, columns: Mapping[str, str], first: str = "system") -> str:
     """Rows that have one of the columns; columns that some row has. Empty if there are none."""
-    named = {metric: text for metric, text in columns.items()
-             if any(metric in found for found in systems.values())}  # fmt: skip
+    named = {
+        metric: text
+        for metric, text in columns.items()
+        if any(metric in found for found in systems.values())
+    }
     rows = [
         [name, *(_cell(found.get(m), 3 if m.endswith("/p") else 2) for m in named)]
-        for name, found in systems.items() if any(metric in found for metric in named)
-    ]  # fmt: skip
+        for name, found in systems.items()
+        if any(metric in found for metric in named)
+    ]
     return f"{title}\n{text_table([first, *named.values()], rows)}" if rows else ""
 
 
@@ -60,34 +64,42 @@ def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
     for stage, found in result.items():
         if stage == "raters":
             continue
-        systems = {name: row for name, row in found.items()
-                   if name != _AGREEMENT and " vs " not in name}  # fmt: skip
+        systems = {
+            name: row for name, row in found.items() if name != _AGREEMENT and " vs " not in name
+        }
         pairs = {name: row for name, row in found.items() if " vs " in name}
         questions = _questions(found, "/mean")
         head = f"{stage.partition('/')[2]}: " if "/" in stage else ""
-        blocks.append(_table(
-            f"{head}mean ratings with 95 % intervals over items",
-            systems, {f"{q}/mean": q for q in questions},
-        ))  # fmt: skip
+        blocks.append(
+            _table(
+                f"{head}mean ratings with 95 % intervals over items",
+                systems,
+                {f"{q}/mean": q for q in questions},
+            )
+        )
         differences: dict[str, str] = {}
         for question in questions:
             differences |= {f"{question}/difference": question, f"{question}/p": "p"}
-        blocks.append(_table(
-            f"{head}differences, p adjusted over pairs (Holm)", pairs, differences, "pair",
-        ))  # fmt: skip
-        blocks.append(_table(
-            f"{head}preferences, ties counted half", systems,
-            {"win/ratio": "won", "win/ties": "ties", "bradley_terry/strength": "Bradley-Terry"},
-        ))  # fmt: skip
+        blocks.append(
+            _table(f"{head}differences, p adjusted over pairs (Holm)", pairs, differences, "pair")
+        )
+        blocks.append(
+            _table(
+                f"{head}preferences, ties counted half",
+                systems,
+                {"win/ratio": "won", "win/ties": "ties", "bradley_terry/strength": "Bradley-Terry"},
+            )
+        )
         blocks.append(matrix(pairs))
         alphas = found.get(_AGREEMENT, {})
         rows = {
             question: {
                 metric.partition("/")[2]: value
-                for metric, value in alphas.items() if metric.startswith(f"{question}/")
+                for metric, value in alphas.items()
+                if metric.startswith(f"{question}/")
             }
             for question in dict.fromkeys(metric.partition("/")[0] for metric in alphas)
-        }  # fmt: skip
+        }
         levels = {f"alpha_{level}": level for level in ("nominal", "ordinal", "interval")}
         blocks.append(
             _table(f"{head}agreement of raters, Krippendorff's alpha", rows, levels, "question")
@@ -103,10 +115,15 @@ def _questions(found: Systems, suffix: str) -> list[str]:
 
 
 _RATERS = {
-    "answers/ratings": "ratings", "answers/preferences": "comparisons", "gold/passed": "gold",
-    "time/median": "seconds", "others/correlation": "correlation", "others/distance": "distance",
-    "straight/same_answers": "all same", "straight/most_used": "commonest",
-}  # fmt: skip
+    "answers/ratings": "ratings",
+    "answers/preferences": "comparisons",
+    "gold/passed": "gold",
+    "time/median": "seconds",
+    "others/correlation": "correlation",
+    "others/distance": "distance",
+    "straight/same_answers": "all same",
+    "straight/most_used": "commonest",
+}
 
 
 def _raters(raters: Systems, exclude: Sequence[str]) -> str:

@@ -18,9 +18,14 @@ _STEPS = 24  # bisections: to 2 ** -22 of the logarithm
 
 
 def fit_temperature(
-    states: jax.Array, table: jax.Array, target: jax.Array,
-    score: Callable[[jax.Array, jax.Array], jax.Array], *, items: int, chunk: int = 128,
-) -> jax.Array:  # fmt: skip
+    states: jax.Array,
+    table: jax.Array,
+    target: jax.Array,
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    items: int,
+    chunk: int = 128,
+) -> jax.Array:
     """The temperature T with the least mean cross entropy of `log_softmax(scores / T)`.
 
     Cross entropy is convex in 1 / T, and its slope there is the mean over rows of the score

@@ -21,13 +21,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
-from xrec_jax.recommenders.base import (
-    Frozen,
-    Recommender,
-    Tables,
-    check_choice,
-    check_range,
-)
+from xrec_jax.recommenders.base import Frozen, Recommender, Tables, check_choice, check_range
 from xrec_jax.recommenders.explanations import Fusion, drop_parts
 from xrec_jax.recommenders.reranking import among_candidates
 

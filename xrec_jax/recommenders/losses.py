@@ -99,8 +99,9 @@ def _softmax_pass(num_items, states, table, target, weight):
         return jnp.moveaxis(x.reshape(rows, steps // chunk, chunk, *x.shape[2:]), 1, 0)
 
     zero = jnp.zeros(table.shape, jnp.float32)
-    table_grad, (loss, state_grad) = jax.lax.scan(one, zero, tuple(map(split, (
-        states, target, weight))))  # fmt: skip
+    table_grad, (loss, state_grad) = jax.lax.scan(
+        one, zero, tuple(map(split, (states, target, weight)))
+    )
     table_grad = table_grad.at[target].add(-states.astype(jnp.float32) * weight[..., None])
     loss, state_grad = (jnp.moveaxis(x, 0, 1) for x in (loss, state_grad))
     return loss.reshape(target.shape), state_grad.reshape(states.shape), table_grad

@@ -205,11 +205,7 @@ class SASRec(Recommender):
 
     @property
     def negatives_per_row(self) -> int:
-        a_window = {
-            "full_softmax": 0,
-            "sampled_softmax": 1,
-            "bce": self.length - self.context,
-        }
+        a_window = {"full_softmax": 0, "sampled_softmax": 1, "bce": self.length - self.context}
         return a_window[self.objective] * self.negatives
 
     @property
@@ -219,9 +215,16 @@ class SASRec(Recommender):
     @property
     def net(self) -> Transformer:
         return Transformer(
-            self.num_items, self.length, self.dim, self.layers, self.heads, self.inner,
-            self.dropout, self.stddev, jnp.dtype(self.dtype),
-        )  # fmt: skip
+            self.num_items,
+            self.length,
+            self.dim,
+            self.layers,
+            self.heads,
+            self.inner,
+            self.dropout,
+            self.stddev,
+            jnp.dtype(self.dtype),
+        )
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """Log sampling probability of each item: negatives are drawn as training events are."""
@@ -261,10 +264,11 @@ class SASRec(Recommender):
         else:
             log_q = frozen["log_q"]
             values = losses.sampled_softmax(
-                positive, jnp.einsum("btd,bnd->btn", states, vectors),
+                positive,
+                jnp.einsum("btd,bnd->btn", states, vectors),
                 log_q[negative_ids][:, None],
                 negative_ids[:, None] == target[..., None],
-            )  # fmt: skip
+            )
         return losses.weighted_mean(values, weight), {}
 
     def tables(self, params, frozen):

@@ -34,10 +34,17 @@ class Headline(NamedTuple):
 def headlines(material: Material) -> list[Headline]:
     """What the run can say of itself, the most telling first."""
     found = [
-        *_ranking(material), *_joint(material), *_planted(material), *_grounding(material),
-        *_wins(material), *_people(material), *_perplexity(material), *_attributes(material),
-        *_bias(material), *_audit(material),
-    ]  # fmt: skip
+        *_ranking(material),
+        *_joint(material),
+        *_planted(material),
+        *_grounding(material),
+        *_wins(material),
+        *_people(material),
+        *_perplexity(material),
+        *_attributes(material),
+        *_bias(material),
+        *_audit(material),
+    ]
     return found[:MOST]
 
 
@@ -56,8 +63,10 @@ def band(found: list[Headline]) -> Html | None:
             )
             for h in found
         ),
-        class_="band", role="list", aria_label="Headline figures",
-    )  # fmt: skip
+        class_="band",
+        role="list",
+        aria_label="Headline figures",
+    )
 
 
 def _ranking(material: Material) -> Iterator[Headline]:
@@ -129,9 +138,11 @@ def _people(material: Material) -> Iterator[Headline]:
     ratio = _tuned_over_base(systems)
     if known(ratio):
         yield Headline(
-            "Preferred by people", figure(ratio, share=True, digits=1),
-            "How often raters prefer the tuned text to the base's, ties half.", "ratings",
-        )  # fmt: skip
+            "Preferred by people",
+            figure(ratio, share=True, digits=1),
+            "How often raters prefer the tuned text to the base's, ties half.",
+            "ratings",
+        )
 
 
 def _perplexity(material: Material) -> Iterator[Headline]:
@@ -158,10 +169,11 @@ def _attributes(material: Material) -> Iterator[Headline]:
             wins += estimate["value"] > majority["value"]
     if total:
         yield Headline(
-            "Attributes told", tag("span", f"{wins} of {total}"),
+            "Attributes told",
+            tag("span", f"{wins} of {total}"),
             "Hidden attributes that the tuned model tells better than the majority guess.",
             "attributes",
-        )  # fmt: skip
+        )
 
 
 def _bias(material: Material) -> Iterator[Headline]:
@@ -169,16 +181,19 @@ def _bias(material: Material) -> Iterator[Headline]:
     if tuned:
         strong = sum(p is not None and p < bias.LEVEL for _, p in tuned.values())
         yield Headline(
-            "Group differences", tag("span", f"{strong} of {len(tuned)}"),
+            "Group differences",
+            tag("span", f"{strong} of {len(tuned)}"),
             "Differences between groups of users in tuned texts that remain after correction.",
             bias.ID,
-        )  # fmt: skip
+        )
 
 
 def _audit(material: Material) -> Iterator[Headline]:
     if material.audit is not None:
         count = material.audit.get("count", {})
         yield Headline(
-            "Audit", tag("span", f"{whole(count.get('error', 0))} errors"),
-            f"And {whole(count.get('warning', 0))} warnings about data, split and texts.", "audit",
-        )  # fmt: skip
+            "Audit",
+            tag("span", f"{whole(count.get('error', 0))} errors"),
+            f"And {whole(count.get('warning', 0))} warnings about data, split and texts.",
+            "audit",
+        )

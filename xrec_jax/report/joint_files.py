@@ -118,9 +118,11 @@ def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
     samples = _by_round(run_records.samples(rundir, folder.name), ("user",))
     users = list(dict.fromkeys(str(record["user"]) for record in samples))[:MOST_USERS]
     return Seed(
-        folder.name, rounds, [r for r in samples if str(r["user"]) in users],
+        folder.name,
+        rounds,
+        [r for r in samples if str(r["user"]) in users],
         rundir.per_user(f"{STAGE}/{folder.name}").exists(),
-    )  # fmt: skip
+    )
 
 
 def _by_round(records: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[Any]:

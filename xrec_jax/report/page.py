@@ -14,7 +14,7 @@ from etils import epath
 
 from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
 from xrec_jax.report import run_files as materials
@@ -102,8 +102,9 @@ def _section(section: Section) -> Html:
         tag("h2", section.title, id=heading),
         tag("p", section.lead, class_="lead"),
         section.body,
-        id=section.id, aria_labelledby=heading,
-    )  # fmt: skip
+        id=section.id,
+        aria_labelledby=heading,
+    )
 
 
 def _missing(modules: Sequence[ModuleType]) -> Html | None:
@@ -115,8 +116,9 @@ def _missing(modules: Sequence[ModuleType]) -> Html | None:
         tag("h2", "Not in this report", id="missing-title"),
         tag("p", "What the run directory does not hold, and how to get it.", class_="lead"),
         tag("dl", *entries, class_="missing"),
-        id="missing", aria_labelledby="missing-title",
-    )  # fmt: skip
+        id="missing",
+        aria_labelledby="missing-title",
+    )
 
 
 def publish(rundir: RunDir, data: RunData | None, config: Any = None) -> None:

@@ -120,22 +120,32 @@ def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> 
         items = [] if data.dataset.items is None else data.dataset.items.to_dicts()
     pairs, answers, more = _explained(rundir)
     return Material(
-        name=path.name, config=settings, evaluation=rundir.evaluation(),
+        name=path.name,
+        config=settings,
+        evaluation=rundir.evaluation(),
         metrics=run_records.metrics(rundir),
-        pairs=pairs, more_pairs=more, answers=answers,
+        pairs=pairs,
+        more_pairs=more,
+        answers=answers,
         verdicts=run_records.verdicts(rundir),
-        audit=audit, ratings=run_records.ratings(rundir),
-        sizes=sizes, titles=named, items=items, rundir=rundir,
-    )  # fmt: skip
+        audit=audit,
+        ratings=run_records.ratings(rundir),
+        sizes=sizes,
+        titles=named,
+        items=items,
+        rundir=rundir,
+    )
 
 
 def _sizes(data: RunData) -> dict[str, Any]:
     dataset, split = data.dataset, data.split
     return {
-        "name": dataset.name, "users": dataset.num_users, "items": dataset.num_items,
+        "name": dataset.name,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
         "events": len(dataset.interactions),
         "parts": {part: len(getattr(split, part)) for part in ("train", "valid", "test")},
-    }  # fmt: skip
+    }
 
 
 def _explained(

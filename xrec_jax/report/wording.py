@@ -90,7 +90,7 @@ _MEANINGS = {
     "macro_f1": Meaning("Macro F1", "Mean over the values, each counting the same.", True),
     "mae": Meaning("Mean absolute error", "In the attribute's unit; lower is better."),
     "parse_failures": Meaning("Unreadable answers", "Answers that name no valid value.", True),
-}  # fmt: skip
+}
 
 
 def meaning(name: str) -> Meaning:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation import bias
@@ -43,10 +43,14 @@ STAGE, BIAS = "assess", "bias"
 TUNED, BASE, SHUFFLED = "tuned", "base", "tuned shuffled"
 _MOST_VALUES = 60  # a column with more different values describes nothing that a text can name
 _SHOWN = (
-    "planted/precision", "planted/recall", "planted/f1", "grounding/item_named",
-    "grounding/hallucinated_titles", "grounding/attributes_precision",
+    "planted/precision",
+    "planted/recall",
+    "planted/f1",
+    "grounding/item_named",
+    "grounding/hallucinated_titles",
+    "grounding/attributes_precision",
     "counterfactual/comprehensiveness",
-)  # fmt: skip
+)
 
 # Of a pair.
 _READ = ("title", "system", "history", "attributes", "profile_attributes", "planted")
@@ -200,9 +204,13 @@ def planted_tables(
 
 
 def counterfactual_tables(
-    config: Any, data: RunData, rundir: RunDir, mesh: Mesh, pairs: Sequence[Pair],
+    config: Any,
+    data: RunData,
+    rundir: RunDir,
+    mesh: Mesh,
+    pairs: Sequence[Pair],
     groundings: Mapping[str, Sequence[Grounding]],
-) -> Table:  # fmt: skip
+) -> Table:
     """Whether the cited entries moved the recommender; empty where it has no user side."""
     system = pairs[0]["system"]
     if system is None or any(pair["system"] != system for pair in pairs):
@@ -225,13 +233,19 @@ def counterfactual_tables(
         ]
         try:
             result = counterfactual(
-                task.model, params, frozen, users=users,
+                task.model,
+                params,
+                frozen,
+                users=users,
                 items=[item_row[pair["item"]] for pair in pairs],
                 histories=[
                     history.items[history.start[row] : history.start[row + 1]] for row in users
                 ],
-                cited=cited, shown=shown, mesh=mesh, draws=config.assess.draws,
-            )  # fmt: skip
+                cited=cited,
+                shown=shown,
+                mesh=mesh,
+                draws=config.assess.draws,
+            )
         except UserError as error:  # a recommender without users: nothing to measure
             if is_primary():
                 log(f"assess: {error}")
@@ -249,9 +263,10 @@ def held_out_tables(rundir: RunDir, *, resamples: int) -> Table:
         if len(found) < 2:
             continue
         figures = text_metrics(
-            [record[name] for record in found], [record["reference"] for record in found],
+            [record[name] for record in found],
+            [record["reference"] for record in found],
             resamples=resamples,
-        )  # fmt: skip
+        )
         table[name] = {
             f"held_out/{metric.removeprefix('text/').replace('/', '_')}": value
             for metric, value in figures.corpus.items()

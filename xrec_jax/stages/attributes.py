@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
 from xrec_jax.data.run_data import RunData
@@ -69,9 +69,14 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     run_base.check(config, mesh, rundir)
     run_base.need_base(config, rundir, STAGE)
     for key, least in (
-        ("history", 0), ("max_prompt_tokens", 0), ("examples", 0), ("evaluated", 0), ("within", 0),
-        ("max_new_tokens", 1), ("length", 2),
-    ):  # fmt: skip
+        ("history", 0),
+        ("max_prompt_tokens", 0),
+        ("examples", 0),
+        ("evaluated", 0),
+        ("within", 0),
+        ("max_new_tokens", 1),
+        ("length", 2),
+    ):
         if not asked[key] >= least:  # nor NaN
             raise UserError(f"attributes.{key}={asked[key]} must be at least {least}")
     if asked.source == "world":
@@ -107,10 +112,12 @@ def check_rows(
     rows, valid = (
         packed(
             instructions.examples(tokenizer, part, template=template),
-            length=asked.length, together=True, what=f"attributes, {what} questions",
+            length=asked.length,
+            together=True,
+            what=f"attributes, {what} questions",
         )
         for what, part in zip(("training", "validation"), parts, strict=True)
-    )  # fmt: skip
+    )
     most = max(len(tokenizer.prompt(one.prompt, template=template)) for one in found.held_out)
     if most + asked.max_new_tokens > shape.max_positions:
         raise UserError(
@@ -141,9 +148,16 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         _same_as_before(found, base, rundir)
         lora = train_language.lora_config(config.attributes.lora)
         task = LanguageTask(
-            STAGE, model=base.model, lora=lora, base=base.params, train=config.attributes.train,
-            rows=rows, held_out=valid, mesh=mesh, rundir=rundir,
-        )  # fmt: skip
+            STAGE,
+            model=base.model,
+            lora=lora,
+            base=base.params,
+            train=config.attributes.train,
+            rows=rows,
+            held_out=valid,
+            mesh=mesh,
+            rundir=rundir,
+        )
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())
     _finish(config, found, base, rundir)
@@ -195,18 +209,19 @@ def _answers(config: Any, base: LoadedBase, adapter: Adapter | None, found: Ques
     adapters = {} if adapter is None else {"tuned": adapter}
     lm = run_base.language_model(config, base, adapters)
     records = lm.generate(
-        [one.prompt for one in found.held_out], max_new_tokens=config.attributes.max_new_tokens,
-        adapter=None if adapter is None else "tuned", template=run_base.template(config),
-    )  # fmt: skip
+        [one.prompt for one in found.held_out],
+        max_new_tokens=config.attributes.max_new_tokens,
+        adapter=None if adapter is None else "tuned",
+        template=run_base.template(config),
+    )
     texts = [record["text"] for record in records]
     read = [
         scoring.parse_answer(text, one.attributes)
         for text, one in zip(texts, found.held_out, strict=True)
     ]
     readout = Readout(
-        base.model, base.params, base.tokenizer, adapter=adapter,
-        template=run_base.template(config),
-    )  # fmt: skip
+        base.model, base.params, base.tokenizer, adapter=adapter, template=run_base.template(config)
+    )
     options = {one.key: allowed(one, found.known(one.key)) for one in found.attributes}
     chosen = [choose(readout, one, options) for one in found.held_out]
     return Answers(texts, read, chosen)

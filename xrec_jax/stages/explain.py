@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.evaluation.tables import figures_table
 from xrec_jax.evaluation.texts.text_metrics import text_figures

@@ -132,16 +132,28 @@ def _same_as_before(found: Instructions, base: LoadedBase, rundir: RunDir) -> No
 
 
 def make_task(
-    config: Any, found: Instructions, base: LoadedBase, lora: LoraConfig, *, mesh: Mesh,
+    config: Any,
+    found: Instructions,
+    base: LoadedBase,
+    lora: LoraConfig,
+    *,
+    mesh: Mesh,
     rundir: RunDir,
-) -> LanguageTask:  # fmt: skip
+) -> LanguageTask:
     """The training of the adapter."""
     rows, held_out = check_rows(config, found, base.tokenizer, base.model.config)
     asked = config.instruct
     return LanguageTask(
-        STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
-        held_out=held_out, mesh=mesh, rundir=rundir,
-    )  # fmt: skip
+        STAGE,
+        model=base.model,
+        lora=lora,
+        base=base.params,
+        train=asked.train,
+        rows=rows,
+        held_out=held_out,
+        mesh=mesh,
+        rundir=rundir,
+    )
 
 
 def check_rows(
@@ -189,9 +201,13 @@ def _prompts(found: Instructions, count: int) -> list[Any]:
 
 
 def _sample_during(
-    config: Any, lm: LanguageModel, lora: LoraConfig, found: Instructions, rundir: RunDir,
+    config: Any,
+    lm: LanguageModel,
+    lora: LoraConfig,
+    found: Instructions,
+    rundir: RunDir,
     state: TrainState,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Answers a few held-out prompts with the adapter as it is; shows one, keeps all in a file."""
     count = config.instruct.samples.during
     if not count:

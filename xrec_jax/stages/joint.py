@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.data.run_data import RunData
 from xrec_jax.joint import checks
 from xrec_jax.joint.controls import Systems

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.evaluation import judging
@@ -158,9 +158,14 @@ def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> No
 
 
 def make_task(
-    config: Any, found: JudgementSet, base: LoadedBase, lora: LoraConfig, *, mesh: Mesh,
+    config: Any,
+    found: JudgementSet,
+    base: LoadedBase,
+    lora: LoraConfig,
+    *,
+    mesh: Mesh,
     rundir: RunDir,
-) -> LanguageTask:  # fmt: skip
+) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
     asked, ask = config.judge, _asking(config, base.tokenizer, base.model.config)
     rows, held_out = (
@@ -174,9 +179,16 @@ def make_task(
             f"{100 * rows.fill:.0f} % full; {ask.describe()}"
         )
     return LanguageTask(
-        STAGE, model=base.model, lora=lora, base=base.params, train=asked.train, rows=rows,
-        held_out=held_out, mesh=mesh, rundir=rundir,
-    )  # fmt: skip
+        STAGE,
+        model=base.model,
+        lora=lora,
+        base=base.params,
+        train=asked.train,
+        rows=rows,
+        held_out=held_out,
+        mesh=mesh,
+        rundir=rundir,
+    )
 
 
 def _finish(
@@ -194,9 +206,14 @@ def _finish(
 
 
 def _compare(
-    config: Any, judge: judging.Judge, table: Figures, *, rundir: RunDir,
-    learned: AbstractSet[str] = frozenset(), describe: Callable[[], str] | None = None,
-) -> None:  # fmt: skip
+    config: Any,
+    judge: judging.Judge,
+    table: Figures,
+    *,
+    rundir: RunDir,
+    learned: AbstractSet[str] = frozenset(),
+    describe: Callable[[], str] | None = None,
+) -> None:
     """Lets a judge compare what a run has to compare, and writes all figures."""
     verdicts: list[dict[str, Any]] = []
     for contest in comparisons.load(config, rundir, learned=learned):
@@ -262,16 +279,19 @@ def held_out_figures(
 
     turned = 3 - label
     in_both = judging.calibration(
-        np.concatenate([shown, swapped]), np.concatenate([label, turned]),
-        np.concatenate([groups, groups]), resamples=resamples,
-    )  # fmt: skip
+        np.concatenate([shown, swapped]),
+        np.concatenate([label, turned]),
+        np.concatenate([groups, groups]),
+        resamples=resamples,
+    )
     guesses = {
         "constant": judging.constant([one.better for one in train], len(held))[read],
         "pair_prior": judging.pair_prior(
-            [_pair(one) for one in train], [one.better for one in train],
+            [_pair(one) for one in train],
+            [one.better for one in train],
             [_pair(one) for one in held],
         )[read],
-    }  # fmt: skip
+    }
     return {
         **{f"test/{name}": value for name, value in in_both.items()},
         "test/accuracy_shown": average(judging.right(shown, label)),

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.evaluation.statistics.intervals import exact
 from xrec_jax.inference import judges
@@ -129,9 +129,16 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
             f"{shape.num_parameters:,} parameters{note}"
         )
     task = LanguageTask(
-        STAGE, model=run_base.functions(config, shape), lora=None, base=None, train=asked.train,
-        rows=rows, held_out=held_out, mesh=mesh, rundir=rundir,
-    )  # fmt: skip
+        STAGE,
+        model=run_base.functions(config, shape),
+        lora=None,
+        base=None,
+        train=asked.train,
+        rows=rows,
+        held_out=held_out,
+        mesh=mesh,
+        rundir=rundir,
+    )
     params = task.fit(seed, writer)
     loss = task.loss(params, None, None)
     rundir.write_evaluation(

@@ -63,10 +63,8 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
     history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
     items = history.items[history.start[row] : history.start[row + 1]]
     records = list(
-        recommend_records(
-            config, data, rundir, mesh, users=np.array([row]), top_k=5, system=""
-        )
-    )  # fmt: skip
+        recommend_records(config, data, rundir, mesh, users=np.array([row]), top_k=5, system="")
+    )
     names = _told_apart(titles(dataset), dataset.item_ids)
     row_of = {str(id_): k for k, id_ in enumerate(dataset.item_ids)}
     lines = [f"User {dataset.user_ids[row]}, {len(items)} events; the last five:"]

@@ -121,10 +121,11 @@ def _base(config: Any) -> Iterator[Need]:
     }
     layers, hidden, inner, words = values.values()
     for name, size in (
-        ("hidden_size", 8 * hidden * hidden), ("vocab_size", 8 * words * hidden),
+        ("hidden_size", 8 * hidden * hidden),
+        ("vocab_size", 8 * words * hidden),
         ("intermediate_size", 24 * inner * hidden),
         ("num_layers", layers * max(_LAYER, 8 * (hidden * hidden + 3 * hidden * inner))),
-    ):  # fmt: skip
+    ):
         yield Need(f"llm.{name}", values[name], size, "the parameters and their best copy")
 
 
@@ -143,9 +144,10 @@ def _section(section: Any, where: str, shape: LlamaConfig) -> Iterator[Need]:
     length = max(_whole(values.get("length", 1)), 1)
     if "lora" in values:
         parts = sum(
-            sum(sides) for name, sides in projections(shape).items()
+            sum(sides)
+            for name, sides in projections(shape).items()
             if name in values["lora"]["targets"]
-        )  # fmt: skip
+        )
         rank = _whole(values["lora"]["rank"])
         size = 8 * rank * parts * shape.num_layers
         yield Need(f"{where}.lora.rank", rank, size, "the adapter and its best copy")

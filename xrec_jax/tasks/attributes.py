@@ -191,12 +191,17 @@ def _from_tables(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> list
         for key, attributes, template in made:
             found.append(
                 ask(
-                    template, attributes, row=row if key == "user" else prompting.items[item],
-                    item=prompting.items[item], history=history, user=row or None,
+                    template,
+                    attributes,
+                    row=row if key == "user" else prompting.items[item],
+                    item=prompting.items[item],
+                    history=history,
+                    user=row or None,
                     name=str(data.dataset.user_ids[user]),
-                    count_tokens=count if budget else None, max_tokens=budget or None,
+                    count_tokens=count if budget else None,
+                    max_tokens=budget or None,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

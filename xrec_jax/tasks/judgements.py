@@ -77,10 +77,13 @@ def judgements(
     stratify = asked.stratify if asked.source == "file" else ""
     return JudgementSet(
         *split_judgements(
-            found, held_out=asked.held_out, seed=seed, stratify=stratify or None,
+            found,
+            held_out=asked.held_out,
+            seed=seed,
+            stratify=stratify or None,
             cases=_cases(found) if asked.source == "file" else None,
         )
-    )  # fmt: skip
+    )
 
 
 def _cases(found: Sequence[Judgement]) -> list[str]:
@@ -120,20 +123,27 @@ def _from_world(
     users, items, made = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
     cases = [
         Case(
-            item=asked.items[item], history=asked.history(before, item), reasons=why,
+            item=asked.items[item],
+            history=asked.history(before, item),
+            reasons=why,
             user=asked.user(user),
             meta={
-                "user": str(data.dataset.user_ids[user]), "item": str(data.dataset.item_ids[item])
+                "user": str(data.dataset.user_ids[user]),
+                "item": str(data.dataset.item_ids[item]),
             },
         )
         for (user, item, before, _), why in zip(
             pairs, data.world.reasons(users, items, made), strict=True
         )
-    ]  # fmt: skip
+    ]
     return world_judgements(
-        cases, asked.template, seed=seed, count_tokens=asked.count_tokens,
-        max_tokens=asked.max_tokens, named=config.instruct.named,
-    )  # fmt: skip
+        cases,
+        asked.template,
+        seed=seed,
+        count_tokens=asked.count_tokens,
+        max_tokens=asked.max_tokens,
+        named=config.instruct.named,
+    )
 
 
 class Asking:
@@ -296,6 +306,8 @@ def asking(config: Any, tokenizer: Tokenizer, *, most: int) -> Asking:
     if not 0 < asked.length <= most:
         raise UserError(f"judge.length={asked.length}, but the model takes 1 to {most}")
     return Asking(
-        tokenizer, template=run_base.template(config), max_prompt_tokens=asked.max_prompt_tokens,
+        tokenizer,
+        template=run_base.template(config),
+        max_prompt_tokens=asked.max_prompt_tokens,
         length=asked.length,
-    )  # fmt: skip
+    )

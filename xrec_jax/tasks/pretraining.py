@@ -23,12 +23,7 @@ from xrec_jax.text.records.fields import text_of, value_of
 from xrec_jax.text.synthetic.comprehension import Reading, reading_exercises
 from xrec_jax.text.synthetic.corpus import world_sentences
 from xrec_jax.text.synthetic.filler import small_talk
-from xrec_jax.text.synthetic.taste_pairs import (
-    Visit,
-    join_pair,
-    review_exercises,
-    taste_pair,
-)
+from xrec_jax.text.synthetic.taste_pairs import Visit, join_pair, review_exercises, taste_pair
 
 Text = str | Reading
 
@@ -52,10 +47,14 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
     )
     plain = world_sentences(items, users, visits, copies=config.pretrain.copies)
     described = reading_exercises(
-        template_from(config.instruct.template), items, users, visits,
-        latest=config.instruct.history, copies=config.pretrain.described,
+        template_from(config.instruct.template),
+        items,
+        users,
+        visits,
+        latest=config.instruct.history,
+        copies=config.pretrain.described,
         named=config.instruct.named,
-    )  # fmt: skip
+    )
     reviews: list[Text] = []
     if config.joint.readings:
         reviews = [*(Reading(*one) for one in world_readings(config, data)), *taught_words(config)]
@@ -200,10 +199,9 @@ def world_readings(config: Any, data: RunData) -> list[tuple[str, str]]:
     ]
     return list(
         review_exercises(
-            prompting.template, visits, people, count=asked.readings,
-            latest=asked.states.history,
+            prompting.template, visits, people, count=asked.readings, latest=asked.states.history
         )
-    )  # fmt: skip
+    )
 
 
 def taught_words(config: Any) -> list[str]:

@@ -70,10 +70,13 @@ class Prompting:
     def prompt(self, user: int, item: int, history: Iterable[int]) -> Prompt:
         """The prompt that asks why `item` suits `user`, whose events so far are `history`."""
         return render_prompt(
-            self.template, item=self.items[item], history=self.history(history, item),
-            user=self.user(user), count_tokens=self.count_tokens,
+            self.template,
+            item=self.items[item],
+            history=self.history(history, item),
+            user=self.user(user),
+            count_tokens=self.count_tokens,
             max_tokens=self.max_tokens,
-        )  # fmt: skip
+        )
 
 
 def visits_to_explain(
@@ -138,8 +141,10 @@ def planted_explanations(
     users, items, made = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
     cases = [
         Case(
-            item=prompting.items[item], history=[prompting.items[i] for i in before],
-            reasons=why, user=prompting.user(user),
+            item=prompting.items[item],
+            history=[prompting.items[i] for i in before],
+            reasons=why,
+            user=prompting.user(user),
             meta={
                 "user": str(data.dataset.user_ids[user]),
                 "item": str(data.dataset.item_ids[item]),
@@ -149,12 +154,16 @@ def planted_explanations(
         for (user, item, before, _), why in zip(
             pairs, data.world.reasons(users, items, made), strict=True
         )
-    ]  # fmt: skip
+    ]
     return build_instructions(
-        cases, prompting.template, latest=prompting.latest,
-        count_tokens=prompting.count_tokens, max_tokens=prompting.max_tokens, seed=seed,
+        cases,
+        prompting.template,
+        latest=prompting.latest,
+        count_tokens=prompting.count_tokens,
+        max_tokens=prompting.max_tokens,
+        seed=seed,
         named=named,
-    )  # fmt: skip
+    )
 
 
 def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
@@ -162,6 +171,9 @@ def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompti
     if tokenizer is None or not asked.max_prompt_tokens:
         return Prompting(data, asked.template, history=asked.history)
     return Prompting(
-        data, asked.template, history=asked.history,
-        count_tokens=lambda text: len(tokenizer.encode(text)), max_tokens=asked.max_prompt_tokens,
-    )  # fmt: skip
+        data,
+        asked.template,
+        history=asked.history,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+        max_tokens=asked.max_prompt_tokens,
+    )

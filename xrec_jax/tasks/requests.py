@@ -28,9 +28,10 @@ from xrec_jax.text.records.explanations import Pair, Planted, PlantedReason, pro
 
 # What a pair may say beside its ids.
 _GIVEN: dict[str, tuple[type, str]] = {
-    "rank": (numbers.Integral, "a whole number"), "score": (numbers.Real, "a number"),
+    "rank": (numbers.Integral, "a whole number"),
+    "score": (numbers.Real, "a number"),
     "system": (str, "text"),
-}  # fmt: skip
+}
 
 
 class Asked(NamedTuple):
@@ -153,12 +154,15 @@ class CaseMaker:
                     self.cut += 1
         return [
             Case(
-                asked, prompt.text, prompt_hash(prompt.text), tokens,
+                asked,
+                prompt.text,
+                prompt_hash(prompt.text),
+                tokens,
                 rows[len(rows) - prompt.shown :],
                 rng.fold(self._seed, asked.user, asked.item) & 0xFFFFFFFF if self._draws else 0,
             )
             for asked, prompt, tokens, rows in zip(pairs, prompts, ids, shown, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _shown(self, asked: Asked) -> list[int]:
         """Item rows of the history that a prompt may show, oldest first."""
@@ -179,10 +183,13 @@ class CaseMaker:
     ) -> Prompt:
         made = self._prompting
         return render_prompt(
-            made.template, item=made.items[asked.item], user=made.user(asked.user),
-            history=[made.items[row] for row in shown], count_tokens=count_tokens,
+            made.template,
+            item=made.items[asked.item],
+            user=made.user(asked.user),
+            history=[made.items[row] for row in shown],
+            count_tokens=count_tokens,
             max_tokens=max_tokens,
-        )  # fmt: skip
+        )
 
     def user(self, row: int) -> dict[str, Any] | None:
         """A row of the user table, if there is one."""
@@ -266,31 +273,39 @@ class CaseMaker:
         return {
             "user": str(data.dataset.user_ids[asked.user]),
             "item": str(data.dataset.item_ids[asked.item]),
-            "rank": asked.rank, "score": asked.score, "system": asked.system,
+            "rank": asked.rank,
+            "score": asked.score,
+            "system": asked.system,
             "title": str(self._titles[asked.item]),
-            "prompt": case.prompt, "prompt_hash": case.digest, "profile": profile,
+            "prompt": case.prompt,
+            "prompt_hash": case.digest,
+            "profile": profile,
             "profile_attributes": _without(user or {}, self._user_key),
             "history": [
                 {
-                    "item": str(data.dataset.item_ids[row]), "title": str(self._titles[row]),
+                    "item": str(data.dataset.item_ids[row]),
+                    "title": str(self._titles[row]),
                     "attributes": _without(made.items[row], self._item_key),
                 }
                 for row in case.history
             ],
             "attributes": _without(made.items[asked.item], self._item_key),
-            "planted": planted, "reasons": reasons,
-        }  # fmt: skip
+            "planted": planted,
+            "reasons": reasons,
+        }
 
 
 def _planted(true: Any) -> Planted:
     def told(reasons: Sequence[Any]) -> list[PlantedReason]:
         return [
             {
-                "attribute": reason.attribute, "value": str(reason.value),
-                "phrase": reason.phrase, "contribution": float(reason.contribution),
+                "attribute": reason.attribute,
+                "value": str(reason.value),
+                "phrase": reason.phrase,
+                "contribution": float(reason.contribution),
             }
             for reason in reasons
-        ]  # fmt: skip
+        ]
 
     return {"for": told(true.for_), "against": told(true.against)}
 
@@ -318,9 +333,11 @@ def case_maker(config: Any, rundir: RunDir, data: RunData) -> CaseMaker:
     if not config.llm.path and not path.exists():
         return CaseMaker(config, data)
     return CaseMaker(
-        config, data, tokenizer=load_tokenizer(path),
+        config,
+        data,
+        tokenizer=load_tokenizer(path),
         max_positions=open_model(path).config.max_positions,
-    )  # fmt: skip
+    )
 
 
 def choose_prompts(config: Any, data: RunData, prompt: str) -> None:
@@ -363,6 +380,11 @@ def use_generic_prompts(config: Any, data: RunData) -> None:
     )
     with config.ignore_type():
         config.instruct.template = {
-            "name": made.name, "body": made.body, "entry": made.entry, "item": made.item,
-            "user": made.user, "no_history": made.no_history, "unknown": made.unknown,
-        }  # fmt: skip
+            "name": made.name,
+            "body": made.body,
+            "entry": made.entry,
+            "item": made.item,
+            "user": made.user,
+            "no_history": made.no_history,
+            "unknown": made.unknown,
+        }

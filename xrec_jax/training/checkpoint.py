@@ -30,7 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import log
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.checksums import array_bytes
 from xrec_jax.core.storage.disk import error_code, write_error
@@ -41,9 +41,15 @@ from xrec_jax.training.sums import Damaged
 KEEP = 2  # newest checkpoints kept; the best parameters are inside each
 # What Orbax and tensorstore raise on files that are not as they were written.
 _ON_DAMAGE = (
-    ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
-    RecursionError, OSError,
-)  # fmt: skip
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+    OSError,
+)
 # Not damage: the same files may be readable in a moment, or by another user.
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO)
 
@@ -150,9 +156,11 @@ class Checkpoints:
         try:
             self._make_way(step)
             response = self._checkpointer.save_checkpointables_async(
-                step, {"state": saved, "data": data, "progress": progress}, force=True,
+                step,
+                {"state": saved, "data": data, "progress": progress},
+                force=True,
                 custom_metadata=sums.record(step, saved, data, progress),
-            )  # fmt: skip
+            )
         except (OSError, ValueError) as error:
             raise self._failure(step, size, error) from error
         self._write = BackgroundWrite(step, size, response, self._folder(step))
@@ -349,9 +357,12 @@ class Checkpoints:
             f"it goes on from step {complete[-1]}" if complete else "it starts from the beginning"
         )
         return write_error(
-            self.directory, error, what=f"the checkpoint of step {step}", needed=size,
+            self.directory,
+            error,
+            what=f"the checkpoint of step {step}",
+            needed=size,
             then=f"run the same command again: {since}",
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Checkpoints:
         return self

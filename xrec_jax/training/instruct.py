@@ -106,9 +106,7 @@ def instruct_step(
         "train/read_tokens": jnp.sum(batch["segments"] > 0).astype(jnp.float32),
     }
     state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     return state, metrics
 

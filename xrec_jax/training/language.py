@@ -30,9 +30,12 @@ from xrec_jax.training.state import TrainState, check_divisible, initializer
 METRICS = ("valid/loss",)
 # Processes that agree on where to stop need a count that grows over the stages of a run.
 STEPS_BEFORE = {
-    "pretrain": 1 << 28, "instruct": 1 << 29, "judge": 3 << 28, "attributes": 1 << 30,
+    "pretrain": 1 << 28,
+    "instruct": 1 << 29,
+    "judge": 3 << 28,
+    "attributes": 1 << 30,
     "joint": 5 << 28,
-}  # fmt: skip
+}
 
 
 def check(train: Any, where: str, mesh: Mesh) -> None:
@@ -93,15 +96,19 @@ class LanguageTask:
     ):
         self.stage, self.model, self.lora, self.base = stage, model, lora, base
         self.train, self.mesh, self.rundir = train, mesh, rundir
-        self.rows, self.loss = rows, HeldOutLoss(
-            model, held_out, mesh=mesh, batch_size=train.batch_size
-        )  # fmt: skip
+        self.rows, self.loss = (
+            rows,
+            HeldOutLoss(model, held_out, mesh=mesh, batch_size=train.batch_size),
+        )
 
     def _source(self, seed: int) -> BatchSource:
         return BatchSource(
-            self.rows, batch_size=self.train.batch_size, seed=seed,
-            process=jax.process_index(), processes=jax.process_count(),
-        )  # fmt: skip
+            self.rows,
+            batch_size=self.train.batch_size,
+            seed=seed,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
 
     @functools.cached_property
     def _steps_per_epoch(self) -> int:
@@ -137,9 +144,12 @@ class LanguageTask:
           evaluated: called with the state after each evaluation; what it returns is logged.
         """
         step = functools.partial(
-            instruct_step, model=self.model, lora=self.lora, optimizer=self._rule,
+            instruct_step,
+            model=self.model,
+            lora=self.lora,
+            optimizer=self._rule,
             accumulation=self.train.accumulation,
-        )  # fmt: skip
+        )
         state = self.initial_state(seed)
 
         def evaluate(state: TrainState) -> dict[str, float]:
@@ -166,9 +176,16 @@ class LanguageTask:
         batches = iterate(self._source(seed), prefetch=train.prefetch)
         with Checkpoints(self.rundir.checkpoints(self.stage)) as checkpoints:
             state, _ = fit(
-                state, compile_step(step, state), batches, stage=self.stage, mesh=self.mesh,
-                options=options, checkpoints=checkpoints, writer=writer, evaluate=evaluate,
-            )  # fmt: skip
+                state,
+                compile_step(step, state),
+                batches,
+                stage=self.stage,
+                mesh=self.mesh,
+                options=options,
+                checkpoints=checkpoints,
+                writer=writer,
+                evaluate=evaluate,
+            )
         return state.best_params
 
 

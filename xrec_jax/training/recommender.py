@@ -85,9 +85,12 @@ class RecommenderTask:
     def _negatives(self) -> Negatives:
         histories = Histories.of([self.data.learned], self.model.num_users)
         return Negatives(
-            histories, self.model.num_items,
-            per_row=self.model.negatives_per_row, sampling=self.model.sampling, seed=0,
-        )  # fmt: skip
+            histories,
+            self.model.num_items,
+            per_row=self.model.negatives_per_row,
+            sampling=self.model.sampling,
+            seed=0,
+        )
 
     def batch_source(self, seed: int) -> BatchSource:
         """Training batches of this process as a function of the global step."""
@@ -95,15 +98,21 @@ class RecommenderTask:
         rows: Rows
         if model.batches == "sequences":
             rows = WindowRows.of(
-                negatives.histories, negatives,
-                length=model.history_length, context=model.min_context, seed=seed,
-            )  # fmt: skip
+                negatives.histories,
+                negatives,
+                length=model.history_length,
+                context=model.min_context,
+                seed=seed,
+            )
         else:
             rows = PairRows.of(negatives.histories, negatives)
         return BatchSource(
-            rows, batch_size=self.train.batch_size, seed=seed,
-            process=jax.process_index(), processes=jax.process_count(),
-        )  # fmt: skip
+            rows,
+            batch_size=self.train.batch_size,
+            seed=seed,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -119,9 +128,12 @@ class RecommenderTask:
         """From a seed to a fresh sharded state with the model's frozen arrays."""
         frozen = self.model.frozen(self.data.learned.user, self.data.learned.item)
         return initializer(
-            self.model.init, self._rule if self.trained else optax.identity(),
-            mesh=self.mesh, frozen=frozen.arrays, frozen_axes=frozen.axes,
-        )  # fmt: skip
+            self.model.init,
+            self._rule if self.trained else optax.identity(),
+            mesh=self.mesh,
+            frozen=frozen.arrays,
+            frozen_axes=frozen.axes,
+        )
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, RankingEvaluator]:
@@ -185,11 +197,16 @@ class RecommenderTask:
         state = self.initial_state(seed)
         with Checkpoints(self.rundir.checkpoints(self.stage(seed))) as checkpoints:
             return fit(
-                state, self._step, iterate(source, prefetch=train.prefetch),
-                stage=self.stage(seed), mesh=self.mesh, options=options, checkpoints=checkpoints,
+                state,
+                self._step,
+                iterate(source, prefetch=train.prefetch),
+                stage=self.stage(seed),
+                mesh=self.mesh,
+                options=options,
+                checkpoints=checkpoints,
                 writer=writer,
                 evaluate=lambda s: self.evaluate("valid", s.params, s.frozen).means("valid"),
-            )  # fmt: skip
+            )
 
     def _lost(self, seed: int) -> UserError:
         """What to do where a seed has no checkpoint."""

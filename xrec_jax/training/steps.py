@@ -53,8 +53,6 @@ def recommend_step(
     }
     metrics |= {f"train/{name}": value for name, value in extra.items()}
     state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     return state, metrics

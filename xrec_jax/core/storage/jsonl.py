@@ -188,9 +188,8 @@ def _levels(value: Any) -> int:
         inner = [node for node in nodes if isinstance(node, (dict, list))]
         levels += bool(inner)
         nodes = [
-            child for node in inner
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]  # fmt: skip
+            child for node in inner for child in (node.values() if isinstance(node, dict) else node)
+        ]
     return levels
 
 

@@ -23,8 +23,12 @@ TYPES = ("token", "float", "token_seq", "float_seq")
 PARTS = ("train", "valid", "test")
 # What other tools call the parts of a split.
 OTHER_NAMES = {
-    "training": "train", "val": "valid", "validation": "valid", "dev": "valid", "testing": "test",
-}  # fmt: skip
+    "training": "train",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "testing": "test",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,11 +39,7 @@ class Roles:
 
 
 def resolve_roles(
-    config: Any,
-    names: Sequence[str],
-    *,
-    defaults: Mapping[str, Sequence[str]],
-    path: pathlib.Path,
+    config: Any, names: Sequence[str], *, defaults: Mapping[str, Sequence[str]], path: pathlib.Path
 ) -> Roles:
     """Chooses the column of each role.
 

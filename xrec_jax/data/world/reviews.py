@@ -105,8 +105,10 @@ def write_about(config: WorldConfig, theta: np.ndarray) -> list[Review]:
         tastes = named_tastes(row)
         every = [
             (name, value, side == "likes")
-            for side in ("likes", "dislikes") for name in _NAMES for value in tastes[side][name]
-        ]  # fmt: skip
+            for side in ("likes", "dislikes")
+            for name in _NAMES
+            for value in tastes[side][name]
+        ]
         for (name, value, liked), draw in zip(every, draws, strict=False):
             if draw[0] < config.about_share:
                 phrases = (_ABOUT_LIKED if liked else _ABOUT_DISLIKED)[name]
@@ -118,9 +120,13 @@ def write_about(config: WorldConfig, theta: np.ndarray) -> list[Review]:
 
 
 def _review(
-    config: WorldConfig, utility: Utility, item: int, theta: np.ndarray, likes: np.ndarray,
+    config: WorldConfig,
+    utility: Utility,
+    item: int,
+    theta: np.ndarray,
+    likes: np.ndarray,
     draws: np.ndarray,
-) -> Review:  # fmt: skip
+) -> Review:
     parts: list[str] = []
     facts: list[Fact] = []
     for column, name in enumerate(_NAMES):

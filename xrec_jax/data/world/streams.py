@@ -49,8 +49,7 @@ def uniform(
     """
     size = math.prod((shape,) if isinstance(shape, int) else shape)
     bits = np.random.Philox(
-        key=np.array([seed, int(purpose)], np.uint64),
-        counter=np.array([0, row, sub, 0], np.uint64),
+        key=np.array([seed, int(purpose)], np.uint64), counter=np.array([0, row, sub, 0], np.uint64)
     )
     # 52 bits and a half: every value is exact and neither 0 nor 1 can occur.
     return (((bits.random_raw(size) >> np.uint64(12)) + 0.5) * 2.0**-52).reshape(shape)

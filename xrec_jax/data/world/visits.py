@@ -98,11 +98,7 @@ def draw_choices(config: WorldConfig, utility: Utility, timeline: Timeline) -> n
 
 
 def _draw_block(
-    config: WorldConfig,
-    utility: Utility,
-    timeline: Timeline,
-    users: np.ndarray,
-    chosen: np.ndarray,
+    config: WorldConfig, utility: Utility, timeline: Timeline, users: np.ndarray, chosen: np.ndarray
 ) -> None:
     """Fills `chosen` for the consecutive `users`."""
     num_items, num_kinds = len(utility.places), len(words.KINDS)

@@ -55,16 +55,7 @@ CUISINES = (
 )
 CUISINE_WEIGHTS = np.array([0.18, 0.13, 0.11, 0.11, 0.11, 0.09, 0.08, 0.07, 0.07, 0.05])
 
-MOODS = (
-    "quiet",
-    "lively",
-    "romantic",
-    "family-friendly",
-    "cosy",
-    "trendy",
-    "traditional",
-    "artsy",
-)
+MOODS = ("quiet", "lively", "romantic", "family-friendly", "cosy", "trendy", "traditional", "artsy")
 MOOD_WEIGHTS = np.array([0.16, 0.16, 0.10, 0.14, 0.14, 0.12, 0.10, 0.08])
 
 PRICES = (1, 2, 3, 4)

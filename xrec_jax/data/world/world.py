@@ -12,13 +12,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Dataset, Interactions
 from xrec_jax.data.world import vocabulary as words
 from xrec_jax.data.world.config import WorldConfig
-from xrec_jax.data.world.people import (
-    People,
-    Tastes,
-    draw_people,
-    draw_tastes,
-    named_tastes,
-)
+from xrec_jax.data.world.people import People, Tastes, draw_people, draw_tastes, named_tastes
 from xrec_jax.data.world.places import Places, draw_places
 from xrec_jax.data.world.reasons import Reasons, build_reasons
 from xrec_jax.data.world.reviews import Review, write_about, write_reviews

@@ -89,37 +89,76 @@ def check_ids(answers: Sequence[Answer], prompt_ids: Sequence[str], role: str) -
     again = [(w, name) for (w, name), count in seen.items() if count > 1]
     names = Counter(prompt_ids)
     return [
-        _ids(role, "missing", "warning", missing, len(writers) * len(known),
-             "Prompts that a writer did not answer: means of writers are over different prompts.",
-             "Compare writers only on prompts that all of them answered, and look for a shift of "
-             "rows where one writer lacks other prompts than the rest."),
-        _ids(role, "unknown_prompt", "error", unknown, len(seen),
-             "Answers whose prompt is not in the file of prompts.",
-             "Give the file of prompts that they were made with."),
-        _ids(role, "answered_twice", "error", again, len(seen),
-             "Prompts that a writer answered more than once: a join by prompt doubles rows.",
-             "Keep one answer of a writer and prompt, by a rule made before reading them."),
-        _ids(role, "repeated_prompt_id", "error",
-             [("prompts", name) for name, count in names.items() if count > 1], len(names),
-             "Ids that several prompts have: answers cannot be told apart.",
-             "Number the prompts anew and make the answers again."),
-    ]  # fmt: skip
+        _ids(
+            role,
+            "missing",
+            "warning",
+            missing,
+            len(writers) * len(known),
+            "Prompts that a writer did not answer: means of writers are over different prompts.",
+            "Compare writers only on prompts that all of them answered, and look for a shift of "
+            "rows where one writer lacks other prompts than the rest.",
+        ),
+        _ids(
+            role,
+            "unknown_prompt",
+            "error",
+            unknown,
+            len(seen),
+            "Answers whose prompt is not in the file of prompts.",
+            "Give the file of prompts that they were made with.",
+        ),
+        _ids(
+            role,
+            "answered_twice",
+            "error",
+            again,
+            len(seen),
+            "Prompts that a writer answered more than once: a join by prompt doubles rows.",
+            "Keep one answer of a writer and prompt, by a rule made before reading them.",
+        ),
+        _ids(
+            role,
+            "repeated_prompt_id",
+            "error",
+            [("prompts", name) for name, count in names.items() if count > 1],
+            len(names),
+            "Ids that several prompts have: answers cannot be told apart.",
+            "Number the prompts anew and make the answers again.",
+        ),
+    ]
 
 
 def _ids(
-    role: str, code: str, severity: Severity, pairs: Sequence[tuple[str, str]], total: int,
-    message: str, advice: str,
-) -> Finding:  # fmt: skip
+    role: str,
+    code: str,
+    severity: Severity,
+    pairs: Sequence[tuple[str, str]],
+    total: int,
+    message: str,
+    advice: str,
+) -> Finding:
     return Finding(
-        f"{role}/{code}", severity, len(pairs), total, message, advice,
+        f"{role}/{code}",
+        severity,
+        len(pairs),
+        total,
+        message,
+        advice,
         tuple(f"{writer}: prompt {name}" for writer, name in pairs[:MAX_EXAMPLES]),
-    )  # fmt: skip
+    )
 
 
 def _counted(
-    answers: Sequence[Answer], wrong: Callable[[Answer], str], *, role: str, code: str,
-    severity: Severity, message: str, advice: str,
-) -> Finding:  # fmt: skip
+    answers: Sequence[Answer],
+    wrong: Callable[[Answer], str],
+    *,
+    role: str,
+    code: str,
+    severity: Severity,
+    message: str,
+    advice: str,
+) -> Finding:
     """A finding over answers; `wrong` describes one that is, and gives "" for one that is not."""
     shown, hits, sizes = [], Counter[str](), Counter(answer.writer for answer in answers)
     for answer in answers:
@@ -131,10 +170,14 @@ def _counted(
     counts = ", ".join(f"{w} {n:,} ({percent(n, sizes[w])})" for w, n in hits.most_common())
     several = len(sizes) > 1 and counts
     return Finding(
-        code=f"{role}/{code}", severity=severity, count=hits.total(), total=len(answers),
-        message=message, advice=advice,
+        code=f"{role}/{code}",
+        severity=severity,
+        count=hits.total(),
+        total=len(answers),
+        message=message,
+        advice=advice,
         examples=tuple(([counts] if several else []) + shown)[:MAX_EXAMPLES],
-    )  # fmt: skip
+    )
 
 
 def refused(answers: Sequence[Answer], role: str) -> Finding:
@@ -145,19 +188,27 @@ def refused(answers: Sequence[Answer], role: str) -> Finding:
         return short(answer.text[found.start() :], 90) if found else ""
 
     return _counted(
-        answers, wrong, role=role, code="refusals", severity="warning",
+        answers,
+        wrong,
+        role=role,
+        code="refusals",
+        severity="warning",
         message='Texts that refuse or speak of their writer: "I\'m sorry", "as a language model".',
         advice="Count a refusal as a lost comparison, report its share, never tune on one.",
-    )  # fmt: skip
+    )
 
 
 def empty(answers: Sequence[Answer], role: str) -> Finding:
     """Texts without a word."""
     return _counted(
-        answers, lambda answer: "" if re.search(r"\w", answer.text) else repr(answer.text),
-        role=role, code="empty", severity="warning", message="Texts without a word.",
+        answers,
+        lambda answer: "" if re.search(r"\w", answer.text) else repr(answer.text),
+        role=role,
+        code="empty",
+        severity="warning",
+        message="Texts without a word.",
         advice="Generate them again, or count them as lost comparisons.",
-    )  # fmt: skip
+    )
 
 
 def echoed(answers: Sequence[Answer], role: str) -> Finding:
@@ -177,10 +228,14 @@ def echoed(answers: Sequence[Answer], role: str) -> Finding:
         return ""
 
     return _counted(
-        answers, wrong, role=role, code="echoed", severity="warning",
+        answers,
+        wrong,
+        role=role,
+        code="echoed",
+        severity="warning",
         message=f"Texts that copy {2 * _WINDOW} words or more in a row from their prompt.",
         advice="Check that only new tokens are decoded; else count them as no explanation.",
-    )  # fmt: skip
+    )
 
 
 def cut_off(answers: Sequence[Answer], role: str) -> Finding:
@@ -196,10 +251,14 @@ def cut_off(answers: Sequence[Answer], role: str) -> Finding:
         return f"... {text[-60:]!r}" if cut or answer.stop == "length" else ""
 
     return _counted(
-        answers, wrong, role=role, code="cut_off", severity="warning",
+        answers,
+        wrong,
+        role=role,
+        code="cut_off",
+        severity="warning",
         message="Texts that end within a sentence, or that a limit of tokens ended.",
         advice="Raise the limit of new tokens (instruct.samples.max_new_tokens).",
-    )  # fmt: skip
+    )
 
 
 def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
@@ -214,10 +273,14 @@ def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
         return f"{words} of {limit} words" if limit and words > limit else ""
 
     return _counted(
-        asked, wrong, role=role, code="too_long", severity="warning",
+        asked,
+        wrong,
+        role=role,
+        code="too_long",
+        severity="warning",
         message="Texts longer than the number of words that their prompt allows.",
         advice="Report the share within the limit, and a win ratio controlled for length.",
-    )  # fmt: skip
+    )
 
 
 def same_text(answers: Sequence[Answer], role: str) -> Finding:
@@ -233,10 +296,14 @@ def same_text(answers: Sequence[Answer], role: str) -> Finding:
         return f"{short(answer.text)} to {count} prompts" if count else ""
 
     found = _counted(
-        answers, wrong, role=role, code="same_text", severity="info",
+        answers,
+        wrong,
+        role=role,
+        code="same_text",
+        severity="info",
         message="Texts that their writer gave word for word to another prompt too.",
         advice="Report the share of distinct texts (USR); such a text cannot rest on the history.",
-    )  # fmt: skip
+    )
     sizes = Counter(answer.writer for answer in answers)
     repeats: Counter[str] = Counter()
     for (writer, _), count in given.items():

@@ -110,9 +110,10 @@ def majority_class(rows: Sequence[AttributeRow]) -> Finding:
         for name, counts in values.items()
     }
     frequent = [
-        name for name, (_, most, total, kinds) in shares.items()
+        name
+        for name, (_, most, total, kinds) in shares.items()
         if kinds > 1 and most > _MAJORITY * total
-    ]  # fmt: skip
+    ]
     return Finding(
         code="attributes/majority_class",
         severity="warning" if frequent else "info",

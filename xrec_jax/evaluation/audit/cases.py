@@ -86,9 +86,10 @@ def read_cases(records: Iterable[Mapping[str, Any]]) -> list[Case]:
     cases = []
     for record in records:
         key = (
-            str(record["prompt"]), str(record.get("dataset") or ""),
+            str(record["prompt"]),
+            str(record.get("dataset") or ""),
             str(record.get("recommender") or record.get("system") or ""),
-        )  # fmt: skip
+        )
         if key not in known:
             known[key] = read_case(key[0], dataset=key[1], system=key[2])
         case = known[key]
@@ -111,10 +112,12 @@ def _of_template(about: Case, name: str, found: Parsed) -> Case:
         return row.get(key) or ""
 
     return dataclasses.replace(
-        about, template=name, title=title(found.item),
+        about,
+        template=name,
+        title=title(found.item),
         history=tuple(title(entry) for entry in found.history),
         user=tuple(found.user.values()) if found.user else None,
-    )  # fmt: skip
+    )
 
 
 def _loose(about: Case, prompt: str) -> Case:

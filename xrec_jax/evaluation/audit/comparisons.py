@@ -55,12 +55,15 @@ def read_judgements(records: Sequence[Mapping[str, Any]], cases: Sequence[Case])
     """
     return [
         Judgement(
-            case, level(str(record["first"])), level(str(record["second"])), int(record["better"]),
+            case,
+            level(str(record["first"])),
+            level(str(record["second"])),
+            int(record["better"]),
             (str(record.get("first_system") or ""), str(record.get("second_system") or "")),
             str(record.get("group") or ""),
         )
         for record, case in zip(records, cases, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def groups_of(judgements: Sequence[Judgement]) -> list[list[int]]:
@@ -107,10 +110,13 @@ def systems_of(
     if all(all(one.systems) for one in judgements):
         return [judgements[rows[0]].systems for rows in groups]
     texts = [
-        {(judgements[row].case.text, (judgements[row].first, judgements[row].second)[side])
-         for row in rows}
-        for rows in groups for side in (0, 1)
-    ]  # fmt: skip
+        {
+            (judgements[row].case.text, (judgements[row].first, judgements[row].second)[side])
+            for row in rows
+        }
+        for rows in groups
+        for side in (0, 1)
+    ]
     parent = list(range(len(texts)))
 
     def root(node: int) -> int:

@@ -127,9 +127,10 @@ def fixed_position(
     """Comparisons of systems that are shown in one order only."""
     orders = [
         (judgements[row].dataset, *pair)
-        for rows, pair in zip(groups, systems, strict=True) if pair is not None
+        for rows, pair in zip(groups, systems, strict=True)
+        if pair is not None
         for row in rows
-    ]  # fmt: skip
+    ]
     return shown_in_one_order(orders, "judgements") if orders else None
 
 
@@ -149,9 +150,10 @@ def shown_in_one_order(orders: Sequence[tuple[str, str, str]], role: str) -> Fin
     always = [
         f"{name}{f' ({dataset})' if dataset and dataset not in name else ''} stands {place} in all "
         f"of its {plural(count, 'comparison')}"
-        for (dataset, name), counter in sorted(places.items()) if len(counter) == 1
+        for (dataset, name), counter in sorted(places.items())
+        if len(counter) == 1
         for place, count in counter.items()
-    ]  # fmt: skip
+    ]
     return Finding(
         code=f"{role}/fixed_position",
         severity="warning",
@@ -229,8 +231,9 @@ def uneven_comparisons(
     lacking = {name: due - len(own) for name, own in by_dataset.items() if len(own) < due}
     shown = [
         f"{name}: {plural(len(own), 'group')} instead of {due}, {sum(map(len, own)):,} rows"
-        for name, own in by_dataset.items() if len(own) != due
-    ]  # fmt: skip
+        for name, own in by_dataset.items()
+        if len(own) != due
+    ]
     if lacking:
         shown += _apart(judgements)
     return Finding(

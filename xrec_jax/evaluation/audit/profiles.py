@@ -98,28 +98,41 @@ def repeats_held_out(texts: Texts, split: Split, *, seed: int = 0) -> Finding | 
     """Held-out places whose description shares a phrase with the user's profile."""
     mine, theirs = ([_grams(text) for text in side] for side in (texts.profiles, texts.places))
     return _compared(
-        texts, split, lambda user, place: bool(mine[user] & theirs[place]),
-        code="profiles/repeat_held_out", seed=seed, advice=_NO_LEAK,
+        texts,
+        split,
+        lambda user, place: bool(mine[user] & theirs[place]),
+        code="profiles/repeat_held_out",
+        seed=seed,
+        advice=_NO_LEAK,
         what=f"Held-out places whose description shares {_PHRASE} words in a row with the user's "
         "profile",
-    )  # fmt: skip
+    )
 
 
 def names_held_out(texts: Texts, split: Split, *, seed: int = 0) -> Finding | None:
     """Held-out places whose title stands in the user's profile."""
     names = [normal_title(title) for title in texts.titles]
     return _compared(
-        texts, split, lambda user, place: names[place] in texts.named[user],
-        code="profiles/name_held_out", seed=seed,
+        texts,
+        split,
+        lambda user, place: names[place] in texts.named[user],
+        code="profiles/name_held_out",
+        seed=seed,
         what="Held-out places whose name stands in the user's profile (names in the file only)",
         advice="Take the names of all places out of profiles, as the joint stage does.",
-    )  # fmt: skip
+    )
 
 
 def _compared(
-    texts: Texts, split: Split, holds: Callable[[int, int], bool], *, code: str, what: str,
-    advice: str, seed: int,
-) -> Finding | None:  # fmt: skip
+    texts: Texts,
+    split: Split,
+    holds: Callable[[int, int], bool],
+    *,
+    code: str,
+    what: str,
+    advice: str,
+    seed: int,
+) -> Finding | None:
     """A finding on held-out pairs for which something holds, beside training and chance."""
     trains, held_out, other = texts.pairs(split.train), texts.held_out(split), texts.another(seed)
     if not len(held_out):

@@ -49,11 +49,14 @@ def out_of_scale(
         if not low <= _number(row[name]) <= high
     ]
     return Finding(
-        "ratings/out_of_scale", "error", len(wrong), len(rows) * len(scales),
+        "ratings/out_of_scale",
+        "error",
+        len(wrong),
+        len(rows) * len(scales),
         f"Scores that are no number from {low:g} to {high:g}.",
         "Correct or drop them by a rule that does not look at who wrote the text.",
         tuple(wrong[:MAX_EXAMPLES]),
-    )  # fmt: skip
+    )
 
 
 def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> Finding:
@@ -64,14 +67,19 @@ def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> F
     """
     rater = next((name for name in _RATERS if name in rows[0]), "")
     marks = [
-        ((row.get("dataset") or "", row.get("item") or ""),
-         ((row.get(rater) or "", row.get("model") or "", name), row.get(name) or ""))
-        for row in rows for name in scales
-    ]  # fmt: skip
+        (
+            (row.get("dataset") or "", row.get("item") or ""),
+            ((row.get(rater) or "", row.get("model") or "", name), row.get(name) or ""),
+        )
+        for row in rows
+        for name in scales
+    ]
     found = copies.copies(copies.rows_of(marks))
     copied = {group: one for group, one in found.items() if one.copied}
     return Finding(
-        "ratings/repeated_rows", "error", sum(one.repeated for one in copied.values()),
+        "ratings/repeated_rows",
+        "error",
+        sum(one.repeated for one in copied.values()),
         sum(one.items for one in found.values()),
         "Items with the very marks of an earlier item, for all models and on all scales, far more "
         "than chance gives: these answers were copied, and intervals that take each item for an "
@@ -83,7 +91,7 @@ def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> F
             + (" and others" if len(one.most) > 4 else "")
             for group, one in copied.items()
         )[:MAX_EXAMPLES],
-    )  # fmt: skip
+    )
 
 
 def uneven(rows: Sequence[Mapping[str, str]]) -> Finding:
@@ -96,22 +104,30 @@ def uneven(rows: Sequence[Mapping[str, str]]) -> Finding:
     usual = Counter(counts.values()).most_common(1)[0][0]
     wrong = [
         f"{', '.join(filter(None, item))}: {counts[item, model]} of {model}"
-        for item in items for model in models if counts[item, model] != usual
-    ]  # fmt: skip
+        for item in items
+        for model in models
+        if counts[item, model] != usual
+    ]
     return Finding(
-        "ratings/uneven", "warning", len(wrong), len(items) * len(models),
+        "ratings/uneven",
+        "warning",
+        len(wrong),
+        len(items) * len(models),
         f"Items and models that do not have {usual} ratings, as most do.",
         "Compare models on the items that all of them have, item by item.",
         tuple(wrong[:MAX_EXAMPLES]),
-    )  # fmt: skip
+    )
 
 
 def no_rater(rows: Sequence[Mapping[str, str]]) -> Finding:
     """Whether the table says who rated."""
     known = any(name in rows[0] for name in _RATERS)
     return Finding(
-        "ratings/no_rater", "warning", 0 if known else len(rows), len(rows),
+        "ratings/no_rater",
+        "warning",
+        0 if known else len(rows),
+        len(rows),
         "Ratings without the rater: agreement between raters and their severity cannot be told, "
         "and an interval over ratings takes them for independent.",
         "Keep a rater column; report Krippendorff's alpha (xrec rate collect).",
-    )  # fmt: skip
+    )

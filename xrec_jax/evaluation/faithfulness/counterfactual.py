@@ -79,11 +79,7 @@ class Counterfactual:
         return self.only_cited - self.only_others
 
     def estimates(
-        self,
-        *,
-        users: Sequence[Hashable] | None = None,
-        resamples: int = 1000,
-        seed: int = 0,
+        self, *, users: Sequence[Hashable] | None = None, resamples: int = 1000, seed: int = 0
     ) -> dict[str, Estimate]:
         """Means over the measured pairs with intervals, and the share that could be measured.
 
@@ -102,8 +98,9 @@ class Counterfactual:
             found |= estimates(
                 {f"counterfactual/{name}": v[None, measured] for name, v in values.items()},
                 users=None if numbers is None else numbers[measured].tolist(),
-                resamples=resamples, seed=seed,
-            )  # fmt: skip
+                resamples=resamples,
+                seed=seed,
+            )
         return found
 
 
@@ -167,9 +164,12 @@ def counterfactual(
         places: list[slice] = []
         for pair, (user, item, history) in enumerate(zip(users, items, histories, strict=True)):
             versions = _versions(
-                np.asarray(history, np.int64), cited[pair],
-                None if shown is None else shown[pair], draws, (seed, int(user), int(item)),
-            )  # fmt: skip
+                np.asarray(history, np.int64),
+                cited[pair],
+                None if shown is None else shown[pair],
+                draws,
+                (seed, int(user), int(item)),
+            )
             places.append(slice(len(edited), len(edited) + len(versions)))
             edited += versions
             owner += [pair] * len(versions)
@@ -204,9 +204,12 @@ def _versions(
         order = rng.permutation(rng.fold(key[0], _STREAM, *key[1:], number), len(others))
         mask[others[order[:count]]] = True
     return [
-        history, history[~named], history[named],
-        *(history[~mask] for mask in drawn), *(history[mask] for mask in drawn),
-    ]  # fmt: skip
+        history,
+        history[~named],
+        history[named],
+        *(history[~mask] for mask in drawn),
+        *(history[mask] for mask in drawn),
+    ]
 
 
 def _log_probs(
@@ -262,6 +265,11 @@ def _batch_log_probs(
     else:
         state = fold_in(tables.item, batch["history"], model.num_items, prior)
     return target_log_probs(
-        state, tables.item, batch["seen"], batch["target"],
-        score=model.scores, num_items=model.num_items, mesh=mesh,
-    )  # fmt: skip
+        state,
+        tables.item,
+        batch["seen"],
+        batch["target"],
+        score=model.scores,
+        num_items=model.num_items,
+        mesh=mesh,
+    )

@@ -239,9 +239,13 @@ def score_texts(
 
 
 def compare(
-    first: PlantedScores, second: PlantedScores, *, users: Users = None, resamples: int = 1000,
+    first: PlantedScores,
+    second: PlantedScores,
+    *,
+    users: Users = None,
+    resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Estimate]:  # fmt: skip
+) -> dict[str, Estimate]:
     """Differences `first - second` on the same pairs.
 
     Args:

@@ -4,11 +4,7 @@ Any judge is a callable, see `comparisons.Judge`; a language model becomes one b
 """
 
 from xrec_jax.evaluation.judging.baselines import constant, majority, pair_prior
-from xrec_jax.evaluation.judging.calibration import (
-    calibration,
-    expected_calibration_error,
-    right,
-)
+from xrec_jax.evaluation.judging.calibration import calibration, expected_calibration_error, right
 from xrec_jax.evaluation.judging.comparisons import Compared, Comparisons, Judge, compare
 from xrec_jax.evaluation.judging.length_control import length_controlled
 from xrec_jax.evaluation.judging.ratios import (

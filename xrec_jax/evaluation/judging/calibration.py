@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.evaluation.judging.resampling import (
-    clustered_mean,
-    clusters,
-    draws,
-    sums,
-)
+from xrec_jax.evaluation.judging.resampling import clustered_mean, clusters, draws, sums
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 BINS = 10
@@ -49,10 +44,7 @@ def _confidence(p: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_calibration_error(
-    p_first: Sequence[float] | np.ndarray,
-    better: Sequence[int] | np.ndarray,
-    *,
-    bins: int = BINS,
+    p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndarray, *, bins: int = BINS
 ) -> float:
     """Mean over answers of |accuracy - mean confidence| of their bin.
 
@@ -124,7 +116,9 @@ def calibration(
     if count < 2:
         return found | {"ece": exact(ece, count)}
     reflected: Estimate = {
-        "value": ece, "low": max(0.0, float(2 * ece - high)),
-        "high": max(ece, float(2 * ece - low)), "count": count,
-    }  # fmt: skip
+        "value": ece,
+        "low": max(0.0, float(2 * ece - high)),
+        "high": max(ece, float(2 * ece - low)),
+        "count": count,
+    }
     return found | {"ece": reflected}

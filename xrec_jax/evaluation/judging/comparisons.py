@@ -90,11 +90,12 @@ class Comparisons:
         found = self.select(rows)
         return dataclasses.replace(
             found,
-            one=np.full(len(found), a), other=np.full(len(found), b),
+            one=np.full(len(found), a),
+            other=np.full(len(found), b),
             forward=np.where(flip, found.backward, found.forward),
             backward=np.where(flip, found.forward, found.backward),
             words=np.where(flip[:, None], found.words[:, ::-1], found.words),
-        )  # fmt: skip
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +167,12 @@ def compare(
         raise UserError(f"the judge could read none of the {len(rows)} pairs")
     words = np.array([[word_count(one), word_count(other)] for *_, one, other in rows])
     table = Comparisons(
-        systems, np.array([numbers[row[0]] for row in rows])[read],
-        np.array([row[1] for row in rows])[read], np.array([row[2] for row in rows])[read],
-        forward[read], backward[read], words[read],
-    )  # fmt: skip
+        systems,
+        np.array([numbers[row[0]] for row in rows])[read],
+        np.array([row[1] for row in rows])[read],
+        np.array([row[2] for row in rows])[read],
+        forward[read],
+        backward[read],
+        words[read],
+    )
     return Compared(table, int((~read).sum()), missing)

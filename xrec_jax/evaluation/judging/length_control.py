@@ -47,9 +47,12 @@ def difference(table: Comparisons) -> np.ndarray:
 
 
 def fit(
-    table: Comparisons, gained: np.ndarray, *, weight: np.ndarray | None = None,
+    table: Comparisons,
+    gained: np.ndarray,
+    *,
+    weight: np.ndarray | None = None,
     start: LengthFit | None = None,
-) -> LengthFit:  # fmt: skip
+) -> LengthFit:
     """Most likely strengths and slope, with a slight ridge.
 
     Args:

@@ -61,8 +61,9 @@ def clustered_mean(
       UserError: if there is no row.
     """
     values = np.asarray(values, np.float64)
-    return clustered_ratios(values[:, None], np.ones((len(values), 1)), prompts,
-                            resamples=resamples, seed=seed)[0]  # fmt: skip
+    return clustered_ratios(
+        values[:, None], np.ones((len(values), 1)), prompts, resamples=resamples, seed=seed
+    )[0]
 
 
 def clustered_ratios(

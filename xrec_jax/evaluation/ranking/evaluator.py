@@ -192,9 +192,14 @@ def rank_batch(model: Model, mesh: Mesh, params: Any, tables: Any, batch: dict) 
     """Ranks of a batch's held-out items, compiled once for equal models and shapes."""
     state = model.user_state(params, tables, batch)
     return target_ranks(
-        state, tables.item, batch["seen"], batch["target"],
-        score=model.scores, num_items=model.num_items, mesh=mesh,
-    )  # fmt: skip
+        state,
+        tables.item,
+        batch["seen"],
+        batch["target"],
+        score=model.scores,
+        num_items=model.num_items,
+        mesh=mesh,
+    )
 
 
 def _pad_rows(users: np.ndarray, mesh: Mesh) -> np.ndarray:
@@ -258,9 +263,14 @@ def recommend(
     def best(params, tables, batch):
         state = model.user_state(params, tables, batch)
         return top_k(
-            state, tables.item, batch["seen"],
-            k=k, score=model.scores, num_items=model.num_items, mesh=mesh,
-        )  # fmt: skip
+            state,
+            tables.item,
+            batch["seen"],
+            k=k,
+            score=model.scores,
+            num_items=model.num_items,
+            mesh=mesh,
+        )
 
     size = max(1, min(len(users), 1024, CELLS // model.num_items))
     for first in range(0, len(users), size):

@@ -185,8 +185,9 @@ def top_k(
             scores = scores.at[line, place].set(-jnp.inf, mode="drop")
             return _best(
                 jnp.concatenate([best[0], scores], 1),
-                jnp.concatenate([best[1], jnp.broadcast_to(ids, scores.shape)], 1), k,
-            )  # fmt: skip
+                jnp.concatenate([best[1], jnp.broadcast_to(ids, scores.shape)], 1),
+                k,
+            )
 
         empty = (jnp.full((len(state), k), -jnp.inf), jnp.full((len(state), k), -1, jnp.int32))
         if axes:

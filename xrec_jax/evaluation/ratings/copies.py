@@ -99,9 +99,12 @@ def copies(rows: Mapping[Item, Row], *, seed: int = 0) -> dict[str, Copies]:
             places[row].append(item)
         most = max(places.values(), key=len)
         found[group] = Copies(
-            len(own), len(places), max(map(len, own.values())), tuple(most),
+            len(own),
+            len(places),
+            max(map(len, own.values())),
+            tuple(most),
             _by_chance(list(own.values()), seed) if len(places) < len(own) else 0.0,
-        )  # fmt: skip
+        )
     return found
 
 

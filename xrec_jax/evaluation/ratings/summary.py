@@ -108,17 +108,21 @@ def comparisons(answers: Sequence[Preference], *, clusters: Clusters | None = No
     items: dict[tuple[str, str], int] = {}
     prompts = [
         items.setdefault((a.group, a.item), len(items))
-        if clusters is None else clusters[a.group, a.item]
+        if clusters is None
+        else clusters[a.group, a.item]
         for a in answers
-    ]  # fmt: skip
+    ]
     share = np.array([a.share for a in answers], np.float64)
     return Comparisons(
-        tuple(systems), np.array(prompts, np.int64),
+        tuple(systems),
+        np.array(prompts, np.int64),
         np.array([systems.index(a.first) for a in answers], np.int64),
         np.array([systems.index(a.second) for a in answers], np.int64),
         # A person is asked once, so the other order has nothing new to say.
-        share, 1 - share, np.zeros((len(answers), 2)),
-    )  # fmt: skip
+        share,
+        1 - share,
+        np.zeros((len(answers), 2)),
+    )
 
 
 def preferences(
@@ -143,22 +147,19 @@ def preferences(
     strength = strengths(table, **draws)
     out: Named = {
         name: {
-            "win/ratio": won[name], "win/ties": ties[name],
+            "win/ratio": won[name],
+            "win/ties": ties[name],
             "bradley_terry/strength": strength[name],
         }
         for name in table.systems
-    }  # fmt: skip
+    }
     for name, figures in pair_figures(table, **draws).items():
         out[name] = {metric: figures[metric] for metric in ("win/ratio", "win/ties")}
     return out
 
 
 def agreement(
-    answers: Answers,
-    *,
-    clusters: Clusters | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    answers: Answers, *, clusters: Clusters | None = None, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
     """Krippendorff's alpha of every question, where more than one person rated.
 
@@ -170,32 +171,37 @@ def agreement(
         return {}
     compared = [
         # One direction for both orders, so that the same opinion is the same value.
-        Rating(p.rater, p.item, "\t".join(sorted((p.first, p.second))), PREFERENCE,
-               p.share if p.first < p.second else 1 - p.share, p.group)
+        Rating(
+            p.rater,
+            p.item,
+            "\t".join(sorted((p.first, p.second))),
+            PREFERENCE,
+            p.share if p.first < p.second else 1 - p.share,
+            p.group,
+        )
         for p in answers.preferences
-    ]  # fmt: skip
+    ]
     out = {}
     for question in (*answers.questions, *([PREFERENCE] if compared else [])):
         asked: Iterable[Rating] = (
-            compared if question == PREFERENCE
+            compared
+            if question == PREFERENCE
             else (r for r in answers.ratings if r.question == question)
-        )  # fmt: skip
+        )
         _, units, values = table(asked, rows=lambda rating: rating.rater)
         for level in ("nominal" if question == PREFERENCE else "interval", "ordinal"):
             out[f"{question}/alpha_{level}"] = alpha(
-                values, level=level,  # type: ignore[arg-type]
+                values,
+                level=level,  # type: ignore[arg-type]
                 clusters=[unit[:2] if clusters is None else clusters[unit[:2]] for unit in units],
-                resamples=resamples, seed=seed,
-            )  # fmt: skip
+                resamples=resamples,
+                seed=seed,
+            )
     return out
 
 
 def summary(
-    answers: Answers,
-    *,
-    clusters: Clusters | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    answers: Answers, *, clusters: Clusters | None = None, resamples: int = 1000, seed: int = 0
 ) -> Named:
     """Everything that the answers say about systems, pairs of them ("A vs B"), and "agreement".
 

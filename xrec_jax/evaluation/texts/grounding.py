@@ -67,12 +67,14 @@ def ground_pairs(
         raise UserError(f"grounding: {len(pairs)} pairs, but {len(texts)} texts")
     return [
         grounder.ground(
-            text, item=pair["title"], history=[entry["title"] for entry in pair["history"]],
+            text,
+            item=pair["title"],
+            history=[entry["title"] for entry in pair["history"]],
             item_attributes=pair["attributes"],
             history_attributes=[entry["attributes"] for entry in pair["history"]],
         )
         for pair, text in zip(pairs, texts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def grounding_metrics(

@@ -40,9 +40,14 @@ from xrec_jax.text.titles.match import (
 from xrec_jax.text.words import has_blanks, stands_alone
 
 Kind = Literal[
-    "item", "history", "catalogue", "unknown",
-    "item_attribute", "history_attribute", "absent_attribute",
-]  # fmt: skip
+    "item",
+    "history",
+    "catalogue",
+    "unknown",
+    "item_attribute",
+    "history_attribute",
+    "absent_attribute",
+]
 _QUOTED = (
     # Quotes that mark titles in Chinese and Japanese; the last two stand around speech as well.
     re.compile("\u300a([^\u300a\u300b\n]{1,90})\u300b"),
@@ -197,9 +202,12 @@ class Grounder:
         return Grounding(tuple(sorted(spans)))
 
     def _title_spans(
-        self, text: str, words: list[Word], own: Mapping[Words, tuple[Kind, str]],
+        self,
+        text: str,
+        words: list[Word],
+        own: Mapping[Words, tuple[Kind, str]],
         true: set[tuple[str, str]],
-    ) -> tuple[list[Span], list[bool]]:  # fmt: skip
+    ) -> tuple[list[Span], list[bool]]:
         spans: list[Span] = []
         taken, place = [False] * len(words), 0
         while place < len(words):
@@ -249,16 +257,22 @@ class Grounder:
         before = words[first - 1] if first else None
         after = words[behind] if behind < len(words) else None
         joined = [
-            before and before.capital and text[before.end : start].strip(" -") == ""
+            before
+            and before.capital
+            and text[before.end : start].strip(" -") == ""
             and before.form not in SMALL,
             after and after.capital and text[end : after.start].strip(" -") == "",
-        ]  # fmt: skip
+        ]
         return not any(joined)
 
     def _in_quotes(
-        self, text: str, words: list[Word], taken: list[bool], covered: list[bool],
+        self,
+        text: str,
+        words: list[Word],
+        taken: list[bool],
+        covered: list[bool],
         own: Mapping[Words, tuple[Kind, str]],
-    ) -> list[Span]:  # fmt: skip
+    ) -> list[Span]:
         """Phrases in quotes and capitals: beginnings of own titles, or unknown titles."""
         spans = []
         for pattern in _QUOTED:
@@ -291,9 +305,13 @@ class Grounder:
         return spans
 
     def _attribute_spans(
-        self, text: str, words: list[Word], taken: list[bool],
-        item: set[tuple[str, str]], history: set[tuple[str, str]],
-    ) -> tuple[list[Span], list[bool]]:  # fmt: skip
+        self,
+        text: str,
+        words: list[Word],
+        taken: list[bool],
+        item: set[tuple[str, str]],
+        history: set[tuple[str, str]],
+    ) -> tuple[list[Span], list[bool]]:
         spans, place = [], 0
         covered = [False] * len(words)
         while place < len(words):

@@ -127,9 +127,7 @@ def text_metrics(
     if not all(map(has_blanks, texts)):
         corpus["text/words"]["note"] = CHARACTERS
     if references is not None:
-        each, whole = overlap(
-            texts, references, controls=controls, resamples=resamples, seed=seed
-        )  # fmt: skip
+        each, whole = overlap(texts, references, controls=controls, resamples=resamples, seed=seed)
         per_text |= each
         corpus |= whole
     return Figures(per_text, corpus)
@@ -148,9 +146,11 @@ def mean_of(
         return exact(0.0, 0)
     numbers = owners(users)
     return estimate(
-        values[there], users=None if numbers is None else numbers[there].tolist(),
-        resamples=resamples, seed=seed,
-    )  # fmt: skip
+        values[there],
+        users=None if numbers is None else numbers[there].tolist(),
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def diversity(features: Features, *, users: Sequence[Hashable] | None = None) -> Estimate:

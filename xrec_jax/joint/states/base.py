@@ -131,9 +131,13 @@ def check_template(config: Any, template: Template, *, user: str, user_item: str
 
 
 def chosen_states(
-    data: RunData, *, train_states: int, min_history: int, reach: int = 1,
+    data: RunData,
+    *,
+    train_states: int,
+    min_history: int,
+    reach: int = 1,
     users: Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Histories]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Histories]:
     """States of leave-one-out data: `user`, `before`, `target`, `part`, and their histories.
 
     Args:
@@ -179,6 +183,9 @@ def chosen_states(
         ]
     )
     return (
-        users_.astype(np.int32), lengths.astype(np.int64), targets.astype(np.int32),
-        parts.astype(np.int8), Histories(items.astype(np.int32), start.astype(np.int64)),
-    )  # fmt: skip
+        users_.astype(np.int32),
+        lengths.astype(np.int64),
+        targets.astype(np.int32),
+        parts.astype(np.int8),
+        Histories(items.astype(np.int32), start.astype(np.int64)),
+    )

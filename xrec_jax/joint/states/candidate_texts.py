@@ -70,13 +70,14 @@ def world_writer(config: Any, data: RunData, states: JointStates) -> Writer:
                 for s, i in pairs
             ],
             teacher={int(case): said[case] for case in teaching},
-            planted=planted, said=said,
+            planted=planted,
+            said=said,
             template=[
                 _by_counts(prompting.items[i], [prompting.items[k] for k in pasts[s].tolist()])
                 for s, i in pairs
             ],
             summary=[states.summary[s] for s, _ in pairs],
-        )  # fmt: skip
+        )
 
     return write
 
@@ -148,10 +149,12 @@ def file_writer(config: Any, data: RunData, states: JointStates) -> Writer:
                 template.assemble(user=known[s][0], item=shown[i], entries=known[s][1])
                 for s, i in pairs
             ],
-            teacher=teacher, planted=None, said=None,
+            teacher=teacher,
+            planted=None,
+            said=None,
             template=[_by_words(texts, i, known[s][2], states.template[s]) for s, i in pairs],
             summary=[states.summary[s] for s, _ in pairs],
-        )  # fmt: skip
+        )
 
     return write
 

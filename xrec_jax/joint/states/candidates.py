@@ -118,15 +118,29 @@ def cases_of(states: JointStates, candidates: np.ndarray, write: Any) -> JointCa
     events = np.repeat(history.start[state] - start[:-1], lengths) + np.arange(int(start[-1]))
     features = np.concatenate([states.features[state], states.item_features[candidate]], axis=1)
     return JointCases(
-        user=states.user[state], before=states.before[state], target=states.target[state],
-        part=states.part[state], history=Histories(history.items[events], start),
-        prompts=texts.prompts, teacher=texts.teacher, planted=texts.planted,
-        template=texts.template, summary=texts.summary, features=features,
-        item_features=states.item_features, titles=states.titles, groups=states.groups,
+        user=states.user[state],
+        before=states.before[state],
+        target=states.target[state],
+        part=states.part[state],
+        history=Histories(history.items[events], start),
+        prompts=texts.prompts,
+        teacher=texts.teacher,
+        planted=texts.planted,
+        template=texts.template,
+        summary=texts.summary,
+        features=features,
+        item_features=states.item_features,
+        titles=states.titles,
+        groups=states.groups,
         group=None if states.group is None else states.group[state],
-        notes=_notes(states, candidates), states=states, state=state.astype(np.int32),
-        candidate=candidate.astype(np.int32), candidates=candidates, slots=slots, said=texts.said,
-    )  # fmt: skip
+        notes=_notes(states, candidates),
+        states=states,
+        state=state.astype(np.int32),
+        candidate=candidate.astype(np.int32),
+        candidates=candidates,
+        slots=slots,
+        said=texts.said,
+    )
 
 
 def _notes(states: JointStates, candidates: np.ndarray) -> tuple[str, ...]:

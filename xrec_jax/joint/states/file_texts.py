@@ -61,8 +61,10 @@ class Texts:
 
     def __init__(self, data: RunData, rows: Sequence[PairText], *, profiles: bool = True):
         self.data, self.rows = data, rows
-        places = [{str(n): r for r, n in enumerate(ids)}
-                  for ids in (data.dataset.user_ids, data.dataset.item_ids)]  # fmt: skip
+        places = [
+            {str(n): r for r, n in enumerate(ids)}
+            for ids in (data.dataset.user_ids, data.dataset.item_ids)
+        ]
         self.users = np.array([places[0][row.user] for row in rows], np.int32)
         self.items = np.array([places[1][row.item] for row in rows], np.int32)
         by_item = dict(zip(self.items.tolist(), rows, strict=True))
@@ -102,8 +104,10 @@ class Texts:
     def taught(self) -> dict[tuple[int, int], str]:
         """Explanations of (user, item) pairs of the training part, and of no other part."""
         split, count = self.data.split, self.data.dataset.num_items
-        numbers = [part.user.astype(np.int64) * count + part.item
-                   for part in (split.train, split.valid, split.test)]  # fmt: skip
+        numbers = [
+            part.user.astype(np.int64) * count + part.item
+            for part in (split.train, split.valid, split.test)
+        ]
         mine = self.users.astype(np.int64) * count + self.items
         kept = np.isin(mine, numbers[0]) & ~np.isin(mine, np.concatenate(numbers[1:]))
         found: dict[tuple[int, int], str] = {}
@@ -137,10 +141,12 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
     table = np.zeros((len(pool), len(column)), np.float32)
     for place, bag in enumerate(bags):
         table[place, [column[word] for word in bag]] = 1.0
-    spoken = {i: {column[w] for w in content_words(t) if w in column}
-              for i, t in texts.item_text.items()}  # fmt: skip
-    told = {u: {column[w] for w in content_words(t) if w in column}
-            for u, t in texts.profile.items()}  # fmt: skip
+    spoken = {
+        i: {column[w] for w in content_words(t) if w in column} for i, t in texts.item_text.items()
+    }
+    told = {
+        u: {column[w] for w in content_words(t) if w in column} for u, t in texts.profile.items()
+    }
     found = []
     step = max(1, _MANY // max(len(column), len(pool)))
     for first in range(0, len(user), step):

@@ -58,9 +58,11 @@ def file_states(config: Any, data: RunData) -> JointStates:
         )
     template = template_from(asked.template)
     check_template(
-        config, template, user="'profiles' or 'visits'",
+        config,
+        template,
+        user="'profiles' or 'visits'",
         user_item="'profile_candidate' or 'visit_candidate'",
-    )  # fmt: skip
+    )
     texts = Texts(data, read_states_file(config, data), profiles=bool(template.user))
     chosen = _chosen(texts, asked.max_users)
     drawn = _Drawn.of(texts, chosen, train_states=asked.train_states, min_history=asked.min_history)
@@ -70,8 +72,10 @@ def file_states(config: Any, data: RunData) -> JointStates:
         for past in pasts
     ]
     avoided = far_places(texts, drawn.user, pasts)
-    why_not = [f"you may care less for places for {texts.audience[i]}." if i >= 0 else _UNKNOWN
-               for i in avoided]  # fmt: skip
+    why_not = [
+        f"you may care less for places for {texts.audience[i]}." if i >= 0 else _UNKNOWN
+        for i in avoided
+    ]
     profiles = [texts.profile[int(u)] for u in drawn.user]
     teacher = _teacher(texts, drawn, why_not, config.joint.sft.examples)
     words = vocabulary(texts)
@@ -79,11 +83,15 @@ def file_states(config: Any, data: RunData) -> JointStates:
     for item, text in texts.item_text.items():
         item_features[item] = bag(text, words)
     return JointStates(
-        user=drawn.user, before=drawn.history.lengths, target=drawn.target, part=drawn.part,
+        user=drawn.user,
+        before=drawn.history.lengths,
+        target=drawn.target,
+        part=drawn.part,
         history=drawn.history,
         prompts=[
             template.assemble(
-                user=template.render_user({"profile": profile}) if template.user else "", item="",
+                user=template.render_user({"profile": profile}) if template.user else "",
+                item="",
                 entries=[
                     template.render_entry(texts.shown[i], number)
                     for number, i in enumerate(items, start=1)
@@ -91,16 +99,18 @@ def file_states(config: Any, data: RunData) -> JointStates:
             )
             for profile, items in zip(profiles, shown, strict=True)
         ],
-        teacher=teacher, planted=None,
+        teacher=teacher,
+        planted=None,
         template=[
             join_pair(Pair(addressed(profile) or _liked(texts, items), no))
             for profile, items, no in zip(profiles, shown, why_not, strict=True)
         ],
         summary=[join_pair(Pair(_visited(texts, items), "")) for items in shown],
         features=_user_features(profiles, pasts, item_features, words),
-        item_features=item_features, titles=texts.titles,
+        item_features=item_features,
+        titles=texts.titles,
         notes=_notes(texts, drawn, asked, teacher),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)

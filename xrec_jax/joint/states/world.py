@@ -17,12 +17,7 @@ from xrec_jax.joint.states.base import TRAIN, JointStates, check_template, chose
 from xrec_jax.tasks.prompting import Prompting
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.synthetic.grammar import listing, with_article
-from xrec_jax.text.synthetic.taste_pairs import (
-    Pair,
-    join_pair,
-    taste_pair,
-    values_of,
-)
+from xrec_jax.text.synthetic.taste_pairs import Pair, join_pair, taste_pair, values_of
 
 _ATTRIBUTES = {"kind": 2, "cuisine": 2, "mood": 2}  # values that a text names at most
 _PLAIN = ("kind", "cuisine", "mood", "price", "district", "popularity")
@@ -47,22 +42,29 @@ def world_states(config: Any, data: RunData) -> JointStates:
     count = data.dataset.num_users
     users = keyed.permutation(keyed.fold(0, 51), count)[: asked.max_users or count]
     user, before, target, part, history = chosen_states(
-        data, train_states=asked.train_states, min_history=asked.min_history, reach=asked.reach,
+        data,
+        train_states=asked.train_states,
+        min_history=asked.min_history,
+        reach=asked.reach,
         users=sorted(int(u) for u in users),
-    )  # fmt: skip
+    )
     prompting = Prompting(data, asked.template, history=asked.history)
     tastes = world.tastes_at(user, before)
     pasts = [history.items[history.start[s] : history.start[s + 1]] for s in range(len(user))]
     groups, group = _groups(asked.group, data, user)
     stated = _stated(world, prompting, user, pasts)
     return JointStates(
-        user=user, before=before, target=target, part=part, history=history,
-        prompts=[
-            _prompt(prompting, int(u), past) for u, past in zip(user, pasts, strict=True)
-        ],
+        user=user,
+        before=before,
+        target=target,
+        part=part,
+        history=history,
+        prompts=[_prompt(prompting, int(u), past) for u, past in zip(user, pasts, strict=True)],
         # Where candidates are explained, these are the states whose cases teach.
         teacher=_teacher(
-            config.joint.sft.examples, user, part,
+            config.joint.sft.examples,
+            user,
+            part,
             stated if config.joint.sft.teacher == "stated" else tastes,
             each=config.joint.candidates if template.item else 1,
         ),
@@ -73,8 +75,9 @@ def world_states(config: Any, data: RunData) -> JointStates:
         features=_user_features(prompting, user, history),
         item_features=_one_hot(prompting.items, _PLAIN),
         titles=[str(row["name"]) for row in prompting.items],
-        groups=groups, group=group,
-    )  # fmt: skip
+        groups=groups,
+        group=group,
+    )
 
 
 def _prompt(prompting: Prompting, user: int, past: np.ndarray) -> str:

@@ -108,11 +108,17 @@ def empty_rows(model: Llama, *, batch: int, slots: int, most: int, vocab: int) -
 
     return Rows(
         caches=tuple(cache() for _ in range(config.num_layers)),
-        tick=jnp.int32(0), token=zeros(batch), length=zeros(batch), count=zeros(batch),
-        limit=zeros(batch), seed=zeros(batch, dtype=jnp.uint32),
-        done=constrain(jnp.ones(batch, bool), "batch"), tokens=zeros(batch, most),
-        log_probs=zeros(batch, most, dtype=jnp.float32), seen=zeros(batch, vocab, dtype=bool),
-    )  # fmt: skip
+        tick=jnp.int32(0),
+        token=zeros(batch),
+        length=zeros(batch),
+        count=zeros(batch),
+        limit=zeros(batch),
+        seed=zeros(batch, dtype=jnp.uint32),
+        done=constrain(jnp.ones(batch, bool), "batch"),
+        tokens=zeros(batch, most),
+        log_probs=zeros(batch, most, dtype=jnp.float32),
+        seen=zeros(batch, vocab, dtype=bool),
+    )
 
 
 def _last(tokens: jax.Array, eos: tuple[int, ...]) -> jax.Array:
@@ -173,10 +179,12 @@ def admit(
     x = model.embed(params, new.ids, new.soft)
     hidden, caches = model.cached(params, x, positions, contexts, lora=lora)
     token, log_prob = choose(
-        model.project(params, hidden[:, -1]), sampling,
-        seeds=new.seeds, counts=jnp.zeros(count, jnp.int32),
+        model.project(params, hidden[:, -1]),
+        sampling,
+        seeds=new.seeds,
+        counts=jnp.zeros(count, jnp.int32),
         seen=new.seen if sampling.penalises else None,
-    )  # fmt: skip
+    )
     place = _places(rows, new.lengths, width, prefix)
     merged = []
     for layer, (old, fresh) in enumerate(zip(rows.caches, caches, strict=True)):
@@ -192,10 +200,16 @@ def admit(
     if sampling.penalises:
         seen = seen.at[jnp.arange(count), token].set(True)
     put = {
-        "token": token, "length": new.lengths + before, "count": jnp.ones(count, jnp.int32),
-        "limit": new.limits, "seed": new.seeds, "done": _last(token, eos) | (new.limits <= 1),
-        "tokens": tokens, "log_probs": log_probs, "seen": seen,
-    }  # fmt: skip
+        "token": token,
+        "length": new.lengths + before,
+        "count": jnp.ones(count, jnp.int32),
+        "limit": new.limits,
+        "seed": new.seeds,
+        "done": _last(token, eos) | (new.limits <= 1),
+        "tokens": tokens,
+        "log_probs": log_probs,
+        "seen": seen,
+    }
     changed = {
         name: getattr(rows, name).at[new.rows].set(value, mode="drop")
         for name, value in put.items()
@@ -247,9 +261,12 @@ def decode(
         x = model.embed(params, rows.token[:, None])
         hidden, caches = model.cached(params, x, rows.length[:, None], contexts, lora=lora)
         token, log_prob = choose(
-            model.project(params, hidden[:, 0]), sampling,
-            seeds=rows.seed, counts=rows.count, seen=rows.seen if sampling.penalises else None,
-        )  # fmt: skip
+            model.project(params, hidden[:, 0]),
+            sampling,
+            seeds=rows.seed,
+            counts=rows.count,
+            seen=rows.seen if sampling.penalises else None,
+        )
         live = ~rows.done
         here = (answer_ids == rows.count[:, None]) & live[:, None]
         count = rows.count + live
@@ -257,11 +274,16 @@ def decode(
         if sampling.penalises:
             seen = seen.at[jnp.arange(len(token)), token].max(live)
         return rows.replace(
-            caches=caches, tick=rows.tick + 1, token=token, length=rows.length + live, count=count,
+            caches=caches,
+            tick=rows.tick + 1,
+            token=token,
+            length=rows.length + live,
+            count=count,
             done=rows.done | _last(token, eos) | (count >= rows.limit),
             tokens=jnp.where(here, token[:, None], rows.tokens),
-            log_probs=jnp.where(here, log_prob[:, None], rows.log_probs), seen=seen,
-        )  # fmt: skip
+            log_probs=jnp.where(here, log_prob[:, None], rows.log_probs),
+            seen=seen,
+        )
 
     def goes_on(rows: Rows) -> jax.Array:
         return (rows.tick < stop) & (jnp.sum(rows.done) < wanted)

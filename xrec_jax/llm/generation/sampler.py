@@ -74,10 +74,13 @@ class Sampler:
             )
         refill = min(batch, refill or max(1, batch // 4))
         self._plan = Plan(
-            eos=(int(eos),) if isinstance(eos, int) else tuple(map(int, eos)), batch=batch,
-            refill=batch if schedule == "static" else refill, multiple=divisor,
-            check_every=check_every, share_prefixes=share_prefixes,
-        )  # fmt: skip
+            eos=(int(eos),) if isinstance(eos, int) else tuple(map(int, eos)),
+            batch=batch,
+            refill=batch if schedule == "static" else refill,
+            multiple=divisor,
+            check_every=check_every,
+            share_prefixes=share_prefixes,
+        )
         self._unstack = cpu if unstack_layers is None else unstack_layers
         self._params = self._split(params)
         self.work = Work()
@@ -132,9 +135,14 @@ class Sampler:
             return
         self._check(requests)
         run = Run(
-            self.model, self._params, requests, lora=self._lora(adapter), sampling=sampling,
-            plan=self._plan, stop=stop,
-        )  # fmt: skip
+            self.model,
+            self._params,
+            requests,
+            lora=self._lora(adapter),
+            sampling=sampling,
+            plan=self._plan,
+            stop=stop,
+        )
         self.work = run.work
         yield from run.answers()
 

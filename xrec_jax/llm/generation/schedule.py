@@ -146,9 +146,11 @@ class Run:
         prompts = [request.ids for request in requests]
         # What is shared ends before the first soft vector: those differ between equal tokens.
         plain = [
-            request.ids[: min(request.soft_positions) + 1] if len(request.soft_positions)
-            else request.ids for request in requests
-        ]  # fmt: skip
+            request.ids[: min(request.soft_positions) + 1]
+            if len(request.soft_positions)
+            else request.ids
+            for request in requests
+        ]
         self._queue = collections.deque(
             self._ordered(g) for g in groups(plain, share=plan.share_prefixes)
         )
@@ -181,9 +183,12 @@ class Run:
             steps = plan.check_every if self._stop else 1 << 30
             before = int(self._rows.tick)
             self._rows = self._call["decode"](
-                self._params, self._lora, self._rows,
-                jnp.int32(steps), jnp.int32(plan.refill if self._queue else plan.batch),
-            )  # fmt: skip
+                self._params,
+                self._lora,
+                self._rows,
+                jnp.int32(steps),
+                jnp.int32(plan.refill if self._queue else plan.batch),
+            )
             yield from self._collect()
             self.work.steps += int(self._rows.tick) - before
 

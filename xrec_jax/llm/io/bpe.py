@@ -57,17 +57,24 @@ def train_bpe(
     )
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
     model.train_from_iterator(texts, trainer)
     model.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, SPECIAL.index(BOS))]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-        additional_special_tokens=[SOFT, *ROLES], chat_template=TEMPLATE,
-    )  # fmt: skip
+        tokenizer_object=model,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        additional_special_tokens=[SOFT, *ROLES],
+        chat_template=TEMPLATE,
+    )
     with new_directory(path) as folder:
         tokenizer.save_pretrained(str(folder))
     return load_tokenizer(path)

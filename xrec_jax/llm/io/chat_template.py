@@ -95,9 +95,12 @@ class ChatTemplate:
         try:
             with self._refusing():
                 return self._template.render(
-                    messages=[dict(message) for message in messages], tools=None, documents=None,
-                    add_generation_prompt=prompt, **self._names,
-                )  # fmt: skip
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=prompt,
+                    **self._names,
+                )
         finally:
             _budget.reset(token)
 
@@ -333,9 +336,12 @@ def _now(layout: str) -> str:
 def _environment() -> _Sandbox:
     """What transformers gives to a template, but for what no template of a model uses."""
     made = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
-        optimized=False, finalize=_output,
-    )  # fmt: skip
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        optimized=False,
+        finalize=_output,
+    )
     made.filters["tojson"] = _to_json
     for name in _UNBOUNDED:
         made.filters.pop(name, None)

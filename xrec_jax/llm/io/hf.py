@@ -248,9 +248,10 @@ def read_generation(path: Any) -> Generation:
             found[key] = tuple(n for n in ids if n >= 0)
     bos, pad = found.get("bos_token_id", ()), found.get("pad_token_id", ())
     return Generation(
-        next(iter(bos), None), tuple(dict.fromkeys(found.get("eos_token_id", ()))),
+        next(iter(bos), None),
+        tuple(dict.fromkeys(found.get("eos_token_id", ()))),
         next(iter(pad), None),
-    )  # fmt: skip
+    )
 
 
 def _directory(path: str | pathlib.Path) -> pathlib.Path:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.disk import writing
 from xrec_jax.core.storage.files import is_local, remove_leftovers, temporary_sibling, write_json
 from xrec_jax.llm.io import tensorfile
@@ -28,9 +28,16 @@ from xrec_jax.parallel.mesh import gather
 
 MAX_SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +96,14 @@ def save_params(
       max_shard_bytes: of one file.
     """
     save_model(
-        path, Tree(params), config, dtype=dtype, generation=generation,
-        tokenizer_dir=tokenizer_dir, max_shard_bytes=max_shard_bytes,
-    )  # fmt: skip
+        path,
+        Tree(params),
+        config,
+        dtype=dtype,
+        generation=generation,
+        tokenizer_dir=tokenizer_dir,
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def save_model(
@@ -203,8 +215,8 @@ def check_new(path: str | pathlib.Path) -> pathlib.Path:
 def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory that becomes `path` if the block ends well, and else is removed.
 
-    The first process looks whether `path` is free and writes; call `barrier` behind the block before
-    another one reads.
+    The first process looks whether `path` is free and writes; call `barrier` behind the block
+    before another one reads.
 
     Raises:
       UserError: if `path` is not free or cannot be written.

@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.runtime.distributed import is_primary, barrier
+from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.files import check_scheme, is_local, write_json
 from xrec_jax.core.values import finite_number, whole_number
 from xrec_jax.llm.io import tensorfile
@@ -40,10 +40,23 @@ _LONGEST_PATTERN = 10_000  # characters
 _PATTERN_SECONDS = 5.0  # of all names; an honest pattern takes microseconds a name
 # Keys that change nothing in what a trained adapter computes.
 _NEUTRAL = {
-    "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules",
-    "inference_mode", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
-    "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
-}  # fmt: skip
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
 # Initialisations after which the stored base is still the one that the adapter belongs to.
 _INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
 

@@ -91,9 +91,13 @@ def attend(
       `[batch, length, heads, head_dim]`.
     """
     chosen = choose(
-        implementation, length=q.shape[1], head_dim=q.shape[-1], kv_heads=k.shape[2],
-        dtype=q.dtype, shared=shared,
-    )  # fmt: skip
+        implementation,
+        length=q.shape[1],
+        head_dim=q.shape[-1],
+        kv_heads=k.shape[2],
+        dtype=q.dtype,
+        shared=shared,
+    )
     if chosen == "blocked":
         return _blocked(q, k, v, segments, shared)
     if chosen in ("splash", "splash_interpret"):
@@ -178,9 +182,14 @@ def _splash(
         )
     side = next(size for size in (512, 256, 128) if length % size == 0)
     blocks = kernel.BlockSizes(
-        block_q=side, block_kv=side, block_kv_compute=side, block_q_dkv=side, block_kv_dkv=side,
-        block_kv_dkv_compute=side, use_fused_bwd_kernel=True,
-    )  # fmt: skip
+        block_q=side,
+        block_kv=side,
+        block_kv_compute=side,
+        block_q_dkv=side,
+        block_kv_dkv=side,
+        block_kv_dkv_compute=side,
+        use_fused_bwd_kernel=True,
+    )
 
     def local(q, k, v, segments):
         causal = masks.CausalMask((length, length))

@@ -19,10 +19,8 @@ _SCALINGS = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "llama3": (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    ),
-}  # fmt: skip
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 _UNREAD = ("original_max_position_embeddings", "partial_rotary_factor")  # by other kinds
 _BORDERS = ("low_freq_factor", "high_freq_factor")
 

@@ -70,10 +70,7 @@ def soft_vectors(projector: Any, placeholder: jax.Array, user: jax.Array) -> jax
 def init_value_head(key: jax.Array, *, hidden: int) -> dict[str, Any]:
     """A fresh value head, which says 0 of every state; each array with its logical axes."""
     zeros = nn.initializers.zeros
-    return {
-        "kernel": logical(zeros, "embed")(key, (hidden,)),
-        "bias": logical(zeros)(key, ()),
-    }
+    return {"kernel": logical(zeros, "embed")(key, (hidden,)), "bias": logical(zeros)(key, ())}
 
 
 def state_values(head: Any, states: jax.Array) -> jax.Array:

@@ -161,9 +161,8 @@ class Attention(nn.Module):
         cache = Cache(attention.keys_for_cache(k), attention.head_major(v))
         if isinstance(context, Sequence):
             out = attention.attend(
-                q, k, v, context.segments, implementation=self.implementation,
-                shared=context.shared,
-            )  # fmt: skip
+                q, k, v, context.segments, implementation=self.implementation, shared=context.shared
+            )
         elif isinstance(context, Extend):
             whole = join(context.cache, cache)
             out = attention.attend_cached(q, *whole, context.mask)

@@ -87,9 +87,14 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
     heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     inner = config.intermediate_size
     sizes = {
-        "q": (hidden, heads), "k": (hidden, kv), "v": (hidden, kv), "o": (heads, hidden),
-        "gate": (hidden, inner), "up": (hidden, inner), "down": (inner, hidden),
-    }  # fmt: skip
+        "q": (hidden, heads),
+        "k": (hidden, kv),
+        "v": (hidden, kv),
+        "o": (heads, hidden),
+        "gate": (hidden, inner),
+        "up": (hidden, inner),
+        "down": (inner, hidden),
+    }
 
     def norm(name: str, hf: str) -> Parameter:
         path, axes = ("layers", name, "scale"), ("layers", None)

@@ -20,14 +20,24 @@ from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.parallel.mesh import logical
 
 GROUPS = {
-    "q": "attn", "k": "attn", "v": "attn", "o": "attn", "gate": "mlp", "up": "mlp", "down": "mlp"
-}  # fmt: skip
+    "q": "attn",
+    "k": "attn",
+    "v": "attn",
+    "o": "attn",
+    "gate": "mlp",
+    "up": "mlp",
+    "down": "mlp",
+}
 TARGETS = tuple(GROUPS)
 AXES = {  # logical axes of the kernels
-    "q": ("embed", "heads"), "k": ("embed", "heads"), "v": ("embed", "heads"),
-    "o": ("heads", "embed"), "gate": ("embed", "inner"), "up": ("embed", "inner"),
+    "q": ("embed", "heads"),
+    "k": ("embed", "heads"),
+    "v": ("embed", "heads"),
+    "o": ("heads", "embed"),
+    "gate": ("embed", "inner"),
+    "up": ("embed", "inner"),
     "down": ("inner", "embed"),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +103,14 @@ def sizes(model: LlamaConfig) -> dict[str, tuple[int, int]]:
     hidden, inner = model.hidden_size, model.intermediate_size
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     return {
-        "q": (hidden, heads), "k": (hidden, kv), "v": (hidden, kv), "o": (heads, hidden),
-        "gate": (hidden, inner), "up": (hidden, inner), "down": (inner, hidden),
-    }  # fmt: skip
+        "q": (hidden, heads),
+        "k": (hidden, kv),
+        "v": (hidden, kv),
+        "o": (heads, hidden),
+        "gate": (hidden, inner),
+        "up": (hidden, inner),
+        "down": (inner, hidden),
+    }
 
 
 def init_params(config: LoraConfig, model: LlamaConfig, key: jax.Array) -> Any:
@@ -138,9 +153,11 @@ def _added(params: Any, adapter: Adapter, sign: float) -> Any:
             if quantize.is_quantized(kernel):
                 raise UserError("an adapter cannot be merged into a quantised base; load it whole")
             update = jnp.einsum(
-                "lir,lro->lio", pair["a"].astype(jnp.float32), pair["b"].astype(jnp.float32),
+                "lir,lro->lio",
+                pair["a"].astype(jnp.float32),
+                pair["b"].astype(jnp.float32),
                 precision="highest",
-            )  # fmt: skip
+            )
             total = kernel.astype(jnp.float32) + sign * adapter.config.scale * update
             layers[group][target] = {"kernel": total.astype(kernel.dtype)}
     return {**params, "layers": layers}

@@ -30,9 +30,11 @@ def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
     """`[rows, columns, hidden]` -> `[rows, columns, vocab]` float32."""
     rows, columns, width = hidden.shape
     flat = jax.lax.dot_general(
-        hidden.reshape(-1, width), table.astype(hidden.dtype), (((1,), (1,)), ((), ())),
+        hidden.reshape(-1, width),
+        table.astype(hidden.dtype),
+        (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    )
     return constrain(flat.reshape(rows, columns, -1), "batch", None, "vocab")
 
 
@@ -116,9 +118,11 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
         hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, back, index * chunk, axis=1)
         if train_table:
             table_grad += jax.lax.dot_general(
-                flat, states.reshape(-1, states.shape[-1]), (((0,), (0,)), ((), ())),
+                flat,
+                states.reshape(-1, states.shape[-1]),
+                (((0,), (0,)), ((), ())),
                 preferred_element_type=jnp.float32,
-            )  # fmt: skip
+            )
         return total, hidden_grad, table_grad
 
     table_grad = jnp.zeros(table.shape if train_table else (), jnp.float32)

@@ -27,9 +27,14 @@ from xrec_jax.parallel.mesh import constrain, mesh_axes
 
 KINDS = ("none", "int8", "nf4")
 PROJECTIONS = (
-    ("attn", "q"), ("attn", "k"), ("attn", "v"), ("attn", "o"),
-    ("mlp", "gate"), ("mlp", "up"), ("mlp", "down"),
-)  # fmt: skip
+    ("attn", "q"),
+    ("attn", "k"),
+    ("attn", "v"),
+    ("attn", "o"),
+    ("mlp", "gate"),
+    ("mlp", "up"),
+    ("mlp", "down"),
+)
 BLOCK = 64
 
 

@@ -57,10 +57,17 @@ def _tick_text(value: float, step: float) -> str:
 
 
 def line_chart(
-    lines: Sequence[Line], *, title: str, x_label: str, from_zero: bool = False,
-    bound: float | None = None, bound_label: str = "", digits: int = 4, logarithmic: bool = False,
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    from_zero: bool = False,
+    bound: float | None = None,
+    bound_label: str = "",
+    digits: int = 4,
+    logarithmic: bool = False,
     whole_x: bool = False,
-) -> Html | None:  # fmt: skip
+) -> Html | None:
     """Curves with axes, grid and legend; a pointer, a finger or the arrow keys read values off.
 
     Args:
@@ -109,14 +116,7 @@ def line_chart(
     )
     marks: list[Html] = [
         _grid(
-            left,
-            right,
-            bottom,
-            top,
-            at_x=at_x,
-            at_y=at_y,
-            logarithmic=logarithmic,
-            whole_x=whole_x,
+            left, right, bottom, top, at_x=at_x, at_y=at_y, logarithmic=logarithmic, whole_x=whole_x
         ),
         tag("text", x_label, x=(WIDTH + _LEFT - _RIGHT) / 2, y=HEIGHT - 3, class_="axis middle"),
     ]
@@ -131,12 +131,15 @@ def line_chart(
         else:
             path = "M" + "L".join(f"{x} {y}" for x, y in places)
             marks.append(tag("path", d=path, class_=f"curve {line.colour}"))
-        data.append({
-            "label": line.label, "colour": line.colour,
-            "x": [float(f"{x:.6g}") for x in points[0]],
-            "y": [decimal(y, digits) for y in points[1]],
-            "at": [[float(x), float(y)] for x, y in places],
-        })  # fmt: skip
+        data.append(
+            {
+                "label": line.label,
+                "colour": line.colour,
+                "x": [float(f"{x:.6g}") for x in points[0]],
+                "y": [decimal(y, digits) for y in points[1]],
+                "at": [[float(x), float(y)] for x, y in places],
+            }
+        )
         legend.setdefault(line.label, key(line.colour, line.label))
     if bound is not None and bound_label:
         legend[bound_label] = key("bound", f"{bound_label} {decimal(bound, digits)}")
@@ -146,9 +149,14 @@ def line_chart(
     )
     marks.append(tag("line", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM, class_="cursor"))
     drawing = tag(
-        "svg", *marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", tabindex="0", class_="lines",
+        "svg",
+        *marks,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        tabindex="0",
+        class_="lines",
         aria_label=f"{title}. {x_label} {decimal(left, 0)} to {decimal(right, 0)}: {described}",
-    )  # fmt: skip
+    )
     return tag(
         "figure",
         tag("figcaption", title),
@@ -159,9 +167,16 @@ def line_chart(
 
 
 def _grid(
-    left: float, right: float, bottom: float, top: float, *, at_x: Any, at_y: Any,
-    logarithmic: bool, whole_x: bool = False,
-) -> Html:  # fmt: skip
+    left: float,
+    right: float,
+    bottom: float,
+    top: float,
+    *,
+    at_x: Any,
+    at_y: Any,
+    logarithmic: bool,
+    whole_x: bool = False,
+) -> Html:
     marks = []
     found = ticks(left, right, 6)
     if whole_x:
@@ -183,9 +198,14 @@ def _grid(
 
 
 def histogram(
-    samples: Mapping[str, tuple[str, Sequence[float]]], *, title: str, x_label: str,
-    bins: int = 16, mark: float | None = None, mark_label: str = "",
-) -> Html | None:  # fmt: skip
+    samples: Mapping[str, tuple[str, Sequence[float]]],
+    *,
+    title: str,
+    x_label: str,
+    bins: int = 16,
+    mark: float | None = None,
+    mark_label: str = "",
+) -> Html | None:
     """Distributions of several samples as steps over common bins, in shares of each sample.
 
     Args:
@@ -229,8 +249,13 @@ def histogram(
     return tag(
         "figure",
         tag("figcaption", title),
-        tag("svg", *marks, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
-            aria_label=f"{title}. {described}"),
+        tag(
+            "svg",
+            *marks,
+            viewBox=f"0 0 {WIDTH} {HEIGHT}",
+            role="img",
+            aria_label=f"{title}. {described}",
+        ),
         tag("div", *keys, class_="legend"),
         class_="chart",
-    )  # fmt: skip
+    )

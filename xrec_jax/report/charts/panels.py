@@ -36,9 +36,13 @@ def metrics_of(systems: Mapping[str, Mapping[str, Any]], group: str) -> list[str
 
 
 def panel(
-    material: Material, systems: Mapping[str, Mapping[str, Any]], name: str, *,
-    order: Sequence[str] | None = None, missing: Sequence[str] = (),
-) -> Html | None:  # fmt: skip
+    material: Material,
+    systems: Mapping[str, Mapping[str, Any]],
+    name: str,
+    *,
+    order: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
+) -> Html | None:
     """One metric of every system that has it.
 
     Args:
@@ -64,13 +68,16 @@ def panel(
     more = _line(f"Nothing to measure: {wording.listed(lacking)}.") if lacking else None
     if all(e["value"] == 0 and not any(bounds(e) or ()) for e in estimates):
         zero = figure(estimates[0], share=share, digits=1 if share else 0, interval=False)
-        return card(
-            what.label, what.sentence, _line(zero, f" for {wording.listed(order)}."), more
-        )  # fmt: skip
+        return card(what.label, what.sentence, _line(zero, f" for {wording.listed(order)}."), more)
     return interval_chart(
-        rows, title=what.label, note=what.sentence, share=share, digits=digits,
-        axis=(0.0, 1.0) if share else None, more=more,
-    )  # fmt: skip
+        rows,
+        title=what.label,
+        note=what.sentence,
+        share=share,
+        digits=digits,
+        axis=(0.0, 1.0) if share else None,
+        more=more,
+    )
 
 
 def measured(estimate: Mapping[str, Any] | None) -> bool:
@@ -83,9 +90,14 @@ def _line(*said: object) -> Html:
 
 
 def panels(
-    material: Material, systems: Mapping[str, Mapping[str, Any]], group: str, *,
-    main: Sequence[str] = (), order: Sequence[str] | None = None, missing: bool = False,
-) -> Html | None:  # fmt: skip
+    material: Material,
+    systems: Mapping[str, Mapping[str, Any]],
+    group: str,
+    *,
+    main: Sequence[str] = (),
+    order: Sequence[str] | None = None,
+    missing: bool = False,
+) -> Html | None:
     """Metrics of a group: the main ones as charts, the rest in a table that opens.
 
     Args:
@@ -99,9 +111,10 @@ def panels(
     every = metrics_of(systems, group)
     first = [f"{group}/{name}" for name in main if f"{group}/{name}" in every] or every
     named = [
-        s for s, metrics in systems.items()
+        s
+        for s, metrics in systems.items()
         if not is_pair(s) and any(name.startswith(f"{group}/") for name in metrics)
-    ]  # fmt: skip
+    ]
     named = [s for s in (order or material.explainers(named)) if s in named]
     asked = named if missing else ()
     if not any(known(systems[s].get(name)) for s in named for name in every):
@@ -117,9 +130,13 @@ def panels(
     more = tag(
         "details",
         tag("summary", f"{len(rest)} more figure{'s' if len(rest) > 1 else ''}"),
-        table(["Figure", *map(wording.label, named)], rows, class_="numbers",
-              caption=f"Further figures: {wording.humanised(group)}"),
-    )  # fmt: skip
+        table(
+            ["Figure", *map(wording.label, named)],
+            rows,
+            class_="numbers",
+            caption=f"Further figures: {wording.humanised(group)}",
+        ),
+    )
     return tag("div", charts, more)
 
 
@@ -157,8 +174,9 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html 
     made = table(
         ("Difference", *columns),
         [[what, *(cells.get(column, none) for column in columns)] for what, cells in rows.items()],
-        caption="Paired differences", class_="numbers",
-    )  # fmt: skip
+        caption="Paired differences",
+        class_="numbers",
+    )
     note = tag("p", tag("span", "\u2605", class_="star"), " p < 0.05", class_="note")
     return tag("div", made, note if strong else None)
 
@@ -179,7 +197,10 @@ def _difference(estimate: Mapping[str, Any], p: Mapping[str, Any] | None, clear:
     if estimate.get("count"):
         tested.append(f"{estimate['count']:,} case{'' if estimate['count'] == 1 else 's'}")
     star = tag("span", "\u2605 ", class_="star", role="img", aria_label="p below 0.05")
-    return join([
-        star if clear else None, figure(estimate),
-        tag("span", ", ".join(tested), class_="interval") if tested else None,
-    ])  # fmt: skip
+    return join(
+        [
+            star if clear else None,
+            figure(estimate),
+            tag("span", ", ".join(tested), class_="interval") if tested else None,
+        ]
+    )

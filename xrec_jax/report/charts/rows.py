@@ -10,14 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xrec_jax.report.html.markup import Html, tag
-from xrec_jax.report.html.numbers import (  # fmt: skip
-    Estimate,
-    bounds,
-    decimal,
-    figure,
-    known,
-    plain_figure,
-)
+from xrec_jax.report.html.numbers import Estimate, bounds, decimal, figure, known, plain_figure
 
 
 class Row(NamedTuple):
@@ -56,10 +49,18 @@ def domain(
 
 
 def interval_chart(
-    rows: Sequence[Row | str], *, title: str, note: object = None, digits: int = 3,
-    share: bool = False, reference: float | None = None, reference_label: str = "",
-    bars: bool = True, axis: tuple[float, float] | None = None, more: object = None,
-) -> Html | None:  # fmt: skip
+    rows: Sequence[Row | str],
+    *,
+    title: str,
+    note: object = None,
+    digits: int = 3,
+    share: bool = False,
+    reference: float | None = None,
+    reference_label: str = "",
+    bars: bool = True,
+    axis: tuple[float, float] | None = None,
+    more: object = None,
+) -> Html | None:
     """Values with 95 % intervals, one under the other on a common axis.
 
     Args:
@@ -80,9 +81,13 @@ def interval_chart(
         return None
     include = [] if reference is None else [reference]
     drawn = interval_list(
-        rows, axis=axis or domain(estimates, include=include, zero=bars), digits=digits,
-        share=share, reference=reference, bars=bars,
-    )  # fmt: skip
+        rows,
+        axis=axis or domain(estimates, include=include, zero=bars),
+        digits=digits,
+        share=share,
+        reference=reference,
+        bars=bars,
+    )
     legend = None
     if reference is not None and reference_label:
         legend = tag("div", key("bound", reference_label), class_="legend")
@@ -101,9 +106,14 @@ def card(title: str, note: object, *content: object) -> Html:
 
 
 def interval_list(
-    rows: Sequence[Row | str], *, axis: tuple[float, float], digits: int = 3, share: bool = False,
-    reference: float | None = None, bars: bool = True,
-) -> Html:  # fmt: skip
+    rows: Sequence[Row | str],
+    *,
+    axis: tuple[float, float],
+    digits: int = 3,
+    share: bool = False,
+    reference: float | None = None,
+    bars: bool = True,
+) -> Html:
     """The rows of an interval chart, each of which has a value."""
     low, high = axis
     place = lambda x: f"{100 * min(1, max(0, (x - low) / (high - low))):.2f}%"  # noqa: E731
@@ -132,11 +142,15 @@ def interval_list(
                 "li",
                 tag("span", row.label, class_="label"),
                 drawing,
-                tag("span", figure(row.estimate, digits=digits, share=share), row.mark,
-                    class_="value"),
+                tag(
+                    "span",
+                    figure(row.estimate, digits=digits, share=share),
+                    row.mark,
+                    class_="value",
+                ),
                 class_=row.colour,
             )
-        )  # fmt: skip
+        )
     return tag("ul", *out, class_="intervals", role="list")
 
 
@@ -178,7 +192,12 @@ def matrix(
         tag(
             "table",
             tag("caption", caption, class_="hidden"),
-            tag("thead", head), tag("tbody", *body), class_="matrix",
+            tag("thead", head),
+            tag("tbody", *body),
+            class_="matrix",
         ),
-        class_="scroll", tabindex="0", role="region", aria_label=caption,
-    )  # fmt: skip
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )

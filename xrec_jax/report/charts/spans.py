@@ -60,10 +60,12 @@ class Marker:
         if history is None:  # nothing is known of what the prompt showed
             return []
         found = self._grounder.ground(
-            text, item=str(pair.get("title") or ""), history=[e["title"] for e in history],
+            text,
+            item=str(pair.get("title") or ""),
+            history=[e["title"] for e in history],
             item_attributes=pair.get("attributes") or {},
             history_attributes=[e.get("attributes") or {} for e in history],
-        )  # fmt: skip
+        )
         return [(start, end, _SHOWN[kind]) for start, end, kind in found.highlights()]
 
     def named(self, text: str, pair: Mapping[str, Any]) -> list[int]:

@@ -74,8 +74,11 @@ def table(
             tag("tbody", *body),
             class_=class_ or None,
         ),
-        class_="scroll", tabindex="0", role="region", aria_label=caption,
-    )  # fmt: skip
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
 
 
 def embedded_json(value: Any) -> Html:

@@ -22,9 +22,19 @@ from xrec_jax.report.sections.joint import summary
 
 # Each has ID, TITLE, HOW (how a run gets it) and build(material) -> Section or None.
 SECTIONS: tuple[ModuleType, ...] = (
-    ran, ranking, training, language, texts, faithfulness, wins, ratings, attributes, bias, audit,
+    ran,
+    ranking,
+    training,
+    language,
+    texts,
+    faithfulness,
+    wins,
+    ratings,
+    attributes,
+    bias,
+    audit,
     pairs,
-)  # fmt: skip
+)
 
 # A stage that few runs have: a page without it does not name it as missing.
 PAGE: tuple[ModuleType, ...] = (*SECTIONS[:2], summary, *SECTIONS[2:])

@@ -64,10 +64,16 @@ def _data(systems: Mapping[str, Any]) -> Html | None:
 def _attribute(material: Material, systems: dict, name: str) -> Html | None:
     others = material.explainers(s for s in systems if s != _MAJORITY and not is_pair(s))
     body = panels(
-        material, systems, name, main=_MAIN,
-        order=[s for s in [*others, _MAJORITY] if any(k.startswith(f"{name}/") for k in
-                                                     systems.get(s, {}))],
-    )  # fmt: skip
+        material,
+        systems,
+        name,
+        main=_MAIN,
+        order=[
+            s
+            for s in [*others, _MAJORITY]
+            if any(k.startswith(f"{name}/") for k in systems.get(s, {}))
+        ],
+    )
     if body is None:
         return None
     tests = comparisons(systems, name)

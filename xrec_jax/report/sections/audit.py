@@ -41,8 +41,10 @@ def _finding(finding: Mapping[str, Any]) -> Html:
         "article",
         tag(
             "h3",
-            tag("span", f"{_SIGNS.get(severity, '')} {severity}", class_="badge"), " ",
-            tag("code", finding["code"]), " ",
+            tag("span", f"{_SIGNS.get(severity, '')} {severity}", class_="badge"),
+            " ",
+            tag("code", finding["code"]),
+            " ",
             tag("span", f"{whole(count)} of {whole(total)}{share}", class_="count"),
         ),
         tag("p", finding["message"]),
@@ -51,4 +53,4 @@ def _finding(finding: Mapping[str, Any]) -> Html:
         else None,
         tag("p", tag("b", "What to do: "), finding["advice"], class_="advice"),
         class_=f"finding {severity if severity in _SIGNS else 'info'}",
-    )  # fmt: skip
+    )

@@ -25,8 +25,9 @@ def effects(metrics: Mapping[str, Any]) -> dict[str, tuple[Any, float | None]]:
     for key, estimate in metrics.items():
         of_another = any(
             key.endswith(end) and (base in metrics or base in apart)
-            for end in ("_p", "_difference") if (base := key.removesuffix(end))
-        )  # fmt: skip
+            for end in ("_p", "_difference")
+            if (base := key.removesuffix(end))
+        )
         if known(estimate) and "/" in key and not of_another:
             p = metrics.get(f"{key}_p")
             found[key] = (estimate, float(p["value"]) if p is not None and known(p) else None)
@@ -60,15 +61,19 @@ def build(material: Material) -> Section | None:
     apart = sum(len(without_spread(m)) for m in material.stage("bias").values())
     strong = sum(_stands(p) for found in systems.values() for _, p in found.values())
     tested = sum(len(found) for found in systems.values())
-    lead = join([
-        "Hedges g: the difference of two groups' means in standard deviations; 0.2 is small, 0.5 "
-        "medium. A group stands against all others. ",
-        tag("span", "\u2605", class_="star", aria_hidden="true"),
-        f" marks what remains at p < {LEVEL:g} after Holm's correction for many tests: {strong} of "
-        f"{tested}. Shown are those and the {LARGEST} largest of each chart.",
-        f" Not drawn: {apart} where groups differ and do not vary, so that there is no g; "
-        "evaluation.json has their difference and p." if apart else "",
-    ])  # fmt: skip
+    lead = join(
+        [
+            "Hedges g: the difference of two groups' means in standard deviations; 0.2 is small, "
+            "0.5 medium. A group stands against all others. ",
+            tag("span", "\u2605", class_="star", aria_hidden="true"),
+            f" marks what remains at p < {LEVEL:g} after Holm's correction for many tests: "
+            f"{strong} of {tested}. Shown are those and the {LARGEST} largest of each chart.",
+            f" Not drawn: {apart} where groups differ and do not vary, so that there is no g; "
+            "evaluation.json has their difference and p."
+            if apart
+            else "",
+        ]
+    )
     return Section(ID, TITLE, lead, tag("div", grid(charts, wide=True)))
 
 
@@ -95,15 +100,24 @@ def _forest(
     if not shown:
         return card(title, note, more)
     return interval_chart(
-        [_row(key, drawn[key], colour, group=True) for key in shown], title=title, note=note,
-        bars=False, digits=2, axis=axis, reference=0.0, reference_label="no difference", more=more,
-    )  # fmt: skip
+        [_row(key, drawn[key], colour, group=True) for key in shown],
+        title=title,
+        note=note,
+        bars=False,
+        digits=2,
+        axis=axis,
+        reference=0.0,
+        reference_label="no difference",
+        more=more,
+    )
 
 
 def _rest(
-    drawn: Mapping[str, tuple[Any, float | None]], kept: set[str], colour: str,
+    drawn: Mapping[str, tuple[Any, float | None]],
+    kept: set[str],
+    colour: str,
     axis: tuple[float, float],
-) -> Html | None:  # fmt: skip
+) -> Html | None:
     """Comparisons that are small and do not stand, by group."""
     groups: dict[str, list[Row]] = {}
     for key in drawn:
@@ -137,8 +151,9 @@ def _row(key: str, one: tuple[Any, float | None], colour: str, *, group: bool = 
     estimate, p = one
     mark = None
     if _stands(p):
-        mark = tag("span", " \u2605", class_="star", role="img",
-                   aria_label="significant after correction")  # fmt: skip
+        mark = tag(
+            "span", " \u2605", class_="star", role="img", aria_label="significant after correction"
+        )
     label: object = _what(key)
     if group:
         column, _, value = key.partition("/")[0].partition("=")

@@ -14,15 +14,27 @@ _CHANCE = (
     "what lies above is about the pair itself."
 )
 _GROUPS = (
-    ("planted", "True reasons", ("f1", "precision", "recall"),
-     "The planted world knows why it would choose a place. A text is compared with those reasons."),
-    ("grounding", "Grounding",
-     ("hallucinated_titles", "attributes_precision", "history_cited", "item_named"),
-     "Titles and attributes that a text mentions are looked up in the history and the item."),
-    ("counterfactual", "Counterfactual", ("comprehensiveness", "sufficiency", "measured"),
-     "The cited history is taken away and the recommender asked again: what it falls by, beside "
-     "taking away as many entries that were not cited."),
-)  # fmt: skip
+    (
+        "planted",
+        "True reasons",
+        ("f1", "precision", "recall"),
+        "The planted world knows why it would choose a place. A text is compared with those "
+        "reasons.",
+    ),
+    (
+        "grounding",
+        "Grounding",
+        ("hallucinated_titles", "attributes_precision", "history_cited", "item_named"),
+        "Titles and attributes that a text mentions are looked up in the history and the item.",
+    ),
+    (
+        "counterfactual",
+        "Counterfactual",
+        ("comprehensiveness", "sufficiency", "measured"),
+        "The cited history is taken away and the recommender asked again: what it falls by, beside "
+        "taking away as many entries that were not cited.",
+    ),
+)
 
 
 def build(material: Material) -> Section | None:

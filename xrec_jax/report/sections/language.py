@@ -57,16 +57,26 @@ def _perplexity(material: Material) -> Html | None:
     for stage, what in (("pretrain", "own texts"), ("instruct", "held-out explanations")):
         for system, metrics in material.stage(stage).items():
             if known(metrics.get("held_out/perplexity")):
-                rows.append([
-                    f"{label(system)} on {what}",
-                    figure(metrics["held_out/perplexity"]), figure(metrics.get("held_out/loss")),
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        f"{label(system)} on {what}",
+                        figure(metrics["held_out/perplexity"]),
+                        figure(metrics.get("held_out/loss")),
+                    ]
+                )
     if not rows:
         return None
     return tag(
         "div",
-        table(("Model", "Perplexity", "Loss"), rows, caption="Perplexity on held-out texts",
-              class_="numbers"),
-        tag("p", "Perplexity e.g. 3: as unsure as if it drew from three tokens each time.",
-            class_="note"),
-    )  # fmt: skip
+        table(
+            ("Model", "Perplexity", "Loss"),
+            rows,
+            caption="Perplexity on held-out texts",
+            class_="numbers",
+        ),
+        tag(
+            "p",
+            "Perplexity e.g. 3: as unsure as if it drew from three tokens each time.",
+            class_="note",
+        ),
+    )

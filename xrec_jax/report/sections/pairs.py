@@ -55,10 +55,12 @@ def build(material: Material) -> Section | None:
             "give it.",
         )
     legend = tag(
-        "p", "Marked: ",
+        "p",
+        "Marked: ",
         *(join([tag("mark", text, class_=kind), " "]) for kind, text in _LEGEND),
-        dots, class_="marks",
-    )  # fmt: skip
+        dots,
+        class_="marks",
+    )
     count = f"{len(material.pairs):,}"
     if material.more_pairs:
         count = f"The first {MOST_PAIRS:,}"
@@ -67,33 +69,55 @@ def build(material: Material) -> Section | None:
         "what was recommended, and the explanation before and after tuning."
     )
     search = tag(
-        "input", id="pairs-search", type="search", autocomplete="off", spellcheck="false",
+        "input",
+        id="pairs-search",
+        type="search",
+        autocomplete="off",
+        spellcheck="false",
         placeholder="title, user, words of a text",
-    )  # fmt: skip
+    )
     tools = tag(
         "form",
         _field("pairs-search", "Search", search),
         _field("pairs-filter", "Show", tag("select", id="pairs-filter")),
         _field("pairs-sort", "Sort by", tag("select", id="pairs-sort")),
-        class_="tools", id="pairs-tools", role="search", aria_label="Search the recommendations",
-    )  # fmt: skip
+        class_="tools",
+        id="pairs-tools",
+        role="search",
+        aria_label="Search the recommendations",
+    )
     pages = tag(
         "nav",
         tag("button", "\u2190 Back", type="button", id="pairs-back"),
         tag("span", id="pairs-place", aria_live="polite"),
         tag("button", "Next \u2192", type="button", id="pairs-next"),
-        class_="pages", aria_label="Pages of recommendations",
-    )  # fmt: skip
+        class_="pages",
+        aria_label="Pages of recommendations",
+    )
     body = tag(
-        "div", tools, legend,
-        tag("p", "Keys: ", tag("kbd", "/"), " search, ", tag("kbd", "j"), " and ", tag("kbd", "k"),
-            " next and previous card, ", tag("kbd", "n"), " and ", tag("kbd", "p"),
-            " next and previous page.", class_="note keys"),
+        "div",
+        tools,
+        legend,
+        tag(
+            "p",
+            "Keys: ",
+            tag("kbd", "/"),
+            " search, ",
+            tag("kbd", "j"),
+            " and ",
+            tag("kbd", "k"),
+            " next and previous card, ",
+            tag("kbd", "n"),
+            " and ",
+            tag("kbd", "p"),
+            " next and previous page.",
+            class_="note keys",
+        ),
         tag("div", id="pairs-list"),
         tag("noscript", tag("p", "The table needs JavaScript; the rest of the page does not.")),
         pages,
         tag("script", embedded_json(data), type="application/json", id="pairs-data"),
-    )  # fmt: skip
+    )
     return Section(ID, TITLE, lead, body)
 
 
@@ -142,13 +166,19 @@ def pairs_data(material: Material) -> dict[str, Any]:
             "u": pair["user"],
             "i": item(pair["item"], title, pair.get("attributes") or {}),
             "d": pair["item"],
-            "r": pair.get("rank"), "s": pair.get("score"), "y": pair.get("system"),
-            "p": pair.get("profile"), "a": shown(pair.get("profile_attributes") or {}),
-            "h": [item(e["item"], e["title"], e.get("attributes") or {})
-                  for e in pair.get("history") or ()],
-            "w": _reasons(pair), "v": verdicts.get(key, []),
+            "r": pair.get("rank"),
+            "s": pair.get("score"),
+            "y": pair.get("system"),
+            "p": pair.get("profile"),
+            "a": shown(pair.get("profile_attributes") or {}),
+            "h": [
+                item(e["item"], e["title"], e.get("attributes") or {})
+                for e in pair.get("history") or ()
+            ],
+            "w": _reasons(pair),
+            "v": verdicts.get(key, []),
             "x": [_text(answers[name].get(key), pair, marker) for name in names],
-        }  # fmt: skip
+        }
         if not row["h"] and pair.get("prompt"):
             row["m"] = pair["prompt"]
         if pair.get("history") is None:
@@ -160,8 +190,10 @@ def pairs_data(material: Material) -> dict[str, Any]:
             for n in names
         ],
         "planted": any(pair.get("planted") for pair in material.pairs),
-        "kinds": list(KINDS), "items": items, "pairs": rows,
-    }  # fmt: skip
+        "kinds": list(KINDS),
+        "items": items,
+        "pairs": rows,
+    }
     return files.plain(made)  # a score may be no number, which JSON does not know
 
 

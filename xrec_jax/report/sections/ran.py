@@ -35,11 +35,14 @@ def build(material: Material) -> Section:
             "details",
             tag("summary", "The whole configuration"),
             tag(
-                "pre", json.dumps(config, indent=2, ensure_ascii=False), tabindex="0",
-                role="region", aria_label="configuration",
+                "pre",
+                json.dumps(config, indent=2, ensure_ascii=False),
+                tabindex="0",
+                role="region",
+                aria_label="configuration",
             ),
         ),
-    )  # fmt: skip
+    )
     return Section(ID, TITLE, lead, body)
 
 
@@ -65,10 +68,13 @@ def _facts(material: Material) -> Html:
     if llm.get("path"):
         facts.append(("Base model", str(llm["path"]).rstrip("/").rsplit("/", 1)[-1]))
     elif "pretrain" in config.get("stages", ()):
-        facts.append((
-            "Base model",
-            f"LLaMA, {llm.get('num_layers')} layers of {llm.get('hidden_size')}, pre-trained here",
-        ))  # fmt: skip
+        facts.append(
+            (
+                "Base model",
+                f"LLaMA, {llm.get('num_layers')} layers of {llm.get('hidden_size')}, "
+                "pre-trained here",
+            )
+        )
     lora = config.get("instruct", {}).get("lora", {})
     if "instruct" in config.get("stages", ()) and lora:
         facts.append(("Adapter", f"LoRA, rank {lora.get('rank')}, alpha {lora.get('alpha'):g}"))
@@ -102,18 +108,26 @@ def _stages(material: Material) -> Html | None:
         number = lambda name, digits=0, r=record: (  # noqa: E731
             "-" if r.get(name) is None else decimal(float(r[name]), digits)
         )
-        rows.append([
-            stage, whole(record.get("step", 0)), number("train/epoch"),
-            number("time/elapsed_seconds", 1), number("time/examples_per_second"),
-            number("time/tokens_per_second"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                stage,
+                whole(record.get("step", 0)),
+                number("train/epoch"),
+                number("time/elapsed_seconds", 1),
+                number("time/examples_per_second"),
+                number("time/tokens_per_second"),
+            ]
+        )
     header = ("Trained", "Steps", "Epochs", "Seconds", "Examples/s", "Tokens/s")
     return tag(
         "div",
         table(header, rows, caption="Training: steps, time and speed", class_="numbers"),
-        tag("p", "Seconds since the start of each; speed of the last stretch that was logged.",
-            class_="note"),
-    )  # fmt: skip
+        tag(
+            "p",
+            "Seconds since the start of each; speed of the last stretch that was logged.",
+            class_="note",
+        ),
+    )
 
 
 def _again(material: Material) -> Html:
@@ -132,6 +146,9 @@ def _again(material: Material) -> Html:
         "div",
         tag("h3", "Run it again"),
         tag("pre", *lines, tabindex="0", role="region", aria_label="commands"),
-        tag("p", "Values that were overridden on the command line stand in the configuration "
-            "below.", class_="note"),
-    )  # fmt: skip
+        tag(
+            "p",
+            "Values that were overridden on the command line stand in the configuration below.",
+            class_="note",
+        ),
+    )

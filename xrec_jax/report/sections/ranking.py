@@ -54,13 +54,14 @@ def build(material: Material) -> Section | None:
     )
     top = interval_chart(
         [Row(wording.label(s), material.colour(s), systems[s][main]) for s in order],
-        title=f"{wording.ranking(main)}, test", digits=4,
+        title=f"{wording.ranking(main)}, test",
+        digits=4,
         note="Near the top of the list counts more; 1 would put the held-out item first for all.",
         reference=bound["value"] if known(bound) else None,
-        reference_label="" if not known(bound) else (
-            f"upper bound {bound['value']:.4f}: the planted world's own order"
-        ),
-    )  # fmt: skip
+        reference_label=""
+        if not known(bound)
+        else (f"upper bound {bound['value']:.4f}: the planted world's own order"),
+    )
     against = _against_best(material, order, main)
     names = [f"test/{kind}@{k}" for kind in ("ndcg", "hit", "mrr")]
     ks = sorted(material.config.get("ranking", {}).get("ks") or ())
@@ -79,10 +80,14 @@ def build(material: Material) -> Section | None:
     body = tag(
         "div",
         grid([top, against], wide=True),
-        table(header, rows, caption="Ranking metrics of every system on the test events",
-              class_="numbers"),
+        table(
+            header,
+            rows,
+            caption="Ranking metrics of every system on the test events",
+            class_="numbers",
+        ),
         _everything(systems, order),
-    )  # fmt: skip
+    )
     return Section(ID, TITLE, lead, body)
 
 
@@ -92,9 +97,13 @@ def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> H
     return tag(
         "details",
         tag("summary", "Every metric, validation too"),
-        table(["Metric", *map(wording.label, order)], rows, caption="All ranking metrics",
-              class_="numbers"),
-    )  # fmt: skip
+        table(
+            ["Metric", *map(wording.label, order)],
+            rows,
+            caption="All ranking metrics",
+            class_="numbers",
+        ),
+    )
 
 
 def _against_best(material: Material, order: list[str], main: str) -> Html | None:
@@ -114,11 +123,15 @@ def _against_best(material: Material, order: list[str], main: str) -> Html | Non
     if not rows:
         return None
     return interval_chart(
-        rows, title=f"Difference to {wording.label(best)}", digits=4, bars=False, reference=0.0,
+        rows,
+        title=f"Difference to {wording.label(best)}",
+        digits=4,
+        bars=False,
+        reference=0.0,
         note="Paired over users, seeds averaged: an interval that does not reach zero is more than "
         "chance among users.",
         reference_label=wording.label(best),
-    )  # fmt: skip
+    )
 
 
 def _per_user(material: Material, system: str, name: str) -> np.ndarray | None:

@@ -88,9 +88,12 @@ def _strengths(material: Material, systems: Mapping[str, Any]) -> Html | None:
     names = material.explainers(n for n in systems if known(systems[n].get(key)))
     rows = [Row(wording.label(n), material.colour(n), systems[n][key]) for n in names]
     return interval_chart(
-        rows, title="Bradley-Terry strength", bars=False, reference=0.0,
+        rows,
+        title="Bradley-Terry strength",
+        bars=False,
+        reference=0.0,
         note="From the comparisons: the gap of two is the log-odds that one is preferred.",
-    )  # fmt: skip
+    )
 
 
 def _preferences(systems: Mapping[str, Any]) -> Html | None:
@@ -119,22 +122,34 @@ def _agreement(found: Mapping[str, Any]) -> Html | None:
     return tag(
         "div",
         tag("h3", "Do the raters agree?"),
-        table(("Krippendorff's alpha", *map(wording.humanised, levels)), rows, class_="numbers",
-              caption="Agreement of the raters"),
-        tag("p", "1 is perfect agreement, 0 what chance gives, below 0 is contradiction.",
-            class_="note"),
-    )  # fmt: skip
+        table(
+            ("Krippendorff's alpha", *map(wording.humanised, levels)),
+            rows,
+            class_="numbers",
+            caption="Agreement of the raters",
+        ),
+        tag(
+            "p",
+            "1 is perfect agreement, 0 what chance gives, below 0 is contradiction.",
+            class_="note",
+        ),
+    )
 
 
 def _raters(raters: Mapping[str, Any]) -> Html | None:
     if not raters:
         return None
     keys = [k for k in _RATERS if any(k in metrics for metrics in raters.values())]
-    rows = [[n or "unnamed", *(figure(m.get(k), digits=2) for k in keys)]
-            for n, m in raters.items()]  # fmt: skip
+    rows = [
+        [n or "unnamed", *(figure(m.get(k), digits=2) for k in keys)] for n, m in raters.items()
+    ]
     return tag(
         "details",
         tag("summary", "Every rater"),
-        table(("Rater", *(_RATERS[k] for k in keys)), rows, caption="Figures on every rater",
-              class_="numbers"),
-    )  # fmt: skip
+        table(
+            ("Rater", *(_RATERS[k] for k in keys)),
+            rows,
+            caption="Figures on every rater",
+            class_="numbers",
+        ),
+    )

@@ -41,14 +41,18 @@ def build(material: Material) -> Section | None:
     systems = {system: metrics for system, metrics in systems.items() if metrics}
     lengths = {
         label(name): (
-            material.colour(name), [word_count(r["text"]) for r in material.answers[name]]
+            material.colour(name),
+            [word_count(r["text"]) for r in material.answers[name]],
         )
         for name in material.explainers()
-    }  # fmt: skip
+    }
     chart = histogram(
-        lengths, title="Words a text, share of the texts", x_label="words", mark=_LIMIT,
+        lengths,
+        title="Words a text, share of the texts",
+        x_label="words",
+        mark=_LIMIT,
         mark_label=f"limit of {_LIMIT}",
-    )  # fmt: skip
+    )
     counted = {
         system: {k: v for k, v in metrics.items() if k not in _OVERLAP}
         for system, metrics in systems.items()
@@ -95,18 +99,26 @@ def _overlap(material: Material, systems: Mapping[str, Mapping[str, Any]]) -> Ht
         return None
     header = ("Overlap", "Own reference", "Another's", "Difference")
     made = [
-        table(header, [row for name in names for row in rows.get(name, ())], class_="numbers",
-              caption="Overlap beside the control with shuffled references")
+        table(
+            header,
+            [row for name in names for row in rows.get(name, ())],
+            class_="numbers",
+            caption="Overlap beside the control with shuffled references",
+        )
         for names in (_SHOWN, [name for name in _OVERLAP if name not in _SHOWN])
         if any(name in rows for name in names)
-    ]  # fmt: skip
+    ]
     return tag(
         "div",
         tag("h3", "Likeness to the references"),
-        tag("p", "Texts of one kind are alike anyway: what counts is the difference to the control "
-            "with shuffled references.", class_="note"),
+        tag(
+            "p",
+            "Texts of one kind are alike anyway: what counts is the difference to the control "
+            "with shuffled references.",
+            class_="note",
+        ),
         made[0],
         tag("details", tag("summary", "BLEU-1, ROUGE-1 and ROUGE-2"), *made[1:])
         if made[1:]
         else None,
-    )  # fmt: skip
+    )

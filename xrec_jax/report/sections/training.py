@@ -35,10 +35,14 @@ def build(material: Material) -> Section | None:
         limit = bound["value"] if name == main and known(bound) else None
         charts.append(
             line_chart(
-                lines, title=title, x_label="epoch", from_zero=start, bound=limit,
+                lines,
+                title=title,
+                x_label="epoch",
+                from_zero=start,
+                bound=limit,
                 bound_label="upper bound (test)",
             )
-        )  # fmt: skip
+        )
     body = grid(charts, wide=True)
     if body is None:
         return None

@@ -45,14 +45,22 @@ def build(material: Material) -> Section | None:
     square = None
     if cells:
         square = tag(
-            "div", tag("h3", "Row against column"),
+            "div",
+            tag("h3", "Row against column"),
             matrix(names, cells, caption="Win ratio of the row's explainer against the column's"),
-        )  # fmt: skip
+        )
     return Section(
-        ID, TITLE, lead,
-        tag("div", grid([_quality(systems), _strengths(material, systems, names)], wide=True),
-            square, _ratios(systems, names), _judge(systems)),
-    )  # fmt: skip
+        ID,
+        TITLE,
+        lead,
+        tag(
+            "div",
+            grid([_quality(systems), _strengths(material, systems, names)], wide=True),
+            square,
+            _ratios(systems, names),
+            _judge(systems),
+        ),
+    )
 
 
 def _systems(systems: Mapping[str, Any]) -> list[str]:
@@ -77,8 +85,11 @@ def cells_of(systems: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]
         if not is_pair(pair) or not known(ratio):
             continue
         first, second = pair.split(" vs ", 1)
-        notes = [f"{percent(metrics['win/ties']['value'], 0)} ties"] if known(
-            metrics.get("win/ties")) else []  # fmt: skip
+        notes = (
+            [f"{percent(metrics['win/ties']['value'], 0)} ties"]
+            if known(metrics.get("win/ties"))
+            else []
+        )
         if known(metrics.get("win/consistency")):
             notes.append(f"{percent(metrics['win/consistency']['value'], 0)} same in both orders")
         turned = dict(ratio, value=1 - ratio["value"])
@@ -94,11 +105,15 @@ def _quality(systems: Mapping[str, Any]) -> Html | None:
     judge = systems.get(_JUDGE, {})
     rows = [Row(name, colour, judge[key]) for key, name, colour in _BESIDE if known(judge.get(key))]
     return interval_chart(
-        rows, title="Is the judge any good?", share=True, digits=1, axis=(0.0, 1.0),
+        rows,
+        title="Is the judge any good?",
+        share=True,
+        digits=1,
+        axis=(0.0, 1.0),
         note="Accuracy on held-out comparisons, no prompt of which it was trained on. Worth "
         "trusting only as far as it beats the guesses that read no text: by the systems' names, "
         "and always the same answer. As shown: each comparison in the order of its file alone.",
-    )  # fmt: skip
+    )
 
 
 def _judge(systems: Mapping[str, Any]) -> Html | None:
@@ -131,16 +146,21 @@ def _strengths(material: Material, systems: Mapping[str, Any], names: list[str])
         if known(systems.get(name, {}).get(key))
     ]
     return interval_chart(
-        rows, title="Bradley-Terry strength", bars=False, reference=0.0,
+        rows,
+        title="Bradley-Terry strength",
+        bars=False,
+        reference=0.0,
         note="One scale for all: the gap of two systems is the log-odds that one beats the other.",
-    )  # fmt: skip
+    )
 
 
 def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
     keys = {
-        "win/ratio": "Wins", "win/ties": "Ties", "win/length_controlled": "Wins at equal length",
+        "win/ratio": "Wins",
+        "win/ties": "Ties",
+        "win/length_controlled": "Wins at equal length",
         "win/one_order": "Wins, one order only",
-    }  # fmt: skip
+    }
     start = "win/ratio_"
     for name in names:  # parts of the prompts have ratios of their own
         for key in systems.get(name, {}):
@@ -154,8 +174,12 @@ def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
     ]
     if not rows:
         return None
-    return table(("Explainer", *keys.values()), rows, class_="numbers",
-                 caption="Win ratio of every explainer against all others")  # fmt: skip
+    return table(
+        ("Explainer", *keys.values()),
+        rows,
+        class_="numbers",
+        caption="Win ratio of every explainer against all others",
+    )
 
 
 def pair_verdicts(material: Material) -> dict[tuple[str, str], list[str]]:

@@ -48,9 +48,12 @@ def without(template: Template, columns: Sequence[str], *, of: str) -> str:
 
 
 def question_template(
-    template: Template, attributes: Sequence[Attribute], *, item: Sequence[str] = (),
+    template: Template,
+    attributes: Sequence[Attribute],
+    *,
+    item: Sequence[str] = (),
     profile: Sequence[str] = (),
-) -> Template:  # fmt: skip
+) -> Template:
     """The layout of a template up to the item, followed by the question.
 
     Args:
@@ -88,10 +91,17 @@ def question_template(
 
 
 def ask(
-    template: Template, attributes: Sequence[Attribute], *, row: Mapping[str, Any],
-    item: Mapping[str, Any], history: Sequence[Mapping[str, Any]], user: Mapping[str, Any] | None,
-    name: str, count_tokens: CountTokens | None = None, max_tokens: int | None = None,
-) -> Question:  # fmt: skip
+    template: Template,
+    attributes: Sequence[Attribute],
+    *,
+    row: Mapping[str, Any],
+    item: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    user: Mapping[str, Any] | None,
+    name: str,
+    count_tokens: CountTokens | None = None,
+    max_tokens: int | None = None,
+) -> Question:
     """One question from rows.
 
     Args:
@@ -115,9 +125,13 @@ def ask(
             raise UserError(f"user {name}: {attribute.key} is {row[attribute.key]!r}")
         truth[attribute.key] = value
     prompt = render_prompt(
-        template, item=item, history=history, user=user, count_tokens=count_tokens,
+        template,
+        item=item,
+        history=history,
+        user=user,
+        count_tokens=count_tokens,
         max_tokens=max_tokens,
-    )  # fmt: skip
+    )
     return Question(prompt.text, tuple(attributes), truth, name)
 
 

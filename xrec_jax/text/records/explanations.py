@@ -15,9 +15,20 @@ from etils import epath
 from xrec_jax.core.errors import UserError
 
 EXPLANATION_COLUMNS = (
-    "user", "item", "rank", "score", "system", "explainer", "prompt_hash", "text", "tokens",
-    "log_prob", "stop", "base", "adapter",
-)  # fmt: skip
+    "user",
+    "item",
+    "rank",
+    "score",
+    "system",
+    "explainer",
+    "prompt_hash",
+    "text",
+    "tokens",
+    "log_prob",
+    "stop",
+    "base",
+    "adapter",
+)
 
 
 # Files of `explanations/` that hold other things than one explainer's answers.

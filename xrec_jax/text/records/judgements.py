@@ -129,9 +129,13 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
 
 
 def split_judgements(
-    judgements: Sequence[Judgement], *, held_out: float, seed: int = 0, stratify: str | None = None,
+    judgements: Sequence[Judgement],
+    *,
+    held_out: float,
+    seed: int = 0,
+    stratify: str | None = None,
     cases: Sequence[str] | None = None,
-) -> tuple[list[Judgement], list[Judgement]]:  # fmt: skip
+) -> tuple[list[Judgement], list[Judgement]]:
     """Splits into (train, held out) so that no prompt stands on both sides.
 
     Args:

@@ -128,8 +128,10 @@ def read_pair_texts(
     rows = []
     for number, record in numbered_records(path):
         where = f"{path}, line {number}"
-        row = PairText(number, **{role: _value(record, role, key, where)
-                                  for role, key in keys._asdict().items()})  # fmt: skip
+        row = PairText(
+            number,
+            **{role: _value(record, role, key, where) for role, key in keys._asdict().items()},
+        )
         for role, there in ids.items():
             name = getattr(row, role)
             if there is not None and name not in there:
@@ -174,9 +176,8 @@ def content_words(text: str) -> list[str]:
     """
     words = [word.casefold().replace("\u2019", "'") for word in spelt_words(text)]
     return [
-        _stem(word) for word in words
-        if word not in _EMPTY and (len(word) > 2 or is_dense(word))
-    ]  # fmt: skip
+        _stem(word) for word in words if word not in _EMPTY and (len(word) > 2 or is_dense(word))
+    ]
 
 
 def _stem(word: str) -> str:

@@ -64,11 +64,7 @@ def split_by_prompt(
 
 
 def select(
-    instructions: Sequence[Instruction],
-    count: int,
-    *,
-    seed: int = 0,
-    balance: str | None = None,
+    instructions: Sequence[Instruction], count: int, *, seed: int = 0, balance: str | None = None
 ) -> list[Instruction]:
     """Chooses `count` examples, as even as can be over the values of a key.
 

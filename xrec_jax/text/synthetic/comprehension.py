@@ -62,13 +62,19 @@ _PLAIN = {
     "district": ("it is in {value}", "you will find it in {value}"),
 }
 _COUNTED = {
-    "kind": ("{count} of the {total} earlier visits was to {a_value}",
-             "{count} of the {total} earlier visits were to {plural}"),
-    "mood": ("{count} of the {total} places before was {value}",
-             "{count} of the {total} places before were {value}"),
-    "cuisine": ("{count} of the {total} places before has {value} food",
-                "{count} of the {total} places before have {value} food"),
-}  # fmt: skip
+    "kind": (
+        "{count} of the {total} earlier visits was to {a_value}",
+        "{count} of the {total} earlier visits were to {plural}",
+    ),
+    "mood": (
+        "{count} of the {total} places before was {value}",
+        "{count} of the {total} places before were {value}",
+    ),
+    "cuisine": (
+        "{count} of the {total} places before has {value} food",
+        "{count} of the {total} places before have {value} food",
+    ),
+}
 _LAST_KIND = ("the last visit was to {a_kind}", "before this, the user went to {a_kind}")
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _HOME = ("the user lives in {home}", "the home of the user is in {home}")
@@ -162,10 +168,13 @@ def _describe_plainly(
             count = sum(str(row.get(name)) == value for row in history)
             clauses.append(
                 _COUNTED[name][count != 1].format(
-                    count=_number(count), total=_number(len(history)), value=value,
-                    a_value=with_article(value), plural=plural(value),
+                    count=_number(count),
+                    total=_number(len(history)),
+                    value=value,
+                    a_value=with_article(value),
+                    plural=plural(value),
                 )
-            )  # fmt: skip
+            )
     if history and _has(history[-1], "kind"):
         kind = with_article(str(history[-1]["kind"]))
         clauses.append(rng.choice(_LAST_KIND).format(a_kind=kind))
@@ -205,10 +214,13 @@ def _describe(
             return _NONE[name].format(value=value, a_value=with_article(value))
         many = len(found) > 1
         return rng.choice(_ALIKE[name]).format(
-            names=listing(found), value=value, name=item[title],
+            names=listing(found),
+            value=value,
+            name=item[title],
             a_value=plural(value) if many else with_article(value),
-            are="are" if many else "is", serve="serve" if many else "serves",
-        )  # fmt: skip
+            are="are" if many else "is",
+            serve="serve" if many else "serves",
+        )
 
     more = [(detail, name) for name in values]
     more += [(alike, name) for name in _ALIKE if name in values]

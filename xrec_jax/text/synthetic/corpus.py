@@ -33,11 +33,7 @@ _DETAILS = {
         "among the people of the city it is {value}",
         "it is {value}",
     ),
-    "cuisine": (
-        "it serves {value} food",
-        "the menu has {value} dishes",
-        "the cooking is {value}",
-    ),
+    "cuisine": ("it serves {value} food", "the menu has {value} dishes", "the cooking is {value}"),
     "mood": ("the mood is {value}", "it has {a_value} atmosphere", "visitors call it {value}"),
 }
 _SAME = {

@@ -71,9 +71,13 @@ def world_judgements(
         key = sorted(case.meta.items())
         rng = keyed_random("judgement", seed, number, key, case.item[title])
         prompt = render_prompt(
-            template, item=case.item, history=case.history, user=case.user,
-            count_tokens=count_tokens, max_tokens=max_tokens,
-        )  # fmt: skip
+            template,
+            item=case.item,
+            history=case.history,
+            user=case.user,
+            count_tokens=count_tokens,
+            max_tokens=max_tokens,
+        )
         shown = case.history[prompt.dropped :]
         kind = KINDS[number % len(KINDS)]
 
@@ -81,9 +85,15 @@ def world_judgements(
             reasons: Reasons, what: str, case: Case = case, key: Any = key, shown: Any = shown
         ) -> str:
             return explain(
-                reasons, item=case.item, history=shown, user=case.user, key=(what, key),
-                seed=seed, title=title, named=named,
-            )  # fmt: skip
+                reasons,
+                item=case.item,
+                history=shown,
+                user=case.user,
+                key=(what, key),
+                seed=seed,
+                title=title,
+                named=named,
+            )
 
         true = write(case.reasons, "true")
         if kind == "repeated":

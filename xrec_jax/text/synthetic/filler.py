@@ -79,11 +79,17 @@ def small_talk(items: Sequence[Mapping[str, Any]], count: int, *, seed: int = 0)
             kind, other, mood = rng.choice(kinds), rng.choice(kinds), rng.choice(moods)
             clauses.append(
                 text.format(
-                    kind=kind, kinds=plural(kind), a_kind=with_article(kind),
-                    a_other=with_article(other), mood=mood, a_mood=with_article(mood),
-                    cuisine=rng.choice(cuisines), price=rng.choice(prices),
-                    district=rng.choice(districts), km=f"{rng.uniform(0.2, 3.0):.1f}",
+                    kind=kind,
+                    kinds=plural(kind),
+                    a_kind=with_article(kind),
+                    a_other=with_article(other),
+                    mood=mood,
+                    a_mood=with_article(mood),
+                    cuisine=rng.choice(cuisines),
+                    price=rng.choice(prices),
+                    district=rng.choice(districts),
+                    km=f"{rng.uniform(0.2, 3.0):.1f}",
                     far=f"{rng.uniform(5.0, 12.0):.1f}",
                 )
-            )  # fmt: skip
+            )
         yield " ".join(map(sentence, clauses))

@@ -37,10 +37,12 @@ _SHOWN = "[[{title}: ]]{item_text}"
 
 PROFILE_CANDIDATE = register(
     dataclasses.replace(
-        PROFILES, name="profile_candidate", item=_SHOWN,
+        PROFILES,
+        name="profile_candidate",
+        item=_SHOWN,
         body=f"{_FILE}About the user: {{user}}\nCandidate: {{item}}\n\n",
     )
-)  # fmt: skip
+)
 VISIT_CANDIDATE = register(
     dataclasses.replace(
         VISITS, name="visit_candidate", item=_SHOWN, body=f"{_FILE}Candidate: {{item}}\n\n"

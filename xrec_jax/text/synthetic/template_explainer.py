@@ -232,9 +232,11 @@ def _habits(
 
 def _near(item: Mapping[str, Any], user: Mapping[str, Any]) -> list[str]:
     district = item.get("district")
-    return [_NEAR.format(district=district)] if district and district == user.get(
-        "home_district"
-    ) else []  # fmt: skip
+    return (
+        [_NEAR.format(district=district)]
+        if district and district == user.get("home_district")
+        else []
+    )
 
 
 def _say(habit: _Habit, cited: int) -> str:

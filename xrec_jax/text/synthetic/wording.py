@@ -194,10 +194,7 @@ HISTORY = (
     "recently you went to {recent}",
     "before this suggestion, you went to {recent}",
 )
-HISTORY_ONE = (
-    "your latest visit was to {recent}",
-    "most recently you went to {recent}",
-)
+HISTORY_ONE = ("your latest visit was to {recent}", "most recently you went to {recent}")
 COUNT = ("we looked at {visits} of yours to find this", "this takes {visits} of yours into account")
 WHERE = (
     "you will find {it} in {district}",

@@ -68,9 +68,12 @@ def init_policy(
     tree: dict[str, Any] = {"lora": init_params(lora, model, lora_key)}
     if vectors:
         tree["projector"] = heads.init_projector(
-            projector_key, user_dim=user_dim, inner=inner or model.hidden_size, vectors=vectors,
+            projector_key,
+            user_dim=user_dim,
+            inner=inner or model.hidden_size,
+            vectors=vectors,
             hidden=model.hidden_size,
-        )  # fmt: skip
+        )
     return tree
 
 
@@ -141,10 +144,15 @@ def answer_states(
         raise ValueError(f"{len(start)} answers do not fill {rows} rows")
     shared = each > 1
     hidden = model.hidden(
-        base, ids, segments=segments, adapter=adapter, key=key, shared=shared,
+        base,
+        ids,
+        segments=segments,
+        adapter=adapter,
+        key=key,
+        shared=shared,
         positions=_shared_positions(segments) if shared else None,
         soft=_soft_prompt(tree, base, batch, placeholder),
-    )  # fmt: skip
+    )
     columns = start[:, None] + jnp.arange(answer_size)
     before = columns - 1
     if shared:  # the first token follows the prompt
@@ -186,9 +194,11 @@ def _read_out(
     def piece(part):
         states, tokens = part
         logits = jax.lax.dot_general(
-            states.reshape(-1, width), table.astype(states.dtype), (((1,), (1,)), ((), ())),
+            states.reshape(-1, width),
+            table.astype(states.dtype),
+            (((1,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        )
         logits = constrain(logits.reshape(rows, chunk, -1), "batch", None, "vocab") / temperature
         partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1) - partition
@@ -238,9 +248,15 @@ def policy_log_probs(
       and entropy in nats.
     """
     states, tokens, mask = answer_states(
-        trained_policy, base, batch, model=model, lora=lora, answer_size=answer_size,
-        placeholder=placeholder, key=key,
-    )  # fmt: skip
+        trained_policy,
+        base,
+        batch,
+        model=model,
+        lora=lora,
+        answer_size=answer_size,
+        placeholder=placeholder,
+        key=key,
+    )
     found = _read_out(states, model.table(base), tokens, temperature)
     log_p, spread = (jnp.where(mask, x, 0.0) for x in found)
     return (log_p, spread) if entropy else log_p
@@ -268,7 +284,12 @@ def critic_values(
       placeholder: id of the token that soft vectors replace.
     """
     states, _, mask = answer_states(
-        trained_critic, base, batch, model=model, lora=lora, answer_size=answer_size,
+        trained_critic,
+        base,
+        batch,
+        model=model,
+        lora=lora,
+        answer_size=answer_size,
         placeholder=placeholder,
-    )  # fmt: skip
+    )
     return jnp.where(mask, heads.state_values(trained_critic["head"], states), 0.0)

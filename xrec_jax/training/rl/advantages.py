@@ -170,12 +170,7 @@ def gae(
 
 
 def group_advantages(
-    scores: jax.Array,
-    groups: jax.Array,
-    num_groups: int,
-    mask: jax.Array,
-    *,
-    scale: bool = True,
+    scores: jax.Array, groups: jax.Array, num_groups: int, mask: jax.Array, *, scale: bool = True
 ) -> jax.Array:
     """Scores compared within groups of answers to one prompt, the same at every token of an answer.
 

@@ -97,12 +97,7 @@ def log_ratio(log_probs: jax.Array, old: jax.Array, mask: jax.Array) -> jax.Arra
 
 
 def policy_loss(
-    log_probs: jax.Array,
-    old: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    *,
-    clip: float,
+    log_probs: jax.Array, old: jax.Array, advantages: jax.Array, mask: jax.Array, *, clip: float
 ) -> tuple[Summed, jax.Array]:
     """The clipped surrogate of PPO (Schulman et al., arXiv 1707.06347, equation 7), to minimise.
 
@@ -134,12 +129,7 @@ def policy_loss(
 
 
 def value_loss(
-    values: jax.Array,
-    old: jax.Array,
-    returns: jax.Array,
-    mask: jax.Array,
-    *,
-    clip: float,
+    values: jax.Array, old: jax.Array, returns: jax.Array, mask: jax.Array, *, clip: float
 ) -> Summed:
     """Half the squared error of a critic that may not move far from what it said at the rollout.
 

@@ -176,9 +176,16 @@ def ppo_step(
     def loss(trained, part):
         mask = answer_mask(part["length"], size)
         log_p, entropy = policy_log_probs(
-            trained["policy"], base, part, model=model, lora=policy_lora, answer_size=size,
-            temperature=options.temperature, placeholder=options.placeholder, entropy=True,
-        )  # fmt: skip
+            trained["policy"],
+            base,
+            part,
+            model=model,
+            lora=policy_lora,
+            answer_size=size,
+            temperature=options.temperature,
+            placeholder=options.placeholder,
+            entropy=True,
+        )
         found, largest = losses.policy_loss(
             log_p, part["log_probs"], part["advantages"], mask, clip=options.clip
         )
@@ -186,9 +193,14 @@ def ppo_step(
         total = found.loss - options.entropy_weight * sums["entropy"]
         if has_critic:
             values = critic_values(
-                trained["critic"], base, part, model=model, lora=critic_lora, answer_size=size,
+                trained["critic"],
+                base,
+                part,
+                model=model,
+                lora=critic_lora,
+                answer_size=size,
                 placeholder=options.placeholder,
-            )  # fmt: skip
+            )
             valued = losses.value_loss(
                 values, part["values"], part["returns"], mask, clip=options.value_clip
             )
@@ -275,9 +287,15 @@ def sft_step(
 
     def loss(trained, part, key):
         states, tokens, mask = answer_states(
-            trained, base, part, model=model, lora=lora, answer_size=answer_size,
-            placeholder=placeholder, key=key if lora.dropout else None,
-        )  # fmt: skip
+            trained,
+            base,
+            part,
+            model=model,
+            lora=lora,
+            answer_size=answer_size,
+            placeholder=placeholder,
+            key=key if lora.dropout else None,
+        )
         return cross_entropy(states, model.table(base), tokens, mask.astype(jnp.float32))
 
     def gradient(part, key):
@@ -296,8 +314,6 @@ def sft_step(
         "train/read_tokens": jnp.sum(batch["segments"] > 0).astype(jnp.float32),
     }
     state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     return state, metrics

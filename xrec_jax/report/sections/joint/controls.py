@@ -40,60 +40,82 @@ class Control(NamedTuple):
 
 CONTROLS = {
     JOINT: Control(
-        "joint", "k0",
+        "joint",
+        "k0",
         "Explanations and recommender trained in turns, as of the best round. Its recommender went "
         "on from there or was trained anew on the texts, whichever was better on valid users.",
     ),
     ALONE: Control("alone", "k5", "The same recommender without any text: what is to be beaten."),
     "sft": Control(
-        "warm start (SFT)", "k1", "The explainer before the first round, tuned on examples alone.",
+        "warm start (SFT)",
+        "k1",
+        "The explainer before the first round, tuned on examples alone.",
         "If it gained as much, training by reward would add nothing.",
     ),
     "refit": Control(
-        "joint texts, read anew", "k2",
+        "joint texts, read anew",
+        "k2",
         "The joint texts with a recommender that was trained as those of all controls are. "
         "From the warm start only its texts differ.",
     ),
     "untuned": Control(
-        "untuned model", "k1", "The language model as it was, without any adapter.",
+        "untuned model",
+        "k1",
+        "The language model as it was, without any adapter.",
         "If it gained as much, no training of the explainer would be needed.",
     ),
     "template": Control(
-        "template", "k4", "A text by rule from the attributes in the history, no model.",
+        "template",
+        "k4",
+        "A text by rule from the attributes in the history, no model.",
         "If it gained as much, counting attributes would do.",
     ),
     "prompt": Control(
-        "prompt as it is", "k4", "The words of the prompt itself, with no model to read them.",
+        "prompt as it is",
+        "k4",
+        "The words of the prompt itself, with no model to read them.",
         "If it gained as much, nobody would need to explain.",
     ),
     "summary": Control(
-        "history summary", "k4", "A text that says what was visited, without reasons.",
+        "history summary",
+        "k4",
+        "A text that says what was visited, without reasons.",
         "If it gained as much, the reasons would be idle.",
     ),
     "why": Control(
-        "why only", "k2", "The joint texts without their why-not part.",
+        "why only",
+        "k2",
+        "The joint texts without their why-not part.",
         "If it gained as much, reasons against would be idle.",
     ),
     "why_not": Control(
-        "why-not only", "k2", "The joint texts without their why part.",
+        "why-not only",
+        "k2",
+        "The joint texts without their why part.",
         "If it gained as much, reasons for would be idle.",
     ),
     "masked_titles": Control(
-        "titles masked", "k3", "The joint texts with every title taken out.",
+        "titles masked",
+        "k3",
+        "The joint texts with every title taken out.",
         "If the gain went away, the texts would give the items away by name.",
     ),
     "features": Control(
-        "plain features", "k4", "The facts of user and items as numbers instead of a text.",
+        "plain features",
+        "k4",
+        "The facts of user and items as numbers instead of a text.",
         "If it gained as much, the gain would be the attributes', not the explanation's.",
     ),
     "shuffled": Control(
-        "shuffled texts", "k6",
+        "shuffled texts",
+        "k6",
         "The recommender trained as long with joint texts of somebody else for every user.",
         "If it gained, any text would do, and the gain would not come from what is said.",
         silent=True,
     ),
     "null": Control(
-        "no text given", "k6",
+        "no text given",
+        "k6",
         "The fused recommender trained as long, without any text.",
         "If it gained, the further training would explain the gain, not the explanations.",
         silent=True,
@@ -104,7 +126,7 @@ CONTROLS = {
     "planted": Control(
         "true reasons", "k7", "The world's own reasons as a text: what perfect texts would give."
     ),
-}  # fmt: skip
+}
 
 
 def control(name: str) -> Control:
@@ -172,12 +194,16 @@ def _gains(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html |
         if c is not None and kind in c
     ]
     return interval_chart(
-        rows, title=f"Gain over the recommender alone, {what}", share=share,
-        digits=1 if share else 4, bars=False, reference=0.0,
+        rows,
+        title=f"Gain over the recommender alone, {what}",
+        share=share,
+        digits=1 if share else 4,
+        bars=False,
+        reference=0.0,
         reference_label="the recommender alone",
         note="Paired over users, seeds averaged: an interval that reaches the line may be chance, "
         "and how further seeds would differ is not in it.",
-    )  # fmt: skip
+    )
 
 
 def _scores(
@@ -187,11 +213,12 @@ def _scores(
     top = bound.get(main)
     return interval_chart(
         [Row(control(n).label, control(n).colour, systems[n].get(main) or {}) for n in order],
-        title=f"{wording.ranking(main)}, test", digits=4,
+        title=f"{wording.ranking(main)}, test",
+        digits=4,
         note="Every item that the user has not seen is a candidate.",
         reference=top["value"] if top is not None else None,
         reference_label="" if top is None else f"attainable {top['value']:.4f}",
-    )  # fmt: skip
+    )
 
 
 def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -205,25 +232,32 @@ def _table(
     rows = []
     for name in order:
         own = systems[name]
-        rows.append([
-            control(name).label,
-            *(figure(own.get(key), digits=4) for key in _columns(systems)),
-            "-" if name == ALONE else gain(comparison(systems, name, ALONE)),
-            *(figure(own.get(key), share=share, digits=1) for key, _, share in texts),
-        ])  # fmt: skip
+        rows.append(
+            [
+                control(name).label,
+                *(figure(own.get(key), digits=4) for key in _columns(systems)),
+                "-" if name == ALONE else gain(comparison(systems, name, ALONE)),
+                *(figure(own.get(key), share=share, digits=1) for key, _, share in texts),
+            ]
+        )
     if bound:
-        rows.append([
-            "attainable", *(figure(bound.get(key), digits=4) for key in _columns(systems)), "-",
-            *("-" for _ in texts),
-        ])  # fmt: skip
+        rows.append(
+            [
+                "attainable",
+                *(figure(bound.get(key), digits=4) for key in _columns(systems)),
+                "-",
+                *("-" for _ in texts),
+            ]
+        )
     header = (
         "System",
         *(wording.ranking(key) for key in _columns(systems)),
         "Gain over alone",
         *(c[1] for c in texts),
     )
-    return table(header, rows, class_="numbers",
-                 caption="Systems and controls of the joint training")  # fmt: skip
+    return table(
+        header, rows, class_="numbers", caption="Systems and controls of the joint training"
+    )
 
 
 def _further(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:

@@ -47,10 +47,7 @@ MAIN = (
     Curve("rollout/ended", "Answers that end by themselves, %", True, digits=1),
     Curve("cache/staleness", "Age of the explanations in use, rounds", digits=2),
 )
-_GROUPS = (
-    ("reward/", "Parts of the reward"),
-    ("monitor/", "Monitors against cheating"),
-)
+_GROUPS = (("reward/", "Parts of the reward"), ("monitor/", "Monitors against cheating"))
 
 
 def colour(place: int) -> str:
@@ -61,10 +58,13 @@ def colour(place: int) -> str:
 def build(joint: Joint) -> Html | None:
     """Charts over the rounds; None where no round was logged."""
     scores = [
-        Curve(name, f"{wording.ranking(name)}, validation",
-              beside=(name.replace("/", "/alone_"), "alone"))
+        Curve(
+            name,
+            f"{wording.ranking(name)}, validation",
+            beside=(name.replace("/", "/alone_"), "alone"),
+        )
         for name in joint.names("valid/ndcg@")
-    ]  # fmt: skip
+    ]
     charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:5], *scores, *MAIN[5:]))
     shown = {curve.name for curve in MAIN}
     more = []
@@ -136,11 +136,19 @@ def time(joint: Joint) -> Html | None:
     rows.append(["All", decimal(whole, 2), percent(1.0) if whole else "-", decimal(every, 1)])
     return tag(
         "div",
-        card("Seconds a round", "Mean of a seed's rounds after the start.",
-             tag("ul", *bars, class_="intervals", role="list"), legend),
-        table(("Phase", "Seconds a round", "Share", "Seconds, all rounds and seeds"), rows,
-              caption="Seconds of the phases of a round", class_="numbers"),
-    )  # fmt: skip
+        card(
+            "Seconds a round",
+            "Mean of a seed's rounds after the start.",
+            tag("ul", *bars, class_="intervals", role="list"),
+            legend,
+        ),
+        table(
+            ("Phase", "Seconds a round", "Share", "Seconds, all rounds and seeds"),
+            rows,
+            caption="Seconds of the phases of a round",
+            class_="numbers",
+        ),
+    )
 
 
 def _bar(seed: Seed, order: Sequence[str], longest: float) -> Html:
@@ -151,17 +159,30 @@ def _bar(seed: Seed, order: Sequence[str], longest: float) -> Html:
         if mean > 0:
             told = f"{_phase(phase)} {decimal(mean, 2)} s"
             marks.append(
-                tag("rect", tag("title", told), x=f"{at:.2f}%", y=3, width=f"{width:.2f}%",
-                    height=18, class_=f"part {colour(place)}")
-            )  # fmt: skip
+                tag(
+                    "rect",
+                    tag("title", told),
+                    x=f"{at:.2f}%",
+                    y=3,
+                    width=f"{width:.2f}%",
+                    height=18,
+                    class_=f"part {colour(place)}",
+                )
+            )
             said.append(told)
         at += width
     total = sum(seconds(seed, phase)[0] for phase in order)
     drawing = tag(
-        "svg", *marks, height=24, class_="track", role="img",
+        "svg",
+        *marks,
+        height=24,
+        class_="track",
+        role="img",
         aria_label=f"seed {seed.name}: {', '.join(said)}",
-    )  # fmt: skip
+    )
     return tag(
-        "li", tag("span", f"seed {seed.name}", class_="label"), drawing,
+        "li",
+        tag("span", f"seed {seed.name}", class_="label"),
+        drawing,
         tag("span", f"{decimal(total, 2)} s a round", class_="value"),
-    )  # fmt: skip
+    )

@@ -38,9 +38,14 @@ def build(joint: Joint) -> Html | None:
         "div",
         tag("div", *fields, class_="tools two", id="joint-tools", hidden=True),
         tag("div", *cards, id="joint-samples"),
-        tag("p", "This seed has no texts of this user.", id="joint-nothing", class_="nothing",
-            hidden=True),
-    )  # fmt: skip
+        tag(
+            "p",
+            "This seed has no texts of this user.",
+            id="joint-nothing",
+            class_="nothing",
+            hidden=True,
+        ),
+    )
 
 
 def _field(id_: str, label: str, options: Sequence[tuple[str, str]]) -> Html:
@@ -63,32 +68,52 @@ def _user(seed: Seed, user: str, records: Sequence[Mapping[str, Any]]) -> Html:
     if rest:
         more = f"{len(rest)} rounds between" if len(rest) > 1 else "1 round between"
         folded = tag(
-            "details", tag("summary", more),
-            tag("div", *(made[n] for n in rest), class_="strip", tabindex="0", role="region",
-                aria_label=f"user {user}, seed {seed.name}: rounds between"),
-        )  # fmt: skip
+            "details",
+            tag("summary", more),
+            tag(
+                "div",
+                *(made[n] for n in rest),
+                class_="strip",
+                tabindex="0",
+                role="region",
+                aria_label=f"user {user}, seed {seed.name}: rounds between",
+            ),
+        )
     prompt = None
     if last.get("prompt"):
         prompt = tag(
-            "details", tag("summary", "What the model was asked"),
-            tag("div", str(last["prompt"]), class_="prompt", tabindex="0", role="region",
-                aria_label=f"prompt of user {user}"),
-        )  # fmt: skip
+            "details",
+            tag("summary", "What the model was asked"),
+            tag(
+                "div",
+                str(last["prompt"]),
+                class_="prompt",
+                tabindex="0",
+                role="region",
+                aria_label=f"prompt of user {user}",
+            ),
+        )
     told = f"User {user}, seed {seed.name}"
     return tag(
         "article",
         tag("header", tag("h3", told), tag("p", _part(last), class_="where")),
         _reasons("True reasons", planted) if planted else None,
         tag("div", *(made[n] for n in shown), class_="texts", style=f"--texts: {len(shown)}"),
-        folded, prompt,
-        class_="pair joint", data_seed=seed.name, data_user=user, aria_label=told,
-    )  # fmt: skip
+        folded,
+        prompt,
+        class_="pair joint",
+        data_seed=seed.name,
+        data_user=user,
+        aria_label=told,
+    )
 
 
 def _part(record: Mapping[str, Any]) -> str:
-    return f"{record['part']} user, never trained on" if record.get("part") == "valid" else str(
-        record.get("part") or ""
-    )  # fmt: skip
+    return (
+        f"{record['part']} user, never trained on"
+        if record.get("part") == "valid"
+        else str(record.get("part") or "")
+    )
 
 
 def _round(record: Mapping[str, Any], seed: Seed, best: int | None) -> Html:
@@ -120,7 +145,7 @@ def _round(record: Mapping[str, Any], seed: Seed, best: int | None) -> Html:
         if right
         else None,
         class_=f"text {'k0' if at == best else 'k5'}",
-    )  # fmt: skip
+    )
 
 
 def _phrases(planted: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -160,8 +185,12 @@ def _reasons(title: str, planted: Mapping[str, Any]) -> Html | None:
 
 def _chips(found: Sequence[tuple[str, str]], label: str) -> Html:
     marks = [
-        tag("li", tag("span", "against: ", class_="hidden") if side == "against" else None,
-            join([escape(said)]), class_=side)
+        tag(
+            "li",
+            tag("span", "against: ", class_="hidden") if side == "against" else None,
+            join([escape(said)]),
+            class_=side,
+        )
         for side, said in found
-    ]  # fmt: skip
+    ]
     return tag("ul", *marks, class_="chips", role="list", aria_label=label)

@@ -32,17 +32,19 @@ def build(material: Material) -> Section | None:
         _block("What the figures rest on", _conditions(material.config)),
         _block("Controls", controls.build(joint.systems, recommend)),
         _block(
-            "Over the rounds", curves.build(joint),
+            "Over the rounds",
+            curves.build(joint),
             "A line for each seed; round 0 is the warm start. Point at a curve, or use the arrow "
             "keys, to read values.",
         ),
         _block(
-            "Texts over the rounds", samples.build(joint),
+            "Texts over the rounds",
+            samples.build(joint),
             "Texts of the same users in every round, with reasons for and against.",
         ),
         _block("Where the time goes", curves.time(joint)),
         _block("Guards", _guards(joint)),
-    ]  # fmt: skip
+    ]
     return Section(ID, TITLE, lead, tag("div", *blocks))
 
 
@@ -79,9 +81,14 @@ def _verdict(joint: Joint, recommend: Mapping[str, Any]) -> Html:
 
 
 def _compared(
-    systems: Mapping[str, Mapping[str, Any]], other: str, called: str, tested: int, *,
-    first: str = JOINT, named: str = "joint training",
-) -> Html | None:  # fmt: skip
+    systems: Mapping[str, Mapping[str, Any]],
+    other: str,
+    called: str,
+    tested: int,
+    *,
+    first: str = JOINT,
+    named: str = "joint training",
+) -> Html | None:
     """One sentence of a system against another, or None where they were not compared."""
     found = read.comparison(systems, first, other)
     if found is None:
@@ -195,9 +202,12 @@ def _rounds(joint: Joint) -> Html | None:
         last, called = found.get("planted/f1_last"), "last"
     if known(first) and known(last):
         line: list[object] = [
-            "True reasons named, F1: ", figure(first, share=True, digits=1),
-            " at the start, ", figure(last, share=True, digits=1), f" in the {called} round",
-        ]  # fmt: skip
+            "True reasons named, F1: ",
+            figure(first, share=True, digits=1),
+            " at the start, ",
+            figure(last, share=True, digits=1),
+            f" in the {called} round",
+        ]
         if known(change):
             line += ["; change ", figure(change, share=True, digits=1)]
             reach = bounds(change or {})
@@ -233,12 +243,18 @@ def _seed_guards(seed: Seed) -> Html:
     shown = [tag("p", text) for (_, text), end in zip(said[:-1], broken, strict=False) if end]
     return tag(
         "article",
-        tag("h3", tag("span", badge, class_="badge"), " ", f"Seed {seed.name}", " ",
-            tag("span", count, class_="count")),
+        tag(
+            "h3",
+            tag("span", badge, class_="badge"),
+            " ",
+            f"Seed {seed.name}",
+            " ",
+            tag("span", count, class_="count"),
+        ),
         *shown,
         tag("p", said[-1][1]),
         tag("details", tag("summary", "Every verdict"), tag("ul", *lines, class_="examples"))
         if lines
         else None,
         class_=f"finding {kind}",
-    )  # fmt: skip
+    )
