@@ -296,7 +296,7 @@ class Bench:
             )
             writer = explainers.Model(
                 explainers.Spec("joint", "adapter"),
-                model,
+                model,  # type: ignore[arg-type]
                 samples,
                 "",
                 None,  # type: ignore[arg-type]
