@@ -1,8 +1,12 @@
 """Keyed random numbers: golden values, an integer reference, uniformity, independence."""
 
+import ast
+import pathlib
+
 import numpy as np
 import pytest
 
+import xrec_jax
 from xrec_jax.core import rng
 
 MASK = 2**64 - 1
@@ -147,3 +151,30 @@ def test_permutation_is_one():
     counts = np.array([orders.count(order) for order in set(orders)])
     assert len(counts) == 6
     assert chi_square(counts, 200) < 5 + 5 * np.sqrt(10)
+
+
+def bare_purposes(source: str) -> list[int]:
+    """Lines where a purpose is folded into a seed as a bare number."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if ast.unparse(call.func).split(".")[-1] == "fold"
+        and len(call.args) > 1
+        and isinstance(call.args[1], ast.Constant)
+        and isinstance(call.args[1].value, int)
+    ]
+
+
+def test_every_stream_has_a_name():
+    assert bare_purposes("x = 1\nrng.fold(seed, 53, x)") == [2]
+    assert bare_purposes("rng.fold(seed, Stream.ROWS, 3)\nrng.fold(3)") == []
+    for path in pathlib.Path(xrec_jax.__file__).parent.rglob("*.py"):
+        assert bare_purposes(path.read_text(encoding="utf-8")) == [], path
+
+
+def test_names_of_streams_fold_as_their_numbers():
+    assert rng.fold(17, rng.Stream.WINDOWS, 5) == rng.fold(17, 2, 5)
+    assert rng.fold(0, rng.Stream.SHARED_53) == rng.fold(0, 53)
+    numbers = [int(stream) for stream in rng.Stream]
+    assert numbers == sorted(set(numbers))

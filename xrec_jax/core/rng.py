@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of a key and a counter.
+"""Random numbers as pure functions of a key and a counter, and the names of their streams.
 
 A training example is a function of (seed, epoch, row) and nothing else: not of the batch it falls
 in, of the process that makes it, or of what was drawn before. That makes data order exact after a
@@ -7,6 +7,7 @@ resume and the same on any number of processes, without storing a permutation.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import random
 
@@ -15,6 +16,40 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+@enum.unique
+class Stream(enum.IntEnum):
+    """What a key is drawn for: the second argument of `fold`, after a seed.
+
+    The numbers belong to results: another number means other draws. A new purpose takes a new
+    number. Three numbers served two purposes before they had names, and keep doing so until stored
+    results may change: `SHARED_53`, `SHARED_61` and `SHARED_62`. Where their seeds are equal, their
+    keys are equal, which is harmless as long as they permute or pick among different things.
+    """
+
+    NEGATIVES = 1  # negative items of an epoch
+    WINDOWS = 2  # where a user's history is cut for sequential training
+    ROWS = 3  # order of the rows of a text data set in an epoch
+    EXPLAINED_USERS = 41  # whose visits become instructions
+    EXPLAINED_VISITS = 42  # which of a user's visits
+    PRETRAIN_SPLIT = 43  # which texts are held out of pre-training
+    WORLD_STATES = 51  # users of the world whose states joint training explains
+    WORLD_TEACHERS = 52  # training states of the world with an explanation to learn from
+    SHARED_53 = 53  # tracked validation users; compared prompts; uncited history entries
+    TRAIN_SHARE = 54  # users whose events train the recommender, for `data.train_share`
+    STATE_SPLIT = 55  # users whose training states are rolled out
+    CANDIDATE_TEACHERS = 56  # candidates with an explanation to learn from
+    SHARED_61 = 61  # sampling seeds of explanations; places of file states; the fused batches
+    SHARED_62 = 62  # users of file states; users of the stage `explain`
+    FILE_TEACHERS = 63  # training states of a file with an explanation to learn from
+    FAR_PLACES = 64  # which of the least similar places a text speaks against
+    ROLLOUT_ORDER = 73  # training states that a round answers
+    ROLLOUT_OTHERS = 74  # whose text each rollout is compared with
+    REFRESH_ORDER = 75  # which of the oldest cached explanations are renewed
+    SHUFFLED_CONTROL = 76  # whose text a user gets in the control `shuffled`
+    HELD_OUT_OTHERS = 77  # whose text each held-out text is compared with
+    AUDIT_PAIRS = 81  # other users that an audited profile is compared with
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 
 Batch = dict[str, np.ndarray]
@@ -41,7 +42,7 @@ class Negatives:
         self.per_row = per_row
         self.histories = histories
         self._num_items = num_items
-        self._key = rng.fold(seed, 1)
+        self._key = rng.fold(seed, Stream.NEGATIVES)
         self._items = histories.items
         self._sampling = sampling
         if sampling == "uniform" and per_row:
@@ -60,7 +61,7 @@ class Negatives:
     def reseeded(self, seed: int) -> Negatives:
         """The same with other keys; what was prepared is shared."""
         other = copy.copy(self)
-        other._key = rng.fold(seed, 1)
+        other._key = rng.fold(seed, Stream.NEGATIVES)
         return other
 
     def _seen(self, pairs: np.ndarray) -> np.ndarray:
@@ -178,7 +179,7 @@ class WindowRows:
         targets = self.histories.lengths[user] - 1
         piece = self.length - self.context
         slack = -targets % piece
-        shift = rng.random_integers(rng.fold(self.seed, 2, epoch), user, slack + 1)
+        shift = rng.random_integers(rng.fold(self.seed, Stream.WINDOWS, epoch), user, slack + 1)
         # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
         first = np.maximum(part * piece - shift, 0)
         last = np.minimum((part + 1) * piece - shift, targets)
@@ -224,7 +225,7 @@ class BatchSource:
             )
         self._rows = rows
         self._batch_size = batch_size
-        self._key = rng.fold(seed, 3)
+        self._key = rng.fold(seed, Stream.ROWS)
         local = batch_size // processes
         self._slots = np.arange(process * local, (process + 1) * local)
         self.steps_per_epoch = -(-rows.num_rows // batch_size)

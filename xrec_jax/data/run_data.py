@@ -9,6 +9,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.load import load, split
 from xrec_jax.data.world import World, WorldConfig, generate
@@ -36,7 +37,7 @@ class RunData(NamedTuple):
         train, count = self.split.train, self.dataset.num_users
         if self.train_share == 1.0:
             return train
-        order = rng.permutation(rng.fold(0, 54), count)
+        order = rng.permutation(rng.fold(0, Stream.TRAIN_SHARE), count)
         kept = order[: max(1, round(self.train_share * count))]
         return train.take(np.isin(train.user, kept))
 

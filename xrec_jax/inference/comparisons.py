@@ -11,6 +11,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.evaluation import judging
@@ -218,7 +219,7 @@ def draw(contest: Contest, count: int, *, seed: int) -> Contest:
     """A drawn part of the prompts, as even as can be over the groups; all of them for count 0."""
     if not count or count >= len(contest.prompts):
         return contest
-    order = rng.permutation(rng.fold(seed, 53), len(contest.prompts)).tolist()
+    order = rng.permutation(rng.fold(seed, Stream.SHARED_53), len(contest.prompts)).tolist()
     turn: dict[str, int] = {}
     ranked: list[tuple[int, int, int]] = []
     for number in order:

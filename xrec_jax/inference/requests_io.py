@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import log
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
@@ -109,7 +110,7 @@ def write_pairs(
     asked, trained = config.explain, _tuned_on(rundir)
     prompts = {one.group for one in trained}
     known = {str(one.meta.get("user")) for one in trained}
-    order = rng.permutation(rng.fold(config.seeds[0], 62), data.dataset.num_users)
+    order = rng.permutation(rng.fold(config.seeds[0], Stream.SHARED_62), data.dataset.num_users)
     seen = np.array([str(data.dataset.user_ids[row]) in known for row in order], bool)
     rows = np.concatenate([order[~seen], order[seen]])[: asked.users or None]
     left_out = written = 0

@@ -12,6 +12,7 @@ from etils import epath
 
 from xrec_jax.core import rng
 from xrec_jax.core.logging import log
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
@@ -149,7 +150,7 @@ class Systems:
             part = self.setup.states.part
             for number in range(len(PARTS)):
                 rows = self.rows[part[self.rows] == number]
-                key = rng.fold(self.run.seed, 76, number)
+                key = rng.fold(self.run.seed, Stream.SHUFFLED_CONTROL, number)
                 other = rows[another(self.setup.states.user[rows], key)]
                 for array in read.values():
                     array[rows] = array[other]

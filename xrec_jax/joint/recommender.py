@@ -13,6 +13,7 @@ import optax
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.trees import not_finite
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
@@ -210,7 +211,11 @@ class FusedTask:
         compiled = self._compiled(state)
         done, found = int(state.step), []
         for step in range(done, done + steps):
-            chosen = rows[rng.random_integers(rng.fold(seed, 61, step), np.arange(size), len(rows))]
+            chosen = rows[
+                rng.random_integers(
+                    rng.fold(seed, Stream.SHARED_61, step), np.arange(size), len(rows)
+                )
+            ]
             state, metrics = compiled(state, self.setup.put(self.batch(chosen, read)))
             found.append(metrics)
             if step % 8 == 0 or self.setup.mesh.size > 1:

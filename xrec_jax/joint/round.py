@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core import rng
+from xrec_jax.core.rng import Stream
 from xrec_jax.evaluation.faithfulness.planted import score_texts
 from xrec_jax.joint import guards
 from xrec_jax.joint.guards import GuardState, Verdict
@@ -79,7 +80,9 @@ class Round:
         places = np.arange((number - 1) * wanted, number * wanted)
         epochs = places // len(rows_)
         orders = {
-            int(e): rng.permutation(rng.fold(self.run.seed, 73, int(e)), len(rows_))
+            int(e): rng.permutation(
+                rng.fold(self.run.seed, Stream.ROLLOUT_ORDER, int(e)), len(rows_)
+            )
             for e in np.unique(epochs)
         }
         chosen = [
@@ -181,7 +184,7 @@ class Round:
             buffer.state.astype(np.int64),
             encoding,
             present,
-            key=rng.fold(self.run.seed, 74, number),
+            key=rng.fold(self.run.seed, Stream.ROLLOUT_OTHERS, number),
             read=self.run.others(state),
         )
         prompts, states = setup.prompts, buffer.state
@@ -268,7 +271,7 @@ class Round:
         train = self.setup.cached
         count = int(np.ceil(self.asked.cache.refresh * len(train)))
         # Among equally old ones by a keyed order, so that no user is always last.
-        order = rng.permutation(rng.fold(self.run.seed, 75), len(train))
+        order = rng.permutation(rng.fold(self.run.seed, Stream.REFRESH_ORDER), len(train))
         oldest = train[order][np.argsort(host["version"][train[order]], kind="stable")][:count]
         chosen = np.concatenate([np.sort(oldest), self.run.valid])
         for name, array in self.run.explain(policy, chosen, number).items():
@@ -317,7 +320,10 @@ class Round:
         }
         if not run.fused.reads_others:
             now = {name: array[run.valid] for name, array in read.items()}
-            common: Any = {"key": rng.fold(run.seed, 77), "targets": self._held_out_items}
+            common: Any = {
+                "key": rng.fold(run.seed, Stream.HELD_OUT_OTHERS),
+                "targets": self._held_out_items,
+            }
             scored = run.fused.score(params, frozen, run.valid, **now, **common)
             first = run.fused.score(params, frozen, run.valid, **gather(state.first), **common)
             if not hasattr(self, "_alone_log_prob"):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
@@ -263,7 +264,7 @@ class JointSetup:
         """Users whose held-out gain is looked at every round, drawn by key."""
         users = self.states.user[self.states.rows(VALID)]
         users = users[~np.isin(users, self.taught_users)]
-        order = rng.permutation(rng.fold(0, 53), len(users))
+        order = rng.permutation(rng.fold(0, Stream.SHARED_53), len(users))
         return np.sort(users[order][: self.asked.valid_users or len(users)])
 
     @property

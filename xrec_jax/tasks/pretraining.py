@@ -9,7 +9,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.rng import keyed_random
+from xrec_jax.core.rng import Stream, keyed_random
 from xrec_jax.core.storage import files
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.packing import Example, windows
@@ -138,7 +138,7 @@ def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list
         raise UserError(f"pretrain.held_out={share} must be above 0 and below 1")
     if len(texts) < 2:
         raise UserError("pretrain: fewer than two texts")
-    order = rng.permutation(rng.fold(seed, 43), len(texts))
+    order = rng.permutation(rng.fold(seed, Stream.PRETRAIN_SPLIT), len(texts))
     count = min(max(1, round(share * len(texts))), len(texts) - 1)
     held = set(np.asarray(order[:count]).tolist())
     return (

@@ -10,6 +10,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.llm.io.tokenizer import Tokenizer
@@ -91,11 +92,12 @@ def visits_to_explain(
       UserError: if there are fewer than `count` with a history of some length.
     """
     histories = Histories.of([data.split.train], data.dataset.num_users)
-    order = rng.permutation(rng.fold(seed, 41), data.dataset.num_users)
+    order = rng.permutation(rng.fold(seed, Stream.EXPLAINED_USERS), data.dataset.num_users)
     choices = {
         int(user): _EARLIEST
         + rng.permutation(
-            rng.fold(seed, 42, int(user)), max(0, int(histories.lengths[user]) - _EARLIEST)
+            rng.fold(seed, Stream.EXPLAINED_VISITS, int(user)),
+            max(0, int(histories.lengths[user]) - _EARLIEST),
         )
         for user in order
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rng import Stream
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.histories import Histories
@@ -107,7 +108,7 @@ class CaseMaker:
                 f"max_new_tokens={config.instruct.samples.max_new_tokens} leaves no room for a "
                 f"prompt: the model takes {max_positions} tokens"
             )
-        self._seed = rng.fold(config.seeds[0], 61)
+        self._seed = rng.fold(config.seeds[0], Stream.SHARED_61)
         self._draws = config.instruct.samples.temperature > 0.0
         split = data.split
         self._histories = Histories.of(

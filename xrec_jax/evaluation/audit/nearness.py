@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from xrec_jax.core import rng
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.evaluation.audit.findings import percent
 from xrec_jax.text.records.profiles import PairText, content_words
@@ -97,7 +98,7 @@ class Texts:
 
     def another(self, seed: int) -> np.ndarray:
         """For each user another one, drawn: `[U]`."""
-        order = rng.permutation(rng.fold(seed, 81), len(self.users))
+        order = rng.permutation(rng.fold(seed, Stream.AUDIT_PAIRS), len(self.users))
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)
         return other

@@ -34,13 +34,12 @@ from jax.sharding import Mesh
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.evaluation.ranking.evaluator import CELLS, Model, distinct, item_and_user_tables
 from xrec_jax.evaluation.ranking.fold_in import Prior, fold_in, user_prior
 from xrec_jax.evaluation.ranking.log_probs import target_log_probs
 from xrec_jax.evaluation.statistics.intervals import Estimate, estimates, exact, owners
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
-
-_STREAM = 53  # of the draws of uncited entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +200,7 @@ def _versions(
         return [history]
     drawn = [np.zeros(len(history), bool) for _ in range(draws)]
     for number, mask in enumerate(drawn):
-        order = rng.permutation(rng.fold(key[0], _STREAM, *key[1:], number), len(others))
+        order = rng.permutation(rng.fold(key[0], Stream.SHARED_53, *key[1:], number), len(others))
         mask[others[order[:count]]] = True
     return [
         history,

@@ -10,6 +10,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.text.prompts.templates import Template
@@ -92,7 +93,7 @@ class JointStates:
         if not share:
             return rows, rows
         users = np.unique(self.user[rows])
-        order = rng.permutation(rng.fold(0, 55), len(users))
+        order = rng.permutation(rng.fold(0, Stream.STATE_SPLIT), len(users))
         kept = users[order[: round(share * len(users))]]
         out = np.isin(self.user[rows], kept)
         if out.all() or not out.any():

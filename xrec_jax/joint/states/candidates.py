@@ -17,6 +17,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.joint.states.base import PARTS, TRAIN, JointStates
 
@@ -164,4 +165,6 @@ def drawn_teachers(cases: np.ndarray, count: int) -> np.ndarray:
         raise UserError(
             f"joint.sft.examples={count}, but only {len(cases)} training cases can teach; lower it"
         )
-    return np.sort(cases[rng.permutation(rng.fold(0, 56), len(cases))[:count]])
+    return np.sort(
+        cases[rng.permutation(rng.fold(0, Stream.CANDIDATE_TEACHERS), len(cases))[:count]]
+    )

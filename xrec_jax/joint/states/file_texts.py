@@ -16,6 +16,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.run_data import RunData
 from xrec_jax.tasks.titles import title_column, titles
 from xrec_jax.text.records.profiles import Keys, PairText, audiences, content_words, read_pair_texts
@@ -148,6 +149,7 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
         u: {column[w] for w in content_words(t) if w in column} for u, t in texts.profile.items()
     }
     found = []
+    key = rng.fold(0, Stream.FAR_PLACES)
     step = max(1, _MANY // max(len(column), len(pool)))
     for first in range(0, len(user), step):
         block = range(first, min(first + step, len(user)))
@@ -161,7 +163,7 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
         for row, s in enumerate(block):
             cost = np.where(np.isin(pool, pasts[s]), np.inf, shared[row])
             least = np.flatnonzero(cost <= cost.min() + _TIE)
-            draw = rng.random_integers(rng.fold(0, 64), np.array([user[s]]), len(least))[0]
+            draw = rng.random_integers(key, np.array([user[s]]), len(least))[0]
             found.append(int(pool[least[draw]]) if np.isfinite(cost.min()) else -1)
     return found
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID, JointStates, check_template
@@ -152,7 +153,7 @@ class _Drawn:
             # In faulty data a held-out place may stand in training too: its audit says so.
             seen = _without(of(TRAIN, user), of(VALID, user), of(TEST, user))
             places = np.unique(seen)
-            places = places[rng.permutation(rng.fold(0, 61, user), len(places))]
+            places = places[rng.permutation(rng.fold(0, Stream.SHARED_61, user), len(places))]
             places = places[np.argsort(~np.isin(places, taught.get(user, [])), kind="stable")]
             for target in places[:train_states]:
                 past = seen[seen != target]
@@ -191,7 +192,7 @@ def _chosen(texts: Texts, most: int) -> list[int]:
     split = texts.data.split
     held_out = np.concatenate([split.valid.user, split.test.user])
     users = np.intersect1d(texts.users, held_out)
-    order = rng.permutation(rng.fold(0, 62), len(users))
+    order = rng.permutation(rng.fold(0, Stream.SHARED_62), len(users))
     return sorted(users[order[: most or len(users)]].tolist())
 
 
@@ -207,7 +208,7 @@ def _teacher(texts: Texts, drawn: _Drawn, why_not: Sequence[str], count: int) ->
             f"joint.sft.examples={count}, but only {len(rows)} training states have an explanation "
             "in joint.states.path; lower it"
         )
-    order = rng.permutation(rng.fold(0, 63), len(rows))[:count]
+    order = rng.permutation(rng.fold(0, Stream.FILE_TEACHERS), len(rows))[:count]
     made = {}
     for s, text in (rows[place] for place in sorted(order)):
         why, against = both_sides(texts.masks.mask(text, by="the place"))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from xrec_jax.core import rng as keyed
+from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.data.world.world import World
@@ -40,7 +41,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
             "data.world.about_share=0 lets them say nothing; set it above 0"
         )
     count = data.dataset.num_users
-    users = keyed.permutation(keyed.fold(0, 51), count)[: asked.max_users or count]
+    users = rng.permutation(rng.fold(0, Stream.WORLD_STATES), count)[: asked.max_users or count]
     user, before, target, part, history = chosen_states(
         data,
         train_states=asked.train_states,
@@ -123,7 +124,7 @@ def _teacher(
     needed = -(-count // each)
     rows = np.flatnonzero(part == TRAIN)
     last = {int(user[row]): int(row) for row in rows}  # the latest training state of each
-    order = keyed.permutation(keyed.fold(0, 52), len(last))
+    order = rng.permutation(rng.fold(0, Stream.WORLD_TEACHERS), len(last))
     chosen = np.array(list(last.values()))[order][:needed]
     if len(chosen) < needed:
         raise UserError(
