@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from xrec_jax.commands.run import run as run_stages
+from xrec_jax.api.run import run as run_stages
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import write_json

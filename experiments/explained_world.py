@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from xrec_jax import defaults
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.llm.io.bpe import train_bpe
 from xrec_jax.llm.io.hf import Generation

@@ -162,7 +162,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     import jax
 
     from experiments import explained_world
-    from xrec_jax.commands import recommend
+    from xrec_jax.api import recommend
 
     draw, program, run = random.Random(args.seed), args.program.split(), folder / "run"
     explained_world.make(

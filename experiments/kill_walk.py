@@ -173,7 +173,7 @@ class Enough(BaseException):
 @contextlib.contextmanager
 def stages_watched(before: Callable[[str], None]) -> Iterator[None]:
     """Calls `before(stage)` when a stage of a run begins, also one that is done already."""
-    from xrec_jax.commands import run
+    from xrec_jax.api import run
 
     original: dict[str, Any] = dict(run.STAGES)
 
@@ -203,7 +203,7 @@ def walk(make: Callable[[], Any], folder: pathlib.Path, copies: pathlib.Path) ->
       folder: the run directory; must not exist.
       copies: folder for copies of it.
     """
-    from xrec_jax.commands import run
+    from xrec_jax.api import run
 
     found = Walk(folder, copies)
     with stages_watched(found.begin), watched(folder, found):
@@ -225,7 +225,7 @@ def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = F
     Returns:
       Names of what differs; empty if all is as it should be.
     """
-    from xrec_jax.commands import run
+    from xrec_jax.api import run
 
     shutil.rmtree(found.folder, ignore_errors=True)
     shutil.copytree(state.copy, found.folder)

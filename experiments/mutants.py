@@ -225,14 +225,14 @@ _RECOMMEND = (
         "xrec_jax/data/run_data.py",
         "            return train\n",
         "            return self.dataset.interactions\n",
-        ("tests/commands/test_run.py::test_no_held_out_event_is_trained_on",),
+        ("tests/api/test_run.py::test_no_held_out_event_is_trained_on",),
     ),
     Mutant(
         "epochs_chosen_on_the_test",
         "xrec_jax/training/recommender.py",
         'evaluate=lambda s: self.evaluate("valid", s.params, s.frozen)',
         'evaluate=lambda s: self.evaluate("test", s.params, s.frozen)',
-        ("tests/commands/test_run.py::test_epochs_are_chosen_on_validation_events",),
+        ("tests/api/test_run.py::test_epochs_are_chosen_on_validation_events",),
     ),
     Mutant(
         "seen_items_not_masked",
@@ -241,7 +241,7 @@ _RECOMMEND = (
         '"seen": np.full((len(rows), width), -1, np.int32)}',
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
-            "tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",
+            "tests/api/test_run.py::test_ranks_are_those_of_a_plain_loop",
         ),
     ),
     Mutant(
@@ -251,7 +251,7 @@ _RECOMMEND = (
         "per_target[0, place] = np.roll(batch.masked[: len(users)], 1, axis=0)[real]",
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
-            "tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",
+            "tests/api/test_run.py::test_ranks_are_those_of_a_plain_loop",
         ),
     ),
     Mutant(
@@ -273,7 +273,7 @@ _RECOMMEND = (
         "xrec_jax/training/recommender.py",
         '"test": ([split.train, split.valid], split.test),',
         '"test": ([split.train], split.test),',
-        ("tests/commands/test_run.py::test_ranks_are_those_of_a_plain_loop",),
+        ("tests/api/test_run.py::test_ranks_are_those_of_a_plain_loop",),
     ),
 )
 

@@ -27,7 +27,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from xrec_jax.commands import rate
+from xrec_jax.api import rate
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import json_lines, read_json, write_text
 

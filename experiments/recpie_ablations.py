@@ -38,7 +38,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from xrec_jax.commands.run import run as run_stages
+from xrec_jax.api.run import run as run_stages
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import write_atomic, write_json

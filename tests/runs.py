@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
 from xrec_jax.data.world.vocabulary import KINDS, MOODS

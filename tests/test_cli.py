@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax import cli
@@ -61,6 +62,30 @@ FLAGS = {
     "import-hf": {"path", "output", "dtype"},
     "export-hf": {"workdir", "base", "adapter", "output", "dtype", "allow_imports"},
     "export-peft": {"workdir", "adapter", "base", "output", "allow_imports"},
+    "configs": set(),
+}
+# Of a flag, or of a verb's flag; the others are "".
+DEFAULTS = {
+    "config": None,
+    "allow_imports": False,
+    "users": "all",
+    "top_k": 10,
+    "history": 0,
+    "max_new_tokens": 0,
+    "temperature": -1.0,
+    "batch": 0,
+    "shard": 0,
+    ("compare", "workdir"): [],
+    ("rate make", "system"): [],
+    ("rate make", "pairs"): 20,
+    "explanations": [],
+    "raters": 1,
+    "gold": 2,
+    "preferences": -1,
+    "seed": 0,
+    "answers": [],
+    "exclude": [],
+    "partial": False,
 }
 
 
@@ -75,7 +100,7 @@ def test_help_lists_every_verb(word, capsys):
 
 def test_answers_may_be_given_as_files(monkeypatch):
     found = {}
-    monkeypatch.setattr("xrec_jax.commands.rate.collect", lambda *a, **k: found.update(k, files=a))
+    monkeypatch.setattr("xrec_jax.api.rate.collect", lambda *a, **k: found.update(k, files=a))
     line = "rate collect ada.json bela.json --key=KEY.json --answers=eve.json --partial"
     assert cli.main(line.split()) == 0
     assert found["files"] == (["eve.json", "ada.json", "bela.json"],)
@@ -88,7 +113,7 @@ def test_without_a_verb_the_usage_and_status_2(capsys):
 
 
 def test_every_verb_of_this_file_exists():
-    assert FLAGS.keys() <= cli.VERBS.keys()
+    assert FLAGS.keys() == cli.VERBS.keys()
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])
@@ -97,12 +122,64 @@ def test_help_of_a_verb_lists_its_flags(verb, word, capsys):
     assert cli.main([*verb.split(), word]) == 0
     out, err = capsys.readouterr()
     assert err == "" and f"usage: xrec {verb}" in out and cli.VERBS[verb].summary in out
-    described = {
+    described = [
         line.split(":")[0].strip().removeprefix("--")
         for line in out.splitlines()
         if line.strip().startswith("--") and line.split(":", 1)[1].strip()
+    ]
+    assert described == sorted(FLAGS[verb])
+    flags = cli.VERBS[verb].define([])
+    assert {name: flags[name].default for name in described} == {
+        name: DEFAULTS.get((verb, name), DEFAULTS.get(name, "")) for name in described
     }
-    assert described >= FLAGS.get(verb, {"workdir"}) - (set() if verb in FLAGS else {"workdir"})
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"xrec {xrec_jax.__version__}\n"
+
+
+def test_configs_lists_each_with_the_first_line_of_its_docstring(capsys):
+    assert cli.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
+    files = {path.stem: path for path in (tiny.CHECKOUT / "configs").glob("*.py")}
+    assert listed.keys() == files.keys() and len(files) >= 15
+    for name, summary in listed.items():
+        assert files[name].read_text().startswith(f'"""{summary}\n'), name
+
+
+@pytest.mark.parametrize("flag", [["--config={}"], ["-config={}"], ["--config", "{}"]])
+def test_a_config_by_name_from_any_folder(flag, tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr("xrec_jax.api.run.run", lambda config, workdir: found.update(config=config))
+    monkeypatch.chdir(tmp_path)
+    line = [part.format("quickstart:tiny") for part in flag]
+    arguments = ["--config.seeds=4,", "--config.name=other"]
+    assert cli.main(["run", *line, "--workdir=w", *arguments]) == 0
+    assert found["config"].seeds == (4,) and found["config"].name == "other"
+    assert found["config"].data.world.num_users == 80  # the variant
+
+
+def test_a_file_in_the_folder_wins_over_a_name(tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr("xrec_jax.api.run.run", lambda config, workdir: found.update(config=config))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "  return ConfigDict({'mine': True})\n"
+    )
+    assert cli.main(["run", "--config=quickstart", "--workdir=w"]) == 0
+    assert found["config"].mine
+
+
+@pytest.mark.parametrize("flag", [["--config=quikstart:tiny"], ["--config", "quikstart"]])
+def test_an_unknown_name_of_a_config_is_one_line(flag, tmp_path, capsys):
+    assert cli.main(["run", *flag, f"--workdir={tmp_path}/w"]) == 2
+    assert capsys.readouterr().err == (
+        "xrec: error: --config=quikstart: no config of that name and no such file; "
+        "`xrec configs` lists the names; did you mean 'quickstart'?\n"
+    )
 
 
 def test_help_wins_over_other_arguments_and_does_nothing(tmp_path, capsys):
@@ -143,7 +220,7 @@ def test_sigterm_ends_with_status_143(monkeypatch, capsys, tmp_path):
     def interrupted(*_):
         raise Interrupted("recommend/bpr/0", 7)
 
-    monkeypatch.setattr("xrec_jax.commands.run.run", interrupted)
+    monkeypatch.setattr("xrec_jax.api.run.run", interrupted)
     status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
     assert status == 143
     error = capsys.readouterr().err
@@ -154,7 +231,7 @@ def test_an_interrupt_ends_with_status_130_and_one_line(monkeypatch, capsys, tmp
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xrec_jax.commands.run.run", interrupted)
+    monkeypatch.setattr("xrec_jax.api.run.run", interrupted)
     status = cli.main(["run", f"--config={runs.CONFIG}:bpr", f"--workdir={tmp_path}/w"])
     assert status == 130
     error = capsys.readouterr().err
@@ -205,6 +282,6 @@ def test_help_imports_no_jax():
     """`xrec --help` answers at once."""
     code = (
         "import sys; from xrec_jax import cli; cli.main(['--help']); cli.main(['run', '--help']);"
-        "sys.exit('jax' in sys.modules)"
+        "cli.main(['--version']); cli.main(['configs']); sys.exit('jax' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.CHECKOUT, capture_output=True)

@@ -24,7 +24,7 @@ RUN = ["run", f"--config={runs.CONFIG}:popularity"]
 )
 def test_a_platform_that_is_not_there_is_one_line(platforms, device, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr("xrec_jax.commands.run.run", lambda *_: jax.devices(device))
+    monkeypatch.setattr("xrec_jax.api.run.run", lambda *_: jax.devices(device))
     assert cli.main([*RUN, f"--workdir={tmp_path}/w"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "JAX finds no device" in line and "JAX_PLATFORMS=cpu" in line and device in line
@@ -35,7 +35,7 @@ def test_other_errors_keep_their_stack(monkeypatch, tmp_path):
     def fails(*_):
         raise RuntimeError("Unable to initialize backend")
 
-    monkeypatch.setattr("xrec_jax.commands.run.run", fails)
+    monkeypatch.setattr("xrec_jax.api.run.run", fails)
     with pytest.raises(RuntimeError, match="Unable to initialize backend"):
         cli.main([*RUN, f"--workdir={tmp_path}/w"])
 

@@ -9,7 +9,7 @@ import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax import cli
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.run_config import import_extensions, read_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import runs, tiny
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.llm.io.hf import load_params
 from xrec_jax.llm.io.peft_io import base_of, load_adapter
 

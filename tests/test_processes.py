@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import runs, tiny
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import peers
 from xrec_jax.core.runtime.distributed import initialize

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing
 
-__version__ = "0.1.0"
+from xrec_jax.core.version import __version__
+
 __all__ = ["__version__", "load_llm", "restore"]
 
 if typing.TYPE_CHECKING:

@@ -378,7 +378,7 @@ class Bench:
 
 def tiny_run(folder: pathlib.Path) -> pathlib.Path:
     """Recommender and base of the config's :tiny variant."""
-    from xrec_jax.commands import run
+    from xrec_jax.api import run
 
     config = runpy.run_path(str(ROOT / "configs" / "recpie_world.py"))["get_config"]("tiny")
     config.stages = ("recommend", "pretrain")

@@ -5,8 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from xrec_jax.commands import audit as audit_command
-from xrec_jax.commands import compare, rate, recommend
+from xrec_jax.api import audit as audit_command
+from xrec_jax.api import compare, rate, recommend
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.outputs import check_output
 from xrec_jax.core.storage.marks import Marks

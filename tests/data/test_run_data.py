@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from tests import tiny
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.data.run_data import describe, prepare
 
 HEADER = "user_id,item_id,timestamp,rating\n"

@@ -9,8 +9,7 @@ import pytest
 
 from tests import runs, tiny
 from xrec_jax import cli
-from xrec_jax.api import restore
-from xrec_jax.commands import compare, run
+from xrec_jax.api import compare, restore, run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data import run_identity

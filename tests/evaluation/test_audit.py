@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax import defaults
-from xrec_jax.commands import audit as audit_command
+from xrec_jax.api import audit as audit_command
 from xrec_jax.core.errors import UserError
 from xrec_jax.data import run_data
 from xrec_jax.data.dataset import Dataset, Interactions, Split

@@ -7,8 +7,8 @@ import pytest
 from tests import tiny
 from tests.evaluation.test_audit_judgements import grid
 from xrec_jax import cli, defaults
+from xrec_jax.api import audit
 from xrec_jax.auditing import run as pipeline
-from xrec_jax.commands import audit
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import json_lines

@@ -10,7 +10,7 @@ import pytest
 
 import xrec_jax
 from tests import runs, tiny
-from xrec_jax.commands import explain as explain_command
+from xrec_jax.api import explain as explain_command
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.histories import Histories

@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from tests.report import test_page as test_report
 from tests.runs import finished  # noqa: F401 (a fixture)
-from xrec_jax.commands import rate, run
+from xrec_jax.api import rate, run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files

@@ -18,7 +18,7 @@ from tests.joints import (
 )
 from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax import cli
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.parallel.mesh import use_mesh

@@ -13,7 +13,7 @@ import pytest
 
 from tests import runs, tiny
 from tests.joint.test_state_files import twin
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.run_data import prepare
 from xrec_jax.data.world.vocabulary import KINDS, MOODS

@@ -9,9 +9,9 @@ import pytest
 
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
-from xrec_jax.commands import explain as explain_command
-from xrec_jax.commands import recommend, run
-from xrec_jax.commands import report as report_command
+from xrec_jax.api import explain as explain_command
+from xrec_jax.api import recommend, run
+from xrec_jax.api import report as report_command
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import process
 from xrec_jax.parallel import exclusive

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.tiny import SHARED, needs_shared_data
-from xrec_jax.commands import rate
+from xrec_jax.api import rate
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import json_lines, write_text
 from xrec_jax.evaluation.ratings.raters import GoldCheck

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests import tiny
-from xrec_jax.commands import report as report_command
+from xrec_jax.api import report as report_command
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files

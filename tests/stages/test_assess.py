@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
@@ -31,7 +31,7 @@ def config():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xrec_jax.commands.run.open_mesh", lambda config: use_mesh(tiny.mesh()))
+        patch.setattr("xrec_jax.api.run.open_mesh", lambda config: use_mesh(tiny.mesh()))
         return run.run(config(), tmp_path_factory.mktemp("assess") / "run")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from xrec_jax.commands import compare
+from xrec_jax.api import compare
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir

@@ -14,7 +14,7 @@ import pytest
 import xrec_jax
 from tests import runs, tiny
 from tests.data.test_packing import examples
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.packing import PackedRows

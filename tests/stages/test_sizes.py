@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from tests import tiny
 from xrec_jax import defaults
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import memory
 from xrec_jax.stages import sizes

@@ -10,7 +10,7 @@ import pytest
 
 from tests import runs, tiny
 from xrec_jax import api
-from xrec_jax.commands import run
+from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.readers.tables import title_column
 from xrec_jax.data.run_data import describe, prepare

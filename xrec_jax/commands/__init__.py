@@ -1,1 +1,35 @@
-"""Level 11: the verbs of the command line, one a file."""
+"""Level 11: the verbs of the command line, one family a file; this is their table."""
+
+from __future__ import annotations
+
+from xrec_jax.commands import (
+    audit,
+    compare,
+    configs,
+    convert,
+    explain,
+    rate,
+    recommend,
+    report,
+    run,
+)
+from xrec_jax.commands.verb import Verb
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        run.RUN,
+        run.EVALUATE,
+        recommend.RECOMMEND,
+        explain.EXPLAIN,
+        compare.COMPARE,
+        rate.MAKE,
+        rate.COLLECT,
+        audit.AUDIT,
+        report.REPORT,
+        convert.IMPORT_HF,
+        convert.EXPORT_HF,
+        convert.EXPORT_PEFT,
+        configs.CONFIGS,
+    )
+}

@@ -2,159 +2,74 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
+from absl.flags import FlagValues
 
-from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import Progress, log
-from xrec_jax.core.rundir import RunDir
-from xrec_jax.core.runtime.distributed import is_primary
-from xrec_jax.core.storage.files import check_no_pattern
-from xrec_jax.core.trees import num_parameters
-from xrec_jax.llm import run_base
-from xrec_jax.llm.io import checkpoint, hf, hf_export, peft_io
-from xrec_jax.llm.io.peft_io import Base
-from xrec_jax.llm.model.layout import Source
-from xrec_jax.llm.model.lora import Adapter
-from xrec_jax.run_config import read_config
-
-_MIB = 1 << 20
+from xrec_jax.commands.verb import ALLOW_IMPORTS, Verb, required, text
 
 
-class _Bytes:
-    """A progress bar over bytes."""
+def _import_hf(values: FlagValues) -> int:
+    required(values, "path", "output")
+    from xrec_jax.api import convert
 
-    def __init__(self, label: str, total: int):
-        self._bar = Progress(label, total // _MIB, unit="MiB", enabled=is_primary())
-        self._done = 0
-
-    def __call__(self, count: int) -> None:
-        before, self._done = self._done, self._done + count
-        self._bar.advance(self._done // _MIB - before // _MIB)
-
-    def close(self) -> None:
-        self._bar.close()
+    convert.import_hf(values.path, values.output, dtype=values.dtype)
+    return 0
 
 
-def import_hf(path: str, output: str, *, dtype: str = "") -> None:
-    """Imports a Hugging Face directory as a checkpoint that any mesh restores.
+def _export_hf(values: FlagValues) -> int:
+    from xrec_jax.api import convert
 
-    Args:
-      path: the directory.
-      output: the new checkpoint's directory.
-      dtype: "bfloat16" or "float32"; empty: as stored.
-
-    Raises:
-      UserError: if the model is incomplete or of another kind, or `output` is not free.
-    """
-    hf_export.dtype_of(dtype or "float32")
-    hf_export.check_new(output)
-    check_no_pattern(output, "--output")
-    source = hf.open_model(path)
-    progress = _Bytes("import", 2 * source.file_bytes)
-    try:
-        checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
-    finally:
-        progress.close()
-    log(
-        f"{source.config.num_parameters:,} parameters ({dtype or source.dtype}) imported to "
-        f"{output}"
-    )
+    if values.workdir:
+        base, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
+        values["base"].value = values.base or base
+        values["adapter"].value = values.adapter or adapter
+    required(values, "base", "output")
+    convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
+    return 0
 
 
-def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> None:
-    """Writes a model, with an adapter merged into it, as a Hugging Face directory.
+def _export_peft(values: FlagValues) -> int:
+    from xrec_jax.api import convert
 
-    Args:
-      base: a Hugging Face directory or imported checkpoint.
-      output: the new directory.
-      adapter: a directory in PEFT's format; empty for none.
-      dtype: "bfloat16" or "float32"; empty: the base's.
-
-    Raises:
-      UserError: if one of them cannot be read, they do not fit, or `output` is not free.
-    """
-    hf_export.dtype_of(dtype or "float32")
-    hf_export.check_new(output)
-    model = checkpoint.open_model(base)
-    source: Source = model
-    if adapter:
-        source = hf_export.Merged(model, peft_io.load_adapter(adapter, model.config))
-    name = dtype or model.dtype
-    progress = _Bytes("export", model.config.num_parameters * hf.DTYPES[name].itemsize)
-    try:
-        hf_export.save_model(
-            output,
-            source,
-            model.config,
-            dtype=name,
-            generation=model.generation,
-            tokenizer_dir=model.path,
-            advance=progress,
-        )
-    finally:
-        progress.close()
-    merged = f" with {adapter} merged" if adapter else ""
-    log(f"{model.config.num_parameters:,} parameters ({name}){merged} written to {output}")
+    if values.workdir:  # the adapter says itself what its base is
+        _, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
+        values["adapter"].value = values.adapter or adapter
+    required(values, "adapter", "output")
+    convert.export_peft_directory(values.adapter, values.output, base=values.base)
+    return 0
 
 
-def export_peft(adapter: Adapter, output: str, base: Base) -> None:
-    """Writes an adapter in PEFT's format.
-
-    Args:
-      adapter: the adapter.
-      output: the new directory.
-      base: what it was trained on.
-
-    Raises:
-      UserError: if `output` is not free.
-    """
-    peft_io.save_adapter(output, adapter, base=base)
-    log(
-        f"adapter of rank {adapter.config.rank} ({num_parameters(adapter.params):,} parameters) "
-        f"written to {output}"
-    )
-
-
-def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
-    """Writes an adapter's directory anew: plain LoRA in float32, its base as a full path.
-
-    Args:
-      adapter: a directory in PEFT's format.
-      output: the new directory.
-      base: path of the model it was trained on; empty: as the adapter says.
-
-    Raises:
-      UserError: if the adapter or its base cannot be read, or `output` is not free.
-    """
-    hf_export.check_new(output)
-    if not peft_io.is_adapter(adapter):
-        raise UserError(f"--adapter={adapter}: {peft_io.CONFIG} is not there")
-    found = peft_io.base_of(adapter)
-    path = base or found.path
-    if not path or not pathlib.Path(path).is_dir():
-        raise UserError(
-            f"{adapter}: its base {path!r} is no directory here; name one with --base=DIR"
-        )
-    model = checkpoint.open_model(path)
-    loaded = peft_io.load_adapter(adapter, model.config)
-    known = Base(os.path.abspath(path), "" if base else found.fingerprint)
-    export_peft(loaded, output, known)
-
-
-def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
-    """Base and adapter directories of a run whose `instruct` stage is finished.
-
-    Args:
-      workdir: the run directory.
-      allow_imports: import the modules that its config names; an export does not need them.
-
-    Raises:
-      UserError: if this is no run, or it has no adapter yet.
-    """
-    rundir = RunDir(workdir, allow_imports=allow_imports)
-    config = read_config(rundir, need_extensions=False)
-    adapter = run_base.adapter_path(rundir)
-    if not adapter.exists():
-        raise UserError(f"{workdir}: no adapter yet; its stage 'instruct' is not finished")
-    return str(run_base.base_path(config, rundir)), str(adapter)
+IMPORT_HF = Verb(
+    name="import-hf",
+    summary="import a Hugging Face LLaMA as a sharded checkpoint",
+    flags=(
+        text("path", "Hugging Face directory: config.json, safetensors, tokenizer"),
+        text("output", "new directory for the checkpoint"),
+        text("dtype", "bfloat16 or float32; default: as stored"),
+    ),
+    run=_import_hf,
+)
+EXPORT_HF = Verb(
+    name="export-hf",
+    summary="write a model, adapter merged, as a Hugging Face directory",
+    flags=(
+        text("workdir", "run whose base and adapter are merged, instead of naming them"),
+        text("base", "Hugging Face directory or imported checkpoint"),
+        text("adapter", "adapter to merge into it, a directory in PEFT's format"),
+        text("output", "new directory for the merged model"),
+        text("dtype", "bfloat16 or float32; default: the base's"),
+        ALLOW_IMPORTS,
+    ),
+    run=_export_hf,
+)
+EXPORT_PEFT = Verb(
+    name="export-peft",
+    summary="write an adapter that PEFT and vLLM load",
+    flags=(
+        text("workdir", "run whose tuned adapter is written, instead of naming one"),
+        text("adapter", "directory of an adapter"),
+        text("base", "model that it was trained on; default: as the adapter says"),
+        text("output", "new directory, which PEFT and vLLM load"),
+        ALLOW_IMPORTS,
+    ),
+    run=_export_peft,
+)

@@ -1,38 +1,18 @@
-"""`xrec report`: one HTML page about a finished run."""
+"""`xrec report`: one HTML page about a run."""
 
 from __future__ import annotations
 
-from etils import epath
+from absl.flags import FlagValues
 
-from xrec_jax.core.errors import UserError
-from xrec_jax.core.logging import log
-from xrec_jax.core.rundir import RunDir
-from xrec_jax.data.run_data import prepare
-from xrec_jax.data.run_identity import compare, identify, recorded
-from xrec_jax.report.page import publish
-from xrec_jax.run_config import read_config
+from xrec_jax.commands.verb import RUN_DIRECTORY, Verb, required
 
 
-def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
-    """Writes `report.html` of a run, finished or not.
+def _report(values: FlagValues) -> int:
+    required(values, "workdir")
+    from xrec_jax.api import report
 
-    Where the run's data cannot be read any more, the page leaves out how large it was.
+    report.report(values.workdir, allow_imports=values.allow_imports)
+    return 0
 
-    Args:
-      workdir: the run directory.
-      allow_imports: import the modules that its config names; the page does not need them.
 
-    Raises:
-      UserError: if this is not a run directory, a file in it is damaged, or its data changed.
-    """
-    rundir = RunDir(workdir, allow_imports=allow_imports)
-    config = read_config(rundir, need_extensions=False)
-    data = None
-    try:
-        data = prepare(config.data)
-    except UserError as error:
-        # The page shows what the run found, so it may do without.
-        log(f"the data of the run is not at hand ({error}); the page is made without it")
-    if data is not None and recorded(rundir) is not None:
-        compare(rundir, identify(config, data), texts=False)
-    publish(rundir, data, config)
+REPORT = Verb(name="report", summary="write a run's report.html", flags=RUN_DIRECTORY, run=_report)

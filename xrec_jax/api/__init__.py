@@ -1,4 +1,10 @@
-"""A run directory opened for use: recommendations from its best parameters, and explanations."""
+"""What notebooks use: a run opened for use here, and what every verb does, one module a verb.
+
+`restore` opens a run directory: recommendations from its best parameters, and explanations. The
+modules hold the functions that the command line calls: `run.run`, `run.evaluate`,
+`recommend.recommend`, `explain.explain`, `compare.compare`, `rate.make`, `rate.collect`,
+`audit.audit`, `report.report` and `convert.import_hf`.
+"""
 
 from __future__ import annotations
 

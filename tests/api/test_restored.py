@@ -13,8 +13,7 @@ import pytest
 import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
-from xrec_jax.api import Run
-from xrec_jax.commands import recommend, run
+from xrec_jax.api import Run, recommend, run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files

@@ -11,8 +11,7 @@ import pytest
 
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
-from xrec_jax.api import restore
-from xrec_jax.commands import run
+from xrec_jax.api import restore, run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir

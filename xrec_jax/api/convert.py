@@ -1,0 +1,160 @@
+"""`xrec import-hf`, `export-hf` and `export-peft`: models and adapters in and out."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import Progress, log
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.runtime.distributed import is_primary
+from xrec_jax.core.storage.files import check_no_pattern
+from xrec_jax.core.trees import num_parameters
+from xrec_jax.llm import run_base
+from xrec_jax.llm.io import checkpoint, hf, hf_export, peft_io
+from xrec_jax.llm.io.peft_io import Base
+from xrec_jax.llm.model.layout import Source
+from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.run_config import read_config
+
+_MIB = 1 << 20
+
+
+class _Bytes:
+    """A progress bar over bytes."""
+
+    def __init__(self, label: str, total: int):
+        self._bar = Progress(label, total // _MIB, unit="MiB", enabled=is_primary())
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        before, self._done = self._done, self._done + count
+        self._bar.advance(self._done // _MIB - before // _MIB)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def import_hf(path: str, output: str, *, dtype: str = "") -> None:
+    """Imports a Hugging Face directory as a checkpoint that any mesh restores.
+
+    Args:
+      path: the directory.
+      output: the new checkpoint's directory.
+      dtype: "bfloat16" or "float32"; empty: as stored.
+
+    Raises:
+      UserError: if the model is incomplete or of another kind, or `output` is not free.
+    """
+    hf_export.dtype_of(dtype or "float32")
+    hf_export.check_new(output)
+    check_no_pattern(output, "--output")
+    source = hf.open_model(path)
+    progress = _Bytes("import", 2 * source.file_bytes)
+    try:
+        checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
+    finally:
+        progress.close()
+    log(
+        f"{source.config.num_parameters:,} parameters ({dtype or source.dtype}) imported to "
+        f"{output}"
+    )
+
+
+def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> None:
+    """Writes a model, with an adapter merged into it, as a Hugging Face directory.
+
+    Args:
+      base: a Hugging Face directory or imported checkpoint.
+      output: the new directory.
+      adapter: a directory in PEFT's format; empty for none.
+      dtype: "bfloat16" or "float32"; empty: the base's.
+
+    Raises:
+      UserError: if one of them cannot be read, they do not fit, or `output` is not free.
+    """
+    hf_export.dtype_of(dtype or "float32")
+    hf_export.check_new(output)
+    model = checkpoint.open_model(base)
+    source: Source = model
+    if adapter:
+        source = hf_export.Merged(model, peft_io.load_adapter(adapter, model.config))
+    name = dtype or model.dtype
+    progress = _Bytes("export", model.config.num_parameters * hf.DTYPES[name].itemsize)
+    try:
+        hf_export.save_model(
+            output,
+            source,
+            model.config,
+            dtype=name,
+            generation=model.generation,
+            tokenizer_dir=model.path,
+            advance=progress,
+        )
+    finally:
+        progress.close()
+    merged = f" with {adapter} merged" if adapter else ""
+    log(f"{model.config.num_parameters:,} parameters ({name}){merged} written to {output}")
+
+
+def export_peft(adapter: Adapter, output: str, base: Base) -> None:
+    """Writes an adapter in PEFT's format.
+
+    Args:
+      adapter: the adapter.
+      output: the new directory.
+      base: what it was trained on.
+
+    Raises:
+      UserError: if `output` is not free.
+    """
+    peft_io.save_adapter(output, adapter, base=base)
+    log(
+        f"adapter of rank {adapter.config.rank} ({num_parameters(adapter.params):,} parameters) "
+        f"written to {output}"
+    )
+
+
+def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
+    """Writes an adapter's directory anew: plain LoRA in float32, its base as a full path.
+
+    Args:
+      adapter: a directory in PEFT's format.
+      output: the new directory.
+      base: path of the model it was trained on; empty: as the adapter says.
+
+    Raises:
+      UserError: if the adapter or its base cannot be read, or `output` is not free.
+    """
+    hf_export.check_new(output)
+    if not peft_io.is_adapter(adapter):
+        raise UserError(f"--adapter={adapter}: {peft_io.CONFIG} is not there")
+    found = peft_io.base_of(adapter)
+    path = base or found.path
+    if not path or not pathlib.Path(path).is_dir():
+        raise UserError(
+            f"{adapter}: its base {path!r} is no directory here; name one with --base=DIR"
+        )
+    model = checkpoint.open_model(path)
+    loaded = peft_io.load_adapter(adapter, model.config)
+    known = Base(os.path.abspath(path), "" if base else found.fingerprint)
+    export_peft(loaded, output, known)
+
+
+def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
+    """Base and adapter directories of a run whose `instruct` stage is finished.
+
+    Args:
+      workdir: the run directory.
+      allow_imports: import the modules that its config names; an export does not need them.
+
+    Raises:
+      UserError: if this is no run, or it has no adapter yet.
+    """
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    config = read_config(rundir, need_extensions=False)
+    adapter = run_base.adapter_path(rundir)
+    if not adapter.exists():
+        raise UserError(f"{workdir}: no adapter yet; its stage 'instruct' is not finished")
+    return str(run_base.base_path(config, rundir)), str(adapter)

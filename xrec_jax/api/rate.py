@@ -1,0 +1,243 @@
+"""`xrec rate make` and `xrec rate collect`: blind sheets for people, and what they answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from xrec_jax.core import outputs
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.logging import log
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.core.runtime import memory
+from xrec_jax.core.storage import files
+from xrec_jax.data import run_identity
+from xrec_jax.evaluation.audit.findings import plural
+from xrec_jax.evaluation.ratings import copies as rating_copies
+from xrec_jax.evaluation.ratings.raters import GoldCheck, quality
+from xrec_jax.evaluation.ratings.ratings import read_ratings
+from xrec_jax.evaluation.ratings.summary import summary
+from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import forms, items, tables
+from xrec_jax.run_config import read_config
+from xrec_jax.text.words import finder
+
+
+def make(
+    workdir: epath.PathLike = "",
+    *,
+    output: epath.PathLike,
+    explanations: Sequence[str] = (),
+    systems: Sequence[str] = (),
+    pairs: int = 20,
+    raters: int = 1,
+    gold: int = 2,
+    preferences: int = -1,
+    seed: int = 0,
+    allow_imports: bool = False,
+) -> None:
+    """Writes a blind sheet for every rater, and the key to them.
+
+    The same recommendations go to every rater, in another order each. The folder `sheets` holds
+    what raters get; `KEY.json` beside it says who wrote what and must not leave the researcher. The
+    same arguments give the same files.
+
+    Args:
+      workdir: run with a finished stage `explain`; or give `explanations`.
+      output: new or empty directory.
+      explanations: files instead of a run, see `rating_cases.of_files`.
+      systems: whose explanations; none for all.
+      pairs: recommendations to rate.
+      raters: sheets.
+      gold: further recommendations in which one text is broken on purpose.
+      preferences: comparisons of two texts for each recommendation; -1 for every two systems, 0 for
+        none.
+      seed: of all draws.
+      allow_imports: import the modules that the run's config names; the templates that they
+        register read its prompts, which stand whole in the sheets otherwise.
+
+    Raises:
+      UserError: for a number that is too small or too large, an unknown system, or an output that
+        is in use.
+    """
+    for name, value, least in (
+        ("pairs", pairs, 1),
+        ("raters", raters, 1),
+        ("gold", gold, 0),
+        ("preferences", preferences, -1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"--{name}={value} must be {least} or more")
+    if bool(workdir) == bool(explanations):
+        raise UserError("give either --workdir, a run with explanations, or --explanations, files")
+    folder = files.absolute(output)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--output={output} exists and is not an empty directory")
+    cases = (
+        items.of_files(explanations, systems)
+        if explanations
+        else _of_run(workdir, systems, allow_imports=allow_imports)
+    )
+    shown = forms.choose(cases, pairs=pairs, gold=gold, seed=seed)
+    made = [forms.sheet(shown, preferences=preferences, seed=seed, number=1)]
+    memory.require(raters * len(made[0].html), f"--raters={raters}: the sheets")
+    made += [
+        forms.sheet(shown, preferences=preferences, seed=seed, number=number + 1)
+        for number in range(1, raters)
+    ]
+    names = list(shown[0].case.texts)
+    key = {
+        "format": rating_exports.KEY_FORMAT,
+        "version": 1,
+        "seed": seed,
+        "systems": names,
+        "questions": [question["id"] for question in forms.QUESTIONS],
+        "low": forms.LOW,
+        "high": forms.HIGH,
+        "cases": [
+            {
+                "item": one.case.item,
+                "group": one.case.group,
+                "title": one.case.title,
+                "gold": one.gold,
+                "broken": one.broken,
+                "texts": dict(one.case.texts),
+            }
+            for one in shown
+        ],
+        "sheets": {
+            sheet.id: {"number": number, "steps": sheet.steps}
+            for number, sheet in enumerate(made, start=1)
+        },
+    }
+    # The key first: sheets without one are worth nothing.
+    files.write_json(folder / "KEY.json", key)
+    for number, sheet in enumerate(made, start=1):
+        files.write_text(folder / "sheets" / f"rater-{number}.html", sheet.html)
+    steps = len(made[0].steps)
+    log(
+        f"{plural(raters, 'sheet')}, each with {plural(pairs, 'recommendation')}, "
+        f"{plural(gold, 'gold check')} and {plural(steps, 'screen')}: {folder / 'sheets'}\n"
+        f"systems, hidden in the sheets: {', '.join(names)}\n"
+        f"keep {folder / 'KEY.json'} to yourself; collect with\n"
+        f"  xrec rate collect FILES --key={folder / 'KEY.json'}"
+    )
+    for line in _tells(shown, names):
+        log(line)
+
+
+def _tells(shown: Sequence[forms.Shown], names: Sequence[str]) -> list[str]:
+    """Warnings about what could tell a rater who wrote a text."""
+    texts = [text for one in shown for text in one.case.texts.values()]
+    named = [name for name in names if any(map(finder([name]).search, texts))]
+    return [
+        f"warning: the word {name!r} stands in a text, and is a system's name" for name in named
+    ]
+
+
+def _of_run(
+    workdir: epath.PathLike, systems: Sequence[str], *, allow_imports: bool
+) -> list[items.RatedCase]:
+    """Cases of a run, whose data is compared with what it was started on, where it has a config."""
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    if rundir.config_path.exists():
+        config = read_config(rundir, need_extensions=allow_imports)
+        run_identity.check_unread(config, rundir)
+    return items.of_run(rundir, systems)
+
+
+def collect(
+    exports: Sequence[epath.PathLike] = (),
+    *,
+    key: epath.PathLike = "",
+    ratings: epath.PathLike = "",
+    workdir: epath.PathLike = "",
+    output: epath.PathLike = "",
+    partial: bool = False,
+    exclude: Sequence[str] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+    allow_imports: bool = False,
+) -> dict[str, Any]:
+    """Merges what raters exported, and says what it shows.
+
+    Intervals draw whole items. Where a table gives one row of marks to many items, far more often
+    than by chance, these items are drawn as one, and that is said.
+
+    Args:
+      exports: files that the sheets saved.
+      key: the `KEY.json` of their sheets.
+      ratings: a table of published ratings instead, see `evaluation.ratings.read_ratings`.
+      workdir: run that gets the result as `ratings.json`, where its report finds it.
+      output: JSON file to write it to instead.
+      partial: take files with unanswered screens too.
+      exclude: raters to leave out.
+      resamples: bootstrap samples.
+      seed: of them.
+      allow_imports: import the modules that the run's config names; nothing here needs them.
+
+    Returns:
+      What was written: `["rate"]` (or `["rate/GROUP"]` for each of several data sets) holds
+      systems with `QUESTION/mean`, `win/ratio`, `win/ties` and `bradley_terry/strength`, pairs
+      "A vs B" with `QUESTION/difference`, `QUESTION/p`, `win/ratio` and `win/ties`, and "agreement"
+      with `QUESTION/alpha_LEVEL`. `["raters"]` holds raters, see `evaluation.raters.quality`.
+
+    Raises:
+      UserError: for files that do not belong to the key or to each other, are unfinished or
+        damaged; names the file.
+    """
+    if bool(exports) == bool(ratings):
+        raise UserError("give either the files that raters saved, with --key, or --ratings=TABLE")
+    if exports and not key:
+        raise UserError("--key is missing: the KEY.json that was made with the sheets")
+    target = files.absolute(output) if output else None
+    if target is not None:
+        if target.suffix != ".json":
+            raise UserError(f"--output={output}: the name must end in .json")
+        reads = {"--key": [key], "--ratings": [ratings], "the command": exports}
+        outputs.check_output(output, reads=reads)
+    if target is None and workdir:
+        rundir = RunDir(workdir, allow_imports=allow_imports)
+        config = read_config(rundir, need_extensions=False)  # says early that this is no run
+        run_identity.check_unread(config, rundir)
+        target = rundir.path / "ratings.json"
+    gold: list[GoldCheck] = []
+    seconds: dict[str, list[float]] = {}
+    if ratings:
+        answers = read_ratings(ratings)
+        for note in answers.notes:
+            log(note)
+    else:
+        answers, gold, seconds = rating_exports.read(exports, key=key, partial=partial)
+    for name in exclude:
+        if name not in answers.raters:
+            known = ", ".join(filter(None, answers.raters)) or "none is named"
+            raise UserError(f"--exclude={name}: no such rater; raters: {known}")
+    kept = answers.only(without=exclude)
+    if not kept.ratings and not kept.preferences:
+        raise UserError("--exclude: nobody is left")
+    rows = rating_copies.rows_of_answers(kept)
+    copies = rating_copies.copies(rows)
+    clusters = rating_copies.clusters(rows, copies)
+    result = {
+        f"rate/{group}" if len(kept.groups) > 1 else "rate": summary(
+            kept.only(group=group), clusters=clusters, resamples=resamples, seed=seed
+        )
+        for group in kept.groups
+    }
+    if any(answers.raters):  # those left out too: their figures say why
+        result["raters"] = quality(answers, gold=gold, seconds=seconds)
+    log(tables.text(result, exclude=exclude))
+    for group, one in copies.items():
+        if one.copied:
+            log(
+                f"warning: {group + ': ' if group else ''}{one}; items with equal rows are drawn "
+                "as one, and what counts is the number of distinct rows"
+            )
+    if target is not None:
+        files.write_json(target, result)
+        log(f"written to {target}")
+    return result

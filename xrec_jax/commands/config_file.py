@@ -1,0 +1,107 @@
+"""The `--config` flag: where its file lies, and what is wrong with it."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from xrec_jax.commands import configs
+from xrec_jax.core.errors import UserError, did_you_mean
+
+_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+def locate(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the name of a config that comes with the package is the path of its file.
+
+    Args:
+      arguments: of a verb.
+
+    Raises:
+      UserError: if there is no such config.
+    """
+    located = list(arguments)
+    for place, argument in enumerate(located):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            located[place] = f"{flag}={_located(value)}"
+        elif place + 1 < len(located):  # the value is the next argument
+            located[place + 1] = _located(located[place + 1])
+    return located
+
+
+def _located(value: str) -> str:
+    """A value of the flag with the path of the file; any other path stays as it is."""
+    name, colon, variant = value.partition(":")
+    if not _NAME.fullmatch(name) or pathlib.Path(name).is_file():
+        return value
+    if name not in configs.names():
+        raise UserError(
+            f"--config={name}: no config of that name and no such file; `xrec configs` lists the "
+            f"names{did_you_mean(name, configs.names())}"
+        )
+    return f"{configs.path(name)}{colon}{variant}"
+
+
+def load(arguments: Sequence[str]) -> ConfigDict | None:
+    """Runs the config file once by itself, so that a fault in it is told as one.
+
+    Args:
+      arguments: of a verb, see `locate`.
+
+    Returns:
+      Its config; None where none is given.
+
+    Raises:
+      UserError: names the file, the line and the fault.
+    """
+    value = next(
+        (a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))), None
+    )
+    if value is None:
+        return None
+    name, colon, variant = value.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f"--config={name}: no such file")
+    module = types.ModuleType("xrec_config_check")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for their module
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path}: it defines no get_config(arg)")
+        config = module.get_config(*([variant] if colon else []))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except Exception as error:
+        raise UserError(_fault(path, error)) from error
+    finally:
+        del sys.modules[module.__name__]
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def _fault(path: pathlib.Path, error: Exception) -> str:
+    """What went wrong in a config file, with the line of the file where it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    where = f"{path}, line {line}" if line else str(path)
+    what = error.msg if isinstance(error, SyntaxError) else plain_message(error)
+    return f"{where}: {type(error).__name__}: {what}"
+
+
+def plain_message(error: Exception) -> str:
+    """An exception's message on one line, without the quotes and escapes of a KeyError's."""
+    message = str(error).replace("\\n", " ").replace("\\'", "'")
+    return " ".join(message.split()).strip("'\"")
