@@ -12,7 +12,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "xrec_jax needs Python 3.11 or newer; point PYTHON at one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -54,7 +54,7 @@ PARITY_VENV ?= .venv-parity
 parity: $(PARITY_VENV)/.installed
 	$(PARITY_VENV)/bin/python -m experiments.parity.live
 
-$(PARITY_VENV)/.installed: pyproject.toml constraints.txt experiments/parity/requirements.txt
+$(PARITY_VENV)/.installed: pyproject.toml setup.py constraints.txt experiments/parity/requirements.txt
 	$(PARITY_PYTHON) -m venv $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement experiments/parity/requirements.txt --editable .
 	@touch $@
