@@ -73,8 +73,8 @@ _JOINT = (
     Mutant(
         "rollouts_as_they_are_read",
         _JOINT_ROUND,
-        "            key=(self.run.seed, 72, number),\n            exploring=True,\n",
-        "            key=(self.run.seed, 72, number),\n",
+        "        key=(sides.seed, Stream.ROLLOUTS, number),\n        exploring=True,\n",
+        "        key=(sides.seed, Stream.ROLLOUTS, number),\n",
         (_ROUND + "test_rollouts_are_drawn_from_the_policy",),
     ),
     Mutant(
@@ -90,14 +90,14 @@ _JOINT = (
     Mutant(
         "spread_of_groups_always_divides",
         _JOINT_ROUND,
-        "            scale=asked.ppo.scale,\n",
+        "        scale=asked.ppo.scale,\n",
         "",
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
         "kl_controller_stands_still",
         _JOINT_ROUND,
-        "controller=put_replicated(after, setup.mesh),",
+        "controller=put_replicated(controller, setup.mesh),",
         "controller=state.controller,",
         (_ROUND + "test_the_weight_of_the_kl_follows_its_target",),
     ),
@@ -191,8 +191,8 @@ _JOINT = (
     Mutant(
         "kl_to_another_reference",
         _JOINT_ROUND,
-        'reference = run.warm_policy if asked.kl.reference == "warm_start" else {}',
-        'reference = run.warm_policy if asked.kl.reference == "base" else {}',
+        'reference = sides.warm_policy if asked.kl.reference == "warm_start" else {}',
+        'reference = sides.warm_policy if asked.kl.reference == "base" else {}',
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(

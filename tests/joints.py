@@ -13,8 +13,9 @@ from xrec_jax.data.run_data import prepare
 from xrec_jax.evaluation.faithfulness.planted import world_vocabulary
 from xrec_jax.joint.recommender import system_of
 from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.sides import open_sides
 from xrec_jax.joint.states.base import TEST
-from xrec_jax.joint.trainer import SeedRun
+from xrec_jax.joint.trainer import ready, state_shape
 from xrec_jax.llm import run_base
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config
@@ -48,14 +49,14 @@ def seed_run(workdir, changes=None):
     base = run_base.load_base(config, rundir, mesh)
     setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
     task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
-    return SeedRun(setup, task, 0)
+    return open_sides(setup, task, 0)
 
 
 def newest(one):
     """Everything in the newest checkpoint of the rounds."""
     folder = one.setup.rundir.checkpoints("joint/0/rounds")
     with Checkpoints(folder, read_only=True) as checkpoints:
-        return checkpoints.restore(one.shape())
+        return checkpoints.restore(state_shape(one))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def opened(joint):  # noqa: F811
     with use_mesh(tiny.mesh(1)):
         one = seed_run(joint / "run")
         state, data, _ = newest(one)
+        one = ready(one, state, None)
         yield SimpleNamespace(one=one, setup=one.setup, state=state, data=data)
 
 

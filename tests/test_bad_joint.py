@@ -15,6 +15,7 @@ from xrec_jax import cli
 from xrec_jax.core.errors import UserError
 from xrec_jax.joint.guards import GuardState
 from xrec_jax.joint.rewards import parts as rewards
+from xrec_jax.joint.round import learn, roll_out
 from xrec_jax.parallel.mesh import use_mesh
 
 CONFIG = """import pathlib
@@ -264,14 +265,14 @@ def test_rewards_that_nothing_can_be_learned_from(joint, folder, capsys):  # noq
     assert len(rounds) == 1  # the warm start; no round was written
     with use_mesh(tiny.mesh(1)):
         one = seed_run(joint / "warm")
-        state = one.round.roll_out(newest(one)[0], 1)
+        state = roll_out(one, newest(one)[0], 1)
         for weights, *named in (
             ({"wrong_shape": 1.0}, "'wrong_shape'", "float32[3]", "float32[16]"),
             ({"log_prob_gain": 1e9}, "wrong reward scale", "log_prob_gain", "max_reward"),
         ):
             one.setup.asked.rewards = weights
             with pytest.raises(UserError) as error:
-                one.round.learn(state, GuardState(), 1)
+                learn(one, state, GuardState(), 1)
             assert "\n" not in str(error.value)
             assert not [name for name in named if name not in str(error.value)], error.value
 

@@ -109,7 +109,8 @@ class Bench:
         from xrec_jax.joint.guards import GuardOptions, GuardState
         from xrec_jax.joint.recommender import system_of
         from xrec_jax.joint.setup import JointSetup
-        from xrec_jax.joint.trainer import SeedRun
+        from xrec_jax.joint.sides import open_sides
+        from xrec_jax.joint.trainer import ready, state_shape, warm_start
         from xrec_jax.llm import run_base
         from xrec_jax.run_config import import_extensions, read_config
         from xrec_jax.training.checkpoint import Checkpoints
@@ -128,18 +129,17 @@ class Bench:
         self.setup.guards = GuardOptions(**off)
         guards.check_rollouts = lambda *_, **__: guards.Verdict()  # type: ignore[assignment]
         task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
-        self.run = SeedRun(self.setup, task, seed)
+        sides = open_sides(self.setup, task, seed)
         writer = MetricWriter(rundir.path)
-        self.run.warm_policy = self.run.policy.warm_start(
-            seed, self.run.users, f"{self.run.stage}/sft", writer
-        )
+        warm_policy = sides.actor.warm_start(seed, sides.users, f"{sides.stage}/sft", writer)
         self.state: Any
-        with Checkpoints(rundir.checkpoints(f"{self.run.stage}/rounds")) as checkpoints:
+        with Checkpoints(rundir.checkpoints(f"{sides.stage}/rounds")) as checkpoints:
             if checkpoints.latest is None:
-                self.state = self.run.warm(writer)
+                self.state = warm_start(sides, warm_policy)
             else:
-                shape: Any = self.run.shape()
+                shape: Any = state_shape(sides)
                 self.state, _, _ = checkpoints.restore(shape)
+        self.sides = ready(sides, self.state, warm_policy)
         writer.close()
         self.guard = GuardState()
         self.number = int(self.state.step) // 2
@@ -147,14 +147,15 @@ class Bench:
 
     def round(self) -> dict[str, tuple[float, float]]:
         """Seconds of every phase of the next round: of the clock, and of this process."""
+        from xrec_jax.joint.round import learn, roll_out
         from xrec_jax.training.checkpoint import Checkpoints
 
         self.number += 1
         whole = Timer()
-        self.state = self.run.round.roll_out(self.state, self.number)
+        self.state = roll_out(self.sides, self.state, self.number)
         rollout = whole.read()
-        self.state, self.guard, found, verdict = self.run.round.learn(
-            self.state, self.guard, self.number
+        self.state, self.guard, found, verdict = learn(
+            self.sides, self.state, self.guard, self.number
         )
         total = whole.read()
         if "time/evaluation" not in found:
@@ -201,18 +202,19 @@ class Bench:
         import jax.numpy as jnp
         import numpy as np
 
-        from xrec_jax.joint.state import training_state
-        from xrec_jax.parallel.mesh import gather
+        from xrec_jax.joint.round import policy_rows, roll_out
+        from xrec_jax.joint.state import on_host, training_state
 
-        run, policy, group = self.run, self.run.policy, self.setup.asked.rollout.group_size
+        sides, policy = self.sides, self.sides.actor
+        group = self.setup.asked.rollout.group_size
         if group == 1:
             print("  no answers to share a prompt: joint.rollout.group_size is 1", flush=True)
             return {"group_size": 1}
         policy.options = dataclasses.replace(policy.options, kl_stop=0.0)  # all updates, both ways
         number = self.number + 1
-        state = run.round.roll_out(self.state, number)
-        buffer = gather(state.buffer)
-        score = np.random.default_rng(0).normal(size=len(buffer.state)).astype(np.float32)
+        state = roll_out(sides, self.state, number)
+        host = on_host(state)
+        score = np.random.default_rng(0).normal(size=len(host.buffer.state)).astype(np.float32)
         passes: dict[str, list[float]] = {"shared": [], "apart": []}
         compiled: dict[str, Any] = dict.fromkeys(passes)
         columns, updates = {}, set()
@@ -222,7 +224,7 @@ class Bench:
                 policy._compiled_step = compiled[way]
                 copy = jax.tree.map(jnp.copy, state.policy)
                 timer = Timer()
-                batch, _, _ = run.round._advantages(state, buffer, score)
+                batch, _, _ = policy_rows(sides, state, host, score)
                 _, told = policy.update(training_state(copy, {}), batch, number=number)
                 if turn:
                     seconds.append(timer.read()[0])
@@ -239,7 +241,7 @@ class Bench:
         ratios = [b / a for a, b in zip(passes["shared"], passes["apart"], strict=True)]
         return {
             "group_size": group,
-            "rollouts": len(buffer.state),
+            "rollouts": len(host.buffer.state),
             "columns": columns,
             "seconds": {way: statistics.median(found) for way, found in passes.items()},
             "passes": passes,
@@ -248,15 +250,16 @@ class Bench:
 
     # Rollouts beside explain.
 
-    def sides(self, count: int, *, ending: bool) -> dict[str, Callable[[], int]]:
+    def ways(self, count: int, *, ending: bool) -> dict[str, Callable[[], int]]:
         """Ways to answer the same prompts; each gives the number of tokens that it wrote."""
         from xrec_jax.core import rng
         from xrec_jax.inference import explainers
+        from xrec_jax.joint.round import drawn_states
         from xrec_jax.llm.generation.sampler import Sampler
         from xrec_jax.llm.model.lora import Adapter
         from xrec_jax.tasks.requests import Asked, Case
 
-        setup, run = self.setup, self.run
+        setup, sides = self.setup, self.sides
         eos = setup.base.tokenizer.eos_ids if ending else NEVER
         batch = setup.config.llm.generation_batch
 
@@ -266,8 +269,14 @@ class Bench:
             )
 
         policy = self.state.policy["params"]["policy"]
-        states = run.round._drawn(self.number)[:count]
-        key = (run.seed, 72, self.number)
+        states = drawn_states(
+            setup.rolled_out,
+            seed=sides.seed,
+            number=self.number,
+            count=setup.asked.rollout.per_round,
+            group=setup.asked.rollout.group_size,
+        )[:count]
+        key = (sides.seed, rng.Stream.ROLLOUTS, self.number)
         prompts = setup.prompts
         cases = [
             Case(
@@ -311,9 +320,10 @@ class Bench:
         def rollout(soft: bool) -> Callable[[], int]:
             def answer() -> int:
                 setup.__dict__["sampler"] = shared  # as a run's own, but for what ends an answer
-                vectors, run.policy.vectors = run.policy.vectors, run.policy.vectors * soft
-                made = run.policy.answer(policy, states, run.users, key=key, exploring=True)
-                run.policy.vectors = vectors
+                actor = sides.actor
+                vectors, actor.vectors = actor.vectors, actor.vectors * soft
+                made = actor.answer(policy, states, sides.users, key=key, exploring=True)
+                actor.vectors = vectors
                 setup.texts(made.tokens, made.length)
                 return int(made.length.sum())
 
@@ -331,7 +341,7 @@ class Bench:
         """Medians of all ways, which take turns."""
         results: dict[str, Any] = {}
         for name, ending in (("equal lengths", False), ("as they end", True)):
-            sides = self.sides(count, ending=ending)
+            sides = self.ways(count, ending=ending)
             passes: dict[str, list[tuple[float, float, int]]] = {side: [] for side in sides}
             for turn in range(repeats + 1):
                 for side, answer in sides.items():

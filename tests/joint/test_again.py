@@ -21,6 +21,7 @@ from xrec_jax import cli
 from xrec_jax.api import run
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
+from xrec_jax.joint.trainer import train
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config
 from xrec_jax.training.loop import Interrupted
@@ -69,12 +70,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(joint, opened, tmp_path)
     with use_mesh(tiny.mesh(1)):
         writer = Stopping(workdir)
         with pytest.raises(Interrupted, match="saved at step 1"):
-            seed_run(workdir).run(writer)
+            train(seed_run(workdir), writer)
         writer.close()
         for step in (3, 4):
             writer = MetricWriter(workdir)
             with runs.cut_after(step):
-                seed_run(workdir).run(writer)
+                train(seed_run(workdir), writer)
             writer.close()
         state, data, _ = newest(seed_run(workdir))
     runs.assert_same_bits(jax.device_get(state.saved()), jax.device_get(opened.state.saved()))

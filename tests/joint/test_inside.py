@@ -22,24 +22,22 @@ from xrec_jax.data.dataset import Interactions
 from xrec_jax.joint import actor
 from xrec_jax.joint.actor import PolicyTask
 from xrec_jax.joint.controls import Systems, mask_titles
+from xrec_jax.joint.held_out import held_out
 from xrec_jax.joint.recommender import FusedTask, another, user_batch
 from xrec_jax.joint.rollout import rows
-from xrec_jax.joint.round import Round, within
+from xrec_jax.joint.round import drawn_states, policy_rows, roll_out, within
 from xrec_jax.joint.setup import JointSetup
-from xrec_jax.joint.state import part_of
+from xrec_jax.joint.state import on_host, part_of
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
+from xrec_jax.joint.trainer import ready
 from xrec_jax.parallel.mesh import use_mesh
 
 
 def test_every_training_state_is_drawn_before_any_comes_again():
     pool = np.array([4, 7, 9, 11, 30, 31, 40])
     for group, per_round in ((1, 4), (3, 12), (2, 20)):
-        fake = SimpleNamespace(
-            setup=SimpleNamespace(rolled_out=pool),
-            run=SimpleNamespace(seed=3),
-            asked=SimpleNamespace(rollout=SimpleNamespace(group_size=group, per_round=per_round)),
-        )
-        drawn = [Round._drawn(fake, number) for number in range(1, 15)]
+        how = dict(seed=3, count=per_round, group=group)
+        drawn = [drawn_states(pool, number=number, **how) for number in range(1, 15)]
         assert all(len(one) == per_round for one in drawn)
         stream = np.concatenate(drawn).reshape(-1, group)
         assert (stream == stream[:, :1]).all()
@@ -47,7 +45,7 @@ def test_every_training_state_is_drawn_before_any_comes_again():
         epochs = [stream[k : k + 7] for k in range(0, len(stream) - 6, 7)]
         assert all(sorted(epoch) == pool.tolist() for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
-        np.testing.assert_array_equal(Round._drawn(fake, 5), drawn[4])
+        np.testing.assert_array_equal(drawn_states(pool, number=5, **how), drawn[4])
 
 
 def test_prompts_hold_what_came_before_and_no_name(opened):  # noqa: F811
@@ -124,13 +122,12 @@ def test_shuffled_texts_are_those_of_other_users(opened, monkeypatch):  # noqa: 
 
 def test_final_texts_are_the_best_explainers(opened, monkeypatch):  # noqa: F811
     """Of the parameters that are kept as the best, not of those of the last round."""
-    one, best = opened.one, opened.one.policy.fresh(3)
-    monkeypatch.setattr(one, "warm_policy", None, raising=False)
+    one, best = opened.one, opened.one.actor.fresh(3)
     best = jax.tree.map(lambda x: x + 0.3, best)
     systems = Systems(one, opened.state.replace(best=opened.state.best | {"policy": best}))
     last = systems.texts("joint")[:6]
     systems.rows = systems.rows[:6]
-    made = one.policy.answer(best, systems.rows, one.users, key=(0,))
+    made = one.actor.answer(best, systems.rows, one.users, key=(0,))
     texts = opened.setup.texts(made.tokens, made.length)
     assert systems._write_texts("joint") == texts != last
 
@@ -138,11 +135,11 @@ def test_final_texts_are_the_best_explainers(opened, monkeypatch):  # noqa: F811
 def valid_ndcg(one, params, frozen, read):
     """NDCG@10 of the looked-at valid users, user by user; a held-out item each."""
     setup, found = one.setup, []
-    batch = user_batch(setup, one.fused.model, one.valid)
-    batch |= {name: array[one.valid] for name, array in read.items()}
-    scores = np.asarray(one.fused.model.item_scores(params, frozen, batch), np.float64)
+    batch = user_batch(setup, one.recommender.model, one.tracked)
+    batch |= {name: array[one.tracked] for name, array in read.items()}
+    scores = np.asarray(one.recommender.model.item_scores(params, frozen, batch), np.float64)
     valid, train = setup.data.split.valid, setup.data.split.train
-    for row, s in enumerate(one.valid):
+    for row, s in enumerate(one.tracked):
         user = setup.states.user[s]
         [target] = valid.item[valid.user == user].tolist()
         seen = {*train.item[train.user == user].tolist()} - {target}
@@ -158,17 +155,17 @@ def valid_ndcg(one, params, frozen, read):
 def test_parameters_are_chosen_on_looked_at_valid_users(joint, opened):  # noqa: F811
     """Of controls, and of rounds."""
     one, systems = opened.one, Systems(opened.one, opened.state)
-    assert {*opened.setup.states.part[one.valid]} == {VALID} and len(one.valid) == 11
+    assert {*opened.setup.states.part[one.tracked]} == {VALID} and len(one.tracked) == 11
     read = systems._read("stated")
-    frozen = systems._frozen(one.fused, read)
-    state = one.fused.initial(one.seed, one.alone)
-    params, value = systems._fit(one.fused, state, frozen, read, 2)
+    frozen = systems._frozen(one.recommender, read)
+    state = one.recommender.initial(one.seed, one.alone.params)
+    params, value = systems._fit(one.recommender, state, frozen, read, 2)
     assert value == pytest.approx(valid_ndcg(one, params, frozen, read), abs=1e-6)
     cache = jax.device_get(opened.state.cache)
     kept = {"encoding": cache.encoding, "present": cache.present}
-    frozen = one.fused.frozen(one.base_frozen, jax.device_get(opened.state.constants))
+    frozen = one.recommender.frozen(one.alone.frozen, jax.device_get(opened.state.constants))
     expected = valid_ndcg(one, opened.state.recommender["params"], frozen, kept)
-    told = one.round.held_out(opened.state, ROUNDS)["valid/ndcg@10"]
+    told = held_out(one, opened.state, ROUNDS)["valid/ndcg@10"]
     rounds = jsonl(joint / "run" / "joint" / "0" / "rounds.jsonl")
     assert told == rounds[-1]["valid/ndcg@10"] == pytest.approx(expected, abs=1e-6)
 
@@ -183,7 +180,7 @@ def test_the_warm_start_learns_to_end(opened, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(actor, "rows", kept)
     with pytest.raises(runs.Cut):
-        opened.one.policy.warm_start(0, opened.one.users, "joint/0/sft", None)
+        opened.one.actor.warm_start(0, opened.one.users, "joint/0/sft", None)
     [(states, tokens, length)] = seen
     assert states == sorted(setup.states.teacher)
     tokenizer = setup.base.tokenizer
@@ -210,11 +207,11 @@ def test_joint_reads_with_the_better_of_two_recommenders(opened, monkeypatch, va
     better = again if values[again] >= values[gone_on] else gone_on
     assert chosen.params == better + 1 and chosen.frozen is tried[better][0]
     assert [steps for _, steps, _ in tried] == [5, 3 + 2 * 2 + 5]
-    fresh = one.fused.initial(one.seed, one.alone).params
+    fresh = one.recommender.initial(one.seed, one.alone.params).params
     for (_, _, begun), start in zip(tried, (opened.state.best["recommender"], fresh), strict=True):
         runs.assert_same_bits(begun, jax.device_get(start))
-    read, known = systems._read("joint"), np.concatenate([opened.setup.learned, one.valid])
-    own = one.fused.constants(read, known)
+    read, known = systems._read("joint"), np.concatenate([opened.setup.learned, one.tracked])
+    own = one.recommender.constants(read, known)
     assert own.keys() == {"mean", "basis"}
     for name, array in own.items():
         np.testing.assert_array_equal(tried[again][0][name], array)
@@ -237,20 +234,20 @@ def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811
         assert told["cache/refreshed"] == refreshed
     kept = jax.device_get(opened.state.cache)
     assert sorted(kept.version[opened.setup.cached].tolist()) == sorted(versions)
-    assert (kept.version[opened.one.valid] == ROUNDS).all()
-    others = np.setdiff1d(np.arange(len(kept.version)), [*opened.setup.cached, *opened.one.valid])
+    assert (kept.version[opened.one.tracked] == ROUNDS).all()
+    others = np.setdiff1d(np.arange(len(kept.version)), [*opened.setup.cached, *opened.one.tracked])
     assert {*opened.setup.states.rows(TEST)} <= {*others} and (kept.version[others] == -1).all()
 
 
 def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa: F811
     """Over nothing to read, and over other texts where those of the warm start are kept."""
     one, state = opened.one, jax.device_get(opened.state)
-    items, model = opened.setup.data.dataset.num_items, one.fused.model
-    frozen = one.fused.frozen(one.base_frozen, state.constants)
+    items, model = opened.setup.data.dataset.num_items, one.recommender.model
+    frozen = one.recommender.frozen(one.alone.frozen, state.constants)
     params, gains = opened.state.recommender["params"], []
     kept = {name: getattr(state.cache, name) for name in ("encoding", "present")}
-    others = {name: array[one.valid][::-1] for name, array in kept.items()}
-    for place, s in enumerate(one.valid.tolist()):
+    others = {name: array[one.tracked][::-1] for name, array in kept.items()}
+    for place, s in enumerate(one.tracked.tolist()):
         alone = user_batch(opened.setup, model, np.array([s]))
         texts = {name: array[[s]] for name, array in kept.items()}
         first = {name: array[[place]] for name, array in others.items()}
@@ -259,7 +256,7 @@ def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa:
             scores = np.asarray(model.item_scores(params, frozen, batch), np.float64)[0, :items]
             log_p.append(scores[opened.setup.states.target[s]] - np.log(np.exp(scores).sum()))
         gains.append(log_p[0] - np.array(log_p[1:]))
-    told = one.round.held_out(opened.state.replace(first=others), ROUNDS)
+    told = held_out(one, opened.state.replace(first=others), ROUNDS)
     for name, expected in zip(("log_prob", "text"), np.mean(gains, axis=0), strict=True):
         found = told[f"valid/{name}_gain"]
         assert found == pytest.approx(expected, abs=1e-5) and abs(found) > 1e-4
@@ -268,7 +265,7 @@ def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa:
     assert rounds[0]["valid/text_gain"] == 0.0  # its own texts
     warm = jax.device_get(newest(seed_run(joint / "warm"))[0].cache)
     for name, array in state.first.items():
-        np.testing.assert_array_equal(array, getattr(warm, name)[one.valid])
+        np.testing.assert_array_equal(array, getattr(warm, name)[one.tracked])
 
 
 def test_correlation_within_groups_against_a_loop():
@@ -287,20 +284,22 @@ def test_correlation_within_groups_against_a_loop():
 
 def test_several_held_out_items_count_alike(opened):  # noqa: F811
     one, setup = opened.one, opened.setup
-    users = setup.states.user[one.valid[:2]]
+    users = setup.states.user[one.tracked[:2]]
     events = Interactions(np.repeat(users, [3, 1]).astype(np.int32), np.array([4, 9, 2, 7]))
     data = SimpleNamespace(split=SimpleNamespace(valid=events), dataset=setup.data.dataset)
     fake = SimpleNamespace(setup=SimpleNamespace(data=data, states=setup.states))
-    targets = FusedTask.held_out(fake, one.valid[[1, 0]])
+    targets = FusedTask.held_out(fake, one.tracked[[1, 0]])
     assert targets.tolist() == [[7, -1, -1], [4, 9, 2]]
     state = jax.device_get(opened.state)
-    frozen = one.fused.frozen(one.base_frozen, state.constants)
-    params, rows = opened.state.recommender["params"], one.valid[[1, 0]]
+    frozen = one.recommender.frozen(one.alone.frozen, state.constants)
+    params, rows = opened.state.recommender["params"], one.tracked[[1, 0]]
     texts = {name: getattr(state.cache, name)[rows] for name in ("encoding", "present")}
-    found = one.fused.score(params, frozen, rows, **texts, key=1, targets=targets)
-    batch = user_batch(setup, one.fused.model, rows)
+    found = one.recommender.score(params, frozen, rows, **texts, key=1, targets=targets)
+    batch = user_batch(setup, one.recommender.model, rows)
     for name, read in (("log_prob", texts), ("log_prob_null", {})):
-        scores = np.asarray(one.fused.model.item_scores(params, frozen, batch | read), np.float64)
+        scores = np.asarray(
+            one.recommender.model.item_scores(params, frozen, batch | read), np.float64
+        )
         scores = scores[:, : setup.data.dataset.num_items]
         log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         expected = [log_p[0, 7], log_p[1, [4, 9, 2]].mean()]
@@ -309,7 +308,7 @@ def test_several_held_out_items_count_alike(opened):  # noqa: F811
 
 def test_a_group_that_shares_its_prompt_is_read_as_apart(opened):  # noqa: F811
     """Soft prompts, ragged answers, and batches that split the rollout unevenly."""
-    policy, setup, users = opened.one.policy, opened.setup, opened.one.users
+    policy, setup, users = opened.one.actor, opened.setup, opened.one.users
     states = np.repeat(setup.rolled_out[:5], 2)
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 200, (10, setup.size)).astype(np.int32)
@@ -339,14 +338,15 @@ def test_a_critic_and_policy_learn_from_groups_as_from_answers_apart(joint):  # 
             ppo = dict(share_prompts=share, batch_size=16, policy=plain, critic=plain)
             one = seed_run(joint / "warm", dict(rollout=dict(group_size=2), ppo=ppo))
             saved = newest(seed_run(joint / "warm"))[0]
-            one.warm_policy = saved.best["policy"]
-            before = one.policy.initial(0, one.warm_policy)
+            one = ready(one, saved, saved.best["policy"])
+            before = one.actor.initial(0, one.warm_policy)
             start, state = jax.device_get(before.params), saved.replace(policy=part_of(before))
             if share:
-                buffer = jax.device_get(one.round.roll_out(state, 1).buffer)
+                buffer = jax.device_get(roll_out(one, state, 1).buffer)
                 score = np.random.default_rng(4).normal(size=16).astype(np.float32)
-            batch, _, _ = one.round._advantages(state, buffer, score)
-            learned, metrics = one.policy.update(before, batch, number=1)
+            host = on_host(state)._replace(buffer=buffer)
+            batch, _, _ = policy_rows(one, state, host, score)
+            learned, metrics = one.actor.update(before, batch, number=1)
             after.append((jax.device_get(learned.params), metrics))
     assert (buffer.state[::2] == buffer.state[1::2]).all() and len({*buffer.state.tolist()}) > 4
     moved = {"policy": 0.0, "critic": 0.0}
@@ -391,23 +391,23 @@ def test_a_recommender_whose_scores_are_nan_is_no_round_to_keep(opened):  # noqa
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
     state = opened.state.replace(recommender=opened.state.recommender | {"params": broken})
     with pytest.raises(UserError, match="held-out items are NaN or infinite"):
-        opened.one.round.held_out(state, 1)
+        held_out(opened.one, state, 1)
 
 
 def test_updates_that_break_parameters_though_their_loss_is_finite(opened, monkeypatch):  # noqa: F811
     one = opened.one
-    state = one.fused.initial(0, one.alone)
+    state = one.recommender.initial(0, one.alone.params)
     kept = jax.device_get(opened.state.cache)
-    frozen = one.fused.frozen(one.base_frozen, jax.device_get(opened.state.constants))
+    frozen = one.recommender.frozen(one.alone.frozen, jax.device_get(opened.state.constants))
     read = {"encoding": kept.encoding, "present": kept.present}
 
     def step(state, batch):
         broken = jax.tree.map(lambda x: x * jnp.inf, state.params)
         return state.replace(params=broken), {"train/loss": jnp.float32(1.0)}
 
-    monkeypatch.setattr(one.fused, "_compiled", lambda state: step)
+    monkeypatch.setattr(one.recommender, "_compiled", lambda state: step)
     with pytest.raises(UserError, match=r"base/.* broke the weights; lower joint\.recommender"):
-        one.fused.train(state, frozen, read, steps=1, seed=0)
+        one.recommender.train(state, frozen, read, steps=1, seed=0)
 
 
 def test_titles_are_masked_in_every_script():

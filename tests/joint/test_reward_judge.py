@@ -16,15 +16,18 @@ from xrec_jax.data.run_data import prepare
 from xrec_jax.joint import checks
 from xrec_jax.joint.rewards import judge as joint_judge
 from xrec_jax.joint.rewards.judge import RewardJudge, reward_judge
+from xrec_jax.joint.round import roll_out, score_rollouts
 from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.sides import open_sides
+from xrec_jax.joint.state import on_host
 from xrec_jax.joint.states.base import JointStates
-from xrec_jax.joint.trainer import SeedRun
+from xrec_jax.joint.trainer import state_shape
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.llm.model import lora
 from xrec_jax.llm.model.lora import Adapter, LoraConfig
-from xrec_jax.parallel.mesh import gather, use_mesh
+from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config
 from xrec_jax.text.records.judgements import ASK, judge_prompt
 from xrec_jax.training.checkpoint import Checkpoints
@@ -234,13 +237,14 @@ def test_a_round_is_rewarded_by_its_judge(joint, tmp_path):  # noqa: F811
         random_adapter(tmp_path / "run" / "judge", base.model.config, base)
         setup = JointSetup(made, data, base, mesh=mesh, rundir=rundir)
         task = RecommenderTask(made, "sasrec", data=data, mesh=mesh, rundir=rundir)
-        one = SeedRun(setup, task, 0)
+        one = open_sides(setup, task, 0)
         with Checkpoints(rundir.checkpoints("joint/0/rounds")) as checkpoints:
-            state, _, _ = checkpoints.restore(one.shape())
-        buffer = gather(one.round.roll_out(state, 1).buffer)
+            state, _, _ = checkpoints.restore(state_shape(one))
+        host = on_host(roll_out(one, state, 1))
+        buffer = host.buffer
         texts = setup.texts(buffer.tokens, buffer.length)
-        frozen = one.fused.frozen(one.base_frozen, gather(state.constants))
-        score, parts = one.round._score(state, buffer, texts, frozen, 1)
+        frozen = one.recommender.frozen(one.alone.frozen, host.constants)
+        score, parts = score_rollouts(one, state, host, texts, frozen, 1)
         better = setup.judge(buffer.state, texts)
     assert np.ptp(better) > 0.001 and len(better) == made.joint.rollout.per_round
     np.testing.assert_allclose(parts["judge"], better - 0.5, atol=1e-6)

@@ -13,7 +13,9 @@ from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax.joint.actor import PolicyTask
 from xrec_jax.joint.guards import GuardState
 from xrec_jax.joint.rewards import parts
+from xrec_jax.joint.round import learn, roll_out
 from xrec_jax.joint.state import part_of
+from xrec_jax.joint.trainer import ready
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.training.rl.kl import controller
 
@@ -67,11 +69,11 @@ def learned(workdir, estimator, **changes):
             ),
         )
         saved = newest(seed_run(workdir))[0]
-        one.warm_policy = saved.best["policy"]
-        before = one.policy.initial(0, one.warm_policy)
+        one = ready(one, saved, saved.best["policy"])
+        before = one.actor.initial(0, one.warm_policy)
         start = jax.device_get(before.params)
         state = saved.replace(policy=part_of(before), controller=controller(BETA))
-        state = one.round.roll_out(state, 1)
+        state = roll_out(one, state, 1)
         buffer = jax.device_get(state.buffer)
         paid.token = paid_token(buffer)
         update, batches = PolicyTask.update, []
@@ -81,12 +83,12 @@ def learned(workdir, estimator, **changes):
             return update(self, trained, batch, number=number)
 
         patch.setattr(PolicyTask, "update", kept)
-        after, _, found, verdict = one.round.learn(state, GuardState(), 1)
+        after, _, found, verdict = learn(one, state, GuardState(), 1)
         assert not verdict.stop
         [batch] = batches
         reference = {} if one.setup.asked.kl.reference == "base" else one.warm_policy
         said = [
-            one.policy.assess(jax.device_put(params), reference, batch)
+            one.actor.assess(jax.device_put(params), reference, batch)
             for params in (start, jax.device_get(after.policy["params"]))
         ]
     return SimpleNamespace(

@@ -44,6 +44,8 @@ class Stream(enum.IntEnum):
     SHARED_62 = 62  # users of file states; users of the stage `explain`
     FILE_TEACHERS = 63  # training states of a file with an explanation to learn from
     FAR_PLACES = 64  # which of the least similar places a text speaks against
+    EXPLANATIONS = 71  # tokens of the explanations that the recommender reads
+    ROLLOUTS = 72  # tokens of the answers that the policy learns from
     ROLLOUT_ORDER = 73  # training states that a round answers
     ROLLOUT_OTHERS = 74  # whose text each rollout is compared with
     REFRESH_ORDER = 75  # which of the oldest cached explanations are renewed

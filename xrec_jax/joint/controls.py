@@ -18,10 +18,10 @@ from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
 from xrec_jax.joint.recommender import FusedTask, another
+from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import PARTS, TEST
 from xrec_jax.joint.states.candidates import JointCases
-from xrec_jax.joint.trainer import SeedRun
 from xrec_jax.parallel.mesh import gather
 from xrec_jax.text.synthetic.taste_pairs import join_pair, taste_pair
 from xrec_jax.text.words import finder, is_dense
@@ -54,15 +54,15 @@ class Systems:
     against `sft` it is the texts alone that differ.
 
     Args:
-      run: the seed.
+      sides: both sides of the seed, with the warm start's policy.
       state: after the rounds.
     """
 
-    def __init__(self, run: SeedRun, state: JointState):
-        self.run, self.setup, self.state = run, run.setup, state
+    def __init__(self, sides: Sides, state: JointState):
+        self.sides, self.setup, self.state = sides, sides.setup, state
         states = self.setup.states
-        self.rows = np.concatenate([self.setup.learned, run.valid, states.rows(TEST)])
-        self.folder = run.folder / "systems"
+        self.rows = np.concatenate([self.setup.learned, sides.tracked, states.rows(TEST)])
+        self.folder = sides.folder / "systems"
 
     def names(self) -> list[str]:
         """Systems of this run, joint first: others are made of its texts."""
@@ -85,16 +85,16 @@ class Systems:
                 _write(path, arrays)
                 if is_primary():
                     value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
-                    log(f"{self.run.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
+                    log(f"{self.sides.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
             found[name] = run_records.system_figures(self.setup.rundir, path)
         return found
 
     def texts(self, name: str) -> list[str]:
         """Texts of a system for `rows`; made once and kept in a file. All processes call it."""
         path = self.folder / f"{name}.jsonl"
-        same = not self.setup.sampling.temperature and not self.run.fused.reads_others
+        same = not self.setup.sampling.temperature and not self.sides.recommender.reads_others
         if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
-            path = self.run.folder.parent / "untuned.jsonl"
+            path = self.sides.folder.parent / "untuned.jsonl"
         known = path.exists()
         barrier(f"{name}.jsonl known")  # before anybody writes
         if not known:
@@ -109,7 +109,7 @@ class Systems:
         return run_records.state_texts(self.setup.rundir, path, self.rows)
 
     def _write_texts(self, name: str) -> list[str]:
-        states, run = self.setup.states, self.run
+        states, sides = self.setup.states, self.sides
         given = {
             "template": states.template,
             "summary": states.summary,
@@ -126,9 +126,11 @@ class Systems:
             return [said(states.planted[s]) for s in self.rows]
         if name == "masked_titles":
             return mask_titles(self.texts(JOINT), states.titles)
-        policy = {JOINT: self.state.best["policy"], "sft": run.warm_policy, "untuned": None}[name]
+        policy = {JOINT: self.state.best["policy"], "sft": sides.warm_policy, "untuned": None}[name]
         number = self.setup.asked.rounds + 1 if name == JOINT else 0
-        made = run.policy.answer(policy, self.rows, run.users, key=(run.seed, 71, number))
+        made = sides.actor.answer(
+            policy, self.rows, sides.users, key=(sides.seed, Stream.EXPLANATIONS, number)
+        )
         return self.setup.texts(made.tokens, made.length)
 
     def _read(self, name: str) -> Read:
@@ -150,7 +152,7 @@ class Systems:
             part = self.setup.states.part
             for number in range(len(PARTS)):
                 rows = self.rows[part[self.rows] == number]
-                key = rng.fold(self.run.seed, Stream.SHUFFLED_CONTROL, number)
+                key = rng.fold(self.sides.seed, Stream.SHUFFLED_CONTROL, number)
                 other = rows[another(self.setup.states.user[rows], key)]
                 for array in read.values():
                     array[rows] = array[other]
@@ -158,8 +160,8 @@ class Systems:
 
     def _measure(self, name: str) -> Arrays:
         """Trains a system and tests it on every user."""
-        run, read = self.run, self._read(name)
-        fused = run.fused
+        sides, read = self.sides, self._read(name)
+        fused = sides.recommender
         if name == "features":
             width = read["features"].shape[1]
             fused = type(fused)(self.setup, fused.task, width=width, features=True)
@@ -174,7 +176,7 @@ class Systems:
         else:
             parts = name in (ALONE, "null", "shuffled", *SIDES)  # of joint's texts, or nothing
             frozen = self._frozen(fused, None if parts else read)
-            state = fused.initial(run.seed, run.alone)
+            state = fused.initial(sides.seed, sides.alone.params)
             if name == ALONE:
                 params = state.params
             else:
@@ -187,25 +189,32 @@ class Systems:
         """Frozen arrays that standardise what is read; None: as at the warm start."""
         constants = gather(self.state.constants)
         if read is not None:
-            known = np.concatenate([self.setup.learned, self.run.valid])  # as those of joint
+            known = np.concatenate([self.setup.learned, self.sides.tracked])  # as those of joint
             constants |= fused.constants(read, known)  # the temperature is the recommender's
-        return fused.frozen(self.run.base_frozen, constants)
+        return fused.frozen(self.sides.alone.frozen, constants)
 
     @functools.cached_property
     def _refit(self) -> Trained:
         """A recommender of the best explainer's texts, trained as those of controls are."""
-        run, read = self.run, self._read(JOINT)
-        state, frozen = run.fused.initial(run.seed, run.alone), self._frozen(run.fused, read)
-        return Trained(frozen, *self._fit(run.fused, state, frozen, read, run.fused.steps))
+        sides, read = self.sides, self._read(JOINT)
+        state, frozen = (
+            sides.recommender.initial(sides.seed, sides.alone.params),
+            self._frozen(sides.recommender, read),
+        )
+        return Trained(
+            frozen, *self._fit(sides.recommender, state, frozen, read, sides.recommender.steps)
+        )
 
     @functools.cached_property
     def _joint(self) -> Trained:
         """The better of `_refit` and the best round's recommender after its last updates."""
-        run, frozen = self.run, self._frozen(self.run.fused, None)
+        sides, frozen = self.sides, self._frozen(self.sides.recommender, None)
         best = jax.tree.map(jnp.copy, self.state.best["recommender"])
-        state = run.fused.initial(run.seed, run.alone).replace(params=best)
+        state = sides.recommender.initial(sides.seed, sides.alone.params).replace(params=best)
         steps = self.setup.asked.recommender.final_steps
-        found = Trained(frozen, *self._fit(run.fused, state, frozen, self._read(JOINT), steps))
+        found = Trained(
+            frozen, *self._fit(sides.recommender, state, frozen, self._read(JOINT), steps)
+        )
         return found if found.value > self._refit.value else self._refit
 
     def _fit(
@@ -226,7 +235,7 @@ class Systems:
             if done >= steps:
                 return params, best
             count = min(piece, steps - done)
-            state, _ = fused.train(state, frozen, read, steps=count, seed=self.run.seed)
+            state, _ = fused.train(state, frozen, read, steps=count, seed=self.sides.seed)
             done += count
 
 

@@ -38,6 +38,7 @@ _OWN = (
     "taught_users",
     "targets",
     "lessons",
+    "monitors",
 )
 
 

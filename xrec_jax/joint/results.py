@@ -26,8 +26,9 @@ from xrec_jax.inference import run_records
 from xrec_jax.joint import granularity
 from xrec_jax.joint.controls import ALONE, JOINT, Systems
 from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.sides import Sides
+from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import TEST
-from xrec_jax.joint.trainer import SeedRun
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import gather
@@ -45,9 +46,16 @@ def texts_path(rundir: RunDir, seed: int) -> epath.Path:
     return rundir.path / "explanations" / f"joint_{seed}.jsonl"
 
 
-def leave_seed(one: SeedRun, state: Any, systems: Systems, figures: Any) -> None:
-    """Texts, adapter and per-user figures of a finished seed; the last file marks it done."""
-    setup, seed = one.setup, one.seed
+def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) -> None:
+    """Writes texts, adapter and per-user figures of a seed; the last file marks it done.
+
+    Args:
+      sides: of the seed.
+      state: after the rounds.
+      systems: trained and tested.
+      figures: per-user test metrics of every system.
+    """
+    setup, seed = sides.setup, sides.seed
     policy = gather(state.best["policy"])
     texts = {name: systems.texts(name) for name in systems.names() if name in _TEXTS}
     if not is_primary():
@@ -154,7 +162,7 @@ def _add_texts(
     users, items = setup.data.dataset.user_ids, setup.data.dataset.item_ids
     for seed in config.seeds:
         finished = granularity.of_finished(setup, seed)
-        states, monitors = finished.states, finished.monitors()
+        states, monitors = finished.states, finished.monitors
         test = states.rows(TEST)
         test = test[~np.isin(states.user[test], setup.taught_users)]
         names = states.records(test, items)

@@ -189,6 +189,7 @@ class JointSetup:
         """Of rollouts: nothing but a temperature, so that log-probabilities are the policy's."""
         return Sampling(temperature=self.asked.rollout.temperature)
 
+    @functools.cached_property
     def monitors(self) -> Monitors:
         """Measured against the texts of the warm start."""
         marker = "Why not:" if self.asked.recommender.sides != "why" else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 
+from xrec_jax.parallel.mesh import gather
 from xrec_jax.training.rl.kl import Controller
 from xrec_jax.training.state import TrainState
 
@@ -81,6 +82,32 @@ class JointState(flax.struct.PyTreeNode):
     def saved(self) -> dict[str, Any]:
         """All of it: the name under which checkpoints ask a state for what they hold."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class Snapshot(NamedTuple):
+    """What a round reads of a `JointState` on the host; fields as there.
+
+    Attributes:
+      cache: explanations of all states.
+      first: the warm start's explanations of the tracked states.
+      buffer: the latest rollout.
+      constants: what standardises encodings, and the temperature.
+      beta: coefficient of the KL.
+    """
+
+    cache: Explanations
+    first: dict[str, Array]
+    buffer: Rollout
+    constants: dict[str, Array]
+    beta: float
+
+
+def on_host(state: JointState) -> Snapshot:
+    """Copies to the host what a round reads there; all processes call it."""
+    cache, first, buffer, constants, beta = gather(
+        (state.cache, state.first, state.buffer, state.constants, state.controller.beta)
+    )
+    return Snapshot(cache, first, buffer, constants, float(beta))
 
 
 def part_of(state: TrainState) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""One seed of a joint run: warm start, rounds, and the state that a checkpoint holds."""
+"""One seed of a joint run: warm start, rounds, and the checkpoints between them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -14,232 +15,234 @@ import numpy as np
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.runtime.distributed import is_primary, sigterm
 from xrec_jax.core.storage import files
-from xrec_jax.joint import granularity, guards
-from xrec_jax.joint.actor import PolicyTask
+from xrec_jax.joint import explanations, guards
+from xrec_jax.joint.explanations import readable
 from xrec_jax.joint.guards import GuardState
-from xrec_jax.joint.round import Round
-from xrec_jax.joint.setup import ROUNDS_AT, JointSetup
+from xrec_jax.joint.held_out import baseline, held_out
+from xrec_jax.joint.round import learn, roll_out
+from xrec_jax.joint.setup import ROUNDS_AT
+from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import Explanations, JointState, Rollout, part_of
-from xrec_jax.joint.states.base import VALID
 from xrec_jax.parallel.mesh import gather, put_replicated
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import Interrupted, stop_requested
-from xrec_jax.training.recommender import RecommenderTask
 from xrec_jax.training.rl.kl import controller
 
 WARM = 0  # the round of the warm start
 
+Metrics = dict[str, Any]
 
-class SeedRun:
-    """Everything of one seed.
+
+def train(sides: Sides, writer: MetricWriter) -> tuple[Sides, JointState]:
+    """Trains a seed until its rounds are done or a guard stops them.
+
+    A run that was cut off goes on from its newest checkpoint, to the same bits.
 
     Args:
-      setup: what the seeds share.
-      task: of the recommender alone.
-      seed: of all draws.
+      sides: of the seed, from `open_sides`.
+      writer: metric log.
+
+    Returns:
+      Both sides with the warm start's policy and the baseline, and the last state, whose `best` has
+      the best round's parameters.
+
+    Raises:
+      UserError: on rewards or log-probabilities that are worthless (see `joint.guards`).
+      Interrupted: after SIGTERM, with everything saved.
     """
-
-    def __init__(self, setup: JointSetup, task: RecommenderTask, seed: int):
-        self.seed, self.stage = seed, f"joint/{seed}"
-        self.alone, self.base_frozen = task.restore(seed)
-        setup = self.setup = granularity.of_seed(setup, task, self.alone, self.base_frozen, seed)
-        self.fused = granularity.task_of(setup)(setup, task, width=setup.encoder.width)
-        self.users = self.fused.user_states(self.alone, self.base_frozen)
-        self.policy = PolicyTask(setup, user_dim=self.users.shape[1])
-        self.folder = setup.rundir.path / "joint" / str(seed)
-        rule = setup.states.rows(VALID)
-        kept = np.isin(setup.states.user[rule], setup.valid_users)
-        self.valid = rule[kept]  # the states that are looked at every round
-        self.round = Round(self)
-
-    # The warm start.
-
-    def explain(self, policy: Any, states: np.ndarray, number: int) -> dict[str, np.ndarray]:
-        """Texts of states as the recommender reads them: tokens, length, encoding, present."""
-        made = self.policy.answer(policy, states, self.users, key=(self.seed, 71, number))
-        encoding, present = self.setup.encode(self.setup.texts(made.tokens, made.length))
-        return {
-            "tokens": made.tokens,
-            "length": made.length,
-            "encoding": encoding,
-            "present": present,
-            "version": np.full(len(states), number, np.int32),
-        }
-
-    def warm(self, writer: MetricWriter) -> JointState:
-        """The state before the first round: both sides trained apart, then introduced."""
-        setup = self.setup
-        policy = self.policy.warm_start(self.seed, self.users, f"{self.stage}/sft", writer)
-        rows = np.concatenate([setup.cached, self.valid])
-        cache = self._no_texts()
-        for name, array in self.explain(policy, rows, WARM).items():
-            cache[name][rows] = array
-        constants = self._constants(cache, rows)
-        recommender = self.fused.initial(self.seed, self.alone)
-        frozen = self.fused.frozen(self.base_frozen, constants)
-        recommender, _ = self.fused.train(
-            recommender,
-            frozen,
-            _read(cache),
-            steps=setup.asked.recommender.warm_steps,
-            seed=self.seed,
-        )
-        both = self.policy.initial(self.seed, policy)
-        mesh = setup.mesh
-        found = Explanations(**put_replicated(cache, mesh))
-        return JointState(
-            step=put_replicated(np.int32(0), mesh),
-            policy=part_of(both),
-            recommender=part_of(recommender),
-            controller=put_replicated(controller(setup.asked.kl.beta), mesh),
-            cache=found,
-            first=put_replicated(self._looked_at(cache), mesh),
-            buffer=put_replicated(self._no_rollout(), mesh),
-            constants=put_replicated(constants, mesh),
-            best=_copy({"policy": policy, "recommender": recommender.params}),
-        )
-
-    def _constants(self, read: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-        heat = self.fused.temperature(self.alone, self.base_frozen)
-        return self.fused.constants(read, rows) | {"temperature": np.asarray(heat)}
-
-    def _looked_at(self, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self.fused.reads_others:  # there no round compares texts one by one
-            return {}
-        return {name: array[self.valid] for name, array in _read(cache).items()}
-
-    def others(self, state: JointState) -> dict[str, np.ndarray] | None:
-        """Kept explanations, where the worth of one depends on others."""
-        return _read(state.cache) if self.fused.reads_others else None
-
-    # The rounds.
-
-    def run(self, writer: MetricWriter) -> JointState:
-        """Rounds until they are done or a guard stops them; goes on where a kill cut it off.
-
-        Returns:
-          The last state; `best` has the best round's parameters.
-
-        Raises:
-          UserError: on rewards or log-probabilities that are worthless (see `joint.guards`).
-          Interrupted: after SIGTERM, with everything saved.
-        """
-        setup = self.setup
-        self._same_as_before()
-        with Checkpoints(setup.rundir.checkpoints(f"{self.stage}/rounds")) as checkpoints:
-            state: JointState | None = None
-            guard, history = GuardState(), []
-            if checkpoints.latest is not None:
-                state, data, _ = checkpoints.restore(self.shape())
-                guard, history = GuardState.from_json(data["guard"]), list(data["rounds"])
-            self.warm_policy = self.policy.warm_start(
-                self.seed, self.users, f"{self.stage}/sft", writer
-            )
-            if state is None:
-                writer.rewind(self.stage, -1)  # what a kill left of an earlier beginning
-                state = self.warm(writer)
-                state, guard, history = self._judge_warm(state, guard, writer)
+    setup, stage = sides.setup, sides.stage
+    _check_identity(sides)
+    with Checkpoints(setup.rundir.checkpoints(f"{stage}/rounds")) as checkpoints:
+        state: JointState | None = None
+        guard, history = GuardState(), []
+        if checkpoints.latest is not None:
+            state, data, _ = checkpoints.restore(state_shape(sides))
+            guard, history = GuardState.from_json(data["guard"]), list(data["rounds"])
+        # Restored where it was tuned before: it is the reference of the KL in every round.
+        warm_policy = sides.actor.warm_start(sides.seed, sides.users, f"{stage}/sft", writer)
+        fresh = state is None
+        if state is None:
+            writer.rewind(stage, -1)  # what a kill left of an earlier beginning
+            state = warm_start(sides, warm_policy)
+        sides = ready(sides, state, warm_policy)
+        if fresh:
+            guard, metrics = _measure_warm_start(sides, state, guard, writer)
+            history = [metrics]
+            _save(checkpoints, state, guard, history)
+        # Log and history follow the checkpoint: records of steps after it are written again.
+        writer.rewind(stage, int(state.step) // 2)
+        _write_history(sides, history)
+        seconds = 0.0
+        with sigterm() as terminated:
+            # A round takes two steps, with a checkpoint after its rollout and after its updates.
+            while int(state.step) < 2 * setup.asked.rounds and not _stopped(history):
+                number = int(state.step) // 2 + 1
+                if int(state.step) % 2 == 0:
+                    begin = time.perf_counter()
+                    state = roll_out(sides, state, number)
+                    seconds = time.perf_counter() - begin
+                else:
+                    state, guard, metrics, verdict = learn(
+                        sides, state, guard, number, rollout_seconds=seconds
+                    )
+                    history.append(metrics)
+                    writer.write(stage, number, _numbers(metrics))
+                    _write_history(sides, history)
+                    if is_primary():
+                        log(f"{stage}: {_line(metrics)}; {verdict.line()}")
                 _save(checkpoints, state, guard, history)
-            writer.rewind(self.stage, int(state.step) // 2)
-            self._write_history(history)
-            with sigterm() as terminated:
-                while int(state.step) < 2 * setup.asked.rounds and not _stopped(history):
-                    number = int(state.step) // 2 + 1
-                    if int(state.step) % 2 == 0:
-                        state = self.round.roll_out(state, number)
-                    else:
-                        state, guard, found, verdict = self.round.learn(state, guard, number)
-                        history.append(found)
-                        writer.write(self.stage, number, _numbers(found))
-                        self._write_history(history)
-                        if is_primary():
-                            log(f"{self.stage}: {_line(found)}; {verdict.line()}")
-                    _save(checkpoints, state, guard, history)
-                    done = setup.steps_before(self.seed) + ROUNDS_AT + int(state.step)
-                    if stop_requested(terminated, done):
-                        checkpoints.wait()
-                        raise Interrupted(self.stage, number, terminated.number)
-            checkpoints.wait()
-        return state
+                done = setup.steps_before(sides.seed) + ROUNDS_AT + int(state.step)
+                if stop_requested(terminated, done):
+                    checkpoints.wait()
+                    raise Interrupted(stage, number, terminated.number)
+        checkpoints.wait()
+    return sides, state
 
-    def _same_as_before(self) -> None:
-        """Keeps what the seed was started with; refuses to go on with something else.
 
-        Raises:
-          UserError: names what is another one.
-        """
-        states = self.setup.states
-        now = {
-            "base": self.setup.base.identity().fingerprint,
-            "prompts": _digest([*states.prompts]),
-            "warm start's texts": _digest(sorted(states.teacher.items())),
-            "recommender": _tree_digest(self.alone),
-        }
-        self.setup.rundir.keep_identity(self.folder / "identity.json", now, started=self.stage)
+def ready(sides: Sides, state: JointState, warm_policy: Any) -> Sides:
+    """Both sides with what is fixed once the warm start is done.
 
-    def shape(self) -> JointState:
-        """A state with the shapes and shardings of a saved one."""
-        mesh = self.setup.mesh
-        both = self.policy.initial(self.seed, self.policy.fresh(self.seed))
-        recommender = self.fused.initial(self.seed, self.alone)
-        nothing = self._no_texts()
-        constants = self._constants(nothing, np.arange(len(nothing["length"])))
-        return JointState(
-            step=put_replicated(np.int32(0), mesh),
-            policy=part_of(both),
-            recommender=part_of(recommender),
-            controller=put_replicated(controller(0.0), mesh),
-            cache=Explanations(**put_replicated(nothing, mesh)),
-            first=put_replicated(self._looked_at(nothing), mesh),
-            buffer=put_replicated(self._no_rollout(), mesh),
-            constants=put_replicated(constants, mesh),
-            best={"policy": both.params["policy"], "recommender": recommender.params},
-        )
+    Args:
+      sides: of the seed.
+      state: any of the seed.
+      warm_policy: policy parameters after the warm start.
+    """
+    return dataclasses.replace(sides, warm_policy=warm_policy, baseline=baseline(sides, state))
 
-    def _no_texts(self) -> dict[str, np.ndarray]:
-        count, width = len(self.setup.states), self.setup.encoder.width
-        return {
-            "tokens": np.zeros((count, self.setup.size), np.int32),
-            "length": np.zeros(count, np.int32),
-            "version": np.full(count, -1, np.int32),
-            "encoding": np.zeros((count, 2, width), np.float32),
-            "present": np.zeros((count, 2), bool),
-        }
 
-    def _no_rollout(self) -> Rollout:
-        n, size = self.setup.asked.rollout.per_round, self.setup.size
-        return Rollout(
-            state=np.zeros(n, np.int32),
-            tokens=np.zeros((n, size), np.int32),
-            length=np.zeros(n, np.int32),
-            ended=np.zeros(n, bool),
-            log_probs=np.zeros((n, size), np.float32),
-            round=np.int32(-1),
-        )
+# States.
 
-    def _judge_warm(self, state: JointState, guard: GuardState, writer: MetricWriter) -> Any:
-        """Round 0: what the warm start is worth, so that a run that only gets worse keeps it."""
-        begin = time.perf_counter()
-        found: dict[str, Any] = {"round": WARM} | self.round.held_out(state, WARM)
-        found["time/evaluation"] = time.perf_counter() - begin
-        guard, verdict = guards.check_round(found, guard, self.setup.guards, number=WARM)
-        found["verdict"] = verdict.line()
-        # A weak beginning is no reason to stop; it is what the rounds are for.
-        found["stopped"] = 0
-        writer.write(self.stage, WARM, _numbers(found))
-        if is_primary():
-            log(f"{self.stage}: {_line(found)}")
-        return state, guard, [found]
 
-    def _write_history(self, history: list[dict[str, Any]]) -> None:
-        if is_primary():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Keys in one order, whether a round was just done or comes from a checkpoint.
-            history = json.loads(json.dumps(files.plain(history), sort_keys=True))
-            plain = [{k: v for k, v in one.items() if k != "samples"} for one in history]
-            files.write_text(self.folder / "rounds.jsonl", files.json_lines(plain))
-            samples = [sample for one in history for sample in one.get("samples", ())]
-            files.write_text(self.folder / "samples.jsonl", files.json_lines(samples))
+def warm_start(sides: Sides, policy: Any) -> JointState:
+    """The state before the first round: both sides trained apart, then introduced.
+
+    Args:
+      sides: of the seed.
+      policy: policy parameters that were tuned on the teacher's explanations.
+    """
+    setup = sides.setup
+    # All that rounds read is explained once, by the explainer that has learned from examples only.
+    rows = np.concatenate([setup.cached, sides.tracked])
+    texts = explanations.explain(sides, policy, rows, WARM)
+    cache = explanations.written(explanations.empty(setup), rows, texts)
+    # Encodings are standardised as these texts are, for good: rounds must not move the scale.
+    constants = _constants(sides, cache, rows)
+    recommender, _ = sides.recommender.train(
+        sides.recommender.initial(sides.seed, sides.alone.params),
+        sides.recommender.frozen(sides.alone.frozen, constants),
+        readable(cache),
+        steps=setup.asked.recommender.warm_steps,
+        seed=sides.seed,
+    )
+    best = {"policy": policy, "recommender": recommender.params}
+    return _state(
+        sides,
+        both=sides.actor.initial(sides.seed, policy),
+        recommender=recommender,
+        beta=setup.asked.kl.beta,
+        cache=cache,
+        constants=constants,
+        best=jax.tree.map(jnp.copy, best),
+    )
+
+
+def state_shape(sides: Sides) -> JointState:
+    """A state with the shapes and shardings of a saved one, to restore a checkpoint into."""
+    both = sides.actor.initial(sides.seed, sides.actor.fresh(sides.seed))
+    recommender = sides.recommender.initial(sides.seed, sides.alone.params)
+    cache = explanations.empty(sides.setup)
+    return _state(
+        sides,
+        both=both,
+        recommender=recommender,
+        beta=0.0,
+        cache=cache,
+        constants=_constants(sides, cache, np.arange(len(cache.length))),
+        best={"policy": both.params["policy"], "recommender": recommender.params},
+    )
+
+
+def _state(
+    sides: Sides,
+    *,
+    both: Any,
+    recommender: Any,
+    beta: float,
+    cache: Explanations,
+    constants: dict[str, np.ndarray],
+    best: dict[str, Any],
+) -> JointState:
+    """A state before any rollout, on its devices."""
+    first: dict[str, np.ndarray] = {}
+    if not sides.recommender.reads_others:  # else no round compares texts one by one
+        first = {name: array[sides.tracked] for name, array in readable(cache).items()}
+    mesh = sides.setup.mesh
+    return JointState(
+        step=put_replicated(np.int32(0), mesh),
+        policy=part_of(both),
+        recommender=part_of(recommender),
+        controller=put_replicated(controller(beta), mesh),
+        cache=put_replicated(cache, mesh),
+        first=put_replicated(first, mesh),
+        buffer=put_replicated(_no_rollout(sides), mesh),
+        constants=put_replicated(constants, mesh),
+        best=best,
+    )
+
+
+def _constants(sides: Sides, cache: Explanations, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What standardises encodings, measured on some rows, and the recommender's temperature."""
+    temperature = sides.recommender.temperature(sides.alone.params, sides.alone.frozen)
+    constants = sides.recommender.constants(readable(cache), rows)
+    return constants | {"temperature": np.asarray(temperature)}
+
+
+def _no_rollout(sides: Sides) -> Rollout:
+    n, size = sides.setup.asked.rollout.per_round, sides.setup.size
+    return Rollout(
+        state=np.zeros(n, np.int32),
+        tokens=np.zeros((n, size), np.int32),
+        length=np.zeros(n, np.int32),
+        ended=np.zeros(n, bool),
+        log_probs=np.zeros((n, size), np.float32),
+        round=np.int32(-1),
+    )
+
+
+def _measure_warm_start(
+    sides: Sides, state: JointState, guard: GuardState, writer: MetricWriter
+) -> tuple[GuardState, Metrics]:
+    """Round 0: what the warm start is worth, so that a run that only gets worse keeps it."""
+    begin = time.perf_counter()
+    metrics: Metrics = {"round": WARM} | held_out(sides, state, WARM)
+    metrics["time/evaluation"] = time.perf_counter() - begin
+    guard, verdict = guards.check_round(metrics, guard, sides.setup.guards, number=WARM)
+    metrics["verdict"] = verdict.line()
+    # A weak beginning is no reason to stop; it is what the rounds are for.
+    metrics["stopped"] = 0
+    writer.write(sides.stage, WARM, _numbers(metrics))
+    if is_primary():
+        log(f"{sides.stage}: {_line(metrics)}")
+    return guard, metrics
+
+
+# Files.
+
+
+def _check_identity(sides: Sides) -> None:
+    """Keeps what the seed was started with; refuses to go on with something else.
+
+    Raises:
+      UserError: names what is another one.
+    """
+    states = sides.setup.states
+    now = {
+        "base": sides.setup.base.identity().fingerprint,
+        "prompts": _digest([*states.prompts]),
+        "warm start's texts": _digest(sorted(states.teacher.items())),
+        "recommender": _tree_digest(sides.alone.params),
+    }
+    sides.setup.rundir.keep_identity(sides.folder / "identity.json", now, started=sides.stage)
 
 
 def _digest(value: Any) -> str:
@@ -248,22 +251,11 @@ def _digest(value: Any) -> str:
 
 def _tree_digest(tree: Any) -> str:
     """A digest of all leaves of a tree and their names."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(gather(tree)):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
-def _read(cache: Any) -> dict[str, np.ndarray]:
-    """What the recommender reads of a cache, on the host."""
-    if isinstance(cache, dict):
-        return {"encoding": cache["encoding"], "present": cache["present"]}
-    return {"encoding": gather(cache.encoding), "present": gather(cache.present)}
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _save(checkpoints: Checkpoints, state: JointState, guard: GuardState, history: Any) -> None:
@@ -271,19 +263,33 @@ def _save(checkpoints: Checkpoints, state: JointState, guard: GuardState, histor
     checkpoints.save(state, data, {"rounds": len(history)})
 
 
-def _stopped(history: list[dict[str, Any]]) -> bool:
+def _stopped(history: list[Metrics]) -> bool:
     return bool(history and history[-1].get("stopped"))
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
+def _write_history(sides: Sides, history: list[Metrics]) -> None:
+    """Writes `rounds.jsonl` and `samples.jsonl` of a seed, whole."""
+    if is_primary():
+        sides.folder.mkdir(parents=True, exist_ok=True)
+        # Keys in one order, whether a round was just done or comes from a checkpoint.
+        history = json.loads(json.dumps(files.plain(history), sort_keys=True))
+        rounds = [{k: v for k, v in one.items() if k != "samples"} for one in history]
+        files.write_text(sides.folder / "rounds.jsonl", files.json_lines(rounds))
+        samples = [sample for one in history for sample in one.get("samples", ())]
+        files.write_text(sides.folder / "samples.jsonl", files.json_lines(samples))
+
+
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    """What of a round is logged: figures whose name has a group."""
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in metrics.items()
         if "/" in name and isinstance(value, (int, float))
     }
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(metrics: Metrics) -> str:
+    """A round in one line."""
     shown = {
         "valid/gain": "gain {:+.1%}",
         "valid/log_prob_gain": "log-probability {:+.4f}",
@@ -292,5 +298,5 @@ def _line(found: dict[str, Any]) -> str:
         "ppo/kl": "KL {:.3f}",
         "rollout/length": "length {:.1f}",
     }
-    parts = [text.format(found[name]) for name, text in shown.items() if name in found]
-    return f"round {found['round']}: {', '.join(parts)}"
+    parts = [text.format(metrics[name]) for name, text in shown.items() if name in metrics]
+    return f"round {metrics['round']}: {', '.join(parts)}"

@@ -24,7 +24,8 @@ from xrec_jax.joint.controls import Systems
 from xrec_jax.joint.recommender import system_of
 from xrec_jax.joint.results import STAGE, aggregate, figures_table, leave_seed, texts_path
 from xrec_jax.joint.setup import JointSetup
-from xrec_jax.joint.trainer import SeedRun
+from xrec_jax.joint.sides import open_sides
+from xrec_jax.joint.trainer import train
 from xrec_jax.llm import run_base
 from xrec_jax.training.recommender import RecommenderTask
 
@@ -48,11 +49,10 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     if missing and "judge" in setup.weights:
         _ = setup.judge  # what is wrong with it must show before the warm start
     for seed in missing:
-        one = SeedRun(setup, task, seed)
-        state = one.run(writer)
-        systems = Systems(one, state)
+        sides, state = train(open_sides(setup, task, seed), writer)
+        systems = Systems(sides, state)
         figures = systems.test()
-        leave_seed(one, state, systems, figures)
+        leave_seed(sides, state, systems, figures)
     _finish(config, setup, rundir)
 
 

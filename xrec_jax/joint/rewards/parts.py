@@ -208,7 +208,7 @@ def total(scored: Scored, weights: Any) -> tuple[jax.Array, dict[str, jax.Array]
     return constrain(score, "batch"), parts
 
 
-def metrics(score: jax.Array, parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def metrics(score: Any, parts: Mapping[str, Any]) -> dict[str, jax.Array]:
     """What a round logs of its rewards, scalars.
 
     Returns:
