@@ -124,21 +124,21 @@ _JOINT = (
     ),
     Mutant(
         "looked_at_events_are_test_events",
-        "xrec_jax/joint/recommender.py",
+        "xrec_jax/joint/recommender/fused.py",
         "few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))",
         "few = split.test.take(np.isin(split.test.user, self.setup.valid_users))",
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
         "valid_users_read_test_texts",
-        "xrec_jax/joint/recommender.py",
+        "xrec_jax/joint/recommender/fused.py",
         'rows = states.rows(TEST if group == "test" else VALID)',
         "rows = states.rows(TEST)",
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
         "valid_lists_of_test_candidates",
-        "xrec_jax/joint/reranker.py",
+        "xrec_jax/joint/recommender/reranker.py",
         'rows = states.rows(TEST if group == "test" else VALID)',
         "rows = states.rows(TEST)",
         ("tests/joint/test_granularity.py::test_lists_are_ranked_as_sorted_anew",),
@@ -152,7 +152,7 @@ _JOINT = (
     ),
     Mutant(
         "another_user_is_the_same",
-        "xrec_jax/joint/recommender.py",
+        "xrec_jax/joint/recommender/rows.py",
         "    return place\n",
         "    return np.arange(len(users))\n",
         (
@@ -162,7 +162,7 @@ _JOINT = (
     ),
     Mutant(
         "rewarded_against_ones_own_text",
-        "xrec_jax/joint/recommender.py",
+        "xrec_jax/joint/recommender/fused.py",
         '"other_encoding": encoding[other],\n                "other_present": present[other],',
         '"other_encoding": encoding[places],\n                "other_present": present[places],',
         ("tests/joint/test_setup.py::test_a_text_is_worth_its_mean_over_the_targets",),

@@ -11,7 +11,7 @@ from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
 from xrec_jax.evaluation.faithfulness.planted import world_vocabulary
-from xrec_jax.joint.recommender import system_of
+from xrec_jax.joint.recommender.fused import system_of
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides
 from xrec_jax.joint.states.base import TEST

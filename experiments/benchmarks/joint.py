@@ -107,7 +107,7 @@ class Bench:
         from xrec_jax.data.run_data import prepare
         from xrec_jax.joint import guards
         from xrec_jax.joint.guards import GuardOptions, GuardState
-        from xrec_jax.joint.recommender import system_of
+        from xrec_jax.joint.recommender.fused import system_of
         from xrec_jax.joint.setup import JointSetup
         from xrec_jax.joint.sides import open_sides
         from xrec_jax.joint.trainer import ready, state_shape, warm_start

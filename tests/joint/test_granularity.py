@@ -20,7 +20,7 @@ from xrec_jax.data.world.vocabulary import KINDS, MOODS
 from xrec_jax.evaluation.faithfulness.planted import planted_claims, score_texts, world_vocabulary
 from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
 from xrec_jax.joint.granularity import check_cases
-from xrec_jax.joint.reranker import RerankTask, retrieved
+from xrec_jax.joint.recommender.reranker import RerankTask, retrieved
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.candidate_texts import WRITERS

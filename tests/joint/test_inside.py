@@ -23,7 +23,8 @@ from xrec_jax.joint import actor
 from xrec_jax.joint.actor import PolicyTask
 from xrec_jax.joint.controls import Systems, mask_titles
 from xrec_jax.joint.held_out import held_out
-from xrec_jax.joint.recommender import FusedTask, another, user_batch
+from xrec_jax.joint.recommender.fused import FusedTask
+from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.rollout import rows
 from xrec_jax.joint.round import drawn_states, policy_rows, roll_out, within
 from xrec_jax.joint.setup import JointSetup

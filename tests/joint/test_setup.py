@@ -12,7 +12,8 @@ from tests import tiny
 from tests.joint.test_granularity import scrambled
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.run_data import prepare
-from xrec_jax.joint.recommender import FusedTask, another
+from xrec_jax.joint.recommender.fused import FusedTask
+from xrec_jax.joint.recommender.rows import another
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.world import world_states

@@ -15,7 +15,7 @@ from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.joint.config import SYSTEMS
 from xrec_jax.joint.granularity import GRANULARITIES, check_cases, is_reranked
 from xrec_jax.joint.guards import GuardOptions
-from xrec_jax.joint.recommender import HPARAMS, system_of
+from xrec_jax.joint.recommender.fused import HPARAMS, system_of
 from xrec_jax.joint.rewards import judge
 from xrec_jax.joint.rewards import parts as rewards
 from xrec_jax.joint.setup import check_lengths, cut_off, prompts_of, states_of

@@ -17,7 +17,8 @@ from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
-from xrec_jax.joint.recommender import FusedTask, another
+from xrec_jax.joint.recommender.fused import FusedTask
+from xrec_jax.joint.recommender.rows import another
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import PARTS, TEST

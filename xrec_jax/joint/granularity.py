@@ -17,8 +17,8 @@ from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.data.run_data import RunData
 from xrec_jax.inference import run_records
-from xrec_jax.joint.recommender import FusedTask
-from xrec_jax.joint.reranker import RerankTask, retrieved
+from xrec_jax.joint.recommender.fused import FusedTask
+from xrec_jax.joint.recommender.reranker import RerankTask, retrieved
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TRAIN
 from xrec_jax.joint.states.candidate_texts import WRITERS

@@ -10,7 +10,7 @@ from etils import epath
 
 from xrec_jax.joint import granularity
 from xrec_jax.joint.actor import PolicyTask
-from xrec_jax.joint.recommender import FusedTask
+from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import VALID
 from xrec_jax.training.recommender import RecommenderTask

@@ -21,7 +21,7 @@ from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.data.run_data import RunData
 from xrec_jax.joint import checks
 from xrec_jax.joint.controls import Systems
-from xrec_jax.joint.recommender import system_of
+from xrec_jax.joint.recommender.fused import system_of
 from xrec_jax.joint.results import STAGE, aggregate, figures_table, leave_seed, texts_path
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides

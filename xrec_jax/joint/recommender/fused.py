@@ -19,9 +19,10 @@ from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator, check_scored
 from xrec_jax.joint.guards import check_updates
+from xrec_jax.joint.recommender.rows import another, even, row_means, user_batch, users_batch
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
-from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
+from xrec_jax.parallel.mesh import gather, put_replicated
 from xrec_jax.recommenders.calibration import fit_temperature
 from xrec_jax.recommenders.explanations import measure, whitening
 from xrec_jax.recommenders.fused import FeatureFused, Fused, fuse, fuse_features
@@ -57,21 +58,6 @@ def system_of(config: Any) -> str:
             f"{did_you_mean(name, list(config.recommend))}"
         )
     return name
-
-
-def user_batch(setup: JointSetup, model: Any, states: np.ndarray) -> dict[str, np.ndarray]:
-    """What a recommender reads of the users of some states, each before its target."""
-    return _users(setup.states.user[states], setup.states.history, states, model)
-
-
-def _users(
-    user: np.ndarray, history: Histories, rows: np.ndarray, model: Any
-) -> dict[str, np.ndarray]:
-    found = {"user": user}
-    if model.history_length:
-        found["history"] = history.padded(rows, model.history_length)
-        found["length"] = np.minimum(history.lengths[rows], model.history_length).astype(np.int32)
-    return found
 
 
 class FusedTask:
@@ -238,7 +224,7 @@ class FusedTask:
         """Training rows of some lessons."""
         lessons = self.setup.lessons
         states = lessons.state[rows]
-        return _users(self.setup.states.user[states], lessons.history, rows, self.model) | {
+        return users_batch(self.setup.states.user[states], lessons.history, rows, self.model) | {
             "target": lessons.target[rows],
             "weight": np.ones(len(rows), np.float32),
             **{name: array[states] for name, array in read.items()},
@@ -313,7 +299,7 @@ class FusedTask:
 
     def _user_states_of(self, base: Any, frozen: Any, states: np.ndarray) -> np.ndarray:
         setup, count = self.setup, len(states)
-        size = _even(1024, setup)
+        size = even(1024, setup)
         found = []
         for first in range(0, count, size):
             rows = states[np.minimum(np.arange(first, first + size), count - 1)]
@@ -374,7 +360,7 @@ class FusedTask:
           and `_shuffled`: `[n]` each.
         """
         del read
-        size = _even(min(256, -(-len(states) // 8) * 8), self.setup)
+        size = even(min(256, -(-len(states) // 8) * 8), self.setup)
         others = another(self.setup.states.user[states], key)
         targets = self.setup.targets[states] if targets is None else targets
         found = []
@@ -423,26 +409,3 @@ def _held(rule: optax.GradientTransformation, train_base: bool) -> optax.Gradien
         }
 
     return optax.multi_transform({"trained": rule, "held": optax.set_to_zero()}, label)
-
-
-def _even(size: int, setup: JointSetup) -> int:
-    """`size`, rounded up to what the devices along the batch divide."""
-    parts = batch_divisor(setup.mesh)
-    return -(-size // parts) * parts
-
-
-def row_means(values: jax.Array, real: jax.Array) -> jax.Array:
-    """Mean of each row's real values: `[n, m]` -> `[n]`."""
-    return jnp.sum(jnp.where(real, values, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
-
-
-def another(users: np.ndarray, key: int) -> np.ndarray:
-    """For each row a row of another user, drawn by key; its own where there is no other user."""
-    order = rng.permutation(key, len(users))
-    place = np.empty(len(users), np.int64)
-    place[order] = np.roll(order, 1)
-    for row in np.flatnonzero(users[place] == users):
-        options = np.flatnonzero(users != users[row])
-        if len(options):
-            place[row] = options[rng.fold(key, int(row)) % len(options)]
-    return place

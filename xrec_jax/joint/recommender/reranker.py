@@ -23,7 +23,8 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking.evaluator import CELLS, PerUser, check_scored, distinct
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 from xrec_jax.evaluation.ranking.ranks import top_k
-from xrec_jax.joint.recommender import FusedTask, another, user_batch
+from xrec_jax.joint.recommender.fused import FusedTask
+from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, VALID
 from xrec_jax.joint.states.candidates import JointCases
