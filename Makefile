@@ -8,7 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xrec_jax/compiled
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
 
-.PHONY: setup quickstart test fuzz lint types check bench mutations parity clean
+.PHONY: setup quickstart test fuzz lint types check bench mutations parity docs clean
 
 setup: $(STAMP)
 
@@ -59,5 +59,13 @@ $(PARITY_VENV)/.installed: pyproject.toml setup.py constraints.txt experiments/p
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement experiments/parity/requirements.txt --editable .
 	@touch $@
 
+# The documentation site; nothing is fetched while it is built.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs site
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) runs site build dist *.egg-info
