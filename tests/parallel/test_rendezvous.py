@@ -92,7 +92,7 @@ def test_one_that_goes_away_may_come_again(coordinator):
     gone.sendall(b"GET / HTTP/1.1\r\n\r\n")
     gone.close()
     with socket.create_connection(rendezvous.address(coordinator)) as again:
-        rendezvous._tell(again, mine)
+        rendezvous._send(again, mine)
         assert ends(first) == ["go"]
 
 

@@ -1,1 +1,1 @@
-"""Level 0: what every other level may use. Imports nothing from the package above it."""
+"""Level 0: foundations that all other packages may import; imports none of them."""

@@ -23,9 +23,9 @@ class Board:
     """One event file of scalars.
 
     Args:
-      folder: of the file; made if missing.
-      purge_step: TensorBoard forgets what earlier files of the folder say of this step and later
-        ones; None to keep it.
+      folder: directory of the file; created if missing.
+      purge_step: TensorBoard discards records of this and later steps from earlier files of the
+        folder; None keeps them.
 
     Raises:
       OSError: if the file cannot be made, as every method may.
@@ -42,12 +42,14 @@ class Board:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._add(event_pb2.Event(file_version="brain.Event:2"))
+        # TensorBoard drops records at or after the step of a START event, so that steps which are
+        # run again after a resume do not show twice.
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._add(event_pb2.Event(step=purge_step, session_log=start))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Adds the values of a step; what a tag must not hold becomes an underscore."""
+        """Adds the values of a step; characters that are invalid in a tag become underscores."""
         entries = [
             summary_pb2.Summary.Value(tag=re.sub(r"[^-/\w.]", "_", name), simple_value=value)
             for name, value in values.items()
@@ -56,7 +58,7 @@ class Board:
             self._add(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=entries)))
 
     def close(self) -> None:
-        """Closes the file; everything is written then."""
+        """Uploads or closes the file; all records are on storage afterwards."""
         if self._remote:
             self._upload()
         elif self._file >= 0:
@@ -71,12 +73,13 @@ class Board:
         event.wall_time = time.time()
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
-        # TensorFlow's record format.
+        # TFRecord framing: length, masked CRC of the length, payload, masked CRC of the payload.
         record = b"".join((length, _checksum(length), data, _checksum(data)))
         if self._remote:
             self._buffer.write(record)
             if time.monotonic() - self._uploaded > _UPLOAD_S:
                 self._upload()
+        # One unbuffered write a record: a kill cannot leave half a record in a user-space buffer.
         elif os.write(self._file, record) != len(record):
             raise OSError(f"only a part of {len(record)} bytes could be written")
 

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake ends in, and helpers that make its message useful."""
+"""`UserError`, raised for every mistake of the user, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a file, a column, a key, an id, a value.
+    """A mistake in the user's input: a file, a column, a key, an id or a value.
 
     The command line prints its message as one line and exits with status 2. The message names the
     offending thing and the way out, so no traceback is needed.

@@ -1,4 +1,4 @@
-"""What a stage was started with: it goes on with the same content, or not at all."""
+"""Identity of a stage's inputs: a stage resumes with the same content, or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from xrec_jax.core.storage import files
 def is_known(
     path: epath.Path, now: Mapping[str, str], *, workdir: epath.Path, started: str
 ) -> bool:
-    """Compares what a stage is given with what it was started with.
+    """Compares a stage's inputs with those that it was started with.
 
     Args:
-      path: its `identity.json`.
-      now: digests by name.
-      workdir: of the run.
+      path: the stage's `identity.json`.
+      now: digests of the current inputs, by name.
+      workdir: the run directory, for messages.
       started: subject of messages, such as "tuning".
 
     Returns:
       Whether the stage was started before; else `now` is to be written to `path`.
 
     Raises:
-      UserError: names what is another one, or the file if it is damaged.
+      UserError: names the input that differs, or the file if it is damaged.
     """
     if not path.exists():
         return False
@@ -36,6 +36,8 @@ def is_known(
             f"{path}: damaged, it does not say what {started} was started with; put it back, or "
             "delete it if the content is the same"
         )
+    # Only today's inputs are compared: an identity written by an earlier version may lack or have
+    # more names, and a name it lacks counts as different.
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(

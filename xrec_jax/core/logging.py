@@ -1,4 +1,4 @@
-"""Metric log, console lines and progress bars; process 0 speaks, the others are silent."""
+"""Metric log, console lines and progress bars; only process 0 prints."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _VALUE = schema.or_null(schema.NUMBER)
 def log(text: str) -> None:
     """Prints a line at once, so that a log file shows it while the run goes on.
 
-    What texts of files hold cannot steer the terminal, and a reader that has gone ends nothing.
+    Control characters in the text are escaped, and a closed standard output does not end the run.
     """
     show(text)
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Lines of a `metrics.jsonl`; a torn last one, left by a kill in mid-write, is dropped.
+    """Reads the records of a `metrics.jsonl`; a last line torn by a kill is dropped.
 
     Raises:
       UserError: names the line that is damaged.
@@ -49,8 +49,8 @@ class MetricWriter:
     One line is one object: `stage`, `step` and numbers named `group/name`. Numbers of the group
     `time` depend on the machine; all others are functions of the configuration.
 
-    The event files hold nothing that `metrics.jsonl` has not: where one cannot be written, that is
-    said once and the run goes on without them.
+    The event files hold nothing that `metrics.jsonl` lacks: if one cannot be written, a warning is
+    printed once and the run continues without them.
 
     Args:
       workdir: the run directory.
@@ -66,7 +66,7 @@ class MetricWriter:
         self._boards_work = True
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets what `stage` logged after `step`: that part is about to be run again."""
+        """Drops the records of `stage` after `step`: those steps are about to be run again."""
         if not self._enabled:
             return
         records = read_metrics(self._path)
@@ -87,6 +87,7 @@ class MetricWriter:
         else:  # object stores cannot append
             before = self._path.read_bytes() if self._path.exists() else b""
             self._path.write_bytes(before + line.encode())
+        # Event files hold scalars only; None stands for a value that is not finite.
         numbers = {n: float(v) for n, v in values.items() if isinstance(v, (int, float))}
         self._try_boards(lambda: self._board(stage).scalars(numbers, step))
 
@@ -97,7 +98,7 @@ class MetricWriter:
         self._boards.clear()
 
     def _try_boards(self, write: Callable[[], object]) -> None:
-        """Writes what training does not need; a failure is said once, and nothing more is tried."""
+        """Runs a TensorBoard write; the first failure prints a warning and disables later ones."""
         if not self._boards_work:
             return
         try:
@@ -127,12 +128,12 @@ class MetricWriter:
 
 
 class Progress:
-    """A progress bar with rate and time left; a plain line now and then outside a terminal.
+    """A progress bar with rate and remaining time; periodic plain lines outside a terminal.
 
     Args:
-      label: what is being counted.
-      total: how many units there are in all.
-      initial: units that an earlier run has done.
+      label: name of the activity.
+      total: number of units in all.
+      initial: units done by an earlier run.
       unit: name of one unit.
       enabled: false silences it (every process but the first).
       every_s: seconds between plain lines.
@@ -170,6 +171,7 @@ class Progress:
         now = time.monotonic()
         if self._enabled and now - self._last >= self._every_s:
             self._last = now
+            # Units of an earlier run took no time of this one.
             rate = (self._count - self._initial) / (now - self._start)
             left = (self._total - self._count) / max(rate, 1e-9)
             tail = f", {note}" if note else ""

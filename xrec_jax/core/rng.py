@@ -55,14 +55,14 @@ class Stream(enum.IntEnum):
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): uint64 -> uint64."""
+    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014): uint64 -> uint64."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
 def fold(key: int, *data: int) -> int:
-    """A new key from `key` and whole numbers, as `jax.random.fold_in`."""
+    """Derives a key from `key` and integers, as `jax.random.fold_in` does."""
     state = np.array([key], np.uint64)
     for value in data:
         state = _mix(state * _GOLDEN + np.array([value], np.uint64) + _GOLDEN)
@@ -70,7 +70,7 @@ def fold(key: int, *data: int) -> int:
 
 
 def random_bits(key: int, counter: np.ndarray) -> np.ndarray:
-    """Uniform uint64 words, one for each whole number in `counter` (any shape)."""
+    """Uniform uint64 words, one for each integer in `counter` (any shape)."""
     counter = np.asarray(counter, np.uint64)
     start = np.array([key], np.uint64)  # an array, because NumPy warns when a scalar wraps around
     return _mix(_mix(counter * _GOLDEN + start) + start * _MIX_1)
@@ -78,6 +78,7 @@ def random_bits(key: int, counter: np.ndarray) -> np.ndarray:
 
 def random_uniform(key: int, counter: np.ndarray) -> np.ndarray:
     """Uniform float64 in [0, 1), one for each number in `counter`."""
+    # The upper 53 bits fill a float64 mantissa exactly.
     return (random_bits(key, counter) >> np.uint64(11)) * 2.0**-53
 
 
@@ -96,11 +97,12 @@ def permutation(key: int, size: int) -> np.ndarray:
 
 
 def keyed_hash(*key: object) -> int:
-    """A 64-bit number from a key; the same on every machine and in every process."""
-    text = "\x1f".join(str(part) for part in key)
+    """Hashes a key to 64 bits; the same on every machine and in every process."""
+    # Joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ.
+    text = "\x1f".join(str(field) for field in key)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 def keyed_random(*key: object) -> random.Random:
-    """A stream of random numbers of its own for a key."""
+    """An independent random generator for a key."""
     return random.Random(keyed_hash(*key))

@@ -1,4 +1,4 @@
-"""The run directory: what lies where, and which configuration it belongs to."""
+"""The run directory: its layout, configuration, figures and marks of finished stages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from xrec_jax.core.storage.marks import Marks
 
 
 class Left(NamedTuple):
-    """What a finished stage leaves in the run directory.
+    """Outputs of a finished stage in the run directory.
 
     Attributes:
-      paths: files, and folders with all that is in them; perhaps some that are not there.
-      sections: of `evaluation.json` besides that of the stage's own name.
+      paths: files, and folders with all their content; missing ones are skipped.
+      sections: sections of `evaluation.json` besides the one named after the stage.
     """
 
     paths: Sequence[epath.Path]
@@ -35,7 +35,7 @@ class RunDir:
     Args:
       path: local or `gs://`.
       allow_imports: whether `config` may import the modules that the directory's own `config.json`
-        names. It may come from somebody else, so only who asks for it runs its code.
+        names. The directory may come from somebody else, so its code runs only on request.
     """
 
     def __init__(self, path: epath.PathLike, *, allow_imports: bool = False):
@@ -55,19 +55,19 @@ class RunDir:
 
     @functools.cached_property
     def marks(self) -> Marks:
-        """Of finished stages."""
+        """Marks of finished stages."""
         return Marks(self.path)
 
     def checkpoints(self, stage: str) -> epath.Path:
-        """Folder of a stage's checkpoints."""
+        """Directory of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
     def per_user(self, stage: str) -> epath.Path:
-        """File of a finished stage's per-user metrics; it exists once the stage is done."""
+        """Path of a stage's per-user metrics; the file exists once the stage is done."""
         return self.path / "per_user" / f"{stage}.npz"
 
     def check_is_directory(self) -> None:
-        """Raises a `UserError` if a file, or a link to nowhere, is where the directory is to be."""
+        """Raises a `UserError` if the path is a file or a dangling link."""
         if files.is_local(self.path) and os.path.islink(self.path) and not self.path.exists():
             target = os.readlink(self.path)
             raise UserError(f"--workdir={self.path} is a link to {target}, which is not there")
@@ -75,7 +75,7 @@ class RunDir:
             raise UserError(f"--workdir={self.path} is a file, not a directory")
 
     def check_records(self) -> None:
-        """Reads what a finished stage's mark is made of, before anything is changed.
+        """Checks figures and metrics, from which marks are made, before anything is changed.
 
         Raises:
           UserError: if figures or metrics are damaged.
@@ -84,10 +84,10 @@ class RunDir:
         read_metrics(self.path / "metrics.jsonl")
 
     def stored(self) -> dict[str, Any]:
-        """Content of `config.json` as it is; `run_config.read_config` fills in today's defaults.
+        """Content of `config.json`, without defaults; `run_config.read_config` fills those in.
 
         Raises:
-          UserError: if there is none, or it is damaged.
+          UserError: if the file is missing or damaged.
         """
         if not self.config_path.exists():
             raise UserError(f"{self.path} is not a run directory: it has no config.json")
@@ -97,33 +97,34 @@ class RunDir:
         """Content of `evaluation.json`; empty before the first stage is done."""
         if not self.evaluation_path.exists():
             return {}
-        found = self._sections()
-        for name, systems in found.items():
+        sections = self._sections()
+        for name, systems in sections.items():
             self.marks.check_section("evaluation", name, systems)
-        return found
+        return sections
 
     def _sections(self) -> dict[str, Any]:
-        found = _object(self.evaluation_path)
+        sections = _object(self.evaluation_path)
         schema.check_figures(
-            found, self.evaluation_path, "put it back, or delete it and run `xrec evaluate`"
+            sections, self.evaluation_path, "put it back, or delete it and run `xrec evaluate`"
         )
-        return found
+        return sections
 
     def write_evaluation(self, stage: str, systems: dict[str, Any], **more: dict[str, Any]) -> None:
-        """Replaces one stage of `evaluation.json`, and what else the stage writes, all at once.
+        """Replaces the sections of one stage in `evaluation.json`, atomically.
 
         Args:
           stage: name of the stage and of its section.
-          systems: its content.
+          systems: content of that section: figures by system.
           **more: further sections of the stage.
         """
+        # The old mark holds a digest of the section, so it goes before the section changes.
         self.reopen(stage)
         if is_primary():
             kept = self._sections() if self.evaluation_path.exists() else {}
             files.write_json(self.evaluation_path, kept | {stage: systems, **more})
 
     def keep_identity(self, path: epath.Path, now: Mapping[str, str], *, started: str) -> None:
-        """Keeps what a stage was started with; refuses to go on with something else.
+        """Stores the identity of a stage's inputs; refuses to resume with other inputs.
 
         All processes call it.
 
@@ -133,18 +134,20 @@ class RunDir:
           started: subject of messages, such as "tuning".
 
         Raises:
-          UserError: names what is another one.
+          UserError: names the input that differs.
         """
+        # No process may look for the file after the first one has written it, or processes would
+        # disagree on whether the stage was started before.
         barrier(f"{path.name} looked for")
         known = identity.is_known(path, now, workdir=self.path, started=started)
         barrier(f"{path.name} compared")  # before anybody writes
         if is_primary() and not known:
             files.write_json(path, now)
 
-    # What is done.
+    # Marks of finished stages.
 
     def gone(self, stage: str) -> list[str] | None:
-        """What a finished stage left and is not there any more; None if it is not marked as done.
+        """Outputs of a finished stage that are missing now; None if it is not marked as done.
 
         Raises:
           UserError: if a file or a figure was changed since.
@@ -152,30 +155,30 @@ class RunDir:
         return self.marks.missing(stage, self.evaluation())
 
     def reopen(self, stage: str) -> None:
-        """Says, before anything of a stage changes, that it is not done; see `mark_done`."""
+        """Removes a stage's mark, before any of its outputs changes; see `mark_done`."""
         if is_primary():
             self.marks.remove(stage)
 
     def mark_done(self, stage: str, left: Left) -> None:
-        """Marks a stage as done, on the first process."""
+        """Marks a stage as done; only the primary process writes."""
         if is_primary():
-            found = self.evaluation()
+            sections = self.evaluation()
             self.marks.write(
                 stage,
                 left.paths,
-                evaluation={n: found[n] for n in (stage, *left.sections) if n in found},
+                evaluation={n: sections[n] for n in (stage, *left.sections) if n in sections},
                 metrics=self.lines_of(stage, read_metrics(self.path / "metrics.jsonl")),
             )
 
     @staticmethod
     def lines_of(stage: str, records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Lines of `metrics.jsonl` that a stage wrote."""
+        """Selects the records of `metrics.jsonl` that a stage wrote."""
         return [r for r in records if f"{r['stage']}/".startswith(f"{stage}/")]
 
 
 def _object(path: epath.Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    found = files.read_json(path)
-    if not isinstance(found, dict):
+    """Reads a JSON file that must hold an object."""
+    content = files.read_json(path)
+    if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; the file was not written by a run")
-    return found
+    return content

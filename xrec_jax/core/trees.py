@@ -15,17 +15,17 @@ def num_parameters(tree: Any) -> int:
 
 
 def device_bytes(tree: Any) -> dict[str, dict[int, int]]:
-    """Bytes that each array of `tree` takes on each device of this process.
+    """Bytes of each array of `tree` on each device of this process.
 
     Returns:
       `{path: {device id: bytes}}`, the path as `a/b/c`.
     """
-    found: dict[str, dict[int, int]] = {}
+    sizes: dict[str, dict[int, int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            found[name] = {s.device.id: s.data.nbytes for s in leaf.addressable_shards}
-    return found
+            sizes[name] = {s.device.id: s.data.nbytes for s in leaf.addressable_shards}
+    return sizes
 
 
 @jax.jit
@@ -42,12 +42,13 @@ def not_finite(tree: Any) -> list[str]:
     ]
     if not named:
         return []
+    # One compiled reduction over all leaves, and one transfer for all answers.
     good = host_value(_finite([leaf for _, leaf in named]))
-    return [name for (name, _), one in zip(named, good, strict=True) if not one]
+    return [name for (name, _), finite in zip(named, good, strict=True) if not finite]
 
 
 def host_value(array: jax.Array) -> np.ndarray:
-    """The value of a replicated array, also where other processes hold the rest of its copies."""
+    """Host copy of a replicated array, also if other processes hold some of its replicas."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(array.addressable_data(0))
     return np.asarray(array)

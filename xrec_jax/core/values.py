@@ -1,4 +1,4 @@
-"""Checks of single values that a script or notebook passes."""
+"""Checks of single values passed by a script or notebook."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xrec_jax.core.errors import UserError
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """A whole number; neither a truth value nor a float nor a text is one.
+    """Checks an integer; booleans, floats and texts are refused.
 
     Args:
-      value: Python's or NumPy's.
-      name: for the message.
-      least: smallest that is valid.
+      value: a Python or NumPy integer.
+      name: name of the argument, for the message.
+      least: smallest valid value.
 
     Raises:
       UserError: names the value.
@@ -28,7 +28,7 @@ def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
 
 
 def finite_number(value: Any, name: str, *, least: float = -math.inf) -> float:
-    """A finite number.
+    """Checks a finite number.
 
     Raises:
       UserError: names the value; also if it is below `least`.

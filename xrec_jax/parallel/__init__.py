@@ -1,1 +1,1 @@
-"""Level 1: device meshes, the one table of logical-to-mesh axes, multi-process start."""
+"""Level 1: device meshes, the one table of logical-to-mesh axes, locks, agreement of processes."""

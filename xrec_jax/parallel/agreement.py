@@ -1,4 +1,4 @@
-"""What the processes of a run must have in common, compared before they begin."""
+"""Agreement of a run's processes on config, data and run directory, checked before they begin."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 
-_SEEN_S = 10.0  # network file systems show a new file late
+_SEEN_S = 10.0  # network file systems show a new file with delay
 
 
 def texts_of_all(text: str) -> list[str]:
-    """A text of every process, on all of them, in the order of their numbers."""
+    """Gathers one text of each process on all of them, in process order."""
     if jax.process_count() == 1:
         return [text]
+    # A gather needs equal shapes: sizes first, then rows padded to the longest. One byte more,
+    # since an empty row cannot be gathered.
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
     padded = np.zeros(int(sizes.max()) + 1, np.uint8)
@@ -35,12 +37,12 @@ def texts_of_all(text: str) -> list[str]:
 
 
 def same(what: str, value: str, *, way_out: str) -> None:
-    """Refuses to go on where a process has something else than process 0.
+    """Raises if any process has another value than process 0.
 
     Args:
-      what: is compared, such as "data".
-      value: of this process, such as a digest.
-      way_out: what to do, for the message.
+      what: name of the value compared, such as "data".
+      value: value of this process, such as a digest.
+      way_out: advice for the message.
 
     Raises:
       UserError: the same on every process.
@@ -52,15 +54,16 @@ def same(what: str, value: str, *, way_out: str) -> None:
 
 
 def same_config(values: Mapping[str, Any]) -> None:
-    """As `same`, for a configuration; names the first key that differs.
+    """As `same`, for a config; names the first key that differs.
 
     Args:
-      values: by dotted key.
+      values: config values by dotted key.
     """
     text = json.dumps(files.plain(values), sort_keys=True)
     digests = texts_of_all(hashlib.sha256(text.encode()).hexdigest())
     if len(set(digests)) == 1:
         return
+    # The whole config travels only if the digests differ, to name the key.
     first, *others = map(json.loads, texts_of_all(text))
     for number, theirs in enumerate(others, start=1):
         for key in sorted(first.keys() | theirs.keys()):
@@ -72,9 +75,9 @@ def same_config(values: Mapping[str, Any]) -> None:
 
 
 def same_directory(path: epath.PathLike) -> None:
-    """Refuses to go on where a process does not see the run directory of process 0.
+    """Raises if a process does not see the run directory of process 0.
 
-    Process 0 leaves a file there for a moment, which the others look for.
+    Process 0 creates a file there for a moment, which the others look for.
 
     Raises:
       UserError: the same on every process.
@@ -82,7 +85,7 @@ def same_directory(path: epath.PathLike) -> None:
     if jax.process_count() == 1:
         return
     folder = epath.Path(path)
-    there = folder.exists()
+    existed = folder.exists()
     token, *_ = texts_of_all(secrets.token_hex(8))
     sign, refusal = folder / f".processes-{token}.tmp", ""
     if is_primary():
@@ -91,16 +94,17 @@ def same_directory(path: epath.PathLike) -> None:
             sign.write_text(token)
         except OSError as error:
             refusal = f"process 0 cannot write to {folder}: {error.strerror}"
+    # Every process learns of a failure before it decides, so all of them raise or none.
     refusal, *_ = texts_of_all(refusal)
     missing = "" if refusal or _seen(sign) else "missing"
     seen = texts_of_all(missing)
     if is_primary():
         with contextlib.suppress(OSError):
             sign.unlink(missing_ok=True)
-            if any(seen) and not there:
+            if any(seen) and not existed:
                 folder.rmdir()
     if any(seen):
-        number = next(n for n, one in enumerate(seen) if one)
+        number = next(n for n, unseen in enumerate(seen) if unseen)
         refusal = (
             f"process {number} does not see the run directory of process 0, {folder}; every host "
             "must have it at the same path, on storage that they share"

@@ -1,4 +1,4 @@
-"""What devices can do, from their makers' data sheets."""
+"""Peak performance of devices, from their data sheets."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PEAK_BF16 = (
 
 
 def peak_flops(device: jax.Device | None = None) -> float:
-    """Dense bfloat16 FLOP/s of a device; 0 where it is not known, as on a CPU.
+    """Dense bfloat16 FLOP/s of a device; 0 if unknown, as on a CPU.
 
     Args:
-      device: default: the first.
+      device: default: the first device.
     """
     kind = (device or jax.devices()[0]).device_kind
     return next((flops for name, flops in _PEAK_BF16 if kind.startswith(name)), 0.0)

@@ -1,4 +1,4 @@
-"""One run at a time in a directory, one command at a time on an output; all processes agree."""
+"""Exclusive access to a run directory or an output file, agreed by all processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.lock import Lock
 
-_MOST = 2000  # bytes of a refusal that the other processes are told
+_MOST = 2000  # bytes of a refusal that are sent to the other processes
 
 
 def of_directory(workdir: epath.PathLike) -> Lock:
@@ -32,7 +32,7 @@ def of_file(output: epath.PathLike) -> Lock:
 
 
 def refuse_second(lock: Lock) -> None:
-    """Refuses early, before data is read, if a lock is held; writes nothing. All processes call it.
+    """Raises early, before data is read, if a lock is held; writes nothing. All processes call it.
 
     Raises:
       UserError: on every process.
@@ -42,10 +42,10 @@ def refuse_second(lock: Lock) -> None:
 
 @contextlib.contextmanager
 def exclusive(lock: Lock) -> Iterator[None]:
-    """Holds a lock for the block; the first process does, the others learn of a refusal.
+    """Holds a lock inside the block; the primary process takes it, the others learn of a refusal.
 
     Raises:
-      UserError: on every process, if another one holds it.
+      UserError: on every process, if another run holds it.
     """
     _agree(lambda: _taken(lock))
     try:
@@ -61,13 +61,15 @@ def _taken(lock: Lock) -> None:
 
 
 def _agree(step: Callable[[], object]) -> None:
-    """Lets the first process do something; its refusal ends all of them."""
+    """Runs a step on the primary process; a `UserError` there is raised on all of them."""
     refusal = ""
     if is_primary():
         try:
             step()
         except UserError as error:
             refusal = str(error)
+    # The primary sends its refusal, or "", so that no process goes on to wait for one that has
+    # ended.
     if jax.process_count() > 1:
         refusal = _text_of_first(refusal)
     if refusal:
@@ -75,7 +77,7 @@ def _agree(step: Callable[[], object]) -> None:
 
 
 def _text_of_first(text: str) -> str:
-    """The first process's text, on all of them."""
+    """Broadcasts the primary process's text."""
     buffer = np.zeros(_MOST, np.uint8)
     data = text.encode()[:_MOST]
     buffer[: len(data)] = np.frombuffer(data, np.uint8)

@@ -20,10 +20,10 @@ def _mesh_size(axes: tuple[str, ...]) -> int:
 def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns `table[ids]` for a row-sharded table and batch-sharded ids.
 
-    Only ids and the rows asked for travel between devices, never the table: each device gathers
-    all ids, looks up those in its own block of rows, and a reduce-scatter hands every device the
-    rows of its own part of the batch. The sum has one non-zero term an element, so the result is
-    that of a plain lookup to the last bit.
+    Only ids and the requested rows travel between devices, never the table: each device gathers
+    all ids, looks up those in its own block of rows, and a reduce-scatter returns to every device
+    the rows of its own share of the batch. The sum has one non-zero term an element, so the result
+    is that of a plain lookup to the last bit.
 
     Args:
       table: `[rows, dim]`, split over `table_rows`.
@@ -39,13 +39,16 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     block = table.shape[0] // shards
     other_axes = tuple(axis for axis in rows_axes if axis not in batch_axes)
 
-    def local(table_block, local_ids):
+    def local(table_block: jax.Array, local_ids: jax.Array) -> jax.Array:
         every_id = jax.lax.all_gather(local_ids, batch_axes, tiled=True)
+        # Row numbers relative to this device's block; ids of other blocks read a clipped row and
+        # are zeroed, so that the sum over devices has one term.
         here = every_id - block * jax.lax.axis_index(rows_axes)
         mine = (here >= 0) & (here < block)
         rows = jnp.take(table_block, jnp.clip(here, 0, block - 1), axis=0)
         rows = jnp.where(mine[..., None], rows, 0)
         if other_axes:
+            # Axes that split the rows but not the batch need a full sum.
             rows = jax.lax.psum(rows, other_axes)
         return jax.lax.psum_scatter(rows, batch_axes, scatter_dimension=0, tiled=True)
 
@@ -74,17 +77,21 @@ def spread(
     """
     axes = mesh_axes("edges")
 
-    def total(table, source, target, weight):
+    def total(
+        table: jax.Array, source: jax.Array, target: jax.Array, weight: jax.Array
+    ) -> jax.Array:
         messages = weight[:, None].astype(table.dtype) * jnp.take(table, source, axis=0)
         return jax.ops.segment_sum(messages, target, num_segments=rows)
 
     if _mesh_size(axes) == 1:
         return total(table, source, target, weight)
 
-    def local(table_block, source, target, weight):
-        whole = jax.lax.all_gather(table_block, axes, tiled=True)
+    def local(
+        table_block: jax.Array, source: jax.Array, target: jax.Array, weight: jax.Array
+    ) -> jax.Array:
+        source_table = jax.lax.all_gather(table_block, axes, tiled=True)
         return jax.lax.psum_scatter(
-            total(whole, source, target, weight), axes, scatter_dimension=0, tiled=True
+            total(source_table, source, target, weight), axes, scatter_dimension=0, tiled=True
         )
 
     return jax.shard_map(local, in_specs=(P(axes),) * 4, out_specs=P(axes))(

@@ -1,15 +1,16 @@
-"""The device mesh, the one rules table, and how arrays get on and off the devices."""
+"""The device mesh, the one table of sharding rules, and transfers of arrays to and from devices."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -51,9 +52,9 @@ def make_mesh(
     """Builds the mesh with axes `AXES`.
 
     Args:
-      data: devices along the batch axis; -1 takes all that the other axes leave.
-      fsdp: devices along which batch and large parameters are both split.
-      tensor: devices along which heads and inner features are split.
+      data: devices along the batch axis; -1 for all that the other axes leave.
+      fsdp: devices over which both the batch and large parameters are split.
+      tensor: devices over which attention heads and MLP features are split.
       devices: default: every device of every process.
 
     Raises:
@@ -66,14 +67,16 @@ def make_mesh(
             f"mesh axes data={data}, fsdp={fsdp}, tensor={tensor}: each must be positive, at most "
             "one -1 (all remaining devices)"
         )
+    # At most one axis is open; it takes the devices that the others leave.
     if -1 in shape:
-        rest = math.prod(size for size in shape if size != -1)
-        shape[shape.index(-1)] = len(devices) // rest
+        fixed = math.prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(
             f"mesh axes data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to the "
             f"{len(devices)} available devices"
         )
+    # Tables are padded to `ROW_MULTIPLE` rows, so only its divisors split them into equal blocks.
     if ROW_MULTIPLE % len(devices):
         raise UserError(
             f"{len(devices)} devices: tables are split by rows into equal parts, which needs a "
@@ -86,7 +89,7 @@ def make_mesh(
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
-    """Makes `mesh` and the rules table current for everything traced inside."""
+    """Makes `mesh` and the sharding rules current for everything traced inside."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield mesh
 
@@ -100,39 +103,39 @@ def mesh_axes(logical: str) -> tuple[str, ...]:
 
 
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
-    """The sharding of an array whose dimensions have these logical axes (None: not split)."""
-    parts = [mesh_axes(name) or None if name else None for name in logical]
-    return NamedSharding(mesh, PartitionSpec(*parts))
+    """Sharding of an array whose dimensions have these logical axes (None: not split)."""
+    spec = [mesh_axes(name) or None if name else None for name in logical]
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def logical(init: Any, *axes: str | None) -> Any:
-    """An initialiser whose values carry the logical axes of the parameter."""
+def logical(init: nn.initializers.Initializer, *axes: str | None) -> Callable[..., Any]:
+    """Wraps an initialiser so that its values carry the logical axes of the parameter."""
     return nn.with_logical_partitioning(init, axes)
 
 
 def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
-    """Tells the compiler how an intermediate array is split; does nothing without a mesh."""
+    """Constrains the sharding of an intermediate array; no effect without a mesh."""
     return nn.with_logical_constraint(array, logical)
 
 
 def batch_divisor(mesh: Mesh) -> int:
-    """Into how many equal parts a global batch is split."""
+    """Number of equal shards of a global batch."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))
 
 
 def current_parts(logical: str) -> int:
-    """Into how many parts the current mesh splits a logical axis; 1 without a mesh."""
+    """Number of shards of a logical axis on the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Makes global arrays, split by rows, from this process's rows of a global batch.
+    """Assembles global arrays, split by rows, from this process's rows of a global batch.
 
     Args:
       batch: pytree of arrays `[local_batch, ...]`; local rows of all processes, in process order,
         make the global batch.
-      mesh: the mesh.
+      mesh: the device mesh.
     """
     split = sharding(mesh, "batch")
     if jax.process_count() == 1:
@@ -141,12 +144,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Copies host arrays, the same on every process, whole onto every device."""
+    """Replicates host arrays, equal on every process, on every device."""
     return put_sharded(tree, jax.tree.map(lambda _: sharding(mesh), tree))
 
 
 def put_sharded(tree: Any, shardings: Any) -> Any:
-    """Places host arrays that every process holds in full, each device taking its own part."""
+    """Places host arrays, held in full by every process, each device taking its own shard."""
 
     def put(array, split):
         array = np.asarray(array)
@@ -161,19 +164,20 @@ def _replicate(mesh: Mesh) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Host copies of arrays in full, also of those split over several processes."""
+    """Full host copies of arrays, also of those split over several processes."""
 
     def fetch(array):
         split = getattr(array, "sharding", None)
         if isinstance(split, NamedSharding) and not array.is_fully_addressable:
+            # Other processes hold shards: an all-gather makes a local replica.
             array = _replicate(split.mesh)(array).addressable_data(0)
         return np.asarray(array)
 
     return jax.tree.map(fetch, tree)
 
 
-def saved_mesh(config: Any) -> Mesh:
-    """The mesh of a finished run, or all devices here where they are not those of the run."""
+def saved_mesh(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh of a finished run; all devices along the batch if it does not fit them."""
     try:
         return make_mesh(**dict(config.mesh))
     except UserError as error:
@@ -183,7 +187,7 @@ def saved_mesh(config: Any) -> Mesh:
 
 
 @contextlib.contextmanager
-def open_mesh(config: Any) -> Iterator[Mesh]:
-    """The mesh of a config, current inside the block."""
+def open_mesh(config: ml_collections.ConfigDict) -> Iterator[Mesh]:
+    """Opens the mesh of a config, current inside the block."""
     with use_mesh(make_mesh(**dict(config.mesh))) as mesh:
         yield mesh

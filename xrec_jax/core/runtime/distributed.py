@@ -23,7 +23,7 @@ from xrec_jax.core.runtime.stopping import Stop, listening, set_native_handler
 def initialize(
     coordinator: str = "", processes: int = 0, process: int = -1, *, command: str = ""
 ) -> None:
-    """Joins this process to a multi-process run; does nothing for a single process.
+    """Joins this process to a multi-process run; no effect for a single process.
 
     Arguments not given come from the environment: `XREC_COORDINATOR` (host:port),
     `XREC_PROCESSES`, `XREC_PROCESS`. `XREC_COORDINATOR=auto` lets JAX find them (TPU pods, SLURM).
@@ -31,13 +31,14 @@ def initialize(
 
     Args:
       coordinator: host:port of process 0.
-      processes: how many there are.
-      process: which one this is.
-      command: what this process is to do, compared with the others'.
+      processes: number of processes.
+      process: index of this process.
+      command: the command of this process, compared with that of the others.
 
     Raises:
-      UserError: if only some of the three are given, or make no sense, or a process does not come.
+      UserError: if the settings are incomplete or invalid, or a process does not come in time.
     """
+    # Arguments win over the environment.
     coordinator = coordinator or os.environ.get("XREC_COORDINATOR", "")
     if not coordinator:
         half_set = [name for name in ("XREC_PROCESSES", "XREC_PROCESS") if name in os.environ]
@@ -45,6 +46,7 @@ def initialize(
             raise UserError(f"{' and '.join(half_set)} set without XREC_COORDINATOR (host:port)")
         return
     timeout = _timeout(os.environ.get("XREC_START_TIMEOUT", "60"))
+    # A cluster's own environment tells JAX who takes part, so there is nobody to gather.
     if coordinator == "auto":
         _start(initialization_timeout=math.ceil(timeout))
         return
@@ -61,9 +63,12 @@ def initialize(
             f"XREC_PROCESS={process} of XREC_PROCESSES={processes}: processes are numbered from 0 "
             "to one less than there are"
         )
+    # Processes meet before JAX starts: a missing or differing one is then named in one line, where
+    # JAX would wait in silence or abort.
     rendezvous.gather(
         coordinator, processes=processes, process=process, timeout=timeout, command=command
     )
+    # All are here, so JAX needs little time; below 30 s slow hosts would fail for nothing.
     _start(
         coordinator_address=coordinator,
         num_processes=processes,
@@ -94,33 +99,33 @@ def _start(**settings: Any) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """True on process 0, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here; returns at once where there is only one.
+    """Waits until every process has reached this call; returns at once for a single process.
 
     Args:
-      name: the same on all of them.
+      name: name of the barrier, the same on all processes.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def sigterm() -> contextlib.AbstractContextManager[Stop]:
-    """Lets SIGTERM, SIGINT and SIGHUP ask for an end, for the block; see `core.stopping.listening`.
+    """Turns SIGTERM, SIGINT and SIGHUP into stop requests in the block; see `stopping.listening`.
 
-    On several processes JAX hears of it too: through it they agree on the step to stop at.
+    On several processes the signal is forwarded to JAX, through which they agree on the last step.
     """
     return listening(_jax_handler() if jax.process_count() > 1 else None)
 
 
 @functools.cache
 def _jax_handler() -> Callable[[int], object] | None:
-    """What JAX does at SIGTERM, taken from the C library once; SIGTERM ends the process after it.
+    """Takes JAX's SIGTERM handler out of the C library, once, and restores the default action.
 
-    JAX's own handler would swallow the signal also where nobody looks for it.
+    Left in place, JAX's handler would swallow the signal even where nobody polls for it.
 
     Returns:
       A function of the signal's number; None where JAX has installed none.

@@ -1,4 +1,4 @@
-"""The host's memory: its allocator, and what is left of it."""
+"""Host memory: allocator settings, total and available bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:  # outside Unix
 
 _MEMINFO = pathlib.Path("/proc/meminfo")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
-# Limit, usage and statistics of the control group, versions 2 and 1.
+# Limit, usage and statistics files of the control group, cgroup versions 2 and 1.
 _CGROUPS = (
     tuple(_GROUPS / f"memory.{name}" for name in ("max", "current", "stat")),
     tuple(
@@ -51,9 +51,9 @@ def keep_freed_memory() -> bool:
 
 
 def available() -> int | None:
-    """Bytes that this process may still take: of the machine, of its container, of its own limit.
+    """Bytes that this process can still allocate: least of machine, container and process limit.
 
-    None where the system does not tell, as outside Linux.
+    None if unknown, as outside Linux.
     """
     rooms = [_machine(), _container(), _own()]
     known = [room for room in rooms if room is not None]
@@ -61,9 +61,9 @@ def available() -> int | None:
 
 
 def total() -> int | None:
-    """Bytes that this process could ever have: of the machine, its swap, its container, its limit.
+    """Bytes that this process could ever have: least of machine with swap, container and limit.
 
-    None where the system does not tell, as outside Linux.
+    None if unknown, as outside Linux.
     """
     sizes = _meminfo()
     known = [sizes["MemTotal"] + sizes.get("SwapTotal", 0)] if "MemTotal" in sizes else []
@@ -76,11 +76,11 @@ def total() -> int | None:
 
 
 def require(size: int, what: str) -> None:
-    """Refuses what cannot fit, before it is allocated.
+    """Refuses an allocation that cannot fit, before it is made.
 
     Args:
-      size: bytes that are needed at least.
-      what: names the thing and where it comes from; starts the message.
+      size: least number of bytes needed.
+      what: subject of the message: the object and its source.
 
     Raises:
       UserError: fewer bytes are available.
@@ -93,7 +93,7 @@ def require(size: int, what: str) -> None:
 
 
 def exhausted(error: BaseException) -> UserError | None:
-    """One line for an error of an allocator, the host's or a device's; None for all others."""
+    """A one-line error for an out-of-memory failure of host or device; None for other errors."""
     text = " ".join(str(error).split())
     device = "RESOURCE_EXHAUSTED" in text and "ut of memory" in text
     if not device and not isinstance(error, MemoryError):
@@ -105,7 +105,7 @@ def exhausted(error: BaseException) -> UserError | None:
 
 
 def amount(size: int) -> str:
-    """A number of bytes as people write it, such as "1.5 GiB"."""
+    """Formats a number of bytes, such as "1.5 GiB"."""
     value, unit = float(size), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -119,7 +119,7 @@ def _machine() -> int | None:
 
 
 def _meminfo() -> dict[str, int]:
-    """The machine's memory by name, in bytes; empty where the system does not tell."""
+    """Fields of /proc/meminfo in bytes; empty if it cannot be read."""
     try:
         lines = _MEMINFO.read_text().splitlines()
         return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
@@ -128,7 +128,7 @@ def _meminfo() -> dict[str, int]:
 
 
 def _container() -> int | None:
-    """What a control group leaves; file pages it counts as used are given back when needed."""
+    """Bytes left by the control group; inactive file pages are reclaimable and count as free."""
     for limit, usage, stat in _CGROUPS:
         try:
             most, used = int(limit.read_text()), int(usage.read_text())

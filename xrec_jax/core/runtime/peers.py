@@ -1,7 +1,7 @@
-"""What this process says when another one of the run is gone.
+"""One-line errors for the loss of another process of the run.
 
 JAX ends a process whose peer is gone from native code, with a stack on standard error and an abort.
-Here the lines that lead there are held back, and the abort becomes one line that names the peer.
+Here the log lines that lead up to it are held back, and the abort becomes one line naming the peer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AGAIN = (
     "its own output says why. Start all processes again with the same command: the run goes on "
     "from its newest checkpoint"
 )
-_HELD_S = 60.0  # after that, what was held back led to no abort
+_HELD_S = 60.0  # lines held back for longer did not lead to an abort
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|socket closed|heartbeat|coordination"
     r"|unavailable|unhealthy",
@@ -40,14 +40,14 @@ _LOST = re.compile(
 
 
 def gone(text: str, coordinator: str) -> str:
-    """One line on an abort over lost peers.
+    """Describes an abort over lost peers in one line.
 
     Args:
-      text: what native code printed before it.
+      text: native log lines printed before the abort.
       coordinator: host:port of process 0.
     """
-    found = re.search(r"unhealthy[^:]*:(.*?)(The tasks have crashed|$)", text, re.DOTALL)
-    named = re.findall(r"(?:task:|^\s*)(\d+)\s*$", found[1], re.MULTILINE) if found else []
+    unhealthy = re.search(r"unhealthy[^:]*:(.*?)(The tasks have crashed|$)", text, re.DOTALL)
+    named = re.findall(r"(?:task:|^\s*)(\d+)\s*$", unhealthy[1], re.MULTILINE) if unhealthy else []
     if named:
         who = f"process {', '.join(sorted(set(named), key=int))} is gone"
     elif "Socket closed" in text or "UNAVAILABLE" in text or "failed to connect" in text:
@@ -58,16 +58,17 @@ def gone(text: str, coordinator: str) -> str:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error looks like the loss of another process in a common computation."""
+    """True if an error looks like the loss of another process during a collective computation."""
     return _LOST.search(f"{type(error).__name__} {error}") is not None
 
 
 def end_over(error: BaseException, coordinator: str) -> None:
-    """Ends the process in one line over an error that another process's loss has caused.
+    """Exits with a one-line message for an error caused by the loss of another process.
 
-    Of two it is known which one is lost; of more JAX finds out, see `NativeErrors`.
+    With two processes the lost one is known; with more, JAX finds it, see `NativeErrors`.
     """
     if jax.process_count() > 2:
+        # Long enough for JAX's heartbeat to name the lost process and abort first.
         time.sleep(HEARTBEAT_S + 15)
     who = f"process {1 - jax.process_index()}"
     if jax.process_index() == 1:
@@ -80,12 +81,12 @@ def end_over(error: BaseException, coordinator: str) -> None:
 
 
 class NativeErrors:
-    """Standard error of native code, line by line, from when it is made to the end of the process.
+    """Filters the standard error of native code, line by line, until the process ends.
 
-    Python's own goes past it. The process must be the caller's alone.
+    Python's own standard error bypasses it. It replaces file descriptor 2 of the whole process.
 
     Args:
-      line: from what was held back to what is printed instead when native code aborts over it.
+      line: maps the lines held back to the message printed instead when native code aborts.
     """
 
     def __init__(self, line: Callable[[str], str]):
@@ -93,6 +94,8 @@ class NativeErrors:
         self._held: list[bytes] = []
         self._since = 0.0
         sys.stderr.flush()
+        # Descriptor 2 becomes a pipe that a thread reads; Python's stream moves to a copy of the
+        # old descriptor.
         self._screen = os.dup(2)
         self._reader, writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -116,7 +119,7 @@ class NativeErrors:
                     self._held.clear()
 
     def _take(self) -> None:
-        """Reads what is there, prints it or holds it back."""
+        """Reads the available data and prints or holds back each line."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._reader, 1 << 16):
                 *lines, self._rest = (self._rest + data).split(b"\n")
@@ -125,6 +128,7 @@ class NativeErrors:
 
     def _sort(self, line: bytes) -> None:
         entry = _ENTRY.match(line)
+        # A line without a log prefix continues the entry before it, such as a stack below an error.
         if (entry and _NOISE.search(line)) or (not entry and self._held):
             self._since = self._since if self._held else time.monotonic()
             self._held.append(line)
@@ -136,7 +140,7 @@ class NativeErrors:
             os.write(self._screen, data)
 
     def _aborted(self, _number: int) -> None:
-        """Ends the process in place of the C library; runs in the thread that aborts."""
+        """SIGABRT handler, run in the aborting thread: prints one line and exits."""
         self._take()
         held = b"".join(self._held) + self._rest
         if not held:

@@ -1,4 +1,4 @@
-"""Which process this is, and whether another one still runs.
+"""Identity of a process, and a test of whether another one still runs.
 
 A process id alone says little: it is used again, and the only process of a container is always 1.
 Together with the time at which the process started, and the boot that this time counts from, it
@@ -20,9 +20,9 @@ class Process(NamedTuple):
 
     Attributes:
       host: name of its machine.
-      pid: its number there.
-      start: clock ticks from the boot to its start; "" where the system does not tell.
-      boot: names the boot; "" likewise.
+      pid: its process id there.
+      start: clock ticks from the boot to its start; "" if unknown.
+      boot: id of the boot; "" if unknown.
     """
 
     host: str
@@ -34,14 +34,14 @@ class Process(NamedTuple):
         return f"process {self.pid} on {self.host}"
 
     def runs(self) -> bool:
-        """Whether it still runs; to be asked on its own host."""
+        """True if it still runs; only valid on its own host."""
         if self.boot and _boot() and self.boot != _boot():
             return False
         return runs(self.pid, self.start)
 
     @classmethod
     def of(cls, record: Any) -> Process | None:
-        """A process that `_asdict` wrote down; None if the record is something else."""
+        """Restores a process from the record of `_asdict`; None if the record is something else."""
         if not isinstance(record, dict):
             return None
         host, start, boot = (record.get(name) for name in ("host", "start", "boot"))
@@ -54,21 +54,21 @@ class Process(NamedTuple):
 
 
 def this() -> Process:
-    """The process that calls."""
+    """The calling process."""
     return Process(socket.gethostname(), os.getpid(), _start(os.getpid()) or "", _boot())
 
 
 def runs(pid: int, start: str = "") -> bool:
-    """Whether a process of this host runs.
+    """True if a process of this host runs.
 
     Args:
-      pid: its number.
-      start: as in `Process`; "" takes any process of that number.
+      pid: its process id.
+      start: as in `Process`; "" accepts any process with that id.
     """
     now = _start(pid)
     if now is not None:
         return start in ("", now)
-    if _start(os.getpid()) is not None:  # the system tells, so there is none
+    if _start(os.getpid()) is not None:  # /proc works, so there is no such process
         return False
     try:
         os.kill(pid, 0)
@@ -80,13 +80,13 @@ def runs(pid: int, start: str = "") -> bool:
 
 
 def _start(pid: int) -> str | None:
-    """When a process started; None if there is none, or the system does not tell."""
+    """Start time of a process in clock ticks; None if there is none, or no /proc."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
     except (OSError, UnicodeDecodeError):
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    if len(fields) < 20 or fields[0] in "ZX":  # ended, but nobody has asked how
+    if len(fields) < 20 or fields[0] in "ZX":  # a zombie or dead: not waited for yet
         return None
     return fields[19]
 

@@ -1,4 +1,4 @@
-"""Standard error of native code, which prints before it fails."""
+"""Captures the standard error of native code that prints before it fails."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _ONE_AT_A_TIME = threading.RLock()  # two threads would hand each other the wron
 
 @contextlib.contextmanager
 def standard_error(*, unless: type[BaseException]) -> Iterator[None]:
-    """Holds back what this process prints on standard error, and prints it at the end.
+    """Holds back the standard error of this process, and prints it at the end of the block.
 
     Rust code prints a stack before its panic becomes an exception; where that exception ends in a
     message of its own, the stack is dropped.
 
     Args:
-      unless: the exception that drops what was held back.
+      unless: exception type on which the text is dropped instead.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        # Descriptor 2 itself is redirected: native code does not go through `sys.stderr`.
         held = screen = None
         with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stderr.flush()

@@ -1,8 +1,8 @@
-"""Where the processes of a run find each other, before JAX is started on them.
+"""Rendezvous of a run's processes, before JAX is started on them.
 
-Process 0 listens at the coordinator's address, the others connect and say who they are; once all
-are there, and are of one code, the address is given up to JAX. JAX itself would wait in silence for
-one that never comes, and end in a stack of native code over a port in use.
+Process 0 listens at the coordinator's address; the others connect and identify themselves. Once all
+have come and run the same code, the address is released for JAX. JAX alone would wait in silence
+for a process that never comes, and abort with a native stack trace if the port is in use.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import jax
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime.terminal import show
 
-_EVERY_S = 5.0  # seconds between two lines on who is waited for
-_PATIENCE_S = 2.0  # for what connects and says nothing
+_EVERY_S = 5.0  # seconds between two progress lines while waiting
+_PATIENCE_S = 2.0  # seconds that a silent connection is kept
 
 
 def code_version() -> str:
-    """The code that this process runs: a digest of our sources, JAX's and Python's versions."""
+    """Version of the running code: a digest of all sources, and JAX's and Python's versions."""
     digest = hashlib.sha256()
-    folder = pathlib.Path(__file__).parents[1]
+    folder = pathlib.Path(__file__).parents[2]
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     python = ".".join(platform.python_version_tuple()[:2])
@@ -40,10 +40,10 @@ def code_version() -> str:
 
 
 def address(coordinator: str) -> tuple[str, int]:
-    """Host and port of "host:port".
+    """Splits "host:port".
 
     Raises:
-      UserError: if it is not that.
+      UserError: if the text is not of that form.
     """
     host, separator, port = coordinator.rpartition(":")
     if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -57,17 +57,17 @@ def address(coordinator: str) -> tuple[str, int]:
 def gather(
     coordinator: str, *, processes: int, process: int, timeout: float, command: str = ""
 ) -> None:
-    """Returns once all processes are there.
+    """Waits until all processes have come.
 
     Args:
       coordinator: host:port of process 0.
-      processes: how many there are.
-      process: which one this is.
+      processes: number of processes.
+      process: index of this process.
       timeout: seconds to wait for the others.
-      command: what this process is to do; the same on all of them.
+      command: the command of this process, which must be the same on all of them.
 
     Raises:
-      UserError: names who has not come, or what does not fit together; on every process that came.
+      UserError: names missing processes or the first mismatch; raised on every process that came.
     """
     host, port = address(coordinator)
     mine = {"process": process, "processes": processes, "code": code_version(), "command": command}
@@ -98,7 +98,7 @@ def _listening(coordinator: str, port: int) -> Iterator[socket.socket]:
 
 
 class _Host:
-    """Process 0 while it waits for the others."""
+    """Server on process 0 that waits for the others."""
 
     def __init__(
         self, server: socket.socket, mine: dict[str, Any], *, coordinator: str, timeout: float
@@ -111,10 +111,10 @@ class _Host:
         self._new: dict[socket.socket, tuple[float, bytes]] = {}
 
     def run(self, deadline: float) -> None:
-        """Waits; tells everyone how it ended.
+        """Waits for all processes and sends each of them the outcome.
 
         Raises:
-          UserError: if someone has not come, or does not fit.
+          UserError: if a process has not come, or does not match.
         """
         answer = "go"
         try:
@@ -127,7 +127,7 @@ class _Host:
             raise
         finally:
             for other in [*self._here.values(), *self._new]:
-                _tell(other, {"answer": answer})
+                _send(other, {"answer": answer})
                 other.close()
             self._selector.close()
 
@@ -136,7 +136,7 @@ class _Host:
         return [n for n in range(1, self._mine["processes"]) if n not in self._here]
 
     def _wait(self, deadline: float) -> None:
-        begin = said = time.monotonic()
+        begin = last_line = time.monotonic()
         while self._missing:
             now = time.monotonic()
             if now >= deadline:
@@ -145,9 +145,11 @@ class _Host:
                     f"XREC_COORDINATOR={self._coordinator} within {self._timeout:g} s; start all "
                     "processes together, or set XREC_START_TIMEOUT to more seconds"
                 )
-            if now - said >= _EVERY_S:
-                said = now
-                _say(f"waiting for {_named(self._missing)} ({now - begin:.0f} s)")
+            if now - last_line >= _EVERY_S:
+                last_line = now
+                _log(f"waiting for {_named(self._missing)} ({now - begin:.0f} s)")
+            # Short waits, so that deadline, progress lines and silent connections are looked at
+            # twice a second.
             for key, _ in self._selector.select(timeout=min(0.5, deadline - now)):
                 if key.fileobj is self._server:
                     self._accept()
@@ -170,9 +172,9 @@ class _Host:
         other.close()
 
     def _read(self, other: socket.socket) -> None:
-        """Reads what a process says of itself; drops what is none."""
-        if other not in self._new:  # one of ours that is there: it has gone again
-            (number,) = (n for n, one in self._here.items() if one is other)
+        """Reads the record of a connecting process; drops connections of anything else."""
+        if other not in self._new:  # a process that had come has closed its connection
+            (number,) = (n for n, connection in self._here.items() if connection is other)
             self._selector.unregister(self._here.pop(number))
             other.close()
             return
@@ -222,16 +224,18 @@ class _Host:
 def _join(
     host: str, port: int, mine: dict[str, Any], *, coordinator: str, timeout: float, deadline: float
 ) -> None:
-    """Waits for process 0, and for what it answers."""
-    begin = said = time.monotonic()
+    """Connects to process 0 and waits for its answer."""
+    begin = last_line = time.monotonic()
     reason = "nothing listens there"
     while (now := time.monotonic()) < deadline:
-        if now - said >= _EVERY_S:
-            said = now
-            _say(f"waiting for process 0 at {coordinator} ({now - begin:.0f} s)")
+        if now - last_line >= _EVERY_S:
+            last_line = now
+            _log(f"waiting for process 0 at {coordinator} ({now - begin:.0f} s)")
         try:
+            # Process 0 may start later, or its port may still belong to something else: try until
+            # the deadline.
             with socket.create_connection((host, port), timeout=_EVERY_S) as server:
-                _tell(server, mine)
+                _send(server, mine)
                 answer = _answer(server, deadline=deadline + _EVERY_S, begin=begin)
             if answer == "go":
                 return
@@ -248,7 +252,7 @@ def _join(
 
 
 def _answer(server: socket.socket, *, deadline: float, begin: float) -> str | None:
-    """What process 0 answers; None if it goes away, or is something else."""
+    """Answer of process 0; None if it goes away or is something else."""
     data = b""
     while b"\n" not in data:
         try:
@@ -257,7 +261,7 @@ def _answer(server: socket.socket, *, deadline: float, begin: float) -> str | No
             now = time.monotonic()
             if now > deadline:
                 return None
-            _say(f"waiting for the other processes ({now - begin:.0f} s)")
+            _log(f"waiting for the other processes ({now - begin:.0f} s)")
             continue
         if not more or len(data) > 8192:
             return None
@@ -270,19 +274,19 @@ def _answer(server: socket.socket, *, deadline: float, begin: float) -> str | No
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """What a process says of itself; None if it is something else that speaks."""
+    """Parses the record of a connecting process; None if it is not one."""
     try:
-        found = json.loads(data)
+        record = json.loads(data)
         known = {"process": int, "processes": int, "code": str, "command": str}
-        good = all(type(found[key]) is kind for key, kind in known.items())
+        good = all(type(record[key]) is kind for key, kind in known.items())
     except (ValueError, LookupError, TypeError):
         return None
-    return found if good else None
+    return record if good else None
 
 
-def _tell(other: socket.socket, what: dict[str, Any]) -> None:
+def _send(other: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        other.sendall(json.dumps(what).encode() + b"\n")
+        other.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _named(numbers: list[int]) -> str:
@@ -292,5 +296,5 @@ def _named(numbers: list[int]) -> str:
     return f"processes {', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     show(f"xrec: {text}", error=True)

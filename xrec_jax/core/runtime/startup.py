@@ -1,4 +1,4 @@
-"""What a command checks and mends of its process before it does anything."""
+"""Checks and repairs of the process environment before a command starts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from xrec_jax.core.errors import UserError
 
 
 def open_standard_streams() -> None:
-    """Opens what the caller closed of standard input, output and error onto nothing.
+    """Opens /dev/null for those of standard input, output and error that the caller closed.
 
-    Otherwise the next files that are opened get these numbers, and what libraries print as errors
-    is written into them.
+    Otherwise the next files to be opened get these descriptors, and error messages of libraries
+    are written into them.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -30,7 +30,7 @@ def open_standard_streams() -> None:
 
 
 def speak_utf8() -> None:
-    """Starts Python again in its UTF-8 mode where the locale has another encoding.
+    """Restarts Python in its UTF-8 mode if the locale has another encoding.
 
     Names of files, the text in them and native libraries are UTF-8 whatever the locale says.
     """
@@ -67,7 +67,7 @@ def import_jax() -> None:
 
 
 def no_devices(error: Exception) -> UserError | None:
-    """What to tell of an error if JAX raised it because it has no device to run on; else None."""
+    """A one-line error if JAX failed because it has no device to run on; None for other errors."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or pathlib.PurePath(frames[-1].filename).name != "xla_bridge.py":
         return None

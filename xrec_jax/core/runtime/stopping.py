@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: the first asks for an end with all saved, a second ends at once."""
+"""SIGTERM, SIGINT and SIGHUP: the first requests a clean stop, a second exits at once."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _APART_S = 0.3  # `timeout` and some terminals send one signal twice
 
 
 class Stop:
-    """Whether a signal asked to stop, and which.
+    """A request to stop, set by the first signal.
 
     Args:
-      forward: also called with the number of the first signal; None for nothing.
+      forward: also called with the number of the first signal; optional.
 
     Attributes:
-      number: of the first signal; 0 while none has come.
+      number: number of the first signal; 0 before it comes.
     """
 
     def __init__(self, forward: Callable[[int], object] | None = None) -> None:
         self.number = 0
-        self._seen = forward is not None  # it sees to it
+        self._seen = forward is not None  # the callee acts on the signal
         self._forward = forward
 
     def is_set(self) -> bool:
-        """Whether to save and end now; who asks is taken to do so."""
+        """True if the caller should save and stop now; a caller that asks is expected to do so."""
         self._seen = self._seen or self.number != 0
         return self.number != 0
 
     @property
     def unseen(self) -> bool:
-        """Whether a signal has come that nobody asked for."""
+        """True if a signal has come and no caller has asked for it."""
         return self.number != 0 and not self._seen
 
     def note(self, number: int) -> None:
-        """Keeps the first signal."""
+        """Records a signal; only the first one counts."""
         if not self.number:
             self.number = number
             if self._forward is not None:
@@ -50,22 +50,26 @@ class Stop:
 
 @contextlib.contextmanager
 def listening(forward: Callable[[int], object] | None = None) -> Iterator[Stop]:
-    """Takes signals for the block; the earlier handlers come back afterwards.
+    """Handles the stop signals inside the block; earlier handlers are restored afterwards.
 
-    A second signal ends the process at once, with status 128 + its number and whatever is saved by
-    then, even where the main thread hangs inside compiled code: a thread of its own reads what the
-    C handler writes. A signal that was ignored before, as under `nohup`, stays ignored. One that
-    nobody has asked for by the end of the block is delivered again.
+    A second signal exits at once, with status 128 + its number and whatever is saved by then, even
+    while the main thread hangs inside compiled code: a separate thread reads the numbers that
+    Python's C-level handler writes to the wakeup descriptor. A signal that was ignored before, as
+    under `nohup`, stays ignored. One that no caller has asked for by the end of the block is
+    delivered again.
 
     Args:
       forward: see `Stop`.
     """
     stop = Stop(forward)
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    # The wakeup descriptor gets a byte from C, without the interpreter having to run; it must not
+    # block there.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     watcher = threading.Thread(target=_watch, args=(reader, stop, set(before)), daemon=True)
@@ -80,6 +84,8 @@ def listening(forward: Callable[[int], object] | None = None) -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        # Handlers first, then the descriptor: no signal may find a closed pipe. The zero ends the
+        # watcher.
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
@@ -92,7 +98,7 @@ def listening(forward: Callable[[int], object] | None = None) -> Iterator[Stop]:
 
 
 def _watch(reader: int, stop: Stop, numbers: set[int]) -> None:
-    """Reads the numbers of signals as they come, until a zero."""
+    """Watcher thread: reads signal numbers as they come, until a zero."""
     first = 0.0
     while True:
         for number in os.read(reader, 64):
@@ -109,14 +115,14 @@ def _watch(reader: int, stop: Stop, numbers: set[int]) -> None:
 
 
 def set_native_handler(number: int, handler: ctypes._FuncPointer | None) -> int:
-    """Gives a signal to a handler that is called at once, also while native code runs.
+    """Installs a C-level signal handler, which is called at once even while native code runs.
 
     Args:
-      number: of the signal.
-      handler: of `ctypes.CFUNCTYPE`, kept alive by the caller; None for the system's default.
+      number: signal number.
+      handler: a `ctypes.CFUNCTYPE` callback, kept alive by the caller; None for the default action.
 
     Returns:
-      The address of the handler before; 0 for the system's default.
+      Address of the previous handler; 0 for the default action.
     """
     library = ctypes.CDLL(None)
     library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -125,7 +131,7 @@ def set_native_handler(number: int, handler: ctypes._FuncPointer | None) -> int:
 
 
 def end_at_once(number: int) -> None:
-    """Ends the process without waiting for anything."""
+    """Exits without waiting for anything."""
     name = signal.Signals(number).name
     line = f"xrec: {name} again: ended at once, with what was saved before\n"
     with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be no stream

@@ -1,4 +1,4 @@
-"""Lines on a terminal: text of people's files cannot steer it, and its reader may go away."""
+"""Terminal output: control characters are escaped, and a closed output is tolerated."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def printable(text: str) -> str:
-    r"""`text` with every character that steers a terminal as an escape, such as `\x1b`."""
-    return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
+    r"""Escapes the characters of `text` that would control a terminal, such as `\x1b`."""
+    return _STEERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """`printable`, with line feeds and separators of lines as escapes too."""
+    """As `printable`, with line feeds and line separators escaped too."""
     return re.sub("[\n\u2028\u2029]", lambda end: ascii(end[0])[1:-1], printable(text))
 
 
 def show(text: str, *, error: bool = False) -> None:
     """Prints a line at once.
 
-    Where nobody reads any more (`xrec run ... | head -1`), or what reads is a file on a full disk,
-    the rest is said to nobody and the work goes on: what it saves is not lost with the reader.
+    If the reader is gone (`xrec run ... | head -1`) or the output is a file on a full disk, later
+    lines are discarded and the work continues, so that its results are not lost.
 
     Args:
       text: the line.
-      error: on the standard error instead of the standard output.
+      error: print on standard error instead of standard output.
     """
     stream = sys.stderr if error else sys.stdout
     try:
         print(printable(text), file=stream, flush=True)
     except OSError as problem:
-        # What is still in the buffer goes there as well, so that the end of Python says nothing.
+        # The unflushed buffer goes there as well, so that Python does not complain at exit.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -1,18 +1,18 @@
-"""Files of named arrays (`.npz`), written atomically and read without trust."""
+"""Files of named arrays (`.npz`), written atomically and read without unpickling."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage import files
 
 
-def write_npz(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
+def write_npz(path: epath.PathLike, arrays: Mapping[str, npt.ArrayLike]) -> None:
     """Writes arrays by name, compressed; the same arrays always give the same bytes."""
 
     def write(temporary: str) -> None:

@@ -1,4 +1,4 @@
-"""CSV files that people give beside the data: rows with the line on which each begins."""
+"""Reader of user-written CSV files: rows with the number of the line on which each begins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MOST_CHARACTERS = 1 << 16  # of a row; below what the parser itself bounds a cel
 
 
 def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
-    """Line (from 1) and cells of every row that is not blank, the header's among them.
+    """Yields line number (from 1) and cells of every row that is not blank, the header included.
 
-    A cell in quotes may hold line ends. Memory is that of the longest row, which is bounded. A name
-    that ends in ".gz" is unzipped.
+    A quoted cell may hold line ends. Memory is that of the longest row, which is bounded. Files
+    named ".gz" are decompressed.
 
     Raises:
-      UserError: names file and line of what is no CSV: a quote that is never closed, or within a
-        cell, a cell that is too long, a NUL, bytes that are no UTF-8.
+      UserError: names file and line of invalid CSV: a quote that is never closed or stands inside a
+        cell, a cell that is too long, a NUL, bytes that are not UTF-8.
     """
     with files.opened(path) as file:
         lines = _Lines(file, path)
@@ -40,7 +40,7 @@ def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
 
 
 def other_separator(header: Sequence[str]) -> str:
-    """What to do about a header that something else than commas separates; "" if they do."""
+    """Advice for a header that is not separated by commas; "" if it is."""
     if header and header[0].lower().startswith("sep="):
         return "a separator instead of a header; delete this line and separate columns with commas"
     if len(header) == 1:
@@ -51,10 +51,10 @@ def other_separator(header: Sequence[str]) -> str:
 
 
 class _Lines:
-    """The lines of a file; no row may have more characters than a row has.
+    """Lines of a file, with a bound on the characters of a row that spans several lines.
 
     Attributes:
-      row: the line where the row begins that is being read, and its characters so far.
+      row: first line of the current row, and its number of characters so far.
     """
 
     def __init__(self, file: files.Bytes, path: epath.PathLike):

@@ -1,4 +1,4 @@
-"""What to say when a disk does not take what is written."""
+"""One-line errors for writes that fail: disk full, quota, read-only or missing permission."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CODES = (
     errno.EMFILE,
     errno.ENFILE,
 )
-# Only a write ends in one of these.
+# Codes that only a write can raise.
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
@@ -35,22 +35,22 @@ _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 class WriteError(UserError):
     """A write failed.
 
-    Other threads or processes may wait for it for ever, so nobody should join them: the command
-    line leaves at once.
+    Other threads or processes may wait for it for ever, so the command line exits without joining
+    them.
     """
 
 
 def write_error(
     path: epath.PathLike, error: BaseException, *, what: str = "", needed: int = 0, then: str = ""
 ) -> WriteError:
-    """One line on a write that failed.
+    """Describes a failed write in one line.
 
     Args:
       path: file or directory that was written.
-      error: an `OSError`, or what a library made of one.
-      what: is written; default: the path itself.
-      needed: bytes that are to be written; 0 if unknown.
-      then: what happens once the cause is gone.
+      error: an `OSError`, or a library's exception that quotes one.
+      what: name of the object written; default: the path itself.
+      needed: bytes to be written; 0 if unknown.
+      then: what happens once the cause is gone, as the message says it.
     """
     code = error_code(error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -58,9 +58,9 @@ def write_error(
     room = ""
     if code in _FULL:
         free = free_bytes(path)
-        parts = [f"needs up to {in_words(needed)}"] if needed else []
-        parts += [f"{in_words(free)} are free there"] if free is not None else []
-        room = f" ({', '.join(parts)})" if parts else ""
+        details = [f"needs up to {in_words(needed)}"] if needed else []
+        details += [f"{in_words(free)} are free there"] if free is not None else []
+        room = f" ({', '.join(details)})" if details else ""
         room += "; make room" if not then else f"; make room and {then}"
     elif then:
         room = f"; mend that and {then}"
@@ -70,11 +70,11 @@ def write_error(
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike, *, needed: int = 0) -> Iterator[None]:
-    """Makes one line of whatever a block that writes raises, if a disk is to blame.
+    """Turns errors of a disk that the block raises into a `WriteError`.
 
     Args:
-      path: what it writes.
-      needed: bytes that are to be written; 0 if unknown.
+      path: file or directory that the block writes.
+      needed: bytes to be written; 0 if unknown.
 
     Raises:
       WriteError: names the path, the cause, and what is free.
@@ -92,11 +92,11 @@ def writing(path: epath.PathLike, *, needed: int = 0) -> Iterator[None]:
 
 
 def unforeseen(error: Exception, where: epath.PathLike) -> UserError | None:
-    """One line for an error of a disk that nobody caught; None for all others.
+    """A one-line error for an uncaught disk failure; None for all other errors.
 
     Args:
-      error: what ended the command.
-      where: the directory that it worked in, where the error names no file.
+      error: exception that ended the command.
+      where: directory that the command worked in, used if the error names no file.
     """
     code = error_code(error)
     path = getattr(error, "filename", None) or where
@@ -108,12 +108,13 @@ def unforeseen(error: Exception, where: epath.PathLike) -> UserError | None:
 
 
 def error_code(error: BaseException) -> int:
-    """The system's number of an error, also where a library only passed on its text; 0: none."""
+    """`errno` of an error, also if a library only passed on its text; 0 if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:
             return seen.errno
         text = str(seen)
+        # Rust and C++ libraries raise exceptions of their own that quote the system's text.
         for code in _CODES:
             if os.strerror(code) in text:
                 return code
@@ -122,10 +123,11 @@ def error_code(error: BaseException) -> int:
 
 
 def free_bytes(path: epath.PathLike) -> int | None:
-    """Bytes that are free for ordinary users where `path` lies; None where nobody knows."""
+    """Bytes free for ordinary users on the file system of `path`; None if unknown."""
     if "://" in os.fspath(path):
         return None
     target = pathlib.Path(os.path.abspath(path))
+    # The path itself may not exist yet; its nearest parent lies on the same disk.
     for folder in (target, *target.parents):
         try:
             return shutil.disk_usage(folder).free
@@ -135,7 +137,7 @@ def free_bytes(path: epath.PathLike) -> int | None:
 
 
 def in_words(count: float) -> str:
-    """A number of bytes as people write it, for example "1.5 GB"."""
+    """Formats a number of bytes, such as "1.5 GB"."""
     for unit in _UNITS:
         if count < 1000 or unit == _UNITS[-1]:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

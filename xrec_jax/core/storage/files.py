@@ -1,4 +1,4 @@
-"""Files of a run directory: atomic writes, JSON, and the metric log.
+"""File access: atomic writes, JSON, JSON lines, and checks of paths.
 
 Paths go through `etils.epath`, so a run directory may be local or `gs://`.
 """
@@ -25,20 +25,20 @@ from xrec_jax.core.runtime import memory, process
 from xrec_jax.core.storage import jsonl
 from xrec_jax.core.storage.disk import write_error
 
-# Of a temporary name: process id, start of the process, and what tells apart two of one process;
-# the latter two are missing in what earlier versions left.
+# Parts of a temporary name: process id, start of the process, and a random suffix; the latter two
+# are missing in names that earlier versions wrote.
 _TEMPORARY = re.compile(r"\.(?P<final>.+)\.(?P<pid>\d+)(?:-(?P<start>\w*)-[0-9a-f]{8})?\.tmp")
 
-_WATCHED = 1 << 24  # characters of a text file between two looks at the memory left
+_WATCHED = 1 << 24  # characters of a text file between two checks of the memory left
 Bytes: TypeAlias = IO[bytes]
 
 
 def is_local(path: epath.PathLike) -> bool:
-    """Whether `path` lies on a local file system (no `scheme://`)."""
+    """True if `path` lies on a local file system (no `scheme://`)."""
     return "://" not in os.fspath(path)
 
 
-# What reads object stores, and how it is installed.
+# Package that reads each object store, and the command that installs it.
 _STORES = {
     "gs": ("gcsfs", "pip install 'xrec_jax[gcs]'"),
     "s3": ("s3fs", "pip install s3fs"),
@@ -47,7 +47,7 @@ _STORES = {
 
 
 def check_scheme(path: epath.PathLike) -> None:
-    """Refuses a remote path that cannot be read here, before anything asks the network.
+    """Refuses a remote path that cannot be read here, before any network access.
 
     Raises:
       UserError: for a scheme that is not supported, or whose package is not installed.
@@ -66,13 +66,13 @@ def check_scheme(path: epath.PathLike) -> None:
 
 
 def check_no_pattern(path: epath.PathLike, flag: str) -> None:
-    """Refuses a local folder in which checkpoints would be written that nobody can read.
+    """Refuses a local folder from which checkpoints could not be read back.
 
     Orbax finds their parts by a pattern that begins with the folder's own path.
 
     Args:
       path: the folder.
-      flag: that gave it, such as "--workdir".
+      flag: flag that names the folder, such as "--workdir".
 
     Raises:
       UserError: if its absolute path holds a character of patterns.
@@ -88,29 +88,29 @@ def check_no_pattern(path: epath.PathLike, flag: str) -> None:
 
 
 def joined(spec: epath.PathLike) -> list[str]:
-    """The files that a key names which takes several, with "+" between them.
+    """Splits the value of a key that takes several files, joined by "+".
 
-    A path may hold a "+" itself: of all ways to cut the text, the one with the fewest pieces that
-    are all there is taken. Where there is none, every "+" is between two files; so it is in a text
-    with remote paths.
+    A path may contain a "+" itself: of all ways to cut the text into existing files, the one with
+    the fewest files is taken. If there is none, or a path is remote, every "+" separates two files.
     """
     pieces = os.fspath(spec).split("+")
     if not is_local(spec):
         return pieces
-    best: list[list[str] | None] = [[]]  # for the first k pieces, the fewest files that are there
+    # Dynamic programming: best[k] is the shortest list of existing files for the first k pieces.
+    best: list[list[str] | None] = [[]]
     for end in range(1, len(pieces) + 1):
-        found: list[str] | None = None
+        shortest: list[str] | None = None
         for start, before in enumerate(best):
             path = "+".join(pieces[start:end])
             if before is not None and path and epath.Path(path).exists():
                 longer = [*before, path]
-                found = longer if found is None or len(longer) < len(found) else found
-        best.append(found)
+                shortest = longer if shortest is None or len(longer) < len(shortest) else shortest
+        best.append(shortest)
     return best[-1] or pieces
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """`path` as an absolute path, where it is local; see `check_scheme`."""
+    """Makes a local path absolute; remote ones are checked by `check_scheme`."""
     check_scheme(path)
     return epath.Path(os.path.abspath(path) if is_local(path) else path)
 
@@ -132,6 +132,7 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         write(os.fspath(temporary))
+        # A rename within one folder is atomic.
         os.replace(temporary, final)
     except OSError as error:
         raise write_error(final, error) from error
@@ -141,9 +142,9 @@ def write_atomic(path: epath.PathLike, write: Callable[[str], object]) -> None:
 
 
 def temporary_sibling(path: pathlib.Path) -> pathlib.Path:
-    """A hidden name beside `path` that no other process uses, in no container and at no time.
+    """A hidden name beside `path` that no other process uses, in any container at any time.
 
-    It says whose it is, so that `remove_leftovers` can tell what nobody will finish.
+    It names its process, so that `remove_leftovers` can recognise abandoned files.
     """
     me = process.this()
     return path.with_name(f".{path.name}.{me.pid}-{me.start}-{secrets.token_hex(4)}.tmp")
@@ -152,11 +153,11 @@ def temporary_sibling(path: pathlib.Path) -> pathlib.Path:
 def remove_leftovers(path: epath.PathLike, *, below: bool = False) -> None:
     """Removes temporary files and folders of processes that ended before they were finished.
 
-    Call it when nobody else writes there: what this very process began counts as left, too.
+    Call it when nobody else writes there: files that this very process began count as abandoned.
 
     Args:
-      path: whose temporary siblings go.
-      below: of everything in the folder `path` instead.
+      path: file whose temporary siblings are removed.
+      below: remove those of all files below the folder `path` instead.
     """
     if not is_local(path):
         return
@@ -164,18 +165,20 @@ def remove_leftovers(path: epath.PathLike, *, below: bool = False) -> None:
     if not (final if below else final.parent).is_dir():
         return
     pattern = ".*.tmp"
-    for found in list(final.rglob(pattern) if below else final.parent.glob(pattern)):
-        name = _TEMPORARY.fullmatch(found.name)
+    for leftover in list(final.rglob(pattern) if below else final.parent.glob(pattern)):
+        name = _TEMPORARY.fullmatch(leftover.name)
         if name is None or not (below or name["final"] == final.name):
             continue
         pid, start = int(name["pid"]), name["start"]
+        # Another live process may still rename its file; names of earlier versions cannot be
+        # checked and go.
         if start is not None and pid != os.getpid() and process.runs(pid, start):
             continue
         with contextlib.suppress(OSError):
-            if found.is_dir():
-                shutil.rmtree(found)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
             else:
-                found.unlink()
+                leftover.unlink()
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -219,7 +222,7 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def iter_json_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Records of a JSON-lines file of a run, one at a time; see `read_json_lines`."""
+    """Yields the records of a JSON-lines file of a run; see `read_json_lines`."""
     check_scheme(path)
     file = epath.Path(path)
     if file.exists():
@@ -240,10 +243,10 @@ def read_json_lines(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank; unzips a name that ends in ".gz".
+    """Yields number (from 1) and text of every line that is not blank; decompresses ".gz" files.
 
     Raises:
-      UserError: if the file is missing, cannot be read or unzips to more than the memory holds.
+      UserError: if the file is missing, unreadable, or its content exceeds the memory left.
     """
     with opened(path) as file:
         read = 0
@@ -256,20 +259,21 @@ def text_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
 
 
 def numbered_records(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line (from 1) and record of a JSON-lines file that somebody else wrote, perhaps gzipped.
+    """Yields line number (from 1) and record of a user's JSON-lines file, perhaps gzipped.
 
     Raises:
-      UserError: names the file and the line of what is wrong; every line must be whole.
+      UserError: names the file and line of the first fault; unlike in a run's own files, the last
+        line must be complete, too.
     """
     for number, line in text_lines(path):
         yield number, jsonl.parse_record(line, path, number)
 
 
 def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
-    """All of `numbered_records`, of which there must be one.
+    """Reads all records of `numbered_records`; an empty file is an error.
 
     Raises:
-      UserError: names the file and the line of what is wrong.
+      UserError: names the file and line of the first fault.
     """
     records = [record for _, record in numbered_records(path)]
     if not records:
@@ -279,7 +283,7 @@ def read_records(path: epath.PathLike) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unzipped where its name ends in ".gz"; every fault is one line."""
+    """Opens a file for reading bytes, decompressed if named ".gz"; errors are `UserError`s."""
     check_scheme(path)
     try:
         with epath.Path(path).open("rb") as file:
@@ -293,14 +297,14 @@ def opened(path: epath.PathLike) -> Iterator[IO[bytes]]:
 
 
 def check_file(path: epath.PathLike, flag: str) -> None:
-    """Refuses a path that cannot become a file, before hours are spent on what goes into it.
+    """Refuses a path that cannot become a file, before hours are spent on its content.
 
     Args:
-      path: where the file is to be.
-      flag: that gave it, such as "--output".
+      path: path of the file to be written.
+      flag: flag that names the file, such as "--output".
 
     Raises:
-      UserError: if there is a directory, or a part of the path is a file.
+      UserError: if the path is a directory, or one of its parents is a file or not writable.
     """
     check_scheme(path)
     if not is_local(path):

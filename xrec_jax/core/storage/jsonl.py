@@ -1,9 +1,9 @@
-"""One reader and one writer of JSON, for whole files and for lines of files.
+"""Strict JSON reader and writer, for whole files and for lines of files.
 
 A line ends at a line feed and nowhere else: JSON texts may hold U+2028, U+2029 and U+0085 as they
-are, which `str.splitlines` takes for line ends. What Python's parser lets pass or fails at without
-a word about the place is refused here: NaN and infinities, numbers that no float holds, half a
-surrogate pair, NUL, a key that stands twice, and nesting that later steps could not follow.
+are, which `str.splitlines` takes for line ends. Input that Python's parser accepts, or rejects
+without naming the place, is refused here: NaN and infinities, numbers that exceed a float, half a
+surrogate pair, NUL, a repeated key, and nesting too deep for later steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ESCAPED_ENDS = {end: f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
 
 
 class _FaultError(ValueError):
-    """What is wrong, and the part of the text that shows where."""
+    """A fault in a JSON text, with the token that locates it."""
 
     def __init__(self, what: str, token: str):
         super().__init__(what)
@@ -40,17 +40,19 @@ def parse(text: str, path: object, line: int | None = None) -> Any:
     """Parses a JSON text.
 
     Args:
-      text: one value; of a line, or of a whole file.
-      path: where it stands, for messages.
-      line: its number, from 1; None for a whole file.
+      text: one value: a line, or a whole file.
+      path: its file, for messages.
+      line: line number, from 1; None for a whole file.
 
     Raises:
-      UserError: names file, line and what is wrong.
+      UserError: names file, line and fault.
     """
     decoder = _LINE if line is not None else _FILE
     try:
         value = decoder.decode(text)
         _check_escapes(text)
+        # Brackets bound the depth from above, and counting them is much cheaper than walking the
+        # value.
         if text.count("[") + text.count("{") > MOST_LEVELS and _levels(value) > MOST_LEVELS:
             raise RecursionError
     except RecursionError as error:
@@ -67,7 +69,7 @@ def parse(text: str, path: object, line: int | None = None) -> Any:
 
 
 def parse_record(text: str, path: object, line: int) -> dict[str, Any]:
-    """Parses a line that has to be an object.
+    """Parses a line that must be an object.
 
     Raises:
       UserError: see `parse`; or if it is another value.
@@ -79,10 +81,10 @@ def parse_record(text: str, path: object, line: int) -> dict[str, Any]:
 
 
 def decode(data: bytes, path: object, line: int | None = None) -> str:
-    """Bytes as text; a mark of the byte order at their start is dropped.
+    """Decodes UTF-8; a byte order mark at the start of a file is dropped.
 
     Raises:
-      UserError: names file and line of what is no UTF-8.
+      UserError: names file and line of bytes that are not UTF-8.
     """
     try:
         return data.decode("utf-8-sig" if line in (None, 1) else "utf-8")
@@ -92,10 +94,10 @@ def decode(data: bytes, path: object, line: int | None = None) -> str:
 
 
 def bounded_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of every line, with its line feed.
+    """Yields number (from 1) and bytes of every line, with its line feed.
 
     Raises:
-      UserError: names file and line of what is longer than any record.
+      UserError: names file and number of a line longer than `MOST_BYTES`.
     """
     number = 0
     while data := file.readline(MOST_BYTES + 1):
@@ -109,12 +111,12 @@ def bounded_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, bytes]]:
 
 
 def numbered_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text, without its line feed, of every line that is not blank.
+    """Yields number (from 1) and text, without its line feed, of every line that is not blank.
 
     Memory is that of the longest line, which is bounded.
 
     Raises:
-      UserError: names file and line of what is no UTF-8 or is longer than any record.
+      UserError: names file and number of a line that is not UTF-8 or longer than `MOST_BYTES`.
     """
     for number, data in bounded_lines(file, path):
         text = decode(data, path, number).removesuffix("\n")
@@ -123,9 +125,9 @@ def numbered_lines(file: IO[bytes], path: object) -> Iterator[tuple[int, str]]:
 
 
 def log_records(file: IO[bytes], path: object) -> Iterator[dict[str, Any]]:
-    """Records of a file that a run appends to; a torn last line is dropped.
+    """Yields the records of a file that a run appends to; a torn last line is dropped.
 
-    A line is torn where a kill in mid-write left no line feed at its end.
+    A line is torn if a kill in mid-write left it without a line feed.
 
     Raises:
       UserError: names the line that is no JSON object.
@@ -133,18 +135,18 @@ def log_records(file: IO[bytes], path: object) -> Iterator[dict[str, Any]]:
     for number, data in enumerate(file, start=1):
         if data == b"\n":
             continue
-        whole = data.removesuffix(b"\n")
+        complete = data.removesuffix(b"\n")
         try:
-            record = parse_record(decode(whole, path, number), path, number)
+            record = parse_record(decode(complete, path, number), path, number)
         except UserError:
-            if whole == data:
+            if complete == data:
                 return
             raise
         yield record
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """A JSON text without any character that some reader takes for a line end.
+    """Serialises a value without characters that some reader takes for a line end.
 
     Raises:
       UserError: if a text holds half a surrogate pair, which no file of text can hold.
@@ -182,35 +184,37 @@ def _check_escapes(text: str) -> None:
 
 
 def _levels(value: Any) -> int:
-    """Levels of nesting, counted no further than needed, without recursion."""
+    """Depth of nesting, counted no further than needed, without recursion."""
     levels, nodes = 0, [value]
     while nodes and levels <= MOST_LEVELS:
-        inner = [node for node in nodes if isinstance(node, (dict, list))]
-        levels += bool(inner)
+        containers = [node for node in nodes if isinstance(node, (dict, list))]
+        levels += bool(containers)
         nodes = [
-            child for node in inner for child in (node.values() if isinstance(node, dict) else node)
+            child
+            for node in containers
+            for child in (node.values() if isinstance(node, dict) else node)
         ]
     return levels
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise _FaultError(f"a number of {len(digits):,} digits", digits)
     return int(digits)
 
 
-def _real(digits: str) -> float:
+def _parse_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise _FaultError(f"{digits[:20]} is larger than any number", digits)
     return number
 
 
-def _constant(name: str) -> Any:
+def _parse_constant(name: str) -> Any:
     raise _FaultError(f"{name} is no number; null stands for a missing one", name)
 
 
-def _pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(members)
     if len(record) < len(members):
         names = [name for name, _ in members]
@@ -219,7 +223,12 @@ def _pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-_FILE = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_constant)
+_FILE = json.JSONDecoder(
+    parse_int=_parse_int, parse_float=_parse_float, parse_constant=_parse_constant
+)
 _LINE = json.JSONDecoder(
-    parse_int=_whole, parse_float=_real, parse_constant=_constant, object_pairs_hook=_pairs
+    parse_int=_parse_int,
+    parse_float=_parse_float,
+    parse_constant=_parse_constant,
+    object_pairs_hook=_unique_keys,
 )

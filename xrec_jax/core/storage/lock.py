@@ -1,9 +1,9 @@
-"""A file that keeps a second process from writing where one writes already.
+"""A lock file that keeps a second process from writing to the same place.
 
-The lock names its holder: host, process id and start time. It appears whole or not at all, and
-while the holder lives the operating system holds it as well (`flock`), which also tells apart two
-containers that look alike. A lock whose holder is gone is taken over. In an object store, which has
-neither, two processes that begin in the same second may both get it.
+The lock names its holder: host, process id and start time. It is created atomically, and while the
+holder lives the operating system holds it as well (`flock`), which also distinguishes containers
+with equal names and ids. A lock whose holder is gone is taken over. An object store has neither, so
+two processes that begin in the same second may both get it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Lock:
     """A lock file.
 
     Args:
-      path: of the file.
-      what: is locked, as errors name it.
-      instead: what a user may do who is refused, such as "give another --workdir".
+      path: path of the lock file.
+      what: name of the locked object, for messages.
+      instead: advice to a refused user, such as "give another --workdir".
     """
 
     def __init__(self, path: epath.PathLike, *, what: str, instead: str):
@@ -46,7 +46,7 @@ class Lock:
         self._made: list[pathlib.Path] = []
 
     def check(self) -> None:
-        """Raises a `UserError` if another process holds it; changes nothing."""
+        """Raises a `UserError` if another process holds the lock; changes nothing."""
         if not is_local(self._path):
             if self._path.exists():
                 self._refuse_holder(self._path.read_text())
@@ -61,10 +61,10 @@ class Lock:
         """Takes the lock.
 
         Returns:
-          A sentence about a holder that is gone, where there was one; else "".
+          A sentence about the holder that is gone, if one was replaced; else "".
 
         Raises:
-          UserError: if another process holds it, or the file cannot be written.
+          UserError: if another process holds the lock, or the file cannot be written.
         """
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._mine = json.dumps({**process.this()._asdict(), "since": since}) + "\n"
@@ -79,7 +79,7 @@ class Lock:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def release(self) -> None:
-        """Gives it back, where it is still this one's; never fails."""
+        """Releases the lock if this object still holds it; never fails."""
         with contextlib.suppress(OSError):
             if is_local(self._path):
                 if self._handle is not None and self._is_current(self._handle):
@@ -97,17 +97,21 @@ class Lock:
         path.parent.mkdir(parents=True, exist_ok=True)
         note = ""
         for _ in range(_TRIES):
+            # Create, or else look at the file that is there; between the two steps another process
+            # may come or go, hence the loop.
             if self._create(path):
                 return note
             note = self._clear() or note
         raise UserError(f"{path}: other processes take and leave this lock all the time")
 
     def _create(self, path: pathlib.Path) -> bool:
-        """Puts a whole lock file there, held already, unless there is one."""
+        """Creates the complete lock file, already held, unless there is one."""
         new = temporary_sibling(path)
         try:
             handle = self._filled(new)
             try:
+                # A hard link makes the filled and held file appear in one step, and fails if there
+                # is one.
                 os.link(new, path)
             except FileExistsError:
                 os.close(handle)
@@ -127,7 +131,7 @@ class Lock:
         return True
 
     def _filled(self, path: pathlib.Path) -> int:
-        """A new file that says who holds the lock, open and held."""
+        """Creates a file that names the holder; returns its descriptor, held."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             _hold(handle)
@@ -139,7 +143,7 @@ class Lock:
         return handle
 
     def _clear(self) -> str:
-        """Removes a lock whose holder is gone; a sentence about it."""
+        """Removes a lock whose holder is gone; returns a sentence about it."""
         handle = self._open()
         if handle is None:
             return ""
@@ -152,11 +156,11 @@ class Lock:
             return note
 
     def _refuse_holder(self, text: str, *, free: bool | None = None) -> str:
-        """Refuses if the holder lives or may live.
+        """Raises if the holder is alive or may be.
 
         Args:
-          text: of the lock.
-          free: what the operating system knows: False that it is held, True that it is not.
+          text: content of the lock file.
+          free: what the operating system knows: False if it is held, True if not, None if unknown.
 
         Returns:
           A sentence about a holder that is gone.
@@ -174,6 +178,7 @@ class Lock:
         since = record.get("since")
         who = f"{holder}, since {since}" if isinstance(since, str) else str(holder)
         me = process.this()
+        # Processes of another host cannot be looked up here.
         if free is not False and holder.host != me.host:
             raise UserError(
                 f"{self._what} is in use by {who}; wait for it or {self._instead}; if that process "
@@ -193,7 +198,7 @@ class Lock:
             raise UserError(f"cannot read {self._path}: {error.strerror or error}") from error
 
     def _is_current(self, handle: int) -> bool:
-        """Whether the path still leads to an open file."""
+        """True if the path still leads to the open file."""
         try:
             now, held = os.stat(self._path), os.fstat(handle)
         except OSError:
@@ -201,7 +206,7 @@ class Lock:
         return (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino)
 
     def _unmake(self) -> None:
-        """Removes folders that were made for the lock and hold nothing."""
+        """Removes folders that were created for the lock and are empty."""
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -209,10 +214,10 @@ class Lock:
 
 
 def _hold(handle: int) -> bool | None:
-    """Holds an open file against other processes.
+    """Locks an open file against other processes.
 
     Returns:
-      False if one of them holds it; None where the file system knows no such thing.
+      False if another process holds it; None if the file system has no locks.
     """
     if fcntl is None:
         return None

@@ -1,10 +1,10 @@
 """Marks of finished stages: `done/STAGE.json`, the one file that says a stage is done.
 
-A mark is written atomically when all else that the stage leaves is there, and says what that is: of
-every file its size and SHA-256, of every section of `evaluation.json` and of the stage's lines in
-`metrics.jsonl` a SHA-256. A file that somebody changed since is refused by name before its content
-becomes a figure; one that is gone means that the stage is not done. A directory without marks was
-written by an earlier version; what it holds is taken as it is.
+A mark is written atomically, after all other outputs of the stage, and lists them: size and SHA-256
+of every file, and a SHA-256 of every section of `evaluation.json` and of the stage's lines in
+`metrics.jsonl`. A file that was changed since is refused by name before its content becomes a
+figure; if one is missing, the stage is not done. A directory without marks was written by an
+earlier version; its content is taken as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Marks:
       root: the run directory.
 
     Raises:
-      UserError: if something else is where their folder is to be.
+      UserError: if their folder is a file.
     """
 
     def __init__(self, root: epath.Path):
@@ -53,34 +53,35 @@ class Marks:
         """Marks a stage as done.
 
         Args:
-          stage: its name.
-          left: files, and folders with all that is in them; what is not there is left out.
+          stage: name of the stage.
+          left: its files, and folders with all their content; missing ones are skipped.
           evaluation: its sections of `evaluation.json`.
           metrics: its lines of `metrics.jsonl`.
         """
-        found = {
+        digests = {
             str(path.relative_to(self._root)): _content(path)
             for entry in left
             for path in (_below(entry) if entry.is_dir() else [entry])
             if path.exists()
         }
+        # The mark itself comes last and is written atomically.
         sections = {name: section_digest(value) for name, value in evaluation.items()}
         files.write_json(
             self._path(stage),
             {
                 "stage": stage,
-                "files": dict(sorted(found.items())),
+                "files": dict(sorted(digests.items())),
                 "evaluation": sections,
                 "metrics": {stage: section_digest(_untimed(metrics))},
             },
         )
 
     def remove(self, stage: str) -> None:
-        """Says that a stage is not done any more, before anything of it changes."""
+        """Removes a stage's mark, before any of its outputs changes."""
         self._path(stage).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings that the run was started with; None where they were not kept.
+        """Settings that the run was started with; None if they were not stored.
 
         Raises:
           UserError: if the file is damaged.
@@ -88,13 +89,13 @@ class Marks:
         path = self._folder / _SETTINGS
         if not path.exists():
             return None
-        found = files.read_json(path)
-        if not isinstance(found, dict):
+        settings = files.read_json(path)
+        if not isinstance(settings, dict):
             raise UserError(f"{path}: damaged, not a JSON object; delete it to go on without it")
-        return found
+        return settings
 
     def write_settings(self, settings: Mapping[str, Any] | None) -> None:
-        """Keeps the settings that a run is started with; None forgets them."""
+        """Stores the settings that a run is started with; None removes them."""
         path = self._folder / _SETTINGS
         if settings is None:
             path.unlink(missing_ok=True)
@@ -102,28 +103,28 @@ class Marks:
             files.write_json(path, settings)
 
     def text(self, stage: str) -> str:
-        """Content of a mark, "" if there is none."""
+        """Text of a mark; "" if there is none."""
         path = self._path(stage)
         return path.read_text() if path.exists() else ""
 
     def put(self, stage: str, text: str) -> None:
-        """Writes a mark back as it was."""
+        """Restores the text of a mark."""
         files.write_text(self._path(stage), text)
 
     def missing(self, stage: str, sections: Iterable[str]) -> list[str] | None:
-        """What a marked stage left and is not there any more; None if it has no mark.
+        """Outputs of a marked stage that are missing now; None if it has no mark.
 
         Args:
-          stage: its name.
-          sections: of `evaluation.json` that are there.
+          stage: name of the stage.
+          sections: names of the sections that `evaluation.json` has now.
 
         Raises:
-          UserError: if a file is another one than the stage left.
+          UserError: if a file was changed since the stage wrote it.
         """
         if not self._path(stage).exists():
             return None
-        mark, there = self._read(stage), set(sections)
-        gone = [name for name in mark["evaluation"] if name not in there]
+        mark, present = self._read(stage), set(sections)
+        gone = [name for name in mark["evaluation"] if name not in present]
         for name, content in mark["files"].items():
             if not (self._root / name).exists():
                 gone.append(name)
@@ -132,12 +133,12 @@ class Marks:
         return gone
 
     def has_file(self, path: epath.Path) -> bool:
-        """Whether a marked stage left a file."""
+        """True if a file is an output of a marked stage."""
         name = str(path.relative_to(self._root))
         return any(name in self._read(stage)["files"] for stage in self._stages())
 
     def check_file(self, path: epath.Path) -> None:
-        """Refuses a file that is another one than the stage left that made it.
+        """Refuses a file that was changed since its stage wrote it.
 
         Raises:
           UserError: names the file, the stage and the way out.
@@ -149,12 +150,12 @@ class Marks:
                 self._compare(stage, name, content)
 
     def check_section(self, kind: str, name: str, value: Any) -> None:
-        """The same of a section of `evaluation.json` or of the lines of a stage.
+        """Refuses a section of `evaluation.json`, or metric lines, that were changed since.
 
         Args:
           kind: "evaluation" or "metrics".
-          name: of the section, or the stage.
-          value: what is there now.
+          name: name of the section, or of the stage.
+          value: present content.
         """
         if kind == "metrics":
             value = _untimed(value)
@@ -199,12 +200,12 @@ class Marks:
     def _read(self, stage: str) -> dict[str, Any]:
         path = self._path(stage)
         mark = files.read_json(path)
-        whole = isinstance(mark, dict) and all(
+        complete = isinstance(mark, dict) and all(
             isinstance(mark.get(kind), dict)
             and all(isinstance(digest, str) for digest in mark[kind].values())
             for kind in _KINDS
         )
-        if not whole or not _lists_files(mark.get("files")):
+        if not complete or not _lists_files(mark.get("files")):
             raise UserError(
                 f"{path}: damaged, it does not say what stage {stage!r} left; delete it, then what "
                 "is there is taken as it is"
@@ -213,13 +214,13 @@ class Marks:
 
 
 def section_digest(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value, independent of key order."""
     text = json.dumps(files.plain(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _untimed(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Lines without what depends on the clock."""
+    """Metric lines without values that depend on the clock."""
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
@@ -231,7 +232,7 @@ def _lists_files(value: Any) -> bool:
 
 
 def _content(path: epath.Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
+    """Size and SHA-256 of a file, as a mark lists them."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -241,10 +242,10 @@ def _content(path: epath.Path) -> dict[str, Any]:
 
 
 def _below(folder: epath.Path) -> list[epath.Path]:
-    """All files of a folder and its folders but hidden ones."""
-    found: list[epath.Path] = []
+    """Files below a folder, recursively, without hidden ones."""
+    paths: list[epath.Path] = []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.name.startswith("."):
             continue
-        found += _below(path) if path.is_dir() else [path]
-    return found
+        paths += _below(path) if path.is_dir() else [path]
+    return paths

@@ -1,4 +1,4 @@
-"""What a record of a file must hold, said once a file; what is damaged is refused by name."""
+"""Schemas of JSON records: keys and kinds of values, checked with messages that name the fault."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Kind(NamedTuple):
     """A kind of JSON value.
 
     Attributes:
-      name: for messages, such as "a text".
-      holds: whether a value is one.
-      needed: whether the key must be there.
+      name: name for messages, such as "a text".
+      holds: predicate of valid values.
+      needed: false if the key may be missing.
     """
 
     name: str
@@ -43,7 +43,7 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 
 
 def of_list(kind: Kind) -> Kind:
-    """A list of values of a kind."""
+    """Kind of a list whose entries are all of one kind."""
     return Kind(
         f"a list, each entry {kind.name}",
         lambda value: isinstance(value, list) and all(map(kind.holds, value)),
@@ -51,7 +51,7 @@ def of_list(kind: Kind) -> Kind:
 
 
 def of_object(kind: Kind) -> Kind:
-    """An object whose values are all of a kind."""
+    """Kind of an object whose values are all of one kind."""
     return Kind(
         f"an object, each value {kind.name}",
         lambda value: isinstance(value, dict) and all(map(kind.holds, value.values())),
@@ -59,7 +59,7 @@ def of_object(kind: Kind) -> Kind:
 
 
 def record_of(schema: Schema, name: str = "a record") -> Kind:
-    """An object that fits a schema."""
+    """Kind of an object that fits a schema."""
     return Kind(
         f"{name} with {', '.join(key for key, kind in schema.items() if kind.needed)}",
         lambda value: isinstance(value, dict) and fault(value, schema) is None,
@@ -67,17 +67,17 @@ def record_of(schema: Schema, name: str = "a record") -> Kind:
 
 
 def or_null(kind: Kind) -> Kind:
-    """A value of a kind, or null."""
+    """Kind that also admits null."""
     return Kind(f"{kind.name} or null", lambda value: value is None or kind.holds(value))
 
 
 def perhaps(kind: Kind) -> Kind:
-    """A value of a kind or null under a key that may be missing."""
+    """Kind that also admits null and a missing key."""
     return or_null(kind)._replace(needed=False)
 
 
 def fault(record: Mapping[str, Any], schema: Schema) -> str | None:
-    """The first thing in which a record does not fit; None if it does."""
+    """First violation of the schema by a record; None if it fits."""
     for key, kind in schema.items():
         if key not in record:
             if kind.needed:
@@ -96,14 +96,14 @@ def check(record: Any, schema: Schema, where: object, way_out: str = "") -> None
       record: any JSON value.
       schema: key to the kind of its value; other keys may hold anything.
       where: file and line, for the message.
-      way_out: what the user can do.
+      way_out: advice to the user.
 
     Raises:
-      UserError: names the place, the key and what should be there.
+      UserError: names the place, the key and the expected kind.
     """
-    found = "it is no object" if not isinstance(record, dict) else fault(record, schema)
-    if found is not None:
-        raise UserError(f"{where} is damaged: {found}{f'; {way_out}' if way_out else ''}")
+    violation = "it is no object" if not isinstance(record, dict) else fault(record, schema)
+    if violation is not None:
+        raise UserError(f"{where} is damaged: {violation}{f'; {way_out}' if way_out else ''}")
 
 
 _ESTIMATE: Schema = {
@@ -115,12 +115,12 @@ _ESTIMATE: Schema = {
 
 
 def check_figures(found: Mapping[str, Any], path: object, way_out: str) -> None:
-    """Refuses figures that no stage writes: `STAGE: SYSTEM: METRIC: {value, low, high, count}`.
+    """Checks figures of the form `STAGE: SYSTEM: METRIC: {value, low, high, count}`.
 
     Args:
       found: content of `evaluation.json` or `ratings.json`.
-      path: of the file.
-      way_out: what the user can do.
+      path: path of the file.
+      way_out: advice to the user.
 
     Raises:
       UserError: names the file and the place in it.
