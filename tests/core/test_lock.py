@@ -16,7 +16,7 @@ from xrec_jax.core.storage.lock import Lock
 
 HELD = """
 import sys, time
-from xrec_jax.core.lock import Lock
+from xrec_jax.core.storage.lock import Lock
 Lock(sys.argv[1], what="it", instead="go away").acquire()
 print("held", flush=True)
 time.sleep(60)

@@ -94,7 +94,7 @@ def test_another_thread_listens_to_nothing():
 
 HANGING = """
 import ctypes
-from xrec_jax.core.stopping import listening
+from xrec_jax.core.runtime.stopping import listening
 with listening():
     print("ready", flush=True)
     lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)

@@ -133,7 +133,7 @@ def test_a_part_without_an_event_has_times_of_no_type(tmp_path, train):
     for part, row in {"train": f"1,2,{train}\n", "valid": "", "test": f"1,3,{train}\n"}.items():
         write(tmp_path / f"{part}.csv", "user,item,timestamp\n" + row)
     found = load({"format": "csv", "path": tmp_path})
-    assert [len(part) for part in found.parts.values()] == [1, 0, 1]
+    assert [len(part) for part in found.splits.values()] == [1, 0, 1]
     frame = pl.read_csv(tmp_path / "train.csv", try_parse_dates=True)
     for part, rows in {"train": frame, "test": frame}.items():
         rows.write_parquet(tmp_path / f"{part}.parquet")
@@ -142,7 +142,7 @@ def test_a_part_without_an_event_has_times_of_no_type(tmp_path, train):
     for path in tmp_path.glob("*.csv"):
         path.unlink()
     found = load({"format": "parquet", "path": tmp_path})
-    assert [len(part) for part in found.parts.values()] == [1, 0, 1]
+    assert [len(part) for part in found.splits.values()] == [1, 0, 1]
 
 
 def test_faults_far_into_a_file(tmp_path):

@@ -41,7 +41,7 @@ def test_atomic_values_and_rows_in_file_order(tmp_path):
         tmp_path, INTER + '10\tb"\t3.5\t1700000000000000001\n9\t"a"\t-1\t-5\n10\tä c\t+2e0\t7\n'
     )
     dataset = load(config)
-    assert dataset.name == "d" and dataset.parts is None
+    assert dataset.name == "d" and dataset.splits is None
     assert dataset.user_ids.tolist() == ["9", "10"]
     assert dataset.item_ids.tolist() == ['"a"', 'b"', "ä c"]
     events = dataset.interactions
@@ -230,8 +230,8 @@ def test_given_parts(tmp_path, form):
     dataset = load({"format": form, "path": tmp_path / "g"})
     assert dataset.name == "g"
     assert decoded(dataset) == [pair for pairs in rows.values() for pair in pairs]
-    assert dataset.parts is not None and list(dataset.parts) == ["train", "valid", "test"]
-    for part, events in dataset.parts.items():
+    assert dataset.splits is not None and list(dataset.splits) == ["train", "valid", "test"]
+    for part, events in dataset.splits.items():
         ids = zip(dataset.user_ids[events.user], dataset.item_ids[events.item], strict=True)
         assert list(ids) == rows[part]
     assert dataset.notes["pairs_in_several_parts"] == 1
@@ -254,8 +254,8 @@ def test_filters_renumber_rows_and_keep_parts(tmp_path):
     items = {item for _, item in decoded(dataset)}
     assert dataset.user_ids.tolist() == sorted(users, key=int) and len(users) < 40
     assert dataset.item_ids.tolist() == sorted(items, key=int)
-    assert dataset.parts is not None
-    for part, events in dataset.parts.items():
+    assert dataset.splits is not None
+    for part, events in dataset.splits.items():
         ids = zip(dataset.user_ids[events.user], dataset.item_ids[events.item], strict=True)
         assert list(ids) == kept[part]
         assert events.rating is not None and (events.rating >= 4).all()
@@ -330,9 +330,9 @@ def test_google_maps_parts(tmp_path, real):
     dataset = load({"format": "csv", "path": directory, "filters": {"duplicates": "keep"}})
     if real:
         assert (dataset.num_users, dataset.num_items) == (22582, 16557)
-    assert dataset.parts is not None
-    for part, events in dataset.parts.items():
+    assert dataset.splits is not None
+    for part, events in dataset.splits.items():
         lines = gzip.decompress((directory / f"{part}.csv.gz").read_bytes()).decode().split()[1:]
         users, items = dataset.user_ids[events.user], dataset.item_ids[events.item]
         assert [f"{u},{i}" for u, i in zip(users, items, strict=True)] == lines
-    assert len(dataset.interactions) == sum(map(len, dataset.parts.values()))
+    assert len(dataset.interactions) == sum(map(len, dataset.splits.values()))

@@ -28,7 +28,7 @@ def dataset_of(user, timestamp=None, parts=None):
     names = np.arange(int(user.max()) + 1).astype(str)
     if parts is not None:
         parts = {name: events.take(np.asarray(rows, int)) for name, rows in parts.items()}
-    return Dataset("toy", events, names, np.arange(7).astype(str), parts=parts)
+    return Dataset("toy", events, names, np.arange(7).astype(str), splits=parts)
 
 
 def random_dataset(seed, timed=True):
@@ -190,7 +190,7 @@ def test_given_without_validation_holds_out_the_last_training_event(timed):
         every = np.arange(len(whole.interactions))
         parts = {"train": every[every % 4 > 0], "test": every[every % 4 == 0]}
         dataset = dataclasses.replace(
-            whole, parts={name: whole.interactions.take(rows) for name, rows in parts.items()}
+            whole, splits={name: whole.interactions.take(rows) for name, rows in parts.items()}
         )
         expected = {"train": [], "valid": []}
         for user in range(whole.num_users):

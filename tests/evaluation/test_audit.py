@@ -104,7 +104,7 @@ def test_duplicates_kept_and_dropped():
 
 def test_duplicates_are_those_within_a_part():
     parts = {"train": events_of(TRAIN), "test": events_of([*TEST, TEST[0], TRAIN[0]])}
-    dataset = dataset_of(events_of([*TRAIN, *TEST, TEST[0], TRAIN[0]]), parts=parts)
+    dataset = dataset_of(events_of([*TRAIN, *TEST, TEST[0], TRAIN[0]]), splits=parts)
     assert duplicate_pairs(dataset).count == 1
 
 

@@ -64,7 +64,7 @@ def twin(folder, *, seed=0, leak=True, faulty=False):
     whole = Interactions(*np.concatenate(list(parts.values())).T.astype(np.int32))
     user_ids = np.array([f"u{n:02d}" for n in range(USERS)])
     item_ids = np.array([f"i{n:02d}" for n in range(ITEMS)])
-    dataset = Dataset("twin", whole, user_ids, item_ids, parts=events)
+    dataset = Dataset("twin", whole, user_ids, item_ids, splits=events)
     data = RunData(dataset, Split(**events), None)
 
     def profile(user):

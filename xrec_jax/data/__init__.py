@@ -1,1 +1,1 @@
-"""Level 2: data sets, splits, the planted world, training pipelines."""
+"""Level 2: data sets, readers, splits, the planted world, training pipelines."""

@@ -1,4 +1,4 @@
-"""The in-memory form of a recommendation data set, whichever file it came from."""
+"""In-memory form of a recommendation data set, independent of its file format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """Events in file order, one entry an event.
+    """Interactions in file order, one entry an event.
 
     Attributes:
       user: `[n]` int32, row of the user in `Dataset.user_ids`.
@@ -44,14 +44,14 @@ class Dataset:
 
     Attributes:
       name: for logs and reports.
-      interactions: every event; with a given split, the concatenation of its parts.
+      interactions: every event; with a given split, the concatenation of its events.
       user_ids: `[num_users]` unicode array, the file's own ids; a user's row is its index.
       item_ids: `[num_items]` likewise.
-      users: one row a user, aligned with `user_ids` (null where the file had no row); or None.
+      users: `[num_users]` rows aligned with `user_ids`, null where the file had no row; or None.
       items: likewise for items.
-      parts: with a given split, the events of "train", "valid" and "test"; else None.
-      title: the column of `items` that names an item; None where there is none.
-      reviews: what a user wrote of an item, by their rows.
+      splits: with a given split, the events of "train", "valid" and "test"; else None.
+      title: name of the column of `items` that holds titles; None if there is none.
+      reviews: review texts by (user row, item row).
       notes: counts worth reporting, for example `{"duplicates_dropped": 12}`.
     """
 
@@ -61,7 +61,7 @@ class Dataset:
     item_ids: np.ndarray
     users: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
-    parts: Mapping[str, Interactions] | None = None
+    splits: Mapping[str, Interactions] | None = None
     title: str | None = None
     reviews: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -80,12 +80,12 @@ class Split:
     """Events for training, model selection and the final figure.
 
     Attributes:
-      train: events the model learns from, sorted by user, then time, ties in file order.
-      valid: held-out events that choose hyper-parameters and the stopping epoch.
-      test: held-out events of the reported figure.
-      tied_users: users whose first test event shares its timestamp with the event before it, so
-        that file order decides which is tested; 0 where no time was used.
-      kind: how it was made, of `splits.KINDS`; "" where that is unknown.
+      train: training events, sorted by user, then time, ties in file order.
+      valid: held-out events for hyper-parameters and early stopping.
+      test: held-out events for the reported figures.
+      tied_users: number of users whose first test event shares its timestamp with the event before
+        it, so that file order decides which is tested; 0 if no time was used.
+      kind: one of `splits.KINDS`; "" if unknown.
     """
 
     train: Interactions

@@ -1,4 +1,4 @@
-"""Digests of files, ids, descriptions and events: equal only where the values are."""
+"""Digests of files, ids, descriptions and events, independent of how they are stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def of_file(path: epath.PathLike) -> str:
 
 
 def of_ids(ids: np.ndarray, table: pl.DataFrame | None) -> dict[str, Any]:
-    """`count` and `sha256` of ids in order, and `table`, the digest of what describes them.
+    """`count` and `sha256` of ids in order, and `table`, the digest of their descriptions.
 
     Args:
       ids: `[n]` unicode.
@@ -45,7 +45,7 @@ def of_ids(ids: np.ndarray, table: pl.DataFrame | None) -> dict[str, Any]:
 
 
 def of_table(table: pl.DataFrame) -> str:
-    """SHA-256 of the names and values of a table, however they are stored."""
+    """SHA-256 of the column names and values of a table, independent of physical types."""
     content = hashlib.sha256()
     for column in table.iter_columns():
         content.update(f"{len(column.name)} {column.name} {len(column)}".encode())
@@ -62,17 +62,18 @@ def of_events(events: Interactions) -> dict[str, Any]:
     return {"events": len(events), "pairs": pairs.hexdigest(), "values": values.hexdigest()}
 
 
-def _update(content: Any, *arrays: np.ndarray) -> None:
+def _update(content: hashlib._Hash, *arrays: np.ndarray) -> None:
     for array in arrays:
         content.update(f"{array.dtype.str}{array.shape}".encode())
         content.update(np.ascontiguousarray(array).tobytes())
 
 
-def _update_column(content: Any, column: pl.Series) -> None:
-    """Adds the values of a column, whichever way they are stored: nulls, lengths, numbers, text."""
+def _update_column(content: hashlib._Hash, column: pl.Series) -> None:
+    """Adds the logical values of a column: nulls, list lengths, numbers, text."""
     dtype = column.dtype
     _update(content, column.is_null().to_numpy())
     if isinstance(dtype, (pl.List, pl.Array)):
+        # Lengths keep [[1], [2]] and [[1, 2]] apart, whose exploded values are equal.
         column = column.cast(pl.List(dtype.inner))
         _update(content, column.list.len().fill_null(0).to_numpy())
         _update_column(content, column.explode())

@@ -1,8 +1,6 @@
-"""Which events stay: repeated pairs, low ratings, users and items with few events."""
+"""Filters of events: repeated pairs, low ratings, users and items with few events."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +12,14 @@ DUPLICATES = ("first", "last", "keep")
 KEYS = ("min_rating", "user_core", "item_core", "duplicates")
 
 
-def repeated(events: Interactions, part: np.ndarray, keep: str) -> np.ndarray:
-    """Marks the events that repeat a user-item pair within their part.
+def repeated(events: Interactions, split: np.ndarray, keep: str) -> np.ndarray:
+    """Marks the events that repeat a user-item pair within their split.
 
     Args:
       events: `[n]` events.
-      part: `[n]` which part of a given split an event is in, all 0 without one.
-      keep: "first" or "last", the occurrence by time that is not marked; equal times, and events
-        without times, stand in file order.
+      split: `[n]` index of the given split that an event is in; all 0 without one.
+      keep: "first" or "last": the occurrence by time that is not marked; equal times, and events
+        without times, are in file order.
 
     Returns:
       `[n]` bool.
@@ -30,7 +28,8 @@ def repeated(events: Interactions, part: np.ndarray, keep: str) -> np.ndarray:
     if not len(events):
         return mask
     num_users, num_items = int(events.user.max()) + 1, int(events.item.max()) + 1
-    pair = (part.astype(np.int64) * num_users + events.user) * num_items + events.item
+    pair = (split.astype(np.int64) * num_users + events.user) * num_items + events.item
+    # One integer a (split, user, item) triple; a sort finds those that occur more than once.
     ordered = np.sort(pair)
     several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(several):
@@ -58,7 +57,7 @@ def k_core(user: np.ndarray, item: np.ndarray, *, user_core: int, item_core: int
       item_core: least number of events an item.
 
     Returns:
-      `[n]` bool, True for the events that stay.
+      `[n]` bool, True for the events kept.
     """
     rows = np.arange(len(user))
     while len(rows):
@@ -73,24 +72,23 @@ def k_core(user: np.ndarray, item: np.ndarray, *, user_core: int, item_core: int
 
 
 def select(
-    events: Interactions, part: np.ndarray, config: Any
+    events: Interactions, split: np.ndarray, config: object
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Applies repeated pairs, then the least rating, then the cores.
+    """Applies the filters in order: repeated pairs, least rating, cores.
 
     Args:
       events: `[n]` events.
-      part: `[n]` as for `repeated`.
+      split: `[n]`, as for `repeated`.
       config: `duplicates` in `DUPLICATES` ("first" where absent), `min_rating` or None, `user_core`
         and `item_core`.
 
     Returns:
-      Rows of the events that stay, in file order, and counts: `duplicates_dropped` (with "keep":
+      Rows of the remaining events, in file order, and counts: `duplicates_dropped` (with "keep":
       `duplicates_kept`) and, for the filters that are set, `min_rating_dropped` and
       `core_dropped`.
 
     Raises:
-      UserError: a value of the config is invalid, there are no ratings to filter by, or nothing
-        stays.
+      UserError: if a value of the config is invalid, ratings are missing, or no event remains.
     """
     keep = options.choice(config, "duplicates", "first", DUPLICATES)
     least = options.number(config, "min_rating", -np.inf)
@@ -98,7 +96,8 @@ def select(
     stay = np.ones(len(events), bool)
     notes: dict[str, int] = {}
 
-    copies = repeated(events, part, "first" if keep == "keep" else keep)
+    # Repeated pairs are counted even if they are kept, for the run's notes.
+    copies = repeated(events, split, "first" if keep == "keep" else keep)
     notes["duplicates_kept" if keep == "keep" else "duplicates_dropped"] = int(copies.sum())
     if keep != "keep":
         stay &= ~copies
@@ -110,11 +109,13 @@ def select(
         notes["min_rating_dropped"] = int(low.sum())
         stay &= ~low
     if max(cores.values()) > 1:
+        # Cores come last: they depend on which events the other filters leave.
         rows = np.flatnonzero(stay)
         core = k_core(events.user[rows], events.item[rows], **cores)
         notes["core_dropped"] = int((~core).sum())
         stay[rows[~core]] = False
     if not stay.any():
+        # Nothing is left: name the active filters and how much each removed.
         settings = [f"duplicates={keep}"]
         settings += [f"min_rating={least}"] if least > -np.inf else []
         settings += [f"{key}={value}" for key, value in cores.items() if value > 1]

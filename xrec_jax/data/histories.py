@@ -1,4 +1,4 @@
-"""Events grouped by user: who has seen what, in which order."""
+"""Interaction histories: the items of each user in order of time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class Histories:
     start: np.ndarray
 
     @classmethod
-    def of(cls, parts: Sequence[Interactions], num_users: int) -> Histories:
-        """Groups the events of `parts`; a user's later parts follow the earlier ones.
+    def of(cls, splits: Sequence[Interactions], num_users: int) -> Histories:
+        """Groups events by user; a user's events of later `splits` follow those of earlier ones.
 
-        Within a part the order of rows is kept, so parts must be sorted by time.
+        Within a split the order of rows is kept, so each must be sorted by time.
         """
-        user = np.concatenate([part.user for part in parts])
-        item = np.concatenate([part.item for part in parts])
+        user = np.concatenate([events.user for events in splits])
+        item = np.concatenate([events.item for events in splits])
         start = np.zeros(num_users + 1, np.int64)
         np.cumsum(np.bincount(user, minlength=num_users), out=start[1:])
-        if len(parts) == 1 and (np.diff(user) >= 0).all():
+        # A single sorted split needs no sort.
+        if len(splits) == 1 and (np.diff(user) >= 0).all():
             return cls(item.astype(np.int32, copy=False), start)
         return cls(item[np.argsort(user, kind="stable")].astype(np.int32), start)
 
@@ -53,5 +54,5 @@ class Histories:
         inside = position < end[:, None]
         if not len(self.items):
             return np.full((len(users), width), fill, np.int32)
-        found = self.items[np.minimum(position, len(self.items) - 1)]
-        return np.where(inside, found, np.int32(fill))
+        items = self.items[np.minimum(position, len(self.items) - 1)]
+        return np.where(inside, items, np.int32(fill))

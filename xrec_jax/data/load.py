@@ -1,9 +1,8 @@
-"""From files to a `Dataset`, and from a `Dataset` to a `Split`."""
+"""Loads a `Dataset` from the files of a data config."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,46 +22,46 @@ _SOURCES = {
 }
 
 
-def load(config: Any) -> Dataset:
+def load(config: object) -> Dataset:
     """Reads, filters and indexes a data set.
 
-    Rows of users and items follow `columns.order_ids` over the ids that stay after filtering,
-    whatever the order of the events. Descriptions of other users and items are counted and left
-    out.
+    Rows of users and items follow `columns.order_ids` over the ids that remain after filtering,
+    independent of the order of events. Descriptions of other users and items are counted and
+    dropped.
 
     Args:
       config: attributes or keys, all but `format` and `path` optional:
         format: "atomic", "csv" or "parquet".
-        path: a directory of atomic files; or a CSV or Parquet file, or a directory that holds a
-          given split as train, valid and test files.
-        name: of the data set; chooses among several atomic ones in a directory.
-        columns: `user`, `item`, `timestamp`, `rating` -> column name; "" takes the usual name if
-          present. `title` -> the column of the item table that names items, see
-          `tables.title_column`.
+        path: a directory of atomic files; or a CSV or Parquet file, or a directory with a given
+          split as train, valid and test files.
+        name: name of the data set; chooses among several atomic ones in a directory.
+        columns: `user`, `item`, `timestamp`, `rating` -> column name; "" for the default name if
+          present. `title` -> the column of the item table with titles, see `tables.title_column`.
         users, items: paths of CSV or Parquet tables; the id column is that of `columns`.
         filters: see `filters.select`.
 
     Returns:
-      The data set. Its notes hold the counts of `filters.select` and `tables.align`; where the
-      filters left no event of some, `users_dropped` and `items_dropped`; and, with a given split,
-      `pairs_in_several_parts`: distinct user-item pairs that stand in more than one part.
+      The data set. Its notes hold the counts of `filters.select` and `tables.align`;
+      `users_dropped` and `items_dropped`, if the filters removed all events of some; and, with a
+      given split, `pairs_in_several_parts`: distinct user-item pairs in more than one split.
 
     Raises:
-      UserError: a file, a column, a value or a key of the config is wrong.
+      UserError: if a file, column, value or config key is invalid.
     """
     read = _SOURCES[options.choice(config, "format", "", _SOURCES)]
     source = read(config)
     settings = options.section(config, "filters", filters.KEYS)
-    sizes = {part: len(frame) for part, frame in source.events.items()}
+    sizes = {name: len(frame) for name, frame in source.events.items()}
     if not sum(sizes.values()):
         raise UserError(f"{options.option(config, 'path', '')}: the files hold no events")
     events, user_ids, item_ids = _index(list(source.events.values()), config)
-    source.events.clear()  # the text of the ids is no longer needed
-    part = np.repeat(np.arange(len(sizes), dtype=np.int8), list(sizes.values()))
+    source.events.clear()  # frees the text of the ids
+    split_index = np.repeat(np.arange(len(sizes), dtype=np.int8), list(sizes.values()))
 
-    rows, notes = filters.select(events, part, settings)
+    # Filter events, then renumber users and items, so that only ids in use have a row.
+    rows, notes = filters.select(events, split_index, settings)
     if len(rows) < len(events):
-        events, part = events.take(rows), part[rows]
+        events, split_index = events.take(rows), split_index[rows]
     user, kept_users = _compact(events.user, user_ids)
     item, kept_items = _compact(events.item, item_ids)
     for kind, before, after in (("user", user_ids, kept_users), ("item", item_ids, kept_items)):
@@ -70,6 +69,7 @@ def load(config: Any) -> Dataset:
             notes[f"{kind}s_dropped"] = len(before) - len(after)
     events = dataclasses.replace(events, user=user, item=item)
 
+    # Descriptions are joined after filtering, to the final rows.
     aligned: dict[str, pl.DataFrame | None] = {"user": None, "item": None}
     for kind, table, kept, known in (
         ("user", source.users, kept_users, user_ids),
@@ -78,18 +78,20 @@ def load(config: Any) -> Dataset:
         if table is not None:
             aligned[kind], counts = tables.align(table, kept, known, kind)
             notes |= counts
-    parts = None
+    splits = None
+    # Events of all splits were concatenated in order, so each split is a range of the filtered
+    # rows.
     if "" not in sizes:
-        bounds = np.searchsorted(part, np.arange(len(sizes) + 1))
-        parts = {
+        bounds = np.searchsorted(split_index, np.arange(len(sizes) + 1))
+        splits = {
             name: _view(events, start, stop)
             for name, start, stop in zip(sizes, bounds[:-1], bounds[1:], strict=True)
         }
-        notes["pairs_in_several_parts"] = _shared_pairs(events, part)
-    asked = options.option(options.option(config, "columns", {}), "title", "")
+        notes["pairs_in_several_parts"] = _shared_pairs(events, split_index)
+    title = options.option(options.option(config, "columns", {}), "title", "")
     described = aligned["item"]
-    if asked and described is None:
-        raise UserError(f"columns.title={asked!r} needs an item table, and there is none")
+    if title and described is None:
+        raise UserError(f"columns.title={title!r} needs an item table, and there is none")
     return Dataset(
         name=source.name,
         interactions=events,
@@ -97,14 +99,16 @@ def load(config: Any) -> Dataset:
         item_ids=kept_items,
         users=aligned["user"],
         items=aligned["item"],
-        parts=parts,
-        title=None if described is None else tables.title_column(described.columns, asked),
+        splits=splits,
+        title=None if described is None else tables.title_column(described.columns, title),
         notes=notes,
     )
 
 
-def _index(frames: list[pl.DataFrame], config: Any) -> tuple[Interactions, np.ndarray, np.ndarray]:
-    """Turns the columns of `readers` into arrays; empties `frames` to free their text early."""
+def _index(
+    frames: list[pl.DataFrame], config: object
+) -> tuple[Interactions, np.ndarray, np.ndarray]:
+    """Converts event columns to arrays; empties `frames` to free their text early."""
     frame = pl.concat(frames, how="vertical_relaxed")
     frames.clear()
     path = options.option(config, "path", "")
@@ -137,9 +141,9 @@ def _compact(rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return (np.cumsum(used) - 1).astype(np.int32)[rows], ids[used]
 
 
-def _shared_pairs(events: Interactions, part: np.ndarray) -> int:
-    """Counts the distinct user-item pairs that occur in more than one part."""
+def _shared_pairs(events: Interactions, split: np.ndarray) -> int:
+    """Counts the distinct user-item pairs that occur in more than one split."""
     pair = events.user.astype(np.int64) * (int(events.item.max()) + 1) + events.item
-    distinct = [np.unique(pair[part == which]) for which in np.unique(part)]
+    distinct = [np.unique(pair[split == which]) for which in np.unique(split)]
     _, occurrences = np.unique(np.concatenate(distinct), return_counts=True)
     return int((occurrences > 1).sum())

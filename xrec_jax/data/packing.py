@@ -1,4 +1,4 @@
-"""Token sequences packed into rows of one length; examples of a row do not see each other."""
+"""Packs token sequences into rows of equal length; their examples do not attend to each other."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Example:
 
     Attributes:
       ids: `[tokens]` int32.
-      trained: `[tokens]` bool: tokens the model learns to produce. The first never counts, nothing
-        comes before it.
-      name: how messages name it; empty for its number.
+      trained: `[tokens]` bool, tokens that contribute to the loss. The first never does, since no
+        token precedes it.
+      name: name for messages; empty for its number.
     """
 
     ids: np.ndarray
@@ -28,17 +28,17 @@ class Example:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Assigns sequences to bins, longest first, each into the fullest bin that still has room.
+    """Packs sequences by best-fit decreasing: longest first, each into the fullest bin with room.
 
     Args:
-      lengths: tokens of each sequence, none above `room`.
-      room: tokens of a bin.
+      lengths: number of tokens of each sequence, at most `room`.
+      room: capacity of a bin in tokens.
 
     Returns:
       Bins of indices; together they hold every sequence once.
     """
     bins: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # bins with so much space left
+    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # bins by remaining space
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         need = lengths[index]
         space = next((s for s in range(need, room + 1) if by_space[s]), None)
@@ -58,6 +58,7 @@ def windows(ids: Sequence[np.ndarray], length: int) -> list[Example]:
     The last token of a window is the first of the next, so every token is predicted once.
     """
     text = np.concatenate(list(ids)).astype(np.int32) if len(ids) else np.zeros(0, np.int32)
+    # The shared token is a context only in the next window, where it comes first.
     step = max(1, length - 1)
     starts = range(0, max(len(text) - 1, 0), step)
     cuts = [text[start : start + length] for start in starts]
@@ -74,10 +75,10 @@ class PackedRows:
     Args:
       examples: none longer than `length`.
       length: tokens of a row.
-      together: False gives every example a row of its own.
+      together: False puts every example into its own row.
 
     Raises:
-      UserError: if an example does not fit, or nothing is trained.
+      UserError: if an example does not fit, or no token is trained.
     """
 
     def __init__(self, examples: Sequence[Example], *, length: int, together: bool = True):
@@ -100,11 +101,11 @@ class PackedRows:
 
     @property
     def fill(self) -> float:
-        """Share of the rows' places that hold a token."""
+        """Share of the positions of all rows that hold a token."""
         return sum(len(e.ids) for e in self.examples) / (self.num_rows * self.length)
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
-        """Rows `rows` as arrays; the same in every epoch."""
+        """Batch of the rows with numbers `rows`; the same in every epoch."""
         del epoch
         shape = (len(rows), self.length)
         ids, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
@@ -115,6 +116,8 @@ class PackedRows:
                 example = self.examples[index]
                 stop = start + len(example.ids)
                 ids[row, start:stop] = example.ids
+                # Targets are the ids shifted by one; an example's last token has no target of its
+                # own example.
                 targets[row, start : stop - 1] = example.ids[1:]
                 weights[row, start : stop - 1] = example.trained[1:]
                 segments[row, start:stop] = segment

@@ -2,7 +2,7 @@
 
 An element of a pipeline is a whole batch (this process's rows of it), built with vectorised NumPy:
 per-example Python objects would cost more than the training step. The iterator's only state is
-the global step, so it is restored on any number of processes.
+the global step, so it can be restored on any number of processes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 
 Batch = dict[str, np.ndarray]
-_TABLE_CELLS = 1 << 26  # bytes of a table of seen pairs; beyond it, pairs are searched for
+_TABLE_CELLS = 1 << 26  # largest table of seen pairs in bytes; above it, a binary search is used
 
 
 class Negatives:
-    """Draws negative items from explicit keys.
+    """Samples negative items as a function of seed, epoch and row.
 
     Args:
       histories: training events; with "uniform" sampling, a user's own items are never drawn.
-      num_items: items in the catalogue.
-      per_row: items drawn for each row.
-      sampling: "uniform" or "popularity" (as often as in the training events).
-      seed: key of all draws.
+      num_items: number of items in the catalogue.
+      per_row: number of negatives of each row.
+      sampling: "uniform" or "popularity" (in proportion to the training events).
+      seed: key of all random numbers.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Negatives:
         self._sampling = sampling
         if sampling == "uniform" and per_row:
             users = np.repeat(np.arange(histories.num_users, dtype=np.int64), histories.lengths)
+            # Seen pairs as sorted integers, for the rejection of training items.
             self._pairs = np.unique(users * num_items + histories.items)
             if np.bincount(self._pairs // num_items, minlength=1).max() >= num_items:
                 raise UserError(
@@ -59,13 +60,13 @@ class Negatives:
                 self._table[self._pairs] = True
 
     def reseeded(self, seed: int) -> Negatives:
-        """The same with other keys; what was prepared is shared."""
+        """A sampler with another key that shares the prepared tables."""
         other = copy.copy(self)
         other._key = rng.fold(seed, Stream.NEGATIVES)
         return other
 
     def _seen(self, pairs: np.ndarray) -> np.ndarray:
-        """Which of `user * num_items + item` are training events: a table if it is small."""
+        """Marks the pairs `user * num_items + item` that are training events."""
         if self._table is not None:
             return self._table[pairs]
         place = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
@@ -77,12 +78,14 @@ class Negatives:
         Draws that hit a seen item are repeated with the next key, so the result is uniform over
         the unseen ones.
         """
+        # The counter is the global number of a negative, so it does not depend on the batch.
         counter = rows[:, None] * self.per_row + np.arange(self.per_row)
         key = rng.fold(self._key, epoch)
         if self._sampling == "popularity":
             return self._items[rng.random_integers(key, counter, len(self._items))]
         drawn = rng.random_integers(key, counter, self._num_items)
         base = user.astype(np.int64)[:, None] * self._num_items
+        # Rejection sampling: only positions that hit a training item are drawn again.
         again = np.flatnonzero(self._seen(base + drawn))
         attempt = 0
         while len(again):
@@ -100,7 +103,7 @@ class Rows(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """How many rows an epoch has."""
+        """Number of rows of an epoch."""
         ...
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
@@ -110,7 +113,7 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PairRows:
-    """One row an event: user, item, negatives."""
+    """Rows of single events: user, item, negatives."""
 
     histories: Histories
     negatives: Negatives
@@ -134,21 +137,21 @@ class PairRows:
 
 @dataclasses.dataclass(frozen=True)
 class WindowRows:
-    """One row a window of a user's history; together they predict every event once an epoch.
+    """Rows of history windows, which together predict every event once an epoch.
 
     A user's n events have n - 1 targets, cut into pieces of `length - context`. A window ends with
     its piece and reads up to `length` events, so each target has at least `context` events before
-    it (where there are that many). The cuts shift by a random offset each epoch, as far as the
-    number of pieces allows, so an event is seen with contexts of many lengths.
+    it, if the user has that many. The cuts shift by a random offset each epoch, as far as the
+    number of pieces allows, so that an event is seen with contexts of many lengths.
 
     Attributes:
       histories: training events.
-      negatives: draws negatives for a whole window.
-      length: positions of a window.
-      context: events before a target that a window keeps, below `length`.
-      seed: key of the offsets.
+      negatives: sampler of the negatives of a whole window.
+      length: number of positions of a window.
+      context: least number of events before a target in its window, below `length`.
+      seed: key of the random offsets.
       user: `[num_rows]` user of each window.
-      part: `[num_rows]` which of the user's windows it is.
+      piece: `[num_rows]` index of the window among those of its user.
     """
 
     histories: Histories
@@ -157,7 +160,7 @@ class WindowRows:
     context: int
     seed: int
     user: np.ndarray
-    part: np.ndarray
+    piece: np.ndarray
 
     @classmethod
     def of(
@@ -166,8 +169,8 @@ class WindowRows:
         """Plans the windows of every user."""
         pieces = -(-np.maximum(histories.lengths - 1, 0) // (length - context))
         user = np.repeat(np.arange(histories.num_users, dtype=np.int32), pieces)
-        part = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        return cls(histories, negatives, length, context, seed, user, part)
+        piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        return cls(histories, negatives, length, context, seed, user, piece)
 
     @property
     def num_rows(self) -> int:
@@ -175,14 +178,17 @@ class WindowRows:
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
         """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, maybe `negative`."""
-        user, part = self.user[rows], self.part[rows]
+        user, piece = self.user[rows], self.piece[rows]
         targets = self.histories.lengths[user] - 1
-        piece = self.length - self.context
-        slack = -targets % piece
+        size = self.length - self.context
+        # The pieces cover a few positions more than there are targets: the cuts may shift by that
+        # slack.
+        slack = -targets % size
         shift = rng.random_integers(rng.fold(self.seed, Stream.WINDOWS, epoch), user, slack + 1)
         # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
-        first = np.maximum(part * piece - shift, 0)
-        last = np.minimum((part + 1) * piece - shift, targets)
+        first = np.maximum(piece * size - shift, 0)
+        last = np.minimum((piece + 1) * size - shift, targets)
+        # The window ends with its piece and begins up to `length` events earlier.
         position = np.maximum(last - self.length, 0)[:, None] + np.arange(self.length)
         read = position < last[:, None]
         flat = self.histories.start[user][:, None] + np.where(read, position, 0)
@@ -197,17 +203,17 @@ class WindowRows:
 
 
 class BatchSource:
-    """Random access to batches by global step, for Grain.
+    """Random-access source of batches by global step, for Grain.
 
-    The rows of an epoch are visited in a keyed random order; the last incomplete batch of an epoch
-    is filled from the start of the same order, so every row is seen at least once an epoch.
+    The rows of an epoch come in a keyed random order; its last incomplete batch is filled from the
+    start of the same order, so every row is seen at least once an epoch.
 
     Args:
       rows: the source of rows.
       batch_size: global batch size.
       seed: key of the orders.
       process: index of this process.
-      processes: how many processes share a batch.
+      processes: number of processes that share a batch.
 
     Raises:
       UserError: if the batch cannot be split evenly, or there is no row.
@@ -226,6 +232,7 @@ class BatchSource:
         self._rows = rows
         self._batch_size = batch_size
         self._key = rng.fold(seed, Stream.ROWS)
+        # Each process loads a contiguous share of the global batch.
         local = batch_size // processes
         self._slots = np.arange(process * local, (process + 1) * local)
         self.steps_per_epoch = -(-rows.num_rows // batch_size)
@@ -244,7 +251,7 @@ class BatchSource:
 
 
 def iterate(source: BatchSource, *, threads: int = 1, prefetch: int = 4) -> grain.DatasetIterator:
-    """An iterator over `source` that prepares batches ahead in background threads.
+    """Iterates over `source`, preparing batches ahead in background threads.
 
     Its state (`get_state`, `set_state`) is the next global step, the same on every process.
     """

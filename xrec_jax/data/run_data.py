@@ -1,10 +1,11 @@
-"""The data of a run: read from files, or generated."""
+"""Data of a run: read from files, or generated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from xrec_jax.core import rng
@@ -21,9 +22,9 @@ class RunData(NamedTuple):
     Attributes:
       dataset: all events, users and items.
       split: training, validation and test events.
-      world: the planted world behind the data, or None where it comes from files.
-      train_share: share of the users whose training events models learn from; those of all others
-        are known as their history only.
+      world: the planted world behind the data; None for data from files.
+      train_share: share of the users whose training events models are trained on; those of the
+        others serve as histories only.
     """
 
     dataset: Dataset
@@ -33,7 +34,7 @@ class RunData(NamedTuple):
 
     @property
     def learned(self) -> Interactions:
-        """Training events that models learn from."""
+        """Training events that models are trained on."""
         train, count = self.split.train, self.dataset.num_users
         if self.train_share == 1.0:
             return train
@@ -42,7 +43,7 @@ class RunData(NamedTuple):
         return train.take(np.isin(train.user, kept))
 
 
-def prepare(config: Any) -> RunData:
+def prepare(config: ml_collections.ConfigDict) -> RunData:
     """Reads or generates the data that `config.data` describes, and splits it.
 
     Format "none" is a data set without users, items and events, for runs that only tune a language
@@ -50,6 +51,7 @@ def prepare(config: Any) -> RunData:
     """
     world = None
     if config.format == "none":
+        # An empty data set keeps later code free of None checks.
         nothing = Interactions(np.zeros(0, np.int32), np.zeros(0, np.int32))
         ids = np.zeros(0, np.str_)
         none = Split(nothing, nothing, nothing, kind="leave_one_out")  # as configs say by default
@@ -71,16 +73,16 @@ def need_events(data: RunData, stage: str) -> None:
 
 
 def need_world(data: RunData, key: str) -> None:
-    """Raises a `UserError` if what a config asks of a planted world cannot be had."""
+    """Raises a `UserError` if a config needs a planted world and the data is not one."""
     if data.world is None:
         raise UserError(f"{key}='world' needs config.data.format='world'; give files instead")
 
 
-def describe(data: RunData, config: Any) -> str:
-    """Sizes of a run's data, and lines on whatever was left out or cannot be tested.
+def describe(data: RunData, config: ml_collections.ConfigDict) -> str:
+    """Describes the sizes of a run's data, and what was dropped or cannot be tested.
 
     Args:
-      data: of the run.
+      data: data of the run.
       config: `config.data` of the run.
     """
     if not data.dataset.num_items:
@@ -106,8 +108,8 @@ def describe(data: RunData, config: Any) -> str:
     return "\n".join(lines)
 
 
-def _left_out(data: RunData, config: Any) -> list[str]:
-    """Lines on events, users, items and descriptions that were not taken."""
+def _left_out(data: RunData, config: ml_collections.ConfigDict) -> list[str]:
+    """Lines on events, users, items and descriptions that were dropped."""
     notes, filters = data.dataset.notes, config.filters
     cores = f"user_core={filters.user_core}, item_core={filters.item_core}"
     dropped = _counted(
@@ -127,20 +129,20 @@ def _left_out(data: RunData, config: Any) -> list[str]:
         users_without_description="users are not described in the user table",
         items_without_description="items are not described in the item table",
     )
-    return [f"dropped: {', '.join(dropped)}"] * bool(dropped) + [f"note: {one}" for one in kept]
+    return [f"dropped: {', '.join(dropped)}"] * bool(dropped) + [f"note: {text}" for text in kept]
 
 
 def _counted(notes: Mapping[str, int], **texts: str) -> list[str]:
     return [f"{notes[key]:,} {text}" for key, text in texts.items() if notes.get(key)]
 
 
-def _untested(data: RunData, config: Any) -> list[str]:
-    """Lines on how the split was made, where it may surprise, and on users that it leaves out."""
+def _untested(data: RunData, config: ml_collections.ConfigDict) -> list[str]:
+    """Lines on surprising properties of the split, and on users without test events."""
     dataset, split = data.dataset, data.split
     lines = []
-    if dataset.parts is not None and split.kind != "given":
-        parts = ", ".join(dataset.parts)
-        lines.append(f"note: the files' own parts ({parts}) are joined and split anew")
+    if dataset.splits is not None and split.kind != "given":
+        names = ", ".join(dataset.splits)
+        lines.append(f"note: the files' own parts ({names}) are joined and split anew")
     if split.kind == "given" and config.split.validation == "last":
         lines.append("note: each user's last training event is the validation event")
     tested, learned = np.unique(split.test.user), np.unique(data.learned.user)

@@ -1,8 +1,8 @@
-"""Which data a run was started on: kept in its `data.json`, and compared by all that open the run.
+"""Identity of the data that a run was started on: stored in `data.json`, compared on every opening.
 
-A row of a table of parameters belongs to an id only as long as the ids are those of the training.
-So ids, split and descriptions are compared as they were read, not as they are stored: a file may
-move, be compressed or get columns that nobody reads. Runs without the file are opened as they are.
+A row of an embedding table belongs to an id only as long as the ids are those of the training. So
+ids, split and descriptions are compared as they were read, not as they are stored: a file may move,
+be compressed or get unused columns. Runs without the file are opened unchecked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_collections
 from etils import epath
 
 from xrec_jax.core.errors import UserError
@@ -23,30 +24,22 @@ from xrec_jax.core.storage import files
 from xrec_jax.data import digests
 from xrec_jax.data.readers.sources import data_files
 from xrec_jax.data.run_data import RunData, prepare
-from xrec_jax.data.splits import PARTS
+from xrec_jax.data.splits import SPLITS
 
 Record = dict[str, Any]
-# Files of texts that their stages do not compare themselves: a stage that reads them, and the key.
+# Text files that their stages do not compare themselves: stage and config key.
 _TEXTS = (("pretrain", "files"), ("judge", "explanations"))
 
 
-def identify(config: Any, data: RunData) -> Record:
-    """What a run's data is, computed alike on every process.
+def identify(config: ml_collections.ConfigDict, data: RunData) -> Record:
+    """Computes the identity of a run's data; equal on every process.
 
     Args:
-      config: `config` of the run.
-      data: of the run.
-
-    Returns:
-      `files`: name, `bytes` and `sha256` of each file read, by its role ("events", "events.train",
-      "users", "pretrain.files 1", ...). `users` and `items`: `count` and `sha256` of the ids in
-      order, and `table`, that of their descriptions or None. `split`: its `kind` and, for each
-      part, the number of `events`, `pairs` (a digest of the rows of users and items in order) and
-      `values` (of times and ratings). `notes`: counts of what was left out. `digest`: of all but
-      the notes; equal on two machines that read the same.
+      config: config of the run.
+      data: data of the run.
     """
     dataset, split = data.dataset, data.split
-    parts = {part: digests.of_events(getattr(split, part)) for part in PARTS}
+    events = {name: digests.of_events(getattr(split, name)) for name in SPLITS}
     record: Record = {
         "files": {
             role: {"name": path.name, "bytes": path.stat().st_size, "sha256": digests.of_file(path)}
@@ -54,19 +47,19 @@ def identify(config: Any, data: RunData) -> Record:
         },
         "users": digests.of_ids(dataset.user_ids, dataset.users),
         "items": digests.of_ids(dataset.item_ids, dataset.items),
-        "split": {"kind": split.kind, **parts},
+        "split": {"kind": split.kind, **events},
     }
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return record | {"notes": dict(dataset.notes), "digest": digest}
 
 
 def path_of(rundir: RunDir) -> epath.Path:
-    """Where a run keeps what data it was started on."""
+    """Path of a run's `data.json`."""
     return rundir.path / "data.json"
 
 
 def recorded(rundir: RunDir) -> Record | None:
-    """What the run was started on; None where that was not recorded.
+    """Reads the identity that a run was started on; None if it was not recorded.
 
     Raises:
       UserError: if the file is damaged.
@@ -74,35 +67,35 @@ def recorded(rundir: RunDir) -> Record | None:
     path = path_of(rundir)
     if not path.exists():
         return None
-    found = files.read_json(path)
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key), dict) for key in ("files", "users", "items", "split")
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in ("files", "users", "items", "split")
     ):
         raise UserError(
             f"{path}: not a record of a run's data; without the file the run opens unchecked"
         )
-    return found
+    return content
 
 
 def record(rundir: RunDir, now: Record) -> None:
-    """Keeps what data a run is started on, unless it was started before.
+    """Stores the identity of the data that a run is started on, unless it was started before.
 
-    It has to be there before `config.json` is, which says that the run was started.
+    It must be written before `config.json`, which marks the run as started.
     """
     if is_primary() and not rundir.config_path.exists():
         files.write_json(path_of(rundir), now)
 
 
-def open_data(config: Any, rundir: RunDir, *, texts: bool = False) -> RunData:
+def open_data(config: ml_collections.ConfigDict, rundir: RunDir, *, texts: bool = False) -> RunData:
     """Reads the data of an existing run.
 
     Args:
-      config: of the run.
-      rundir: of the run.
-      texts: whether files of texts that its stages read must be the same, too.
+      config: config of the run.
+      rundir: directory of the run.
+      texts: also compare the text files that its stages read.
 
     Raises:
-      UserError: if it is not the data that the run was started on, or cannot be read.
+      UserError: if the data differs from that of the run's start, or cannot be read.
     """
     data = prepare(config.data)
     if recorded(rundir) is not None:
@@ -110,17 +103,17 @@ def open_data(config: Any, rundir: RunDir, *, texts: bool = False) -> RunData:
     return data
 
 
-def check_unread(config: Any, rundir: RunDir) -> None:
-    """As `open_data`, for what works with a run's results alone: no data is fine, other data not.
+def check_unread(config: ml_collections.ConfigDict, rundir: RunDir) -> None:
+    """As `open_data`, for commands that need only a run's results: missing data is accepted.
 
-    Files whose content is as before are not read as tables.
+    Files with unchanged content are not parsed.
 
     Args:
-      config: of the run.
-      rundir: of the run.
+      config: config of the run.
+      rundir: directory of the run.
 
     Raises:
-      UserError: if the data is not what the run was started on.
+      UserError: if the data differs from that of the run's start.
     """
     before = recorded(rundir)
     if before is None or not rundir.config_path.exists():
@@ -134,15 +127,15 @@ def check_unread(config: Any, rundir: RunDir) -> None:
 
 
 def compare(rundir: RunDir, now: Record, *, texts: bool = True) -> None:
-    """Compares what a run was started on with what is there now.
+    """Compares the present data with that of the run's start.
 
     Args:
-      rundir: of the run; nothing is compared where it has no record, or was not started.
-      now: of `identify`.
+      rundir: directory of the run; nothing is compared if it has no record or was not started.
+      now: present identity, from `identify`.
       texts: see `open_data`.
 
     Raises:
-      UserError: names the files that changed, and in what.
+      UserError: names the files and contents that changed.
     """
     before = recorded(rundir) if rundir.config_path.exists() else None
     if before is None:
@@ -152,6 +145,7 @@ def compare(rundir: RunDir, now: Record, *, texts: bool = True) -> None:
         for role, entry in now["files"].items()
         if entry["sha256"] != _digest_of(before["files"].get(role))
     ]
+    # The content decides, not the files: a file may change in ways that no reader sees.
     different = [*_differences(before, now), *(_other_texts(before, now) if texts else ())]
     if different:
         why = f"{', '.join(changed)} changed" if changed else "it is read otherwise"
@@ -167,37 +161,37 @@ def compare(rundir: RunDir, now: Record, *, texts: bool = True) -> None:
         )
 
 
-def same_tested(one: Record, other: Record, part: str) -> bool:
-    """Whether two runs measure the same users on the same items, by id.
+def same_tested(first: Record, other: Record, split: str) -> bool:
+    """True if two runs are evaluated on the same users, items and held-out events.
 
     Args:
-      one: of `identify`.
-      other: likewise.
-      part: "valid" or "test".
+      first: identity of a run, from `identify`.
+      other: identity of another run.
+      split: "valid" or "test".
     """
     return all(
-        _at(one, *keys) == _at(other, *keys) is not None
-        for keys in (("users", "sha256"), ("items", "sha256"), ("split", part, "pairs"))
+        _at(first, *keys) == _at(other, *keys) is not None
+        for keys in (("users", "sha256"), ("items", "sha256"), ("split", split, "pairs"))
     )
 
 
-def identity_of(config: Any, rundir: RunDir) -> Record | None:
-    """What a run was started on or, where that was not recorded, what its files hold now.
+def identity_of(config: ml_collections.ConfigDict, rundir: RunDir) -> Record | None:
+    """Identity that a run was started on or, if not recorded, that of its files now.
 
     Returns:
-      None where the files cannot be read any more.
+      The identity; None if the files cannot be read any more.
     """
-    found = recorded(rundir)
-    if found is not None:
-        return found
+    identity = recorded(rundir)
+    if identity is not None:
+        return identity
     try:
         return identify(config, prepare(config.data))
     except UserError:
         return None
 
 
-def _files(config: Any) -> Iterator[tuple[str, pathlib.Path]]:
-    """Role and path of every file that the run reads its data from."""
+def _files(config: ml_collections.ConfigDict) -> Iterator[tuple[str, pathlib.Path]]:
+    """Yields role and path of every file that the run reads data from."""
     yield from data_files(config.data).items()
     for stage, key in _TEXTS:
         if stage not in config.stages:
@@ -216,10 +210,10 @@ def _differences(before: Record, now: Record) -> Iterator[str]:
             yield f"{kind} ({counts})"
         elif _at(before, kind, "table") != _at(now, kind, "table"):
             yield f"descriptions of {kind}"
-    for part in PARTS:
-        if _at(before, "split", part) != _at(now, "split", part):
-            sizes = [_at(found, "split", part, "events") for found in (before, now)]
-            yield f"{part} events ({sizes[0]} then, {sizes[1]} now)"
+    for name in SPLITS:
+        if _at(before, "split", name) != _at(now, "split", name):
+            sizes = [_at(record, "split", name, "events") for record in (before, now)]
+            yield f"{name} events ({sizes[0]} then, {sizes[1]} now)"
 
 
 def _other_texts(before: Record, now: Record) -> Iterator[str]:
@@ -232,12 +226,12 @@ def _other_texts(before: Record, now: Record) -> Iterator[str]:
             yield f"texts of {stage}.{key}"
 
 
-def _at(found: Any, *keys: str) -> Any:
-    """A value of a record, None where it is not there."""
+def _at(value: object, *keys: str) -> Any:
+    """Value at a path of keys in a record; None if there is none."""
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
-def _digest_of(entry: Any) -> Any:
+def _digest_of(entry: object) -> object:
     return _at(entry, "sha256")

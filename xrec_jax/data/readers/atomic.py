@@ -1,8 +1,8 @@
 """Atomic files: tab-separated text whose header gives each column as `name:type`.
 
-The layout is RecBole's: NAME.inter with the events, or NAME.PART.inter with those of a given split,
-and optionally NAME.user and NAME.item. Types are token, float and the space-separated token_seq and
-float_seq. Quotes are literal.
+The layout is RecBole's: NAME.inter with the events, or NAME.SPLIT.inter with those of a given
+split, and optionally NAME.user and NAME.item. Types are token, float and the space-separated
+token_seq and float_seq. Quotes are literal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xrec_jax.data.readers import delimited, tables
 from xrec_jax.data.readers.delimited import DelimitedFile
 
 TYPES = ("token", "float", "token_seq", "float_seq")
-PARTS = ("train", "valid", "test")
-# What other tools call the parts of a split.
+SPLITS = ("train", "valid", "test")
+# Names of other tools for the splits.
 OTHER_NAMES = {
     "training": "train",
     "val": "valid",
@@ -41,7 +41,7 @@ class AtomicFile:
 
 @dataclasses.dataclass(frozen=True)
 class AtomicPaths:
-    """The files of one data set; `events` has the key "" or, with a given split, its parts."""
+    """Paths of one data set's files; `events` has the key "" or the names of given splits."""
 
     name: str
     events: Mapping[str, pathlib.Path]
@@ -53,11 +53,11 @@ def find_files(directory: pathlib.Path, name: str) -> AtomicPaths:
     """Finds the files of a data set.
 
     Args:
-      directory: where they are.
-      name: the data set, "" for the directory's name or else the only one there.
+      directory: directory of the files.
+      name: the data set; "" for the directory's name or else the only one there.
 
     Raises:
-      UserError: no or several data sets are there, or both forms of the events.
+      UserError: if there is no data set, or several, or both forms of the events.
     """
     if not directory.is_dir():
         if directory.exists():
@@ -66,25 +66,27 @@ def find_files(directory: pathlib.Path, name: str) -> AtomicPaths:
         near = did_you_mean(directory.name, sorted(p.name for p in siblings))
         raise UserError(f"{directory}: no such directory{near}")
     stems = sorted(path.name.removesuffix(".inter") for path in directory.glob("*.inter"))
-    names = sorted({_without_part(stem) for stem in stems})
+    names = sorted({_without_split(stem) for stem in stems})
+    # RecBole names the files after their directory; otherwise a single data set is unambiguous.
     if not name:
         own = directory.resolve().name
         if own not in names and len(names) != 1:
-            found = (
+            reason = (
                 f"several data sets ({', '.join(names)}), set name" if names else "no *.inter file"
             )
-            raise UserError(f"{directory}: {found}")
+            raise UserError(f"{directory}: {reason}")
         name = own if own in names else names[0]
-    parts = {part: f"{name}.{part}" for part in PARTS if f"{name}.{part}" in stems}
-    if name not in stems and not parts:
+    splits = {split: f"{name}.{split}" for split in SPLITS if f"{name}.{split}" in stems}
+    if name not in stems and not splits:
         raise UserError(f"{directory}: no file {name}.inter{did_you_mean(name, names)}")
-    if name in stems and parts:
-        both = f"{name}.inter and {next(iter(parts.values()))}.inter"
+    if name in stems and splits:
+        both = f"{name}.inter and {next(iter(splits.values()))}.inter"
         raise UserError(f"{directory}: both {both}; keep one form of the events")
-    if parts:
+    # A misnamed split, such as NAME.val.inter, would silently be left out.
+    if splits:
         others = {stem.removeprefix(f"{name}."): f"{stem}.inter" for stem in stems}
-        refuse_other_names(directory, parts, others, ".inter")
-    events = {part: directory / f"{stem}.inter" for part, stem in (parts or {"": name}).items()}
+        refuse_other_names(directory, splits, others, ".inter")
+    events = {split: directory / f"{stem}.inter" for split, stem in (splits or {"": name}).items()}
     users, items = directory / f"{name}.user", directory / f"{name}.item"
     return AtomicPaths(
         name, events, users if users.exists() else None, items if items.exists() else None
@@ -92,26 +94,23 @@ def find_files(directory: pathlib.Path, name: str) -> AtomicPaths:
 
 
 def refuse_other_names(
-    directory: pathlib.Path, parts: Iterable[str], stems: Mapping[str, str], suffix: str
+    directory: pathlib.Path, splits: Iterable[str], stems: Mapping[str, str], suffix: str
 ) -> None:
-    """Refuses a file that looks like a part of the split but would not be read.
+    """Refuses a file that looks like a split but would not be read.
 
     Args:
-      directory: where the files are.
-      parts: those that are read.
-      stems: what files of the directory are called without suffix -> their names.
-      suffix: of the files that are read.
-
-    Raises:
-      UserError: names the file, and what it must be called.
+      directory: directory of the files.
+      splits: the splits that are read.
+      stems: file names by their stem, without suffix.
+      suffix: suffix of the files that are read, for the message.
     """
     for stem, name in stems.items():
         plain = stem.lower()
-        part = OTHER_NAMES.get(plain, plain)
-        if part in PARTS and part not in parts:
+        split = OTHER_NAMES.get(plain, plain)
+        if split in SPLITS and split not in splits:
             raise UserError(
-                f"{directory}: {name} is not read beside {', '.join(parts)}; if it is the {part!r} "
-                f"part, it must be called {part} and end in {suffix}"
+                f"{directory}: {name} is not read beside {', '.join(splits)}; if it is the "
+                f"{split!r} part, it must be called {split} and end in {suffix}"
             )
 
 
@@ -119,7 +118,7 @@ def open_atomic(path: pathlib.Path) -> AtomicFile:
     """Reads the header and checks the width of every record.
 
     Raises:
-      UserError: a header entry has no type or an unknown one, or as `delimited.with_names`.
+      UserError: if a header entry has no type or an unknown one, or as `delimited.with_names`.
     """
     types: dict[str, str] = {}
     names = []
@@ -144,10 +143,10 @@ def open_atomic(path: pathlib.Path) -> AtomicFile:
 
 
 def require_types(file: AtomicFile, roles: columns_lib.Roles) -> None:
-    """Checks that ids are tokens and that times and ratings are single values.
+    """Checks that ids are tokens and that times and ratings are scalars.
 
     Raises:
-      UserError: a column's type cannot play its role.
+      UserError: if a column's type does not fit its role.
     """
     for role, name in roles.named().items():
         allowed = ("token",) if role in columns_lib.REQUIRED else ("float", "token")
@@ -159,7 +158,7 @@ def require_types(file: AtomicFile, roles: columns_lib.Roles) -> None:
 
 
 def read_optional_table(path: pathlib.Path | None, id_name: str, key: str) -> tables.Table | None:
-    """Reads a .user or .item file, or returns None where there is none.
+    """Reads a .user or .item file; None if there is none.
 
     token becomes String and float Float64, null where empty; token_seq becomes List(String) and
     float_seq List(Float64), an empty list where empty.
@@ -170,7 +169,7 @@ def read_optional_table(path: pathlib.Path | None, id_name: str, key: str) -> ta
       key: the config key that names the id column, for messages.
 
     Raises:
-      UserError: a float is not a finite number, or as `open_atomic` and `tables.make_table`.
+      UserError: if a float is not a finite number, or as `open_atomic` and `tables.make_table`.
     """
     if path is None:
         return None
@@ -199,6 +198,7 @@ def _typed(texts: pl.Series, kind: str, file: DelimitedFile) -> pl.Series:
     items = texts.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     if kind == "token_seq":
         return items
+    # Row of each list element, to name the line of a fault.
     rows = np.repeat(np.arange(len(texts)), items.list.len().to_numpy())
     _require_numbers(items.explode().drop_nulls(), rows, file)
     return items.list.eval(pl.element().cast(pl.Float64))
@@ -213,6 +213,6 @@ def _require_numbers(values: pl.Series, rows: np.ndarray, file: DelimitedFile) -
         raise UserError(f"{file.path}: line {line}, column {values.name!r}: {what}")
 
 
-def _without_part(stem: str) -> str:
-    name, _, part = stem.rpartition(".")
-    return name if part in PARTS and name else stem
+def _without_split(stem: str) -> str:
+    name, _, split = stem.rpartition(".")
+    return name if split in SPLITS and name else stem

@@ -1,4 +1,4 @@
-"""Columns as numbers: which one plays which role, ids to rows, faulty values."""
+"""Column roles, encoding of ids as rows, and detection of faulty values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import polars as pl
@@ -19,13 +19,13 @@ from xrec_jax.data.readers import exact, options
 ROLES = ("user", "item", "timestamp", "rating")
 REQUIRED = ("user", "item")
 
-# What a value must be: a non-empty id, a number that float32 or float64 holds, an ISO time.
+# Kinds of values: a non-empty id, a number that float32 or float64 holds exactly, an ISO time.
 Kind = Literal["id", "float32", "float64", "datetime"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """Names of the columns that hold the events; None where the file has no such column."""
+    """Column names by role; None for optional columns that the file lacks."""
 
     user: str
     item: str
@@ -39,29 +39,34 @@ class Roles:
 
 
 def resolve_roles(
-    config: Any, names: Sequence[str], *, defaults: Mapping[str, Sequence[str]], path: pathlib.Path
+    config: object,
+    names: Sequence[str],
+    *,
+    defaults: Mapping[str, Sequence[str]],
+    path: pathlib.Path,
 ) -> Roles:
     """Chooses the column of each role.
 
     Args:
-      config: the data config; `config.columns[role]` names a column, "" takes the first default
+      config: the data config; `config.columns[role]` names a column, "" selects the first default
         that the file has.
-      names: the file's columns.
-      defaults: role -> names tried in order.
-      path: the file, for messages.
+      names: columns of the file.
+      defaults: names tried in order, by role.
+      path: path of the file, for messages.
 
     Raises:
-      UserError: a named column is absent, a required role has none, or two roles share one.
+      UserError: if a named column is absent, a required role has none, or two roles share one.
     """
     columns = options.section(config, "columns", (*ROLES, "title"))
     chosen: dict[str, str] = {}
     for role in ROLES:
-        asked = options.option(columns, role, "")
-        if asked and asked not in names:
+        configured = options.option(columns, role, "")
+        if configured and configured not in names:
             raise UserError(
-                f"{path}: no column {asked!r} (columns.{role}){did_you_mean(asked, names)}"
+                f"{path}: no column {configured!r} (columns.{role})"
+                f"{did_you_mean(configured, names)}"
             )
-        name = asked or next((name for name in defaults[role] if name in names), None)
+        name = configured or next((name for name in defaults[role] if name in names), None)
         if name is None and role in REQUIRED:
             tried = " or ".join(map(repr, defaults[role]))
             raise UserError(
@@ -80,13 +85,14 @@ def resolve_roles(
 def order_ids(ids: pl.Series) -> pl.Series:
     """Sorts distinct ids: by number if each is a canonical integer, else by code point.
 
-    Canonical means that the text is what the integer prints as: "7", "-3", not "007" or "+7". The
-    order depends on the set of ids alone, so rows are the same whatever the order of the events.
+    Canonical means that the text equals the printed integer: "7", "-3", not "007" or "+7". The
+    order depends on the set of ids alone, so rows do not depend on the order of events.
     """
     if not ids.str.contains("^(0|-?[1-9][0-9]*)$").all():
         return ids.sort()
     # Without leading zeros the longer number is the larger, whatever its size.
     frame = pl.DataFrame({"id": ids, "length": ids.str.len_bytes()}).sort("length", "id")
+    # Among negative numbers the longer text is the smaller number, hence the reversal.
     negative = frame["id"].str.starts_with("-")
     return pl.concat([frame["id"].filter(negative).reverse(), frame["id"].filter(~negative)])
 
@@ -96,17 +102,17 @@ def encode_ids(ids: pl.Series, path: object) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
       ids: `[n]` String without nulls.
-      path: where they come from, for messages.
+      path: source file, for messages.
 
     Returns:
-      The distinct ids in the order of `order_ids`, `[num]` unicode, and `[n]` int32 rows into them.
+      Distinct ids in the order of `order_ids`, `[num]` unicode, and `[n]` int32 rows into them.
 
     Raises:
-      UserError: one long id would make the array of all larger than the memory.
+      UserError: if one long id would make the array exceed the memory.
     """
     distinct = order_ids(ids.unique())
     longest = cast(int, distinct.str.len_chars().max() or 0)
-    # The array has room for the longest id in every place.
+    # NumPy reserves the length of the longest id, 4 bytes a character, for every entry.
     what = f"{path}: {len(distinct):,} ids of up to {longest:,} characters"
     memory.require(4 * longest * len(distinct), what)
     rows = ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
@@ -129,12 +135,12 @@ def first_fault(texts: pl.Series, kind: Kind) -> int | None:
 
 
 def is_id(texts: pl.Series) -> pl.Series:
-    """Which texts can be ids: not blank, and without NUL, which NumPy cuts off."""
+    """Marks valid ids: not blank, and without NUL, which NumPy would cut off."""
     return (texts.str.strip_chars() != "") & ~texts.str.contains("\0", literal=True)
 
 
 def first_gap(values: pl.Series) -> int | None:
-    """Returns the first row that holds no value, no finite number or a text that is no id."""
+    """Returns the first row without a value, finite number or valid id, or None."""
     faulty = values.is_null()
     if values.dtype == pl.String:
         faulty |= ~is_id(values.fill_null(""))
@@ -145,13 +151,14 @@ def first_gap(values: pl.Series) -> int | None:
 
 
 def describe_fault(text: str | None, kind: Kind) -> str:
-    """Returns what is wrong with a value that `first_fault` found."""
+    """Describes a fault found by `first_fault`."""
     if kind == "id":
         return "the id holds a NUL character" if text and text.strip() else "the id is empty"
     if not text:
         return "the value is missing"
     shown = repr(text if len(text) <= 60 else text[:60] + "...")
     if kind == "datetime":
+        # If the time parses without its fraction, precision or range is at fault.
         coarse = pl.Series([re.sub(exact.FRACTION, r"\1", text)])
         if not exact.parse_datetimes(coarse).null_count():
             return f"{shown} cannot be kept to the nanosecond (9 digits, years 1678 to 2261)"

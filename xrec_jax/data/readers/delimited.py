@@ -1,8 +1,8 @@
-"""Tables of delimited text, plain or gzip: the header, a check of every record, typed columns.
+"""Reader of delimited text, plain or gzip: header, check of every record, typed columns.
 
-Polars reads the columns. It fills short records, cuts long ones where only some columns are asked
-for, and finds records of its own where quotes are out of place. So every record is checked here
-first, and as many must come out as were counted.
+Polars reads the columns. It pads short records, truncates long ones if only some columns are
+requested, and splits records differently if quotes are misplaced. So every record is checked here
+first, and Polars must return as many as were counted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _MOST_COLUMNS = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class DelimitedFile:
-    """A text table whose header has been read and whose records have been checked.
+    """A text table with its header read and its records checked.
 
     Attributes:
-      path: the file, plain or gzip.
+      path: path of the file, plain or gzip.
       separator: one character.
-      quote: the quoting character, None where quotes are literal.
-      names: the header's column names.
-      records: how many follow the header.
-      size: bytes of them, unzipped.
+      quote: the quoting character; None if quotes are literal.
+      names: column names of the header.
+      records: number of records after the header.
+      size: bytes of the uncompressed text.
     """
 
     path: pathlib.Path
@@ -46,7 +46,7 @@ def require_file(path: pathlib.Path) -> pathlib.Path:
     """Returns `path`.
 
     Raises:
-      UserError: it is not a file; the message names the nearest file of its directory.
+      UserError: if it is not a file; the message names the most similar file of its directory.
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory, a file is needed")
@@ -64,7 +64,7 @@ def read_header(path: pathlib.Path, separator: str, quote: str | None) -> list[s
     """Returns the fields of the first record.
 
     Raises:
-      UserError: the file is missing, empty or not text, or the header has no end.
+      UserError: if the file is missing, empty or not text, or the header has no end.
     """
     block = next(blocks(require_file(path), separator, quote), None)
     if block is not None and not len(block.ends):
@@ -82,11 +82,11 @@ def read_header(path: pathlib.Path, separator: str, quote: str | None) -> list[s
 def with_names(
     path: pathlib.Path, separator: str, quote: str | None, names: Sequence[str]
 ) -> DelimitedFile:
-    """Returns the file, its header reduced to `names` and every record checked.
+    """Opens the file with the column names `names` and checks every record.
 
     Raises:
-      UserError: a name stands twice, a record has more or fewer fields than the header, or its
-        text is faulty as in `records.Fault`; names the line.
+      UserError: if a name is repeated, a record has more or fewer fields than the header, or its
+        text has a `records.Fault`; names the line.
     """
     for name in names:
         if names.count(name) > 1:
@@ -103,12 +103,12 @@ def with_names(
 
 
 def read_columns(file: DelimitedFile, dtypes: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-    """Reads the columns named in `dtypes`; an empty field is "" in a String column, null elsewhere.
+    """Reads the columns in `dtypes`; an empty field is "" in a String column, null elsewhere.
 
     Raises:
-      UserError: the text is not UTF-8, the machine has not the memory, or Polars finds another
-        number of records.
-      pl.exceptions.PolarsError: a field does not parse as its column's type, if that is not String.
+      UserError: if the text is not UTF-8, memory does not suffice, or Polars finds another number
+        of records.
+      pl.exceptions.PolarsError: if a field does not parse as its column's type, other than String.
     """
     # Polars keeps 16 bytes for a text and 8 for a number, and longer texts beside them.
     memory.require(16 * file.records * len(dtypes), f"{file.path}: {file.records:,} records")
@@ -118,6 +118,7 @@ def read_columns(file: DelimitedFile, dtypes: Mapping[str, type[pl.DataType]]) -
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         if "utf-8" in str(error).lower():
             _raise_not_utf8(file.path, file.separator, file.quote)
+        # The caller of a typed read finds the faulty value itself; for texts there is none to find.
         typed = any(dtype != pl.String for dtype in dtypes.values())
         if typed and isinstance(error, pl.exceptions.PolarsError):
             raise
@@ -145,7 +146,7 @@ def _scan(file: DelimitedFile, dtypes: Mapping[str, type[pl.DataType]]) -> pl.La
 
 
 def first_record(file: DelimitedFile) -> list[str] | None:
-    """Returns the fields of the first record after the header, None where there is none."""
+    """Returns the fields of the first record after the header; None if there is none."""
     row = 1
     for block in blocks(file.path, file.separator, file.quote):
         if row < len(block.ends):

@@ -1,4 +1,4 @@
-"""Events of one file, delimited or Parquet, as columns named after their roles."""
+"""Reader of the events of one delimited file, as columns named after their roles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_csv(path: pathlib.Path) -> DelimitedFile:
     """Opens a comma- or tab-separated file with a header, quotes as in RFC 4180.
 
     Raises:
-      UserError: something else separates the columns, or as `delimited.read_header` and
+      UserError: if another character separates the columns, or as `delimited.read_header` and
         `delimited.with_names`.
     """
     separator = ","
@@ -52,12 +52,13 @@ def read_delimited_events(file: DelimitedFile, roles: Roles) -> pl.DataFrame:
       (Int64, Float64 or Datetime).
 
     Raises:
-      UserError: a value is empty, not a number, not finite or not a time; names line and column.
+      UserError: if a value is empty, not a number, not finite or not a time; names line and column.
     """
     dtypes: dict[str, type[pl.DataType]] = {roles.user: pl.String, roles.item: pl.String}
     kinds: dict[str, Kind] = {roles.user: "id", roles.item: "id"}
     if roles.rating:
         dtypes[roles.rating], kinds[roles.rating] = pl.Float64, "float32"
+    # Fast typed reads first; only if none fits are the values read as text, to name the fault.
     failure = ""
     for kind, time_type in _timestamp_types(file, roles.timestamp):
         if roles.timestamp:
@@ -71,6 +72,7 @@ def read_delimited_events(file: DelimitedFile, roles: Roles) -> pl.DataFrame:
         if "rating" in frame.columns:
             frame = frame.with_columns(exact.as_rating(frame["rating"]))
         if "timestamp" in frame.columns and time_type == pl.String:
+            # Times read as text are parsed here, without rounding.
             parse = exact.parse_datetimes if kind == "datetime" else exact.parse_numbers
             frame = frame.with_columns(parse(frame["timestamp"]))
         if all(columns_lib.first_gap(column) is None for column in frame.iter_columns()):
@@ -81,7 +83,7 @@ def read_delimited_events(file: DelimitedFile, roles: Roles) -> pl.DataFrame:
 def _timestamp_types(
     file: DelimitedFile, name: str | None
 ) -> Iterator[tuple[Kind, type[pl.DataType]]]:
-    """Yields what is worth trying, most exact first, judged by the first record."""
+    """Yields candidate types of the times, most exact first, judged by the first record."""
     first = delimited.first_record(file)
     if name is None or first is None:
         yield "float64", pl.Int64
@@ -92,16 +94,16 @@ def _timestamp_types(
         return
     if _INTEGER.fullmatch(text):
         yield "float64", pl.Int64
-    yield "float64", pl.String  # parsed here: Polars would round what a float64 cannot hold
+    yield "float64", pl.String  # not Float64: Polars would round numbers that it cannot hold
 
 
 def _raise_fault(file: DelimitedFile, kinds: Mapping[str, Kind], failure: str) -> NoReturn:
     texts = delimited.read_columns(file, dict.fromkeys(kinds, pl.String))
     faults = [(columns_lib.first_fault(texts[name], kind), name) for name, kind in kinds.items()]
-    found = [(row, name) for row, name in faults if row is not None]
-    if not found:
+    present = [(row, name) for row, name in faults if row is not None]
+    if not present:
         raise UserError(f"{file.path}: cannot be read as a table ({failure})")
-    row, name = min(found, key=lambda fault: fault[0])
+    row, name = min(present, key=lambda fault: fault[0])
     fault = columns_lib.describe_fault(texts[name][row], kinds[name])
     line = delimited.line_of(file, row)
     raise UserError(f"{file.path}: line {line}, column {name!r}: {fault}")

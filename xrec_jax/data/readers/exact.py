@@ -1,6 +1,6 @@
-"""Numbers and times as their types hold them: kept to the last digit, or null as a fault.
+"""Lossless parsing of numbers and times: values that their type cannot hold become null.
 
-Rounding would turn two values into one, and then file order decides what came first.
+Rounding could make two times equal, and file order would then decide which came first.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 FRACTION = r"(:[0-5][0-9]:[0-5][0-9])\.([0-9]+)"  # of a second
 _LARGEST_EXACT_FLOAT = 2**53
 _SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
-_SAFE_DIGITS = 15  # any decimal of so many digits survives a float64
+_SAFE_DIGITS = 15  # every decimal of that many digits survives a float64
 
 
 def parse_numbers(texts: pl.Series) -> pl.Series:
-    """Reads numbers as Float64; null where not a number, infinite, or where digits would be lost.
+    """Parses numbers as Float64; null if not a number, infinite, or if digits would be lost.
 
-    A text of many digits is kept if it is what the float64 prints with as many digits, as programs
-    write it ("0.1000000000000000055"), and lost if it is not ("1234567890123456789").
+    A text of many digits is kept if the float64 prints as the same digits, as programs write it
+    ("0.1000000000000000055"), and is null otherwise ("1234567890123456789").
     """
     texts = texts.str.strip_chars_start(" ")
     numbers = texts.cast(pl.Float64, strict=False)
@@ -32,7 +32,7 @@ def parse_numbers(texts: pl.Series) -> pl.Series:
     long = (digits.str.len_bytes() > _SAFE_DIGITS) | (
         (numbers.abs() < _SMALLEST_NORMAL) & (digits != "")
     )
-    # Most long ones are the shortest text of their float64: nothing is lost, and that is quick.
+    # Most long texts are the shortest form of their float64, a quick test; the rest need decimals.
     long &= numbers.is_not_null() & (numbers.cast(pl.String) != texts)
     rows = long.fill_null(False).arg_true()
     lost = [row for row, text in zip(rows, texts.gather(rows), strict=True) if _loses_digits(text)]
@@ -40,25 +40,26 @@ def parse_numbers(texts: pl.Series) -> pl.Series:
 
 
 def as_rating(numbers: pl.Series) -> pl.Series:
-    """Returns Float64 numbers as Float32.
+    """Converts Float64 numbers to Float32.
 
-    Null where one overflows, vanishes, or is a whole number that becomes another one.
+    Null if a number overflows, underflows to 0, or is an integer that changes.
     """
     ratings = numbers.cast(pl.Float32, strict=False)
     back = ratings.cast(pl.Float64)
-    whole = numbers.floor() == numbers
-    other = whole & ((back != numbers) | (numbers.abs() > _LARGEST_EXACT_FLOAT))
-    other |= ((back == 0) & (numbers != 0)) | ~back.is_finite()
-    return ratings.set(other.fill_null(False), None)
+    integral = numbers.floor() == numbers
+    changed = integral & ((back != numbers) | (numbers.abs() > _LARGEST_EXACT_FLOAT))
+    changed |= ((back == 0) & (numbers != 0)) | ~back.is_finite()
+    return ratings.set(changed.fill_null(False), None)
 
 
 def parse_datetimes(texts: pl.Series) -> pl.Series:
-    """Reads ISO 8601 dates and times, with or without an offset from UTC.
+    """Parses ISO 8601 dates and times, with or without an offset from UTC.
 
     Returns:
-      Datetime without a zone, in UTC: in nanoseconds if one of them needs it, else in microseconds.
-      Null where a text is not one, finer than a nanosecond, or beyond what the unit reaches.
+      Datetime in UTC without a zone: in nanoseconds if a value needs it, else in microseconds.
+      Null if a text is not a time, is finer than a nanosecond, or exceeds the range of the unit.
     """
+    # The fraction is parsed apart: Polars would cut digits below its unit.
     texts = texts.str.replace("T", " ", literal=True)
     fraction = texts.str.extract(FRACTION, 2).fill_null("")
     texts = texts.str.replace(FRACTION, "${1}")
@@ -68,9 +69,9 @@ def parse_datetimes(texts: pl.Series) -> pl.Series:
             if not seconds.null_count():
                 break
             zone = "UTC" if offset else None
-            found = texts.str.strptime(pl.Datetime("us", zone), form + offset, strict=False)
-            seconds = seconds.fill_null(found.dt.replace_time_zone(None))
-    # A leap second has no place of its own.
+            parsed = texts.str.strptime(pl.Datetime("us", zone), form + offset, strict=False)
+            seconds = seconds.fill_null(parsed.dt.replace_time_zone(None))
+    # Polars would move a leap second to the next minute, onto another time.
     seconds = seconds.set(texts.str.contains(":60", literal=True).fill_null(False), None)
     fraction = fraction.str.strip_chars_end("0")
     seconds = seconds.set(fraction.str.len_bytes() > 9, None)
@@ -81,20 +82,20 @@ def parse_datetimes(texts: pl.Series) -> pl.Series:
 
 
 def to_nanoseconds(moments: pl.Series, extra: pl.Series | int = 0) -> pl.Series:
-    """Returns Datetime in microseconds, `extra` nanoseconds added, as Datetime in nanoseconds.
+    """Converts Datetime from micro- to nanoseconds and adds `extra` nanoseconds.
 
-    Null where int64 has no room for it: before 1678 and after 2261.
+    Null outside the range of int64: before 1678 and after 2261.
     """
     micros = moments.to_physical()
-    reach = np.iinfo(np.int64).max // 1000 - 10**6
-    micros = micros.set((micros.abs() > reach).fill_null(False), None)
+    limit = np.iinfo(np.int64).max // 1000 - 10**6
+    micros = micros.set((micros.abs() > limit).fill_null(False), None)
     return (micros * 1000 + extra).cast(pl.Datetime("ns"))
 
 
 def finest_unit(moments: pl.Series) -> pl.Series:
-    """Returns dates or times of any unit and zone as Datetime in UTC and without a zone.
+    """Converts dates or times of any unit and zone to Datetime in UTC, without a zone.
 
-    In nanoseconds if one of them needs it, else in microseconds; null beyond what int64 reaches.
+    In nanoseconds if a value needs it, else in microseconds; null outside the range of int64.
     """
     count = moments.to_physical().cast(pl.Int64)
     unit = "day" if moments.dtype == pl.Date else cast(pl.Datetime, moments.dtype).time_unit
@@ -107,19 +108,19 @@ def finest_unit(moments: pl.Series) -> pl.Series:
     return (count * factor).cast(pl.Datetime("us"))
 
 
-def one_type(parts: Sequence[pl.Series]) -> list[pl.Series]:
-    """Brings timestamps of several files to one type; null where a value would become another.
+def one_type(columns: Sequence[pl.Series]) -> list[pl.Series]:
+    """Converts timestamps of several files to one type; null if a value would change.
 
     Args:
-      parts: all of Datetime in micro- or nanoseconds, or all of numbers.
+      columns: all Datetime in micro- or nanoseconds, or all numbers.
     """
-    if len({part.dtype for part in parts}) == 1:
-        return list(parts)
-    if parts[0].dtype.is_temporal():
+    if len({column.dtype for column in columns}) == 1:
+        return list(columns)
+    if columns[0].dtype.is_temporal():
         fine = pl.Datetime("ns")
-        return [part if part.dtype == fine else to_nanoseconds(part) for part in parts]
-    arrays = [exact_timestamps(part) for part in parts]
-    name = parts[0].name
+        return [column if column.dtype == fine else to_nanoseconds(column) for column in columns]
+    arrays = [exact_timestamps(column) for column in columns]
+    name = columns[0].name
     if all(array.dtype == np.int64 for array in arrays):
         return [pl.Series(name, array) for array in arrays]
     numbers = [pl.Series(name, array.astype(np.float64)) for array in arrays]
@@ -130,13 +131,13 @@ def one_type(parts: Sequence[pl.Series]) -> list[pl.Series]:
 
 
 def exact_timestamps(values: pl.Series) -> np.ndarray:
-    """Returns numbers or datetimes without loss: int64 if every one is an integer, else float64.
+    """Converts numbers or datetimes without loss: int64 if all are integers, else float64.
 
     Datetimes become micro- or nanoseconds since 1970, in their unit (UTC, also for those without a
     zone).
 
     Raises:
-      pl.exceptions.PolarsError: an unsigned value exceeds int64.
+      pl.exceptions.PolarsError: if an unsigned value exceeds int64.
     """
     if values.dtype.is_temporal():
         return values.to_physical().to_numpy()
@@ -148,7 +149,7 @@ def exact_timestamps(values: pl.Series) -> np.ndarray:
 
 
 def _loses_digits(text: str) -> bool:
-    """Whether a finite number is another one once it is a float64 and printed again."""
+    """True if a finite number changes when stored as float64 and printed with as many digits."""
     try:
         wanted = decimal.Decimal(text)
     except decimal.InvalidOperation:  # an exponent beyond all bounds

@@ -1,4 +1,4 @@
-"""Reading the data section of a config: missing keys take defaults, wrong ones are named."""
+"""Access to the data section of a config: defaults for missing keys, errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from xrec_jax.core.errors import UserError, did_you_mean
 
 
-def option(config: Any, key: str, default: Any) -> Any:
-    """Returns `config[key]`, or `default` where the key is absent or None.
+def option(config: object, key: str, default: Any) -> Any:
+    """Returns `config[key]`, or `default` if the key is absent or None.
 
     Args:
       config: a ConfigDict, a mapping, an object with attributes, or None.
       key: name of the entry.
-      default: what stands for an absent entry.
+      default: value of an absent entry.
     """
     if config is None:
         return default
@@ -23,11 +23,11 @@ def option(config: Any, key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def choice(config: Any, key: str, default: str, choices: Iterable[str]) -> str:
+def choice(config: object, key: str, default: str, choices: Iterable[str]) -> str:
     """Returns the entry `key`, which must be one of `choices`.
 
     Raises:
-      UserError: another value was given.
+      UserError: if the value is another one.
     """
     value = option(config, key, default)
     choices = tuple(choices)
@@ -36,11 +36,11 @@ def choice(config: Any, key: str, default: str, choices: Iterable[str]) -> str:
     return value
 
 
-def section(config: Any, key: str, keys: Iterable[str]) -> Any:
+def section(config: object, key: str, keys: Iterable[str]) -> Any:
     """Returns the sub-config `key`, whose own keys must be among `keys`.
 
     Raises:
-      UserError: the sub-config is not a mapping or has a key that means nothing.
+      UserError: if the sub-config is not a mapping or has an unknown key.
     """
     value = option(config, key, {})
     keys = tuple(keys)
@@ -52,11 +52,11 @@ def section(config: Any, key: str, keys: Iterable[str]) -> Any:
     return value
 
 
-def number(config: Any, key: str, default: float, *, integer: bool = False) -> Any:
-    """Returns the entry `key`, which must be a number, with `integer` a whole one.
+def number(config: object, key: str, default: float, *, integer: bool = False) -> Any:
+    """Returns the entry `key`, which must be a number, or an integer if `integer` is set.
 
     Raises:
-      UserError: another type was given.
+      UserError: if the value is of another type or NaN.
     """
     value = option(config, key, default)
     allowed: tuple[type, ...] = (int,) if integer else (int, float)

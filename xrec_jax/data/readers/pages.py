@@ -1,7 +1,7 @@
-"""The sizes that a Parquet file states, checked against the file before it is read.
+"""Checks the sizes stated in a Parquet file against the file, before it is read.
 
-Polars believes them: a flipped bit in the header of a page asks for an allocation that ends the
-process. Only the structure is looked at, which is Thrift's compact protocol; values are not.
+Polars trusts them: a flipped bit in a page header requests an allocation that ends the process.
+Only the structure, in Thrift's compact protocol, is read here; the values are not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xrec_jax.core.runtime import memory
 
 _MAGIC = b"PAR1"
 _LONGEST_FOOTER = 1 << 27
-_HEADER_ROOM = (1 << 12, 1 << 24)  # bytes read for the header of a page, at first and at most
+_HEADER_ROOM = (1 << 12, 1 << 24)  # bytes read for a page header: first attempt and limit
 _DEEPEST = 16
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _DATA_PAGES = (5, 8)  # fields of a page header that describe values, versions 1 and 2
@@ -24,22 +24,23 @@ _DICTIONARY = 7
 
 
 class _DamagedError(ValueError):
-    """What does not fit together."""
+    """An inconsistency in the file."""
 
 
 def check_pages(path: pathlib.Path, names: Collection[str]) -> None:
-    """Walks through the pages of some columns.
+    """Checks the page headers of some columns.
 
     Args:
-      path: a Parquet file; one that does not end like one, or is encrypted, is left to its reader.
-      names: the columns that will be read.
+      path: path of a Parquet file; other and encrypted files are left to the reader.
+      names: columns that will be read.
 
     Raises:
-      UserError: a stated size or number contradicts the file or exceeds the memory left.
+      UserError: if a stated size or count contradicts the file or exceeds the memory left.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 8, 0))
+        # A Parquet file ends with its footer, the footer's length and the magic bytes.
         tail = file.read(8)
         if len(tail) < 8 or tail[4:] != _MAGIC:
             return
@@ -56,6 +57,8 @@ def check_pages(path: pathlib.Path, names: Collection[str]) -> None:
 def _check_footer(
     file: BinaryIO, footer: dict[int, Any], names: Collection[str], size: int, path: pathlib.Path
 ) -> None:
+    # Field ids of parquet.thrift: FileMetaData 3 num_rows, 4 row_groups; RowGroup 1 columns, 3
+    # num_rows; ColumnChunk 3 meta_data; ColumnMetaData 3 path_in_schema, 5 num_values.
     groups = _list(footer, 4)
     if _number(footer, 3) != sum(_number(group, 3) for group in groups):
         raise _DamagedError("the numbers of rows do not add up")
@@ -73,12 +76,15 @@ def _check_footer(
 
 
 def _check_chunk(file: BinaryIO, about: dict[int, Any], size: int, path: pathlib.Path) -> None:
-    """Checks the pages of one column in one group of rows, up to its last value."""
+    """Checks the pages of one column chunk, up to its last value."""
+    # ColumnMetaData 9 data_page_offset, 11 dictionary_page_offset; the dictionary, if any, comes
+    # first.
     at, left = _number(about, 9), _number(about, 5)
     if 0 < about.get(11, 0) < at:
         at = _number(about, 11)
     while left > 0:
         page, length = _page_header(file, at, size)
+        # PageHeader 2 uncompressed_page_size, 3 compressed_page_size.
         packed, unpacked = _number(page, 3), _number(page, 2)
         at += length + packed
         if at > size:
@@ -105,7 +111,7 @@ def _page_header(file: BinaryIO, at: int, size: int) -> tuple[dict[int, Any], in
     raise _DamagedError(f"no page starts at byte {at:,}")
 
 
-def _number(fields: Any, field: int) -> int:
+def _number(fields: object, field: int) -> int:
     value = fields.get(field) if isinstance(fields, dict) else None
     if not isinstance(value, int) or value < 0:
         raise _DamagedError("a size is missing or negative")
@@ -114,17 +120,17 @@ def _number(fields: Any, field: int) -> int:
 
 def _list(fields: dict[int, Any], field: int) -> list[Any]:
     value = fields.get(field, [])
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise _DamagedError("the footer is no footer")
     return value
 
 
 class _Thrift:
-    """Reads Thrift's compact protocol; structs become field number -> value.
+    """Reader of Thrift's compact protocol; structs become dicts of field id to value.
 
     Attributes:
-      data: the bytes.
-      at: the next one.
+      data: the encoded bytes.
+      at: offset of the next byte.
     """
 
     def __init__(self, data: bytes):
@@ -135,11 +141,13 @@ class _Thrift:
         """Reads a struct.
 
         Raises:
-          _DamagedError: it does not end within the bytes, or nests too deep.
+          _DamagedError: if it does not end within the data, or nests too deep.
         """
         fields: dict[int, Any] = {}
         field = 0
         while head := self._byte():
+            # The upper half of a field's first byte is the difference to the previous field id; 0:
+            # the id follows.
             step, kind = head >> 4, head & 15
             field = field + step if step else self._signed()
             fields[field] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
@@ -172,7 +180,7 @@ class _Thrift:
         raise _DamagedError("the footer is no footer")
 
     def _checked(self, count: int) -> int:
-        if count > len(self.data) - self.at:  # every member takes a byte
+        if count > len(self.data) - self.at:  # every element takes at least one byte
             raise _DamagedError("the footer is cut")
         return count
 
@@ -198,4 +206,5 @@ class _Thrift:
 
     def _signed(self) -> int:
         value = self._varint()
+        # Zigzag encoding.
         return (value >> 1) ^ -(value & 1)

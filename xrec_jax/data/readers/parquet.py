@@ -1,4 +1,4 @@
-"""Parquet files: events by role, whole tables."""
+"""Reader of Parquet files: events by role, and whole tables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xrec_jax.data.readers.columns import Kind, Roles
 
 
 def read_parquet_events(path: pathlib.Path, roles: Roles) -> pl.DataFrame:
-    """Reads the columns of `roles` from a Parquet file; returns what `read_delimited_events` does.
+    """Reads the columns of `roles` from a Parquet file, in the form of `read_delimited_events`.
 
     Raises:
-      UserError: a column has a type that cannot play its role, or a value is missing or not finite;
+      UserError: if a column's type does not fit its role, or a value is missing or not finite;
         names the row, counted from 1.
     """
     frame = _scan_parquet(path, list(roles.named().values()))
@@ -35,10 +35,10 @@ def read_parquet_events(path: pathlib.Path, roles: Roles) -> pl.DataFrame:
 
 
 def _typed(path: pathlib.Path, values: pl.Series, role: str) -> pl.Series:
-    """Returns a column as its role needs it, null where a value does not fit.
+    """Converts a column to the type of its role; null if a value does not fit.
 
     Raises:
-      UserError: the column has a type that cannot play the role.
+      UserError: if the column's type does not fit the role.
     """
     dtype = values.dtype
     if role in columns_lib.REQUIRED:
@@ -56,14 +56,15 @@ def _typed(path: pathlib.Path, values: pl.Series, role: str) -> pl.Series:
     if dtype.is_integer():
         return values.cast(pl.Int64, strict=False)
     if dtype.is_decimal():
+        # Decimals go through their text, so that no digit is rounded on the way.
         texts = values.cast(pl.String)
-        whole = texts.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-        return exact.parse_numbers(texts) if whole.null_count() else whole
+        integers = texts.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        return exact.parse_numbers(texts) if integers.null_count() else integers
     return values.cast(pl.Float64)
 
 
 def _fault(values: pl.Series, row: int, role: str) -> str:
-    """Returns what is wrong with a value that `_typed` made null or left infinite."""
+    """Describes a value that `_typed` made null or left infinite."""
     if values.is_null()[row]:
         return "the id is empty" if role in columns_lib.REQUIRED else "the value is missing"
     if values.dtype.is_temporal():
@@ -83,7 +84,7 @@ def parquet_names(path: pathlib.Path) -> list[str]:
     """Returns the column names of a Parquet file.
 
     Raises:
-      UserError: the file is missing or not Parquet.
+      UserError: if the file is missing or not Parquet.
     """
     delimited.require_file(path)
     with readable(path):
@@ -91,10 +92,10 @@ def parquet_names(path: pathlib.Path) -> list[str]:
 
 
 def id_strings(values: pl.Series, path: pathlib.Path) -> pl.Series:
-    """Returns an id column as text.
+    """Converts an id column to text.
 
     Raises:
-      UserError: it holds neither text nor integers; a float such as 7.0 has no one spelling.
+      UserError: if it holds neither text nor integers; a float such as 7.0 has no unique text.
     """
     dtype = values.dtype
     if len(values) and not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
@@ -106,13 +107,14 @@ def read_parquet_table(path: pathlib.Path) -> pl.DataFrame:
     """Reads every column of a Parquet file.
 
     Raises:
-      UserError: the file is missing or corrupt.
+      UserError: if the file is missing or corrupt.
     """
     return _scan_parquet(path, parquet_names(path))
 
 
 def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
     with readable(path):
+        # Before Polars, which would end the process on a damaged page header.
         pages.check_pages(path, names)
         lazy = pl.scan_parquet(path, glob=False)
         rows = lazy.select(pl.len()).collect().item()
@@ -123,10 +125,10 @@ def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
 
 @contextlib.contextmanager
 def readable(path: object) -> Iterator[None]:
-    """Turns whatever Polars meets in a damaged file into one line.
+    """Turns Polars' errors and panics over a damaged file into one line.
 
     Raises:
-      UserError: names the file and what is wrong.
+      UserError: names the file and the reason.
     """
     try:
         with quiet.standard_error(unless=pl.exceptions.PanicException):

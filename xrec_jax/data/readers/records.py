@@ -1,8 +1,8 @@
-"""Records of delimited text, plain or gzip, a block of bytes at a time.
+"""Splits delimited text, plain or gzip, into records, one block of bytes at a time.
 
 Quotes follow RFC 4180: a field is quoted from its first to its last character, or it holds no
-quote. Readers disagree about anything else, and then whole records vanish, so it is a fault. So are
-carriage returns that end no line and NUL bytes. Memory is bounded by the longest record allowed.
+quote. Readers disagree about anything else and may drop whole records, so it is a fault. So are
+carriage returns inside a line and NUL bytes. Memory is bounded by the longest record allowed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _NEWLINE, _RETURN = ord("\n"), ord("\r")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What is wrong with the text itself.
+    """A fault in the text.
 
     Attributes:
-      at: the byte of the block where a reader would stumble; records that end before it are whole.
-      line: the 1-based line to look at.
-      reason: what is wrong and the way out.
+      at: offset of the fault in the block; records that end before it are intact.
+      line: 1-based number of its line.
+      reason: description and remedy.
     """
 
     at: int
@@ -53,14 +53,14 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Consecutive records.
+    """A block of consecutive records.
 
     Attributes:
-      data: bytes that start with a record.
-      line: the 1-based line of the first byte.
-      marks: `[m]` places of the separators and line ends that are not quoted.
-      ends: `[r]` which of `marks` end a record, for the records that are whole.
-      fault: the first fault, or None; there is no block after one.
+      data: bytes, beginning with a record.
+      line: 1-based line of the first byte.
+      marks: `[m]` offsets of the unquoted separators and line ends.
+      ends: `[r]` indices into `marks` of the ends of complete records.
+      fault: the first fault, or None; the last block ends with it.
     """
 
     data: bytes
@@ -70,15 +70,15 @@ class Block:
     fault: Fault | None
 
     def start(self, record: int) -> int:
-        """Returns the first byte of a record."""
+        """Offset of the first byte of a record."""
         return int(self.marks[self.ends[record - 1]]) + 1 if record else 0
 
     def line_of(self, record: int) -> int:
-        """Returns the 1-based line on which a record starts."""
+        """1-based line on which a record starts."""
         return self.line + self.data.count(b"\n", 0, self.start(record))
 
     def widths(self) -> np.ndarray:
-        """Returns `[r]` the number of fields of each record."""
+        """`[r]` number of fields of each record."""
         return np.diff(self.ends, prepend=-1)
 
     def fields(self, record: int, quote: str | None) -> list[bytes]:
@@ -89,9 +89,9 @@ class Block:
             field = self.data[start:mark]
             if self.data[mark] == _NEWLINE:
                 field = field.removesuffix(b"\r")
-            sign = b"" if quote is None else quote.encode()
-            if sign and field.startswith(sign):
-                field = field[1:-1].replace(sign + sign, sign)
+            mark_of_quote = b"" if quote is None else quote.encode()
+            if mark_of_quote and field.startswith(mark_of_quote):
+                field = field[1:-1].replace(mark_of_quote + mark_of_quote, mark_of_quote)
             fields.append(field)
             start = mark + 1
         return fields
@@ -101,30 +101,31 @@ def blocks(path: pathlib.Path, separator: str, quote: str | None) -> Iterator[Bl
     """Yields all records; the last block ends with the file or with its first fault.
 
     Raises:
-      UserError: the file cannot be read, its gzip data is damaged, or it is no text.
+      UserError: if the file cannot be read, its gzip data is damaged, or it is not text.
     """
-    line, rest = 1, b""
+    line, remainder = 1, b""
     with open_bytes(path) as stream:
         while True:
             chunk = stream.read(_CHUNK)
-            data = rest + chunk
-            if line == 1 and not rest:
+            data = remainder + chunk
+            if line == 1 and not remainder:
                 data = _without_bom(path, data)
             if not data:
                 return
-            block = _block(data, line, separator, quote, whole=not chunk)
+            block = _block(data, line, separator, quote, is_last=not chunk)
             if len(block.ends) or block.fault:
                 yield block
             if block.fault or not chunk:
                 return
+            # An incomplete record at the end is carried over to the next block.
             used = block.start(len(block.ends))
             line += data.count(b"\n", 0, used)
-            rest = data[used:]
+            remainder = data[used:]
 
 
 @contextlib.contextmanager
 def open_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a plain or gzip file; a corrupt or unreadable one ends in a UserError."""
+    """Opens a plain or gzip file, recognised by its first bytes; read errors are `UserError`s."""
     try:
         with open(path, "rb") as plain:
             compressed = plain.read(2) == _GZIP_MAGIC
@@ -143,17 +144,18 @@ def _without_bom(path: pathlib.Path, data: bytes) -> bytes:
     return data.removeprefix(_BOM)
 
 
-def _block(data: bytes, line: int, separator: str, quote: str | None, *, whole: bool) -> Block:
-    """Finds the records of `data`; `whole` says that the file ends with it."""
-    if whole and not data.endswith(b"\n"):
+def _block(data: bytes, line: int, separator: str, quote: str | None, *, is_last: bool) -> Block:
+    """Finds the records of `data`, which ends the file if `is_last`."""
+    if is_last and not data.endswith(b"\n"):
         data += b"\n"  # the last line need not end in one
     array = np.frombuffer(data, np.uint8)
     plain = np.ones(len(array), bool)
     faults = []
     if quote is not None and quote.encode() in data:
         quotes = array == ord(quote)
+        # A running parity of the quotes: odd stretches are quoted; a doubled quote flips it twice.
         plain = ~np.logical_xor.accumulate(quotes)
-        faults.append(_quote_fault(array, np.flatnonzero(quotes), ord(separator), whole=whole))
+        faults.append(_quote_fault(array, np.flatnonzero(quotes), ord(separator), is_last=is_last))
     if b"\r" in data:
         faults.append(_return_fault(array, plain))
     if (at := data.find(b"\0")) >= 0:
@@ -167,20 +169,21 @@ def _block(data: bytes, line: int, separator: str, quote: str | None, *, whole: 
     if first is None:
         return Block(data, line, where, ends, None)
     at, reason = first
+    # Only records that end before the fault can be trusted.
     ends = ends[: np.searchsorted(where[ends], at)]
     return Block(data, line, where, ends, Fault(at, line + data.count(b"\n", 0, at), reason))
 
 
 def _quote_fault(
-    array: np.ndarray, quotes: np.ndarray, comma: int, *, whole: bool
+    array: np.ndarray, quotes: np.ndarray, comma: int, *, is_last: bool
 ) -> tuple[int, str] | None:
     """Finds the first quote that neither starts nor ends a field.
 
     Args:
       array: `[n]` bytes.
-      quotes: places of the quotes in it; the even ones open.
+      quotes: offsets of the quotes in it; the even ones open.
       comma: the separator.
-      whole: whether the text ends with `array`.
+      is_last: true if the file ends with `array`.
     """
     quote, last = array[quotes[0]], len(array) - 1
     opening, closing = quotes[::2], quotes[1::2]
@@ -191,17 +194,17 @@ def _quote_fault(
     ends = (after == comma) | (after == _NEWLINE) | (after == quote)
     ends |= (after == _RETURN) & ((final == _NEWLINE) | (closing + 2 > last))
     ends |= closing == last
-    found: list[tuple[int, str]] = []
+    faults: list[tuple[int, str]] = []
     if not starts.all():
         at = int(opening[np.argmin(starts)])
-        found.append((at, "a quote inside a field that is not quoted; " + _REMEDY))
+        faults.append((at, "a quote inside a field that is not quoted; " + _REMEDY))
     if not ends.all():
         at = int(opening[np.argmin(ends)])
-        found.append((at, "a quoted field goes on after its closing quote; " + _REMEDY))
-    if not found and whole and len(quotes) % 2:
+        faults.append((at, "a quoted field goes on after its closing quote; " + _REMEDY))
+    if not faults and is_last and len(quotes) % 2:
         at = int(opening[-1])
-        found.append((at, "a quote is opened that is never closed; " + _REMEDY))
-    return min(found, default=None)
+        faults.append((at, "a quote is opened that is never closed; " + _REMEDY))
+    return min(faults, default=None)
 
 
 _REMEDY = 'quote the whole field and double the quotes in it ("LP 12"" disc")'

@@ -1,11 +1,10 @@
-"""Finds and opens the files that a data config names, one function a format."""
+"""Finds and opens the files of a data config, one function a format."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import polars as pl
 
@@ -20,14 +19,14 @@ _SUFFIXES = {"csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz"), "parquet": (".parque
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What the files hold.
+    """Events and descriptions read from files.
 
     Attributes:
-      name: of the data set.
-      events: part -> events in file order, as `readers` return them; the one key is "" without a
+      name: name of the data set.
+      events: events in file order by split, as `readers` return them; the only key is "" without a
         given split.
-      users: descriptions, or None.
-      items: likewise.
+      users: descriptions of users, or None.
+      items: descriptions of items, or None.
     """
 
     name: str
@@ -36,10 +35,10 @@ class Source:
     items: tables.Table | None
 
 
-def atomic_source(config: Any) -> Source:
+def atomic_source(config: object) -> Source:
     """Reads atomic files; `config.path` is their directory."""
-    found = atomic.find_files(_path(config), options.option(config, "name", ""))
-    opened = {part: atomic.open_atomic(path) for part, path in found.events.items()}
+    paths = atomic.find_files(_path(config), options.option(config, "name", ""))
+    opened = {split: atomic.open_atomic(path) for split, path in paths.events.items()}
     first, *others = opened.values()
     defaults = {role: names[:1] for role, names in readers.DEFAULT_COLUMNS.items()}
     roles = columns_lib.resolve_roles(
@@ -49,44 +48,44 @@ def atomic_source(config: Any) -> Source:
         _require_columns(file.file.path, file.file.names, roles, first.file.path)
         atomic.require_types(file, roles)
     return Source(
-        name=found.name,
+        name=paths.name,
         events=_read(
-            {part: file.file.path for part, file in opened.items()},
-            lambda part, _: readers.read_delimited_events(opened[part].file, roles),
+            {split: file.file.path for split, file in opened.items()},
+            lambda split, _: readers.read_delimited_events(opened[split].file, roles),
         ),
-        users=atomic.read_optional_table(found.users, roles.user, "columns.user"),
-        items=atomic.read_optional_table(found.items, roles.item, "columns.item"),
+        users=atomic.read_optional_table(paths.users, roles.user, "columns.user"),
+        items=atomic.read_optional_table(paths.items, roles.item, "columns.item"),
     )
 
 
-def csv_source(config: Any) -> Source:
-    """Reads comma- or tab-separated files; `config.path` is one, or a directory with its parts."""
+def csv_source(config: object) -> Source:
+    """Reads comma- or tab-separated files; `config.path` is one, or a directory with splits."""
     paths = _event_paths(_path(config), "csv")
-    opened = {part: readers.open_csv(path) for part, path in paths.items()}
-    names = {part: file.names for part, file in opened.items()}
+    opened = {split: readers.open_csv(path) for split, path in paths.items()}
+    names = {split: file.names for split, file in opened.items()}
     roles = _shared_roles(config, paths, names)
-    events = _read(paths, lambda part, _: readers.read_delimited_events(opened[part], roles))
+    events = _read(paths, lambda split, _: readers.read_delimited_events(opened[split], roles))
     return _with_tables(config, events, roles)
 
 
-def parquet_source(config: Any) -> Source:
-    """Reads Parquet files; `config.path` is one, or a directory with its parts."""
+def parquet_source(config: object) -> Source:
+    """Reads Parquet files; `config.path` is one, or a directory with splits."""
     paths = _event_paths(_path(config), "parquet")
-    names = {part: parquet.parquet_names(path) for part, path in paths.items()}
+    names = {split: parquet.parquet_names(path) for split, path in paths.items()}
     roles = _shared_roles(config, paths, names)
     events = _read(paths, lambda _, path: parquet.read_parquet_events(path, roles))
     return _with_tables(config, events, roles)
 
 
-def data_files(config: Any) -> dict[str, pathlib.Path]:
-    """Finds the files that a data config names, without opening them.
+def data_files(config: object) -> dict[str, pathlib.Path]:
+    """Finds the files of a data config, without opening them.
 
     Returns:
-      Role -> file: "events", or "events.PART" for each part of a given split; "users" and "items"
-      where there are tables. Empty for formats that read no file.
+      File by role: "events", or "events.SPLIT" for each given split; "users" and "items" if there
+      are tables. Empty for formats that read no file.
 
     Raises:
-      UserError: there are none.
+      UserError: if files are missing or ambiguous.
     """
     format = options.option(config, "format", "")
     if format == "atomic":
@@ -102,11 +101,11 @@ def data_files(config: Any) -> dict[str, pathlib.Path]:
         }
     else:
         return {}
-    files = {f"events.{part}" if part else "events": path for part, path in events.items()}
+    files = {f"events.{split}" if split else "events": path for split, path in events.items()}
     return files | {key: path for key, path in tables_found.items() if path is not None}
 
 
-def _path(config: Any) -> pathlib.Path:
+def _path(config: object) -> pathlib.Path:
     path = options.option(config, "path", "")
     if not path:
         raise UserError("path is not set; it names the file or directory of the interactions")
@@ -114,16 +113,18 @@ def _path(config: Any) -> pathlib.Path:
 
 
 def _event_paths(path: pathlib.Path, format: str) -> dict[str, pathlib.Path]:
-    """Returns {"": file}, or part -> file for a directory."""
+    """Returns {"": file}, or the file of each split for a directory."""
     if not path.is_dir():
         return {"": delimited.require_file(path)}
     paths = {}
-    for part in atomic.PARTS:
-        found = [path / (part + end) for end in _SUFFIXES[format] if (path / (part + end)).exists()]
-        if len(found) > 1:
-            raise UserError(f"{path}: both {found[0].name} and {found[1].name}; keep one")
-        if found:
-            paths[part] = found[0]
+    for split in atomic.SPLITS:
+        existing = [
+            path / (split + end) for end in _SUFFIXES[format] if (path / (split + end)).exists()
+        ]
+        if len(existing) > 1:
+            raise UserError(f"{path}: both {existing[0].name} and {existing[1].name}; keep one")
+        if existing:
+            paths[split] = existing[0]
     if not paths:
         wanted = f"train{_SUFFIXES[format][0]}"
         near = did_you_mean(wanted, sorted(file.name for file in path.iterdir()))
@@ -140,15 +141,15 @@ def _event_paths(path: pathlib.Path, format: str) -> dict[str, pathlib.Path]:
 
 
 def _shared_roles(
-    config: Any, paths: Mapping[str, pathlib.Path], names: Mapping[str, Sequence[str]]
+    config: object, paths: Mapping[str, pathlib.Path], names: Mapping[str, Sequence[str]]
 ) -> Roles:
-    """Resolves the roles on the first file; the other parts must have the same columns."""
+    """Resolves the roles on the first file; the other splits must have the same columns."""
     first = next(iter(paths))
     roles = columns_lib.resolve_roles(
         config, names[first], defaults=readers.DEFAULT_COLUMNS, path=paths[first]
     )
-    for part, path in paths.items():
-        _require_columns(path, names[part], roles, paths[first])
+    for split, path in paths.items():
+        _require_columns(path, names[split], roles, paths[first])
     return roles
 
 
@@ -164,15 +165,15 @@ def _require_columns(
 def _read(
     paths: Mapping[str, pathlib.Path], read: Callable[[str, pathlib.Path], pl.DataFrame]
 ) -> dict[str, pl.DataFrame]:
-    """Reads every part; their timestamps must all be numbers or all be dates."""
+    """Reads every split; their timestamps must all be numbers or all be dates."""
     events: dict[str, pl.DataFrame] = {}
-    for part, path in paths.items():
-        events[part] = frame = read(part, path)
+    for split, path in paths.items():
+        events[split] = frame = read(split, path)
         if "timestamp" not in frame.columns:
             continue
-        # A part without an event has times of no type.
-        first = next((part for part, frame in events.items() if len(frame)), part)
-        kinds = [events[p]["timestamp"].dtype.is_temporal() for p in (first, part)]
+        # The times of a split without events have no type, so it is not compared.
+        first = next((split for split, frame in events.items() if len(frame)), split)
+        kinds = [events[p]["timestamp"].dtype.is_temporal() for p in (first, split)]
         if kinds[0] != kinds[1] and len(frame):
             raise UserError(
                 f"{path}: timestamps are numbers or dates, but not as in {paths[first].name}"
@@ -180,34 +181,36 @@ def _read(
     if all("timestamp" in frame.columns for frame in events.values()):
         filled = [frame for frame in events.values() if len(frame)]
         kind = filled[0]["timestamp"].dtype if filled else pl.Int64()
-        for part, frame in events.items():
+        for split, frame in events.items():
             if not len(frame):
-                events[part] = frame.with_columns(pl.col("timestamp").cast(kind))
+                events[split] = frame.with_columns(pl.col("timestamp").cast(kind))
+        # One type for all splits: times are compared across them.
         times = exact.one_type([frame["timestamp"] for frame in events.values()])
-        for (part, path), column in zip(paths.items(), times, strict=True):
+        for (split, path), column in zip(paths.items(), times, strict=True):
             if column.null_count():
                 raise UserError(
                     f"{path}: timestamps that cannot be kept exactly beside those of the other "
                     "files; write all in one unit"
                 )
-            events[part] = events[part].with_columns(column)
+            events[split] = events[split].with_columns(column)
     return events
 
 
-def _with_tables(config: Any, events: dict[str, pl.DataFrame], roles: Roles) -> Source:
-    found = {}
+def _with_tables(config: object, events: dict[str, pl.DataFrame], roles: Roles) -> Source:
+    described = {}
     for key, role, id_name in (("users", "user", roles.user), ("items", "item", roles.item)):
-        asked = options.option(options.option(config, "columns", {}), role, "")
-        id_names = (id_name,) if asked else (id_name, *readers.DEFAULT_COLUMNS[role])
+        configured = options.option(options.option(config, "columns", {}), role, "")
+        # Without a configured name the table may use another default name than the events.
+        id_names = (id_name,) if configured else (id_name, *readers.DEFAULT_COLUMNS[role])
         path = options.option(config, key, "")
         if path:
             path = pathlib.Path(path)
             format = "parquet" if path.suffix.lower() == ".parquet" else "csv"
-            found[key] = tables.read_table(path, format, id_names, f"columns.{role}")
+            described[key] = tables.read_table(path, format, id_names, f"columns.{role}")
     path = _path(config)
     return Source(
         name=options.option(config, "name", "") or path.resolve().name.split(".")[0],
         events=events,
-        users=found.get("users"),
-        items=found.get("items"),
+        users=described.get("users"),
+        items=described.get("items"),
     )

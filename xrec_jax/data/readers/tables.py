@@ -1,4 +1,4 @@
-"""Descriptions of users and items: read from CSV or Parquet, checked, aligned with the ids."""
+"""Tables of users and items: read from CSV or Parquet, checked, aligned with the ids."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.readers import columns as columns_lib
 from xrec_jax.data.readers import delimited, events, parquet, written
 
-# Columns that name an item, in order of preference.
+# Column names taken as titles, in order of preference.
 TITLES = ("name", "title", "movie_title")
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One row for each described user or item.
+    """Descriptions of users or items, one row each.
 
     Attributes:
-      path: the file.
+      path: path of the file.
       ids: `[n]` String, distinct.
-      features: `[n]` rows, every column but the id.
+      features: `[n]` rows of all columns but the id.
     """
 
     path: pathlib.Path
@@ -38,13 +38,13 @@ def make_table(
     """Separates the id column from the features.
 
     Args:
-      path: the file, for messages.
-      frame: the whole table, its id column String.
-      id_name: the id column.
-      place: row -> where it stands in the file, for example "line 7".
+      path: path of the file, for messages.
+      frame: the whole table, with a String id column.
+      id_name: name of the id column.
+      place: maps a row to its place in the file, such as "line 7".
 
     Raises:
-      UserError: an id is empty, holds a NUL or stands twice.
+      UserError: if an id is empty, holds a NUL or is repeated.
     """
     ids = frame[id_name]
     row = columns_lib.first_fault(ids, "id")
@@ -65,18 +65,18 @@ def make_table(
 def read_table(path: pathlib.Path, format: str, id_names: Sequence[str], key: str) -> Table:
     """Reads a CSV or Parquet table.
 
-    A CSV column becomes Int64 or Float64 if every non-empty value is spelt as a plain number that
-    the type holds, so "007", "1e3", "1.50" or 20 digits keep a column String; an empty value is
-    null. A Parquet column becomes what `written.as_written` makes of it.
+    A CSV column becomes Int64 or Float64 if every non-empty value is a canonical number that the
+    type holds, so "007", "1e3", "1.50" or 20 digits keep a column String; an empty value is null. A
+    Parquet column is converted by `written.as_written`.
 
     Args:
-      path: the file.
+      path: path of the file.
       format: "csv" or "parquet".
-      id_names: names of the id column, tried in order.
-      key: the config key that names the id column, for messages.
+      id_names: candidate names of the id column, in order.
+      key: config key of the id column, for messages.
 
     Raises:
-      UserError: the file is missing or corrupt, has no id column, or as `make_table` and
+      UserError: if the file is missing or corrupt, has no id column, or as `make_table` and
         `written.as_written`.
     """
     if format == "parquet":
@@ -101,7 +101,7 @@ def id_column(path: pathlib.Path, names: Sequence[str], tried: Sequence[str], ke
     """Returns the first of `tried` among `names`.
 
     Raises:
-      UserError: none is.
+      UserError: if there is none.
     """
     for name in tried:
         if name in names:
@@ -111,31 +111,28 @@ def id_column(path: pathlib.Path, names: Sequence[str], tried: Sequence[str], ke
 
 
 def plain_name(column: str) -> str:
-    """A column's name as names are compared: "Movie Title" is "movie_title"."""
+    """Normalised name of a column: "Movie Title" becomes "movie_title"."""
     return "_".join(column.lower().replace("-", " ").replace("_", " ").split())
 
 
-def title_column(names: Sequence[str], asked: str = "") -> str | None:
-    """The column of an item table that names an item.
+def title_column(names: Sequence[str], configured: str = "") -> str | None:
+    """Name of the title column of an item table.
 
     Args:
       names: columns of the table without its id.
-      asked: the config's `columns.title`; "" takes the first of `TITLES`, whatever its case, one in
-        lower case before others.
+      configured: the config's `columns.title`; "" selects the first of `TITLES`, ignoring case,
+        with a preference for lower case.
 
     Returns:
-      None where there is none.
-
-    Raises:
-      UserError: if the one asked for is not there.
+      The name, or None if there is none.
     """
-    if asked:
-        if asked not in names:
+    if configured:
+        if configured not in names:
             raise UserError(
-                f"columns.title={asked!r} is no column of the item table beside its id"
-                f"{did_you_mean(asked, names)}"
+                f"columns.title={configured!r} is no column of the item table beside its id"
+                f"{did_you_mean(configured, names)}"
             )
-        return asked
+        return configured
     for title in TITLES:
         alike = [name for name in names if plain_name(name) == title]
         if alike:
@@ -155,7 +152,7 @@ def read_texts(file: delimited.DelimitedFile) -> pl.DataFrame:
 def align(
     table: Table, ids: np.ndarray, known: np.ndarray, kind: str
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Reorders a table's rows to those of the catalogue.
+    """Reorders the rows of a table to those of the catalogue.
 
     Args:
       table: descriptions in file order.
@@ -169,7 +166,7 @@ def align(
       `{kind}s_without_description` (in the catalogue, but not described).
 
     Raises:
-      UserError: the table and the interactions have no id in common.
+      UserError: if the table and the interactions have no id in common.
     """
     if not table.ids.is_in(pl.Series(known, dtype=pl.String).implode()).any():
         example = repr(table.ids[0]) if len(table.ids) else "none"
@@ -179,10 +176,10 @@ def align(
         )
     wanted = pl.Series(ids, dtype=pl.String)
     rows = pl.DataFrame({"id": table.ids, "row": np.arange(len(table.ids))})
-    found = pl.DataFrame({"id": wanted}).join(rows, on="id", how="left", maintain_order="left")
-    described = len(ids) - found["row"].null_count()
+    joined = pl.DataFrame({"id": wanted}).join(rows, on="id", how="left", maintain_order="left")
+    described = len(ids) - joined["row"].null_count()
     counts = {
         f"{kind}s_without_interactions": len(table.ids) - described,
         f"{kind}s_without_description": len(ids) - described,
     }
-    return table.features.select(pl.all().gather(found["row"])), counts
+    return table.features.select(pl.all().gather(joined["row"])), counts

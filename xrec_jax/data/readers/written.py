@@ -1,7 +1,7 @@
-"""Columns of user and item tables as people write them: texts, whole numbers, floats, lists.
+"""Column types of user and item tables: texts, integers, floats and lists of them.
 
-What a Parquet file holds beyond these becomes text once, when it is read: prompts, records and
-reports then need no case of their own for a date or a decimal.
+Other Parquet types become text once, on reading, so that prompts, records and reports need no
+special case for dates or decimals.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import polars as pl
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.readers import exact
 
-# A CSV column of these alone is numeric. A number that prints otherwise than it is spelt, such as
-# "007" or "1.50", keeps its column text.
+# A CSV column of only these is numeric. A number that would not print as it is written, such as
+# "007" or "1.50", keeps its column a text.
 _INTEGER = "^(0|-?[1-9][0-9]*)$"
 _DECIMAL = r"^-?(0|[1-9][0-9]*)(\.0|\.[0-9]*[1-9])?$"
 
 
 def infer(texts: pl.Series) -> pl.Series:
-    """Returns a CSV column as Int64 or Float64 if that keeps every value, else as String.
+    """Infers the type of a CSV column: Int64 or Float64 if that keeps every value, else String.
 
     An empty text is null.
     """
@@ -38,7 +38,7 @@ def infer(texts: pl.Series) -> pl.Series:
 
 
 def as_written(values: pl.Series, path: pathlib.Path) -> pl.Series:
-    """Returns a column of a Parquet file as String, Boolean, an integer, Float64 or a list of them.
+    """Converts a Parquet column to String, Boolean, an integer, Float64 or a list of them.
 
     A date becomes "2024-01-31", a time "10:30" or "10:30:05", both with a blank between, in the
     wall clock of the column's zone; of a column that is midnight throughout only the date stays. A
@@ -46,15 +46,16 @@ def as_written(values: pl.Series, path: pathlib.Path) -> pl.Series:
     stay null, and leave lists.
 
     Args:
-      values: `[n]` the column.
-      path: the file, for messages.
+      values: `[n]` column.
+      path: path of the file, for messages.
 
     Raises:
-      UserError: the column nests deeper, or a value has no text; names the column and the row.
+      UserError: if the column nests deeper, or a value has no text; names the column and the row.
     """
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
     nested = isinstance(values.dtype, pl.List)
+    # Lists are judged by all their elements: the format of times must fit every one.
     flat = values.explode() if nested else values
     write = _writer(flat)
     if write is None:
@@ -72,6 +73,7 @@ def as_written(values: pl.Series, path: pathlib.Path) -> pl.Series:
     text = column.list.eval(write(pl.element())).list.drop_nulls() if nested else write(column)
     try:
         return frame.select(text).to_series()
+    # The whole column fails at once: look for the first row that cannot be converted.
     except pl.exceptions.PolarsError:
         row = next(row for row in range(len(frame)) if not _has_text(frame[row], text))
         where = f"{path}: row {row + 1}, {place}"
@@ -79,7 +81,7 @@ def as_written(values: pl.Series, path: pathlib.Path) -> pl.Series:
 
 
 def _writer(flat: pl.Series) -> Callable[[pl.Expr], pl.Expr] | None:
-    """Returns what writes a value, or None where a value of this type has no text."""
+    """Returns an expression that writes a value as text or number; None if there is no text."""
     dtype = flat.dtype
     if dtype in (pl.String, pl.Boolean, pl.Float64) or dtype.is_integer():
         return lambda value: value
@@ -96,12 +98,12 @@ def _writer(flat: pl.Series) -> Callable[[pl.Expr], pl.Expr] | None:
 
 
 def _beyond(value: pl.Expr) -> pl.Expr:
-    """Whether a date is one that Polars cannot write."""
+    """True for dates that Polars cannot format."""
     return value.is_not_null() & ~value.dt.year().is_between(1, 9999).fill_null(False)
 
 
 def _time_format(flat: pl.Series) -> str:
-    """Returns the shortest format that keeps every value of a column of dates or times."""
+    """Shortest time format that keeps every value of a column of dates or times."""
     if flat.dtype == pl.Date:
         return "%Y-%m-%d"
     clock = flat.cast(pl.Time).to_physical()  # nanoseconds since midnight

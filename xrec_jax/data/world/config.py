@@ -1,4 +1,4 @@
-"""Parameters of the planted world, checked when they are set."""
+"""Parameters of the planted world, validated on construction."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def _parameter(default: int | float, low: int | float, high: int | float) -> Any
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """What the world looks like; `xrec_jax.data.world` gives the equations the symbols stand in.
+    """Parameters of a world; `xrec_jax.data.world` gives the equations of the symbols.
 
     Strengths are in units of utility, the Gumbel noise of a choice has scale `noise` in the same
     units, so a strength twice the noise is a strong effect.
 
     Attributes:
-      seed: of every random stream.
+      seed: seed of all random streams.
       num_users: users; user k is the same person in a larger world.
       num_items: places; place k is the same place in a larger world.
       mean_visits: mean number of visits of a user before the cap at half the catalogue. This sets
         how sparse the world is.
-      min_visits: every user has at least these.
+      min_visits: least number of visits of a user.
       noise: tau, the temperature of the choice.
       taste_strength: beta_T, standard deviation over the catalogue of a user's taste term.
       taste_recoverability: r, share of the variance of the taste term that described attributes
-        carry; the rest is a draw for each user and place that nothing else in the world predicts.
+        carry; the rest is noise for each user and place that nothing else in the world predicts.
       profile_correlation: rho, share of the variance of the scores behind tastes and ideal price
-        that the profile fixes. At 0 the profile tells nothing, at 1 it tells everything.
+        that the profile determines. At 0 the profile is uninformative, at 1 it determines both.
       price_strength: beta_P, utility lost for each step between a price and the user's ideal.
       distance_strength: beta_D, utility lost for each km from home, for a user of mean sensitivity.
       popularity_strength: beta_Q, standard deviation of the term that all users share.
@@ -45,11 +45,11 @@ class WorldConfig:
       time_resolution: seconds that timestamps are rounded down to. Visits lie at least an hour
         apart, so times are strictly increasing up to 3600 and may tie above.
       reason_threshold: least size of a contribution that counts as a reason.
-      about_share: probability that a user's words about themselves state a taste, drawn for each.
-      review_share: probability that a visit is followed by a review in the user's own words; what
-        it says of a taste is true, and only who reads it learns it.
-      review_asides: probability that a review adds a word on another taste, half of the time on
-        what the user avoids, and so hardly ever visits.
+      about_share: probability that a user's description of themselves states a taste, for each one.
+      review_share: probability that a visit is followed by a review in the user's own words; the
+        tastes stated in it are true and cannot be inferred without reading it.
+      review_asides: probability that a review adds a remark on another taste, half of the time a
+        dislike, and so on places hardly ever visited.
     """
 
     seed: int = _parameter(0, 0, 2**63 - 1)
@@ -99,7 +99,7 @@ class WorldConfig:
         """Builds the parameters from a plain dict or a `ml_collections.ConfigDict`.
 
         Args:
-          mapping: parameter names to values; what is left out keeps its default.
+          mapping: parameter values by name; missing ones keep their defaults.
 
         Raises:
           UserError: on an unknown name or a value out of range.

@@ -1,4 +1,4 @@
-"""The best that any recommender can do on a world, exactly.
+"""Exact upper bound of the metrics that any recommender can reach on a world.
 
 At the choice that led to an event the probability of every unvisited place is known: p = softmax(
 utility / tau). Ranking by p is Bayes-optimal for every metric that falls with the rank, and its
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OracleReport:
-    """What the oracle attains on held-out events.
+    """Metrics of the oracle on held-out events.
 
     Attributes:
-      expected: metric name to `[events]` float64, the exact expectation before the choice is made.
-      realised: metric name to `[events]` float64, the value on the place that was chosen; ties rank
-        below all that they tie with.
+      expected: `[events]` float64 by metric, the exact expectation before the choice is made.
+      realised: `[events]` float64 by metric, the value for the place that was chosen; ties are
+        ranked pessimistically.
     """
 
     expected: dict[str, np.ndarray]
@@ -60,18 +60,19 @@ def oracle(
     """Bounds every recommender on `events`: recall@k, ndcg@k and mrr@k.
 
     Each event is predicted in the state of its user just before it, with the places visited earlier
-    masked. So the last event of every user is leave-one-out testing, where recall is hit rate.
+    masked. With the last event of every user this is leave-one-out testing, where recall is hit
+    rate.
 
     Args:
       world: the world.
       events: visits of this world, in any order.
       ks: cut-offs.
-      without: attributes that the ranking does not know. `("idiosyncratic",)` bounds what can be
-        learned from attributes and history; `("sequence",)` shows what order is worth.
+      without: attributes that the ranking ignores. `("idiosyncratic",)` bounds what can be learned
+        from attributes and history; `("sequence",)` shows the value of the order of visits.
 
     Raises:
-      UserError: on an attribute that does not exist, a cut-off below 1, an event that is not a
-        visit of this world, or no event at all.
+      UserError: for an unknown attribute, a cut-off below 1, an event that is not a visit of this
+        world, or no event at all.
     """
     for name in without:
         if name not in ATTRIBUTES:
@@ -80,6 +81,7 @@ def oracle(
         raise UserError(f"ks must hold cut-offs of at least 1, got {list(ks)}")
     if not len(events):
         raise UserError("the oracle needs at least one event")
+    # Gain of rank r (from 0): 1 for recall, 1 / log2(r + 2) for NDCG, 1 / (r + 1) for MRR.
     made = world.visits_made(events)
     depth = max(ks)
     discounts = {"recall": np.ones(depth), "ndcg": 1 / np.log2(np.arange(depth) + 2.0)}
@@ -87,12 +89,15 @@ def oracle(
     names = [(metric, k) for k in ks for metric in discounts]
     expected = {f"{metric}@{k}": np.empty(len(events)) for metric, k in names}
     realised = {name: np.empty(len(events)) for name in expected}
+    # In blocks, since utilities are dense `[events, items]` arrays.
     for rows in blocks(len(events), world.config.num_items):
         users, items = events.user[rows].astype(np.int64), events.item[rows].astype(np.int64)
         seen = world.seen(users, made[rows])
         utility = world.utilities(users, made[rows])
         probability = choice_probabilities(utility, seen, world.config.noise)
         score = np.where(seen, -np.inf, utility)
+        # The ranking ignores some attributes, the probabilities do not: that is the bound for a
+        # model without them.
         for name in set(without):
             score -= world.utility.term(name, users, *world.state(users, made[rows]))
         ranked = _top(score, probability, depth)
@@ -101,6 +106,7 @@ def oracle(
         for metric, k in names:
             discount = discounts[metric][:k]
             expected[f"{metric}@{k}"][rows] = ranked[:, :k] @ discount[: ranked.shape[1]]
+            # Ranks beyond k are masked below; the minimum only keeps the index valid.
             gain = discount[np.minimum(rank, k - 1)]
             realised[f"{metric}@{k}"][rows] = np.where(rank < k, gain, 0.0)
     return OracleReport(expected=expected, realised=realised)

@@ -1,4 +1,4 @@
-"""The catalogue: attributes, positions and names of places."""
+"""Catalogue of places: attributes, positions and names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Places:
       district: `[items]` int64 into `DISTRICTS`.
       position: `[items, 2]` km east and north of the middle.
       popularity: `[items]` float64, standard normal, hidden.
-      popularity_band: `[items]` int64 into `POPULARITY_BANDS`, the observable side of it.
+      popularity_band: `[items]` int64 into `POPULARITY_BANDS`, the observable part of popularity.
       name: `[items]` unicode, all different.
     """
 
@@ -45,18 +45,18 @@ class Places:
 
 def draw_places(config: WorldConfig) -> Places:
     """Draws the catalogue; the first places of a larger one are the same places."""
-    draws = streams.uniform(config.seed, Purpose.PLACES, (config.num_items, 10))
-    normal = streams.to_normal(draws[:, 4:])
-    kind = streams.to_category(draws[:, 0], words.KIND_WEIGHTS)
+    uniforms = streams.uniform(config.seed, Purpose.PLACES, (config.num_items, 10))
+    normal = streams.to_normal(uniforms[:, 4:])
+    kind = streams.to_category(uniforms[:, 0], words.KIND_WEIGHTS)
     is_food = np.isin(kind, [words.KINDS.index(name) for name in words.FOOD_KINDS])
-    cuisine = np.where(is_food, 1 + streams.to_category(draws[:, 1], words.CUISINE_WEIGHTS), 0)
-    district = streams.to_category(draws[:, 3], words.PLACE_DISTRICT_WEIGHTS)
+    cuisine = np.where(is_food, 1 + streams.to_category(uniforms[:, 1], words.CUISINE_WEIGHTS), 0)
+    district = streams.to_category(uniforms[:, 3], words.PLACE_DISTRICT_WEIGHTS)
     price = np.clip(np.rint(2.4 + words.KIND_PRICE[kind] + 0.8 * normal[:, 0]), 1, 4)
     popularity = normal[:, 1]
     return Places(
         kind=kind,
         cuisine=cuisine,
-        mood=streams.to_category(draws[:, 2], words.MOOD_WEIGHTS),
+        mood=streams.to_category(uniforms[:, 2], words.MOOD_WEIGHTS),
         price=price.astype(np.int64),
         district=district,
         position=words.DISTRICT_CENTRES[district] + words.DISTRICT_SPREAD_KM * normal[:, 2:4],
@@ -67,14 +67,14 @@ def draw_places(config: WorldConfig) -> Places:
 
 
 def place_names(seed: int, count: int) -> list[str]:
-    """Names that say nothing about the place, all different, the same for place k at any `count`.
+    """Distinct, uninformative names; that of place k does not depend on `count`.
 
     Place i takes the pair (opener, noun) numbered a i + b modulo the number of pairs, a coprime to
     that number, so no pair returns before all are used. Every further round adds a street, and once
     the streets are used up a house number, so names never collide.
 
     Args:
-      seed: of the world.
+      seed: seed of the world.
       count: number of names.
     """
     pairs = len(words.OPENERS) * len(words.NOUNS)
@@ -83,6 +83,7 @@ def place_names(seed: int, count: int) -> list[str]:
     )
     # From the middle third on, neighbours in the catalogue share neither word.
     stride = pairs // 3 + stride // 3
+    # A stride coprime to the number of pairs visits each of them once a round.
     while math.gcd(stride, pairs) != 1:
         stride += 1
     names = []

@@ -1,4 +1,4 @@
-"""True reasons: which contributions raised or lowered a choice, and how to say so."""
+"""True reasons of a choice: its strongest contributions, with phrases that cite them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from xrec_jax.data.world.utility import ATTRIBUTES, Utility
 
 MAX_FOR = 3
 MAX_AGAINST = 2
-# What nothing observable describes is never cited.
+# The idiosyncratic term, the last one, is not observable and never cited.
 CITABLE = len(ATTRIBUTES) - 1
 _PLURALS = {"gallery": "galleries", "bakery": "bakeries"}
 
 
 class Reason(NamedTuple):
-    """One attribute that spoke for or against a place.
+    """One attribute in favour of or against a place.
 
     Attributes:
       attribute: one of `ATTRIBUTES`, never "idiosyncratic".
-      value: of the place: "quiet", "Thai", the price "3", the distance "1.2 km", the popularity
-        band; for "sequence" the kind visited last.
-      contribution: to the utility, relative to the catalogue mean.
+      value: value of the place: "quiet", "Thai", the price "3", the distance "1.2 km", the
+        popularity band; for "sequence" the kind visited last.
+      contribution: contribution to the utility, relative to the catalogue mean.
       phrase: the reason in words, with its direction ("pricier than usual").
     """
 
@@ -37,15 +37,15 @@ class Reason(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reasons:
-    """Why a user may and may not want a place.
+    """Reasons for and against a place, for one user.
 
     Attributes:
-      user: row.
-      item: row.
+      user: row of the user.
+      item: row of the place.
       for_: at most three, strongest first.
       against: at most two, strongest first.
       utility: sum of all contributions.
-      unexplained: the idiosyncratic part of `utility`, which no reason can name.
+      unexplained: the idiosyncratic term of `utility`, which no reason can name.
     """
 
     user: int
@@ -56,11 +56,11 @@ class Reasons:
     unexplained: float
 
     def describe(self) -> str:
-        """For example "likes quiet places; likes Thai food; against: pricier than usual"."""
-        parts = [reason.phrase for reason in self.for_] or ["no particular reason"]
+        """One line, such as "likes quiet places; likes Thai food; against: pricier than usual"."""
+        phrases = [reason.phrase for reason in self.for_] or ["no particular reason"]
         if self.against:
-            parts.append("against: " + ", ".join(reason.phrase for reason in self.against))
-        return "; ".join(parts)
+            phrases.append("against: " + ", ".join(reason.phrase for reason in self.against))
+        return "; ".join(phrases)
 
 
 def pick_reasons(
@@ -70,18 +70,19 @@ def pick_reasons(
 
     Args:
       contributions: `[n, len(ATTRIBUTES)]`, centred.
-      threshold: least size of a contribution that counts; a size equal to it does, zero never.
+      threshold: least absolute contribution that counts, inclusive; zero never counts.
       citable: `[n, len(ATTRIBUTES)]` bool; "idiosyncratic" is never cited either way.
 
     Returns:
       `[n, MAX_FOR]` and `[n, MAX_AGAINST]` int64 columns into `ATTRIBUTES`, largest size first,
-      ties in the order of `ATTRIBUTES`, -1 where there are no more.
+      ties in the order of `ATTRIBUTES`, -1 for unused places.
     """
     allowed = np.zeros(contributions.shape, bool)
     allowed[:, :CITABLE] = True if citable is None else citable[:, :CITABLE]
 
     def strongest(signed: np.ndarray, most: int) -> np.ndarray:
         counts = allowed & (signed >= threshold) & (signed > 0)
+        # A stable sort keeps ties in the order of `ATTRIBUTES`.
         order = np.argsort(np.where(counts, -signed, np.inf), axis=1, kind="stable")[:, :most]
         return np.where(np.take_along_axis(counts, order, axis=1), order, -1)
 
@@ -95,18 +96,20 @@ def build_reasons(
     states: np.ndarray,
     last_kind: np.ndarray,
 ) -> list[Reasons]:
-    """Reasons for pairs in given states; the arguments are those of `Utility.pairs`."""
+    """Builds the reasons for pairs in given states; the arguments are those of `Utility.pairs`."""
     contributions = utility.pairs(users, items, states, last_kind)
-    # A cafe also gains on the average place when it is restaurants that the user dislikes, but
-    # "likes cafes" would be untrue: what is said of a taste must be so by itself.
+    # A cafe also gains on the average place if the user dislikes restaurants, but "likes cafes"
+    # would be untrue: a taste is cited only if its own sign agrees with the contribution.
     citable = np.ones(contributions.shape, bool)
     for name in TASTE_SLICES:
         column = ATTRIBUTES.index(name)
         citable[:, column] = utility.affinity(name, states, items) * contributions[:, column] > 0
+    # The same holds for the kind visited last.
     column, effect = ATTRIBUTES.index("sequence"), words.sequence_matrix()
     effect = effect[last_kind, utility.places.kind[items]]
     citable[:, column] = effect * contributions[:, column] > 0
     chosen, rejected = pick_reasons(contributions, utility.config.reason_threshold, citable)
+    # Python lists once: the loop below is a scalar one, and NumPy scalars would dominate it.
     pairs = zip(
         users.tolist(),
         items.tolist(),
@@ -150,7 +153,7 @@ def _reason(utility: Utility, pair: _Pair, column: int, contribution: float) -> 
 
 
 def _words(utility: Utility, pair: _Pair, attribute: str, *, positive: bool) -> tuple[str, str]:
-    """The value of an attribute and the phrase that cites it."""
+    """Value of an attribute, and the phrase that cites it."""
     places, item = utility.places, pair.item
     likes = "likes" if positive else "dislikes"
     kind = words.KINDS[places.kind[item]]

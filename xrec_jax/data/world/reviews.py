@@ -1,8 +1,8 @@
-"""What users write, in their own words: reviews of places, and a line about themselves.
+"""Texts in the users' own words: reviews of places, and a line about themselves.
 
-A review speaks of the kind, cuisine and mood of the place as far as the user has a taste for them.
-Some add an aside on another taste, often of what the user avoids and so never visits. All of it is
-true, so who reads what a user wrote learns tastes that the visits alone only hint at.
+A review mentions the kind, cuisine and mood of the place if the user has a taste for them. Some add
+an aside on another taste, often a dislike that the visits never show. All statements are true, so
+the texts reveal tastes that the visits alone only hint at.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _ABOUT_DISLIKED: _Phrases = {
 _NOTHING = "nothing much to say about me"
 _NEUTRAL = ("it was all right", "an ordinary visit", "nothing special to report", "fine")
 _NAMES = tuple(TASTE_SLICES)
-_DRAWS = 8 + 2 * len(_NAMES)
+_UNIFORMS = 8 + 2 * len(_NAMES)
 
-Fact = tuple[str, str, bool]  # attribute, value, whether it is praised
+Fact = tuple[str, str, bool]  # attribute, value, true if liked
 
 
 class Review(NamedTuple):
-    """A review: its text, and the facts that it states."""
+    """A review: its text, and the facts stated in it."""
 
     text: str
     facts: tuple[Fact, ...]
@@ -67,41 +67,41 @@ class Review(NamedTuple):
 def write_reviews(
     config: WorldConfig, utility: Utility, users: np.ndarray, items: np.ndarray, states: np.ndarray
 ) -> list[Review | None]:
-    """The review of each visit; None where none was written.
+    """Writes the review of each visit; None for visits without one.
 
     Args:
       config: `review_share` and `review_asides` are used.
-      utility: of the world.
-      users: `[visits]` rows, sorted.
+      utility: utility of the world.
+      users: `[visits]` rows of the users, sorted.
       items: `[visits]` rows of the places.
       states: `[visits]` rows of the tastes at the visit.
     """
-    draws = np.empty((len(users), _DRAWS))
+    uniforms = np.empty((len(users), _UNIFORMS))
     start = np.flatnonzero(np.diff(users, prepend=-1))
     for first, last in zip(start, [*start[1:], len(users)], strict=True):
-        draws[first:last] = streams.uniform(
-            config.seed, Purpose.REVIEWS, (last - first, _DRAWS), row=int(users[first])
+        uniforms[first:last] = streams.uniform(
+            config.seed, Purpose.REVIEWS, (last - first, _UNIFORMS), row=int(users[first])
         )
     affinity = np.stack([utility.affinity(name, states, items) for name in _NAMES], axis=1)
     return [
         _review(config, utility, int(item), utility.tastes.theta[state], likes, row)
         if row[0] < config.review_share
         else None
-        for item, state, likes, row in zip(items, states, affinity, draws, strict=True)
+        for item, state, likes, row in zip(items, states, affinity, uniforms, strict=True)
     ]
 
 
 def write_about(config: WorldConfig, theta: np.ndarray) -> list[Review]:
-    """A line about themselves of every user, as their tastes were at first.
+    """Writes a line about themselves for every user, from their initial tastes.
 
     Args:
       config: `about_share` is used.
       theta: `[users, TASTE_SIZE]`.
     """
-    found = []
+    lines = []
     for user, row in enumerate(theta):
-        draws = streams.uniform(config.seed, Purpose.ABOUT, (16, 4), row=user)
-        said: list[tuple[float, str, Fact]] = []
+        uniforms = streams.uniform(config.seed, Purpose.ABOUT, (16, 4), row=user)
+        statements: list[tuple[float, str, Fact]] = []
         tastes = named_tastes(row)
         every = [
             (name, value, side == "likes")
@@ -109,14 +109,17 @@ def write_about(config: WorldConfig, theta: np.ndarray) -> list[Review]:
             for name in _NAMES
             for value in tastes[side][name]
         ]
-        for (name, value, liked), draw in zip(every, draws, strict=False):
-            if draw[0] < config.about_share:
+        for (name, value, liked), numbers in zip(every, uniforms, strict=False):
+            if numbers[0] < config.about_share:
                 phrases = (_ABOUT_LIKED if liked else _ABOUT_DISLIKED)[name]
-                said.append((draw[1], _say(phrases, name, value, *draw[2:]), (name, value, liked)))
-        said.sort()
-        text = ", ".join(text for _, text, _ in said) or _NOTHING
-        found.append(Review(text, tuple(fact for _, _, fact in said)))
-    return found
+                statements.append(
+                    (numbers[1], _phrase(phrases, name, value, *numbers[2:]), (name, value, liked))
+                )
+        # Sorted by a random key: the order of the statements carries no information.
+        statements.sort()
+        text = ", ".join(text for _, text, _ in statements) or _NOTHING
+        lines.append(Review(text, tuple(fact for _, _, fact in statements)))
+    return lines
 
 
 def _review(
@@ -125,32 +128,35 @@ def _review(
     item: int,
     theta: np.ndarray,
     likes: np.ndarray,
-    draws: np.ndarray,
+    uniforms: np.ndarray,
 ) -> Review:
-    parts: list[str] = []
+    phrases_used: list[str] = []
     facts: list[Fact] = []
     for column, name in enumerate(_NAMES):
         if likes[column]:
             value = TASTE_WORDS[name][getattr(utility.places, name)[item]]
             phrases = _LIKED if likes[column] > 0 else _DISLIKED
-            parts.append(_say(phrases[name], name, value, *draws[8 + 2 * column : 10 + 2 * column]))
+            phrases_used.append(
+                _phrase(phrases[name], name, value, *uniforms[8 + 2 * column : 10 + 2 * column])
+            )
             facts.append((name, value, bool(likes[column] > 0)))
-    if draws[1] < 0.5:
-        parts.reverse()
-    if draws[2] < config.review_asides:
-        name = _NAMES[int(draws[3] * len(_NAMES))]
-        liked = bool(draws[4] < 0.5)
+    # Fixed columns for each decision, so that no choice shifts the numbers of another.
+    if uniforms[1] < 0.5:
+        phrases_used.reverse()
+    if uniforms[2] < config.review_asides:
+        name = _NAMES[int(uniforms[3] * len(_NAMES))]
+        liked = bool(uniforms[4] < 0.5)
         known = named_tastes(theta)["likes" if liked else "dislikes"][name]
-        value = known[int(draws[5] * len(known))]
+        value = known[int(uniforms[5] * len(known))]
         if (name, value, liked) not in facts:
             phrases = _ASIDE_LIKED if liked else _ASIDE_DISLIKED
-            parts.append(_say(phrases[name], name, value, draws[6], draws[7]))
+            phrases_used.append(_phrase(phrases[name], name, value, uniforms[6], uniforms[7]))
             facts.append((name, value, liked))
-    if not parts:
-        parts.append(_NEUTRAL[int(draws[1] * len(_NEUTRAL))])
-    return Review(", ".join(parts), tuple(facts))
+    if not phrases_used:
+        phrases_used.append(_NEUTRAL[int(uniforms[1] * len(_NEUTRAL))])
+    return Review(", ".join(phrases_used), tuple(facts))
 
 
-def _say(phrases: tuple[str, ...], name: str, value: str, how: float, which: float) -> str:
+def _phrase(phrases: tuple[str, ...], name: str, value: str, choice: float, variant: float) -> str:
     words = {"kind": KIND_WORDS, "mood": MOOD_WORDS}.get(name, {}).get(value, (value,))
-    return phrases[int(how * len(phrases))].format(value=words[int(which * len(words))])
+    return phrases[int(choice * len(phrases))].format(value=words[int(variant * len(words))])

@@ -1,9 +1,9 @@
 """Independent random streams, one for each purpose and row.
 
 A stream is Philox keyed by (seed, purpose) with (row, sub) in the upper words of its counter. So no
-draw depends on how many draws another purpose, user or place took. Only raw 64-bit words are taken
-from the generator and turned into numbers here: the distribution methods of
-`numpy.random.Generator` may change between NumPy releases, the words may not.
+number depends on how many another purpose, user or place has used. Only raw 64-bit words are taken
+from the generator and converted here: the distribution methods of `numpy.random.Generator` may
+change between NumPy releases, the words may not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Purpose(enum.IntEnum):
-    """What a stream is for. The numbers are part of the world's definition: never reuse one."""
+    """Purpose of a stream. The numbers are part of the world's definition: never reuse one."""
 
     PLACES = 1
     PEOPLE = 2
@@ -38,11 +38,11 @@ def uniform(
     """Draws from the open interval (0, 1); a longer draw begins with the shorter one.
 
     Args:
-      seed: of the world.
-      purpose: of the stream.
-      shape: of the result, filled in row-major order.
-      row: for example the user, for a stream of its own.
-      sub: a second index, for example the state of that user.
+      seed: seed of the world.
+      purpose: purpose of the stream.
+      shape: shape of the result, filled in row-major order.
+      row: first index of the stream, such as the user.
+      sub: second index, such as the state of that user.
 
     Returns:
       `shape` float64.
@@ -55,37 +55,37 @@ def uniform(
     return (((bits.random_raw(size) >> np.uint64(12)) + 0.5) * 2.0**-52).reshape(shape)
 
 
-def to_normal(draws: np.ndarray) -> np.ndarray:
+def to_normal(uniforms: np.ndarray) -> np.ndarray:
     """Standard normal values from uniform ones by the Box-Muller transform.
 
     Args:
-      draws: `[..., 2 n]` in (0, 1); columns 2j and 2j+1 make values 2j and 2j+1.
+      uniforms: `[..., 2 n]` in (0, 1); columns 2j and 2j+1 make values 2j and 2j+1.
 
     Returns:
       `[..., 2 n]` float64.
     """
-    radius = np.sqrt(-2.0 * np.log(draws[..., 0::2]))
-    angle = (2.0 * np.pi) * draws[..., 1::2]
-    values = np.empty_like(draws)
+    radius = np.sqrt(-2.0 * np.log(uniforms[..., 0::2]))
+    angle = (2.0 * np.pi) * uniforms[..., 1::2]
+    values = np.empty_like(uniforms)
     np.multiply(radius, np.cos(angle), out=values[..., 0::2])
     np.multiply(radius, np.sin(angle), out=values[..., 1::2])
     return values
 
 
-def to_category(draws: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def to_category(uniforms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Categories from uniform values by inversion.
 
     Args:
-      draws: `[n]` in (0, 1).
-      weights: `[c]`, or `[n, c]` with weights of its own for each draw; not negative.
+      uniforms: `[n]` in (0, 1).
+      weights: `[c]`, or `[n, c]` with separate weights for each value; not negative.
 
     Returns:
       `[n]` int64 in `[0, c)`.
     """
-    bounds = np.cumsum(np.broadcast_to(weights, (len(draws), np.shape(weights)[-1])), axis=1)
-    return (draws[:, None] * bounds[:, -1:] >= bounds[:, :-1]).sum(axis=1)
+    bounds = np.cumsum(np.broadcast_to(weights, (len(uniforms), np.shape(weights)[-1])), axis=1)
+    return (uniforms[:, None] * bounds[:, -1:] >= bounds[:, :-1]).sum(axis=1)
 
 
-def to_gumbel(draws: np.ndarray) -> np.ndarray:
+def to_gumbel(uniforms: np.ndarray) -> np.ndarray:
     """Standard Gumbel values, -log(-log(U)), of the same shape."""
-    return -np.log(-np.log(draws))
+    return -np.log(-np.log(uniforms))

@@ -1,8 +1,8 @@
 """Descriptions of places and people from a small grammar.
 
-Item text states every observable attribute except, half the time, how well known the place is. User
-text states the profile and nothing else: it is a function of the profile and the user's own text
-stream, which no taste enters.
+Item text states every observable attribute except, half the time, the popularity. User text states
+the profile and nothing else: it is a function of the profile and the user's own text stream, which
+is independent of the tastes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xrec_jax.data.world.people import People
 from xrec_jax.data.world.places import Places
 from xrec_jax.data.world.streams import Purpose
 
-# How each value may be said; an attribute's value can be found in the text through these.
+# Paraphrases of each value; readers of the text recognise a value by these.
 MOOD_WORDS = {
     "quiet": ("quiet", "calm", "peaceful"),
     "lively": ("lively", "buzzing", "bustling"),
@@ -83,62 +83,62 @@ _GENDER_WORDS = {"woman": "woman", "man": "man", "nonbinary": "nonbinary person"
 
 
 def item_texts(config: WorldConfig, places: Places) -> list[str]:
-    """One or two sentences on each place; place k's text is the same in a larger world."""
-    draws = streams.uniform(config.seed, Purpose.ITEM_TEXT, (len(places), 8))
-    return [_item_text(places, row, draws[row]) for row in range(len(places))]
+    """Writes one or two sentences on each place; place k's text is the same in a larger world."""
+    uniforms = streams.uniform(config.seed, Purpose.ITEM_TEXT, (len(places), 8))
+    return [_item_text(places, row, uniforms[row]) for row in range(len(places))]
 
 
-def _item_text(places: Places, row: int, draws: np.ndarray) -> str:
-    what = _pick(KIND_WORDS[words.KINDS[places.kind[row]]], draws[0])
+def _item_text(places: Places, row: int, uniforms: np.ndarray) -> str:
+    what = _pick(KIND_WORDS[words.KINDS[places.kind[row]]], uniforms[0])
     if places.cuisine[row]:
-        what = _pick(_FOOD_WORDS, draws[1]).format(
+        what = _pick(_FOOD_WORDS, uniforms[1]).format(
             kind=what, cuisine=words.CUISINES[places.cuisine[row]]
         )
-    mood = _pick(MOOD_WORDS[words.MOODS[places.mood[row]]], draws[2])
+    mood = _pick(MOOD_WORDS[words.MOODS[places.mood[row]]], uniforms[2])
     band = words.POPULARITY_BANDS[places.popularity_band[row]]
-    fame = _pick(_FAME_CLAUSES, draws[3]).format(fame=_pick(POPULARITY_WORDS[band], draws[4]))
-    return _pick(_ITEM_TEMPLATES, draws[5]).format(
+    fame = _pick(_FAME_CLAUSES, uniforms[3]).format(fame=_pick(POPULARITY_WORDS[band], uniforms[4]))
+    return _pick(_ITEM_TEMPLATES, uniforms[5]).format(
         name=places.name[row],
         what=what,
         mood=mood,
         a_mood=with_article(mood),
         A_mood=with_article(mood).capitalize(),
         district=words.DISTRICTS[places.district[row]],
-        price=_pick(PRICE_WORDS[int(places.price[row])], draws[6]),
+        price=_pick(PRICE_WORDS[int(places.price[row])], uniforms[6]),
         fame=fame,
     )
 
 
 def user_texts(config: WorldConfig, people: People) -> list[str]:
-    """One sentence on each profile; user k's text is the same in a larger world."""
-    draws = streams.uniform(config.seed, Purpose.USER_TEXT, (len(people), 2))
-    return [_user_text(people, row, draws[row]) for row in range(len(people))]
+    """Writes one sentence on each profile; user k's text is the same in a larger world."""
+    uniforms = streams.uniform(config.seed, Purpose.USER_TEXT, (len(people), 2))
+    return [_user_text(people, row, uniforms[row]) for row in range(len(people))]
 
 
-def _user_text(people: People, row: int, draws: np.ndarray) -> str:
+def _user_text(people: People, row: int, uniforms: np.ndarray) -> str:
     gender = _GENDER_WORDS[words.GENDERS[people.gender[row]]]
-    return _pick(_USER_TEMPLATES, draws[0]).format(
+    return _pick(_USER_TEMPLATES, uniforms[0]).format(
         age=words.AGE_BANDS[people.age[row]],
         gender=gender,
         Gender=gender.capitalize(),
-        does=_occupation(words.OCCUPATIONS[people.occupation[row]], draws[1]),
+        does=_occupation(words.OCCUPATIONS[people.occupation[row]], uniforms[1]),
         district=words.DISTRICTS[people.home_district[row]],
     )
 
 
-def _occupation(name: str, draw: float) -> str:
+def _occupation(name: str, uniform: float) -> str:
     if name == "student":
-        return _pick(("is a student", "studies full-time"), draw)
+        return _pick(("is a student", "studies full-time"), uniform)
     if name == "retired":
-        return _pick(("is retired", "no longer works (retired)"), draw)
+        return _pick(("is retired", "no longer works (retired)"), uniform)
     works = ("works as {job}", "is {job}", "earns a living as {job}", "is {job} by profession")
-    return _pick(works, draw).format(job=with_article(name))
+    return _pick(works, uniform).format(job=with_article(name))
 
 
 def with_article(phrase: str) -> str:
-    """Puts "a" or "an" before a phrase of this vocabulary."""
+    """Adds "a" or "an" to a phrase of this vocabulary."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _pick(choices: Sequence[str], draw: float) -> str:
-    return choices[int(draw * len(choices))]
+def _pick(choices: Sequence[str], uniform: float) -> str:
+    return choices[int(uniform * len(choices))]

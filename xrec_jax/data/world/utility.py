@@ -1,4 +1,4 @@
-"""The utility of a place for a user, as a sum of named contributions.
+"""Utility of a place for a user, as a sum of named contributions.
 
 Sampling, reasons and the oracle all take the utility from here, so they cannot disagree.
 """
@@ -31,13 +31,13 @@ BLOCK_ENTRIES = 1 << 20
 class Utility:
     """Contributions of each attribute, centred on the mean over the catalogue.
 
-    The mean is taken for the same user in the same state, so a contribution says how much better
-    than an average place this place is in that respect, and each attribute sums to zero over the
-    catalogue. Shapes broadcast: `users` and `items` of `[n]` give pairs, `[n, 1]` and `[items]` the
-    whole catalogue.
+    The mean is taken for the same user in the same state, so a contribution is the advantage of a
+    place over the average one in that respect, and each attribute sums to zero over the catalogue.
+    Shapes broadcast: `users` and `items` of `[n]` give pairs, `[n, 1]` and `[items]` the whole
+    catalogue.
 
     Attributes:
-      config: of the world.
+      config: parameters of the world.
       places: the catalogue.
       people: the users.
       tastes: states of their tastes.
@@ -57,7 +57,7 @@ class Utility:
         # Var_i[T] = theta' C theta, C the covariance of the one-hot attributes: no [users, items].
         covariance = (one_hot - share).T @ (one_hot - share) / len(places)
         variance = np.einsum("sv,vw,sw->s", tastes.theta, covariance, tastes.theta, optimize=True)
-        # A state whose likes and dislikes occur nowhere in the catalogue has no taste term.
+        # If the likes and dislikes of a state occur nowhere in the catalogue, it has no taste term.
         flat = variance < 1e-9
         self.taste_scale = np.where(
             flat,
@@ -67,12 +67,15 @@ class Utility:
             / np.sqrt(np.where(flat, 1.0, variance)),
         )
         self._taste_mean = {
-            name: tastes.theta[:, part] @ share[part] for name, part in TASTE_SLICES.items()
+            name: tastes.theta[:, taste_slice] @ share[taste_slice]
+            for name, taste_slice in TASTE_SLICES.items()
         }
+        # Catalogue means of |price - ideal|, from the four price levels, and of the distance.
         prices, ideal = np.array(words.PRICES), people.ideal_price
         price_share = np.bincount(places.price, minlength=5)[1:] / len(places)
         self._price_mean = np.abs(prices - ideal[:, None]) @ price_share
         self._distance_mean = self._mean_distance()
+        # Centred over the catalogue for each last kind.
         sequence = words.sequence_matrix()
         self._sequence = sequence - (sequence @ share[TASTE_SLICES["kind"]])[:, None]
 
@@ -85,7 +88,7 @@ class Utility:
         return means
 
     def distance_km(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Distance from home to place, broadcast shape of the two row arrays."""
+        """Distance from home to place in km; the two row arrays broadcast."""
         home, place = self.people.home, self.places.position
         east = home[users, 0] - place[items, 0]
         north = home[users, 1] - place[items, 1]
@@ -111,7 +114,7 @@ class Utility:
         return slope * (self._distance_mean[users] - self.distance_km(users, items))
 
     def popularity(self, items: np.ndarray) -> np.ndarray:
-        """Contribution of what draws everyone to a place."""
+        """Contribution of the popularity, common to all users."""
         centred = self.places.popularity - self.places.popularity.mean()
         return self.config.popularity_strength * centred[items]
 
@@ -124,7 +127,7 @@ class Utility:
         return self.config.sequence_strength * self._sequence
 
     def idiosyncratic(self, users: np.ndarray) -> np.ndarray:
-        """Contribution that nothing describes, for the whole catalogue.
+        """Idiosyncratic contribution, for the whole catalogue.
 
         Args:
           users: `[n]` rows.
@@ -138,10 +141,14 @@ class Utility:
         if scale == 0.0:
             return np.zeros((len(users), count))
         width = count + count % 2
-        draws = np.empty((len(users), width))
+        uniforms = np.empty((len(users), width))
         for row, user in enumerate(users):
-            draws[row] = streams.uniform(config.seed, Purpose.IDIOSYNCRATIC, width, row=int(user))
-        values = streams.to_normal(draws)[:, :count]
+            uniforms[row] = streams.uniform(
+                config.seed, Purpose.IDIOSYNCRATIC, width, row=int(user)
+            )
+        values = streams.to_normal(uniforms)[:, :count]
+        # Exactly centred and scaled, so that r is the recoverable share of the variance for every
+        # user.
         values -= values.mean(axis=1, keepdims=True)
         return values * (scale / values.std(axis=1, keepdims=True))
 
@@ -159,7 +166,7 @@ class Utility:
     def term(
         self, name: str, users: np.ndarray, states: np.ndarray, last_kind: np.ndarray
     ) -> np.ndarray:
-        """One attribute's contribution for every place, `[n, items]`; see `catalogue`."""
+        """Contribution of one attribute for every place, `[n, items]`; see `catalogue`."""
         column, items = users[:, None], np.arange(len(self.places))
         if name in TASTE_SLICES:
             return self.taste(name, states[:, None], items)
@@ -176,7 +183,7 @@ class Utility:
         raise ValueError(f"unknown attribute {name!r}")
 
     def catalogue(self, users: np.ndarray, states: np.ndarray, last_kind: np.ndarray) -> np.ndarray:
-        """Utility of every place.
+        """Utility of every place in the catalogue.
 
         Args:
           users: `[n]` rows.
@@ -215,6 +222,8 @@ class Utility:
         values = np.zeros(len(users))
         if self.config.taste_recoverability == 1.0 or not len(users):
             return values
+        # A user's idiosyncratic row is drawn for the whole catalogue, so pairs are grouped by user
+        # and each row is drawn once.
         order = np.argsort(users, kind="stable")
         unique, begin = np.unique(users[order], return_index=True)
         ends = np.append(begin[1:], len(users))

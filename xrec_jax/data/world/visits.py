@@ -1,4 +1,4 @@
-"""Draws the visits: an exact sample of the choice model, vectorised over users.
+"""Samples the visits exactly from the choice model, vectorised over users.
 
 A visit is a draw from softmax(utility / tau) over the places not yet visited. Redrawing Gumbel
 noise for the whole catalogue at every visit would cost visits x places. Two facts make one draw for
@@ -36,13 +36,13 @@ _LEAST_LOG_WEIGHT = -600.0
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """When users visit and when their tastes change, before it is known where they go.
+    """Times of the visits and drifts of the tastes, before the places are chosen.
 
     Attributes:
       user: `[visits]` int64, sorted.
       first: `[users + 1]` int64; visits of user u are rows `first[u]` to `first[u + 1] - 1`.
       timestamp: `[visits]` int64, seconds since 1970, increasing for each user.
-      change: `[visits]` int64, how often the tastes have changed up to and including this visit.
+      change: `[visits]` int64, number of drifts up to and including this visit.
     """
 
     user: np.ndarray
@@ -52,22 +52,22 @@ class Timeline:
 
 
 def draw_timeline(config: WorldConfig, people: People) -> Timeline:
-    """Draws the times of visits and the points of drift."""
+    """Samples the times of visits and the points of drift."""
     first = np.concatenate([[0], np.cumsum(people.num_visits)])
     user = np.repeat(np.arange(len(people)), people.num_visits)
-    draws = np.empty((len(user), 2))
+    uniforms = np.empty((len(user), 2))
     for row, count in enumerate(people.num_visits):
-        draws[first[row] : first[row + 1]] = streams.uniform(
+        uniforms[first[row] : first[row + 1]] = streams.uniform(
             config.seed, Purpose.TIMES, (int(count), 2), row=row
         )
     is_first = np.zeros(len(user), bool)
     is_first[first[:-1]] = True
-    change = (draws[:, 1] < config.drift) & ~is_first
+    change = (uniforms[:, 1] < config.drift) & ~is_first
     # Whole seconds before summing, so that the sums are exact.
     gap = np.where(
         is_first,
-        _EPOCH + _START_WINDOW_DAYS * _DAY * draws[:, 0],
-        _LEAST_GAP - _MEAN_GAP_DAYS * _DAY * np.log(draws[:, 0]),
+        _EPOCH + _START_WINDOW_DAYS * _DAY * uniforms[:, 0],
+        _LEAST_GAP - _MEAN_GAP_DAYS * _DAY * np.log(uniforms[:, 0]),
     ).astype(np.int64)
     timestamp = _running_sum(gap, first)
     return Timeline(
@@ -79,14 +79,14 @@ def draw_timeline(config: WorldConfig, people: People) -> Timeline:
 
 
 def _running_sum(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Sum from a user's first visit up to each visit."""
+    """Cumulative sum within each user's visits."""
     total = np.cumsum(values)
     before = np.concatenate([[0], total])[first[:-1]]
     return total - np.repeat(before, np.diff(first))
 
 
 def draw_choices(config: WorldConfig, utility: Utility, timeline: Timeline) -> np.ndarray:
-    """Draws where every visit goes.
+    """Samples the place of every visit.
 
     Returns:
       `[visits]` int64 rows of places; no user visits a place twice.
@@ -100,11 +100,13 @@ def draw_choices(config: WorldConfig, utility: Utility, timeline: Timeline) -> n
 def _draw_block(
     config: WorldConfig, utility: Utility, timeline: Timeline, users: np.ndarray, chosen: np.ndarray
 ) -> None:
-    """Fills `chosen` for the consecutive `users`."""
+    """Fills `chosen` for the consecutive rows `users`."""
     num_items, num_kinds = len(utility.places), len(words.KINDS)
     visits = slice(timeline.first[users[0]], timeline.first[users[-1] + 1])
     begin = timeline.first[users] - visits.start
     counts = np.diff(timeline.first)[users]
+    # Gumbel noise of the choice of a kind, from a stream of each user: it does not depend on the
+    # block.
     kind_noise = np.empty((visits.stop - visits.start, num_kinds))
     for row, user in enumerate(users):
         kind_noise[begin[row] : begin[row] + counts[row]] = streams.uniform(
@@ -117,6 +119,7 @@ def _draw_block(
     seen = np.zeros((len(users), num_items), bool)
     last = np.full(len(users), -1)
     change, owner = timeline.change[visits], timeline.user[visits] - users[0]
+    # State by state: within one, only the sequence term changes between visits.
     for state in range(int(change.max()) + 1):
         length = np.bincount(owner[change == state], minlength=len(users))
         rows = np.flatnonzero(length)
@@ -126,11 +129,14 @@ def _draw_block(
         race = _Race(config, utility, users[rows], state, score, seen[rows], int(length.max()))
         # First visit of each user in this state.
         start = begin[rows] + np.bincount(owner[change < state], minlength=len(users))[rows]
+        # One visit of all users that have one left in this state.
         for step in range(int(length.max())):
             active = np.flatnonzero(length > step)
             visit, line = start[active] + step, rows[active]
             with np.errstate(divide="ignore"):
                 logits = np.log(race.mass_left(active))
+            # Gumbel-max: first the kind, in proportion to its remaining weight and the sequence
+            # bonus, then the next place of that kind.
             kind = np.argmax(logits + bonus[last[line]] + kind_noise[visit], axis=1)
             item = race.take(active, kind)
             chosen[visits.start + visit] = item
@@ -139,7 +145,7 @@ def _draw_block(
 
 
 class _Race:
-    """Order in which the places of each kind get used up, and the weight each kind has left."""
+    """Plackett-Luce order of the places of each kind, and the weight that each kind has left."""
 
     def __init__(
         self,
@@ -151,16 +157,16 @@ class _Race:
         seen: np.ndarray,
         steps: int,
     ):
-        """Draws the orders.
+        """Samples the orders.
 
         Args:
-          config: of the world.
-          utility: for the kinds of places.
+          config: parameters of the world.
+          utility: gives the kinds of places.
           users: `[n]` rows.
           state: number of the state, for the random stream.
           score: `[n, items]` utility / tau without the sequence term.
-          seen: `[n, items]` bool, not to be chosen again.
-          steps: at most so many places are taken from a row.
+          seen: `[n, items]` bool, places already visited.
+          steps: most places that are taken from a row.
         """
         kind = utility.places.kind
         noise = np.empty_like(score)
@@ -168,6 +174,7 @@ class _Race:
             noise[row] = streams.uniform(
                 config.seed, Purpose.CHOICE_OF_PLACE, score.shape[1], row=int(user), sub=state
             )
+        # Sorting by score plus Gumbel noise samples the whole order at once.
         key = streams.to_gumbel(noise)
         key += score
         key[seen] = -np.inf
@@ -185,18 +192,18 @@ class _Race:
             items = np.flatnonzero(kind == index)
             order = np.argsort(-key[:, items], axis=1)
             ordered = np.take_along_axis(weight[:, items], order, axis=1)
-            # Summed from the far end, so that no digits cancel when the heavy places are gone.
+            # Suffix sums, accumulated from the end: subtracting from a total would lose digits.
             left = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
             kept = slice(first, first + size - 1)
             self._order[:, kept] = items[order[:, : size - 1]]
             self._mass[:, kept] = left[:, : size - 1]
 
     def mass_left(self, rows: np.ndarray) -> np.ndarray:
-        """`[rows, kinds]` total weight of the unvisited places of each kind."""
+        """Total weight of the unvisited places of each kind, `[rows, kinds]`."""
         return self._mass[rows[:, None], self._first + self._used[rows]]
 
     def take(self, rows: np.ndarray, kind: np.ndarray) -> np.ndarray:
-        """Uses up and returns the next place of `kind`, `[rows]` both."""
+        """Takes the next place of `kind` for each row, `[rows]`."""
         item = self._order[rows, self._first[kind] + self._used[rows, kind]]
         self._used[rows, kind] += 1
         return item

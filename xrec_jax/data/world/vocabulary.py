@@ -1,4 +1,4 @@
-"""The words of the world: attribute values, how often they occur, how they go together."""
+"""Vocabulary of the world: attribute values, their frequencies and transitions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ OCCUPATION_WEIGHTS = np.array(
     ]
 )
 
-# A name is an opener and a noun; both lists may grow only at a change of the world's definition.
+# A name is an opener and a noun; a change of either list changes the world's definition.
 _ADJECTIVES = (
     "Amber Ashen Autumn Azure Brass Bright Bronze Cedar Cinder Clever Copper Coral Crimson "
     "Crystal Distant Dusty Ebony Emerald Fabled Fallen Feathered First Flint Frosted Gentle "
@@ -151,7 +151,7 @@ NOUNS = tuple(
         "Thistle Tortoise Tower Trumpet Tulip Umbrella Violin Wagon Walnut Whale Wheel Wren"
     ).split()
 )
-# Where a name would come twice the later place adds its street.
+# Once all pairs of opener and noun are used, later places add a street.
 STREETS = tuple(
     (
         "Abbey Alder Bakers Barley Birch Bishop Canal Castle Chapel Cherry Church College Cooper "
@@ -163,11 +163,11 @@ STREETS = tuple(
 
 
 def sequence_matrix() -> np.ndarray:
-    """What the last kind visited does to the next choice.
+    """Effect of the kind visited last on the next choice.
 
     Returns:
-      `[kinds + 1, kinds]` float64, row the last kind, column the next: 1 where the next usually
-      follows, -1 on the same kind again, else 0. The last row is for "no visit yet": zeros.
+      `[kinds + 1, kinds]` float64, row the last kind, column the next: 1 if the next usually
+      follows, -1 for the same kind again, else 0. The last row, "no visit yet", is zero.
     """
     matrix = np.zeros((len(KINDS) + 1, len(KINDS)))
     for last, following in FOLLOWED_BY.items():

@@ -1,4 +1,4 @@
-"""The generated world: its data set, and the truth behind it."""
+"""The generated world: its data set, and the ground truth behind it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xrec_jax.data.world.visits import Timeline, draw_choices, draw_timeline
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A world and everything that is true in it.
+    """A world with its ground truth.
 
     A user's state is given by `made`, the number of visits made before a choice: 0 is the choice of
     the first visit, the number of visits of the user the choice after the last.
@@ -34,8 +34,8 @@ class World:
       people: the users.
       tastes: hidden tastes.
       utility: contributions of each attribute.
-      timeline: when visits happen, sorted by user, then time.
-      choice: `[visits]` int64, where each visit of `timeline` went.
+      timeline: times of the visits, sorted by user, then time.
+      choice: `[visits]` int64, place of each visit of `timeline`.
     """
 
     config: WorldConfig
@@ -48,7 +48,7 @@ class World:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """What a recommender and a language model may see; events sorted by user, then time."""
+        """Observable data for models; events sorted by user, then time."""
         return Dataset(
             name="world",
             interactions=Interactions(
@@ -65,25 +65,25 @@ class World:
 
     @functools.cached_property
     def about(self) -> list[Review]:
-        """What users say of themselves, one a user; none where `about_share` is 0."""
+        """Users' descriptions of themselves, one a user; empty if `about_share` is 0."""
         if not self.config.about_share:
             return []
         return write_about(self.config, self.tastes.theta[self.tastes.first[:-1]])
 
     @functools.cached_property
     def reviews(self) -> dict[tuple[int, int], Review]:
-        """Reviews by rows of user and place; none where `review_share` is 0."""
+        """Reviews by (user row, place row); empty if `review_share` is 0."""
         if not self.config.review_share:
             return {}
         users = self.timeline.user
         states, _ = self.state(users, np.arange(len(users)) - self.timeline.first[users])
         made = write_reviews(self.config, self.utility, users, self.choice, states)
-        found = zip(users.tolist(), self.choice.tolist(), made, strict=True)
-        return {(user, item): review for user, item, review in found if review is not None}
+        visits = zip(users.tolist(), self.choice.tolist(), made, strict=True)
+        return {(user, item): review for user, item, review in visits if review is not None}
 
     def _users_table(self) -> pl.DataFrame:
         people = self.people
-        own = {"about": [one.text for one in self.about]} if self.about else {}
+        own = {"about": [review.text for review in self.about]} if self.about else {}
         return pl.DataFrame(
             {
                 "user_id": [f"u{row:05d}" for row in range(len(people))],
@@ -122,16 +122,16 @@ class World:
           `[events]` int64.
 
         Raises:
-          UserError: where an event is not a visit of this world.
+          UserError: if an event is not a visit of this world.
         """
         keys, rows = self._visit_index
         wanted = events.user.astype(np.int64) * len(self.places) + events.item
-        found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        wrong = np.flatnonzero(keys[found] != wanted)
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        wrong = np.flatnonzero(keys[place] != wanted)
         if len(wrong):
             user, item = int(events.user[wrong[0]]), int(events.item[wrong[0]])
             raise UserError(f"user row {user} never visits item row {item} in this world")
-        visit = rows[found]
+        visit = rows[place]
         return visit - self.timeline.first[self.timeline.user[visit]]
 
     @functools.cached_property
@@ -142,11 +142,11 @@ class World:
         return keys[rows], rows
 
     def last_choice(self, users: np.ndarray) -> np.ndarray:
-        """`[n]` visits made before the last one: the state that leave-one-out tests ask about."""
+        """`[n]` visits made before the last one: the state of leave-one-out testing."""
         return self.people.num_visits[users] - 1
 
     def state(self, users: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """State of the tastes and kind visited last.
+        """State of the tastes, and the kind visited last.
 
         Args:
           users: `[n]` rows.
@@ -167,6 +167,7 @@ class World:
     def seen(self, users: np.ndarray, made: np.ndarray) -> np.ndarray:
         """`[n, items]` bool: the first `made` visits of each user."""
         mask = np.zeros((len(users), len(self.places)), bool)
+        # One entry for each visit made: its user's row, and its number within the user.
         row = np.repeat(np.arange(len(users)), made)
         nth = np.arange(len(row)) - np.repeat(np.cumsum(made) - made, made)
         mask[row, self.choice[self.timeline.first[users][row] + nth]] = True
@@ -200,10 +201,10 @@ class World:
     def reasons(
         self, users: np.ndarray, items: np.ndarray, made: np.ndarray | None = None
     ) -> list[Reasons]:
-        """True reasons for pairs of a user and a place; the arguments are those of `contributions`.
+        """True reasons for (user, place) pairs; the arguments are those of `contributions`.
 
         By default in the state in which the last visit was chosen, so that reasons for a place
-        recommended from the history before it and reasons for the visit itself speak of one moment.
+        recommended from the history before it and reasons for the visit itself refer to one moment.
         """
         users, items = np.asarray(users, np.int64), np.asarray(items, np.int64)
         made = self.last_choice(users) if made is None else np.asarray(made)
@@ -217,7 +218,7 @@ class World:
           made: `[n]` visits made before, as in `state`.
 
         Returns:
-          For each `{"likes": {attribute: values}, "dislikes": {attribute: values}}` of kind,
+          For each user `{"likes": {attribute: values}, "dislikes": {attribute: values}}` of kind,
           cuisine and mood, strongest first.
         """
         states, _ = self.state(np.asarray(users), np.asarray(made))

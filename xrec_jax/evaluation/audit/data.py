@@ -52,8 +52,8 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
     source = dataset if unfiltered is None else unfiltered
     events = source.interactions
     part = np.zeros(len(events), np.int8)
-    if source.parts is not None:
-        sizes = [len(part_events) for part_events in source.parts.values()]
+    if source.splits is not None:
+        sizes = [len(part_events) for part_events in source.splits.values()]
         part = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
     rows = np.flatnonzero(filters.repeated(events, part, "first"))
     key = part[rows].astype(np.int64) * source.num_users + events.user[rows]
