@@ -60,7 +60,7 @@ def test_errors_that_a_lost_peer_causes(error, lost):
 
 PROGRAM = """
 import ctypes, os, sys, time
-from xrec_jax.parallel import peers
+from xrec_jax.core.runtime import peers
 peers.NativeErrors(lambda text: peers.gone(text, "here:1"))
 os.write(2, b"W1129 14:41:33.727813 1 other.cc:147] as before\\n")
 time.sleep(0.2)
