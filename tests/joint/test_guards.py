@@ -17,6 +17,7 @@ from xrec_jax.joint.guards import (
     check_rollouts,
     check_round,
     check_scores,
+    kept_round,
 )
 
 # Every limit at a value that float32 rounds.
@@ -219,6 +220,37 @@ def test_state_goes_through_json():
     for wrong in ({}, {"tripped": [], "worst_gain": 1}, {"tripped": None}):
         with pytest.raises(UserError, match="not a saved guard state"):
             GuardState.from_json(wrong)
+
+
+def recorded(metrics, options):
+    """Records of rounds as the trainer writes them."""
+    state, records = GuardState(), []
+    for number, own in enumerate(metrics):
+        state, verdict = check_round(own, state, options, number=number)
+        records.append({"round": number, **own} | verdict.record())
+    return records
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "causes"),
+    [
+        ([{"valid/gain": g} for g in (0.1, 0.3, 0.2, 0.25)], 1, [None, None, None, "patience"]),
+        ([{"valid/gain": 0.5}, {"valid/gain": 0.9, "ppo/kl": 3.5}], 0, [None, "guard"]),
+        # A start that trips a limit is no good round, whatever its gain.
+        ([{"valid/gain": 0.5, "ppo/kl": 3.5}, {"valid/gain": 0.2}], 1, ["guard", None]),
+        ([{"valid/gain": 0.5, "ppo/kl": 3.5}, {"rollout/ended": 0.5}], None, ["guard", None]),
+        ([{"valid/gain": 0.5, "ppo/kl": 3.5}] * 2, None, ["guard", "guard"]),
+    ],
+)
+def test_the_kept_round_is_the_one_that_was_recorded(metrics, best, causes):
+    """And records of older runs, which say nothing of it, are judged again by the same rule."""
+    options = dataclasses.replace(OPTIONS, patience=2)
+    records = recorded(metrics, options)
+    assert [record.get("stop_cause") for record in records] == causes
+    assert records[-1]["best_round"] == best and kept_round(records, options) == best
+    older = [{k: v for k, v in record.items() if k != "best_round"} for record in records]
+    assert kept_round(older, options) == best and kept_round([], options) is None
+    assert kept_round([*records[:-1], records[-1] | {"best_round": 7}], options) == 7
 
 
 # Options

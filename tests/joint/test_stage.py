@@ -32,6 +32,7 @@ EVERY_ROUND = {
     "round",
     "verdict",
     "stopped",
+    "best_round",
     "valid/ndcg@10",
     "valid/alone_ndcg@10",
     "valid/gain",
@@ -181,6 +182,7 @@ def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
     told = {key: entry["value"] for key, entry in figures["rounds"].items()}
     gains = [one["valid/gain"] for one in rounds]
     best = rounds[gains.index(max(gains))]
+    assert rounds[-1]["best_round"] == best["round"]
     assert told["guards/stopped"] == 0 and told["valid/best_gain"] == pytest.approx(max(gains))
     assert told["planted/f1_first"] == pytest.approx(rounds[0]["valid/planted_f1"])
     assert told["planted/f1_difference"] == pytest.approx(

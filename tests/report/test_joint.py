@@ -394,6 +394,20 @@ def test_a_weak_start_stops_nothing(tmp_path):
     assert "a guard tripped" not in said
 
 
+def test_recorded_verdicts_are_read_and_not_their_words(tmp_path):
+    folder = write_run(tmp_path / "run", seeds=(0, 1), count=3)
+    for seed, cause in ((0, "patience"), (1, "guard")):
+        records = [record | {"best_round": 1, "verdict": "any words"} for record in rounds(seed, 3)]
+        records[-1] |= {"stop_cause": cause, "stopped": 1}
+        write_lines(folder / f"joint/{seed}/rounds.jsonl", records)
+    text = page_of(folder)[0]
+    findings = re.findall(r'<article class="finding (\w+)">(.*?)</article>', text, re.DOTALL)
+    assert [kind for kind, _ in findings] == ["info", "warning"]
+    said = [told(part) for _, part in findings]
+    assert all("best round 1" in part and "any words" in part for part in said)
+    assert "stopped early, no further gain" in said[0] and "a guard tripped" in said[1]
+
+
 # What may be missing
 
 

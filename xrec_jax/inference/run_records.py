@@ -92,7 +92,12 @@ _VERDICT: Schema = {
     "second": TEXT,
     "p_first": NUMBER,
 }
-_ROUND: Schema = {"round": WHOLE, "verdict": perhaps(TEXT)}
+_ROUND: Schema = {
+    "round": WHOLE,
+    "verdict": perhaps(TEXT),
+    "best_round": perhaps(WHOLE),
+    "stop_cause": perhaps(TEXT),
+}
 _SAID = Kind("a reason or its words", lambda value: isinstance(value, (dict, str)))
 _SAMPLE: Schema = {
     "round": WHOLE,

@@ -25,6 +25,7 @@ from xrec_jax.evaluation.tables import text_table
 from xrec_jax.inference import run_records
 from xrec_jax.joint import granularity
 from xrec_jax.joint.controls import ALONE, JOINT, Systems
+from xrec_jax.joint.guards import GuardOptions, kept_round
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
@@ -206,17 +207,14 @@ def _add_texts(
 
 def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
     """What changed from the warm start to the best round, over seeds."""
+    options = GuardOptions.of(config.joint.guards)
     first, last, stopped, gains = [], [], 0, []
     sampled: list[tuple[float, float]] = []  # in the first round and in the last
     for seed in config.seeds:
         rounds = run_records.rounds(rundir, str(seed))
-        # The rule of `guards.check_round`; a round that tripped a guard is never the one kept.
-        asked, best = config.joint.guards, rounds[0]
-        for one in rounds[1:]:
-            if one.get("stopped") or asked.gain_metric not in one:
-                continue
-            if one[asked.gain_metric] > best[asked.gain_metric] + asked.min_delta:
-                best = one
+        kept = kept_round(rounds, options)
+        # Without a good round the parameters of the warm start are kept.
+        best = next((one for one in rounds if one["round"] == kept), rounds[0])
         gains.append(best["valid/gain"])
         stopped += int(rounds[-1].get("stopped", 0))
         rolled = [one["rollout/planted_f1"] for one in rounds if "rollout/planted_f1" in one]

@@ -141,7 +141,7 @@ def learn(
         "rollout/ended": float(buffer.ended.mean()),
     }
     if verdict.stop:
-        metrics |= {"verdict": verdict.line(), "stopped": 1}
+        metrics |= verdict.record()
         return state.replace(step=state.step + 1), guard, metrics, verdict
 
     # Rewards, by the recommender as it was when the answers were sampled.
@@ -186,7 +186,7 @@ def learn(
     clock.mark("evaluation")
     metrics |= clock.seconds
     guard, verdict = guards.check_round(metrics, guard, setup.guards, number=number)
-    metrics |= {"verdict": verdict.line(), "stopped": int(verdict.stop)}
+    metrics |= verdict.record()
     state = state.replace(
         step=state.step + 1,
         policy=part_of(policy),

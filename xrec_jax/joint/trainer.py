@@ -217,9 +217,8 @@ def _measure_warm_start(
     metrics: Metrics = {"round": WARM} | held_out(sides, state, WARM)
     metrics["time/evaluation"] = time.perf_counter() - begin
     guard, verdict = guards.check_round(metrics, guard, sides.setup.guards, number=WARM)
-    metrics["verdict"] = verdict.line()
     # A weak beginning is no reason to stop; it is what the rounds are for.
-    metrics["stopped"] = 0
+    metrics |= verdict.record() | {"stopped": 0}
     writer.write(sides.stage, WARM, _numbers(metrics))
     if is_primary():
         log(f"{sides.stage}: {_line(metrics)}")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -21,9 +21,43 @@ ALONE, JOINT, SFT = "alone", "joint", "sft"
 MOST_USERS = 12  # whose texts the page shows, of every seed
 LEVEL = 0.05
 _GAIN = re.compile(r"ndcg@(\d+)/(?:difference|relative)")
+# Words of verdicts, for run directories whose records have no `best_round` and `stop_cause`.
 _BEST = re.compile(r"best round (\d+) is kept")
 _BRACKETS = re.compile(r"\([^()]*\)")
 _PATIENCE = "no better held-out gain"
+
+
+class Verdict(NamedTuple):
+    """What the guards said of a round.
+
+    Attributes:
+      round: its number.
+      text: in words.
+      cause: "guard" where it broke a limit, "patience" where the gain did not grow any more, None
+        where neither.
+      ends: whether the run may have ended with it; false where it is known to have gone on.
+    """
+
+    round: int
+    text: str
+    cause: str | None
+    ends: bool
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Verdict:
+        """The verdict of a record of `rounds.jsonl`."""
+        text = str(record["verdict"])
+        cause = record.get("stop_cause") if "best_round" in record else _cause(text)
+        return cls(int(record["round"]), text, cause, record.get("stopped") != 0)
+
+
+def _cause(text: str) -> str | None:
+    """The cause as the sentence of a verdict says it, for runs that did not record it."""
+    if not text.startswith("stopped"):
+        return None
+    plain = _BRACKETS.sub("", text)  # they may hold what parts the reasons
+    reasons = plain.partition(": ")[2].split("; ")[:-1]
+    return "patience" if reasons and all(r.startswith(_PATIENCE) for r in reasons) else "guard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +82,17 @@ class Seed:
         kept = [(x, y) for x, y in points if y is not None]
         return [x for x, _ in kept], [y for _, y in kept]
 
-    def verdicts(self) -> list[tuple[int, str]]:
-        """Round and what the guards said of it."""
-        return [(int(r["round"]), str(r["verdict"])) for r in self.rounds if r.get("verdict")]
-
-    def ends(self, at: int) -> bool:
-        """Whether the run may have ended with a round; false where it is known to have gone on."""
-        return any(r["round"] == at and r.get("stopped") != 0 for r in self.rounds)
+    def verdicts(self) -> list[Verdict]:
+        """What the guards said of each round."""
+        return [Verdict.of(record) for record in self.rounds if record.get("verdict")]
 
     def best(self) -> int | None:
-        """The round that was kept; as guards name it, else the best on validation."""
-        for _, said in reversed(self.verdicts()):
-            if match := _BEST.search(said):
+        """The round that was kept: as recorded, or as guards name it, or best on validation."""
+        recorded = [r["best_round"] for r in self.rounds if "best_round" in r]
+        if recorded:
+            return None if recorded[-1] is None else int(recorded[-1])
+        for verdict in reversed(self.verdicts()):
+            if match := _BEST.search(verdict.text):
                 return int(match[1])
         x, y = self.curve("valid/gain")
         if y:
@@ -136,15 +169,6 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
-
-
-def stopped(said: str) -> str | None:
-    """How a verdict ends a run: "early" without further gain, "guard" at a limit; None: not."""
-    if not said.startswith("stopped"):
-        return None
-    plain = _BRACKETS.sub("", said)  # they may hold what parts the reasons
-    reasons = plain.partition(": ")[2].split("; ")[:-1]
-    return "early" if reasons and all(r.startswith(_PATIENCE) for r in reasons) else "guard"
 
 
 # Comparisons -----------------------------------------------------------------------------------

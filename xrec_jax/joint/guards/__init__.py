@@ -19,7 +19,13 @@ guards look at are host numbers: shares in [0, 1], KL, entropy and log-probabili
 
 from xrec_jax.joint.guards.options import LIMITS, GuardOptions, Limit
 from xrec_jax.joint.guards.values import check_gap, check_scores, check_updates
-from xrec_jax.joint.guards.verdicts import GuardState, Verdict, check_rollouts, check_round
+from xrec_jax.joint.guards.verdicts import (
+    GuardState,
+    Verdict,
+    check_rollouts,
+    check_round,
+    kept_round,
+)
 
 __all__ = [
     "LIMITS",
@@ -32,4 +38,5 @@ __all__ = [
     "check_round",
     "check_scores",
     "check_updates",
+    "kept_round",
 ]

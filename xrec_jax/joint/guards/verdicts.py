@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class Verdict:
       best_round: the round to keep, None before the first good one.
       number: the round.
       best_gain: of `best_round`.
+      cause: "patience" where nothing but a lack of further gain ends the run, "guard" where a limit
+        was broken, None where none was.
     """
 
     reasons: tuple[str, ...] = ()
@@ -64,11 +66,21 @@ class Verdict:
     best_round: int | None = None
     number: int | None = None
     best_gain: float | None = None
+    cause: Literal["guard", "patience"] | None = None
 
     @property
     def stop(self) -> bool:
         """Whether the run ends here."""
         return bool(self.reasons)
+
+    def record(self) -> dict[str, Any]:
+        """What a round's record in `rounds.jsonl` says of the verdict."""
+        return {
+            "verdict": self.line(),
+            "stopped": int(self.stop),
+            "best_round": self.best_round,
+            **({"stop_cause": self.cause} if self.cause else {}),
+        }
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -127,7 +139,14 @@ def check_rollouts(
                 f"answers are nearly empty: mean length {tokens.mean():.4g} tokens < "
                 f"guards.min_length={options.min_length:g}"
             )
-    return Verdict(tuple(reasons), False, state.best_round, number, state.best_gain)
+    return Verdict(
+        tuple(reasons),
+        False,
+        state.best_round,
+        number,
+        state.best_gain,
+        "guard" if reasons else None,
+    )
 
 
 def check_round(
@@ -153,6 +172,7 @@ def check_round(
         for limit in LIMITS
         if limit.metric in metrics and (reason := _broken(limit, metrics[limit.metric], options))
     ]
+    cause: Literal["guard", "patience"] | None = "guard" if reasons else None
     gain = metrics.get(options.gain_metric)
     best_gain, best_round, bad = state.best_gain, state.best_round, state.bad_rounds
     improved = False
@@ -160,19 +180,45 @@ def check_round(
         gain = float(gain)
         if not math.isfinite(gain):
             reasons.append(f"the held-out gain {options.gain_metric} is {gain}")
+            cause = "guard"
         elif not reasons and (best_gain is None or gain > best_gain + options.min_delta):
             best_gain, best_round, bad, improved = gain, number, 0, True
         else:
             bad += 1
+            # Patience counts also where a limit was broken, but the limit is then the cause.
             if options.patience is not None and bad >= options.patience:
-                told = "" if best_gain is None else f", best was {best_gain:.4g}"
+                best = "" if best_gain is None else f", best was {best_gain:.4g}"
                 reasons.append(
                     f"no better held-out gain in {bad} rounds ({options.gain_metric} {gain:.4g}"
-                    f"{told}; guards.patience={options.patience})"
+                    f"{best}; guards.patience={options.patience})"
                 )
+                cause = cause or "patience"
     tripped = (*state.tripped, *(f"round {number}: {reason}" for reason in reasons))
     after = GuardState(best_gain, best_round, bad, tripped)
-    return after, Verdict(tuple(reasons), improved, best_round, number, best_gain)
+    return after, Verdict(tuple(reasons), improved, best_round, number, best_gain, cause)
+
+
+def kept_round(rounds: Sequence[Mapping[str, Any]], options: GuardOptions) -> int | None:
+    """The round whose parameters a seed kept.
+
+    Args:
+      rounds: records of `rounds.jsonl`, in order.
+      options: the limits that they were judged by.
+
+    Returns:
+      The `best_round` of the last record. Records of older runs do not have it: their rounds are
+      judged again. None where no round was good: then the warm start was kept.
+    """
+    if not rounds:
+        return None
+    if "best_round" in rounds[-1]:
+        recorded: int | None = rounds[-1]["best_round"]
+        return recorded
+    state = GuardState()
+    for record in rounds:
+        # A round that was stopped before its evaluation has no gain, and changes nothing.
+        state, _ = check_round(record, state, options, number=record["round"])
+    return state.best_round
 
 
 def _broken(limit: Limit, given: Any, options: GuardOptions) -> str | None:

@@ -223,15 +223,14 @@ def _rounds(joint: Joint) -> Html | None:
 
 
 def _seed_guards(seed: Seed) -> Html:
-    said = seed.verdicts()
-    broken = [read.stopped(text) for _, text in said]
+    verdicts = seed.verdicts()
     # The start may break a limit and go on: that is what rounds are for.
-    ends = [kind for (at, _), kind in zip(said, broken, strict=True) if seed.ends(at)]
+    ends = {verdict.cause for verdict in verdicts if verdict.ends}
     if "guard" in ends:
         kind, badge = "warning", "\u25b2 a guard tripped"
-    elif "early" in ends:
+    elif "patience" in ends:
         kind, badge = "info", "\u25cf stopped early, no further gain"
-    elif any(broken):
+    elif any(verdict.cause for verdict in verdicts):
         kind, badge = "info", "\u25cf a limit was broken at the start, none later"
     else:
         kind, badge = "info", "\u25cf nothing tripped"
@@ -239,8 +238,8 @@ def _seed_guards(seed: Seed) -> Html:
     count = f"{len(seed.rounds)} round{'' if len(seed.rounds) == 1 else 's'} with the warm start"
     if best is not None:
         count += f", best round {best}"
-    lines = [tag("li", text) for _, text in said[:-1]]
-    shown = [tag("p", text) for (_, text), end in zip(said[:-1], broken, strict=False) if end]
+    lines = [tag("li", verdict.text) for verdict in verdicts[:-1]]
+    shown = [tag("p", verdict.text) for verdict in verdicts[:-1] if verdict.cause]
     return tag(
         "article",
         tag(
@@ -252,7 +251,7 @@ def _seed_guards(seed: Seed) -> Html:
             tag("span", count, class_="count"),
         ),
         *shown,
-        tag("p", said[-1][1]),
+        tag("p", verdicts[-1].text),
         tag("details", tag("summary", "Every verdict"), tag("ul", *lines, class_="examples"))
         if lines
         else None,
