@@ -1,5 +1,6 @@
 """Explanations of a run's recommendations: records, shards, resuming, the stage."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,10 +12,12 @@ import pytest
 import xrec_jax
 from tests import runs, tiny
 from xrec_jax.api import explain as explain_command
+from xrec_jax.commands.explain import EXPLAIN
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
+from xrec_jax.inference.options import AS_THE_RUN, GenerationOptions
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.llm.model import lora
@@ -76,7 +79,9 @@ def copy(finished, tmp_path):
 def exported(finished, tmp_path_factory):
     """Records of `xrec explain` for three users, two items each, by the tuned model."""
     path = tmp_path_factory.mktemp("exported") / "o.jsonl"
-    explain_command.explain(finished, users=USERS, top_k=2, output=str(path), shard=4)
+    explain_command.explain(
+        finished, users=USERS, top_k=2, output=str(path), options=GenerationOptions(shard=4)
+    )
     assert [file.name for file in path.parent.iterdir()] == ["o.jsonl"]
     return jsonl(path)
 
@@ -168,7 +173,10 @@ def test_the_template_without_any_base(copy, session, tmp_path):
         assert {record[k] for k in ("tokens", "log_prob", "base", "adapter")} == {None}
     with pytest.raises(UserError, match="has no base; give one with --base, or use --explainer"):
         explain_command.explain(
-            copy, users="all", output=str(tmp_path / "b.jsonl"), explainer="base"
+            copy,
+            users="all",
+            output=str(tmp_path / "b.jsonl"),
+            options=GenerationOptions(explainer="base"),
         )
 
 
@@ -184,7 +192,10 @@ def test_given_pairs_from_a_file(finished, exported, tmp_path):
     for kind in ("jsonl", "parquet"):
         output = tmp_path / f"o-{kind}.jsonl"
         explain_command.explain(
-            finished, pairs=str(tmp_path / f"p.{kind}"), output=str(output), explainer="template"
+            finished,
+            pairs=str(tmp_path / f"p.{kind}"),
+            output=str(output),
+            options=GenerationOptions(explainer="template"),
         )
         made.append(jsonl(output))
     assert made[0] == made[1]
@@ -242,9 +253,31 @@ def test_a_prompt_longer_than_the_model_takes_loses_its_oldest_entries(session):
 def test_a_wrong_flag_writes_nothing(finished, tmp_path, flags, message):
     given = {"users": "all", "output": "o.jsonl"} | flags
     given["output"] = str(tmp_path / given["output"])
+    fields = {field.name for field in dataclasses.fields(GenerationOptions)} & given.keys()
+    given["options"] = GenerationOptions(**{name: given.pop(name) for name in fields})
     with pytest.raises(UserError, match=message) as error:
         explain_command.explain(finished, **given)
     assert "\n" not in str(error.value) and not [*tmp_path.iterdir()]
+
+
+def test_every_option_is_a_flag_with_its_default():
+    flags = EXPLAIN.define([])
+    for field in dataclasses.fields(GenerationOptions):
+        assert flags[field.name].default == field.default, field.name
+
+
+def test_options_leave_the_config_of_the_run_as_it_is(session):
+    before = session.config.to_dict()
+    options = GenerationOptions(
+        base="b", prompt="generic", history=2, max_new_tokens=9, temperature=0.5, batch=8, shard=3
+    )
+    config = options.applied(session.config, session.data)
+    assert session.config.to_dict() == before
+    instruct, samples = config.instruct, config.instruct.samples
+    assert (instruct.history, samples.max_new_tokens, samples.temperature) == (2, 9, 0.5)
+    assert config.llm.generation_batch == 8 and instruct.template["name"] == "generic"
+    assert config.llm.path.endswith("/b") and config.data.to_dict() == before["data"]
+    assert AS_THE_RUN.applied(session.config, session.data).to_dict() == before
 
 
 def test_an_adapter_of_another_base_is_refused(copy):
@@ -283,10 +316,9 @@ def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, exported,
         tmp_path / "run",
         pairs=str(tmp_path / "pair.jsonl"),
         output=str(tmp_path / "o.jsonl"),
-        base=str(copy / "base"),
-        max_new_tokens=NEW_TOKENS,
-        history=2,
-        batch=2,
+        options=GenerationOptions(
+            base=str(copy / "base"), max_new_tokens=NEW_TOKENS, history=2, batch=2
+        ),
     )
     (record,) = jsonl(tmp_path / "o.jsonl")
     assert record["explainer"] == "base" and record["adapter"] is None

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_identity import open_data
 from xrec_jax.inference import bulk, explainers
 from xrec_jax.inference.explainers import Spec
+from xrec_jax.inference.options import GenerationOptions
 from xrec_jax.inference.recommendations import Record, recommend_records
 from xrec_jax.parallel.mesh import saved_mesh, use_mesh
 from xrec_jax.run_config import read_config
-from xrec_jax.tasks.requests import CaseMaker, case_maker, choose_prompts
+from xrec_jax.tasks.requests import CaseMaker, case_maker
 from xrec_jax.text.records.explanations import Explanation
 
 
@@ -130,7 +130,8 @@ class Run:
         spec = explainers.choose(
             self.config, self.rundir, explainer=explainer, adapter=adapter, base=""
         )
-        maker, writer, mesh = self._explainer(spec, max_new_tokens)
+        options = GenerationOptions(max_new_tokens=max_new_tokens)
+        maker, writer, mesh = self._explainer(spec, options)
         cases = maker.many([maker.asked(pair) for pair in pairs])
         with use_mesh(mesh):
             found = explainers.answers(writer, cases, lambda count: None)
@@ -140,14 +141,12 @@ class Run:
         ]
 
     def _explainer(
-        self, spec: Spec, max_new_tokens: int
+        self, spec: Spec, options: GenerationOptions
     ) -> tuple[CaseMaker, explainers.Explainer, Mesh]:
-        key = (spec, max_new_tokens)
+        """An explainer ready to write, kept for calls with the same options."""
+        key = (spec, options)
         if key not in self._explainers:
-            config = ConfigDict(self.config.to_dict())
-            samples = config.instruct.samples
-            samples.max_new_tokens = max_new_tokens or samples.max_new_tokens
-            choose_prompts(config, self.data, "")
+            config = options.applied(self.config, self.data)
             maker = case_maker(config, self.rundir, self.data)
             mesh = bulk.workplace(self.mesh).mesh
             with use_mesh(mesh):

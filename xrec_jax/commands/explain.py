@@ -11,14 +11,9 @@ from xrec_jax.commands.verb import Verb, integer, number, required, text
 def _explain(values: FlagValues) -> int:
     required(values, "workdir")
     from xrec_jax.api import explain
+    from xrec_jax.inference.options import GenerationOptions
 
-    explain.explain(
-        values.workdir,
-        users=values.users,
-        top_k=values.top_k,
-        output=values.output,
-        system=values.system,
-        pairs=values.pairs,
+    options = GenerationOptions(
         explainer=values.explainer,
         adapter=values.adapter,
         base=values.base,
@@ -28,6 +23,15 @@ def _explain(values: FlagValues) -> int:
         temperature=values.temperature,
         batch=values.batch,
         shard=values.shard,
+    )
+    explain.explain(
+        values.workdir,
+        users=values.users,
+        top_k=values.top_k,
+        output=values.output,
+        system=values.system,
+        pairs=values.pairs,
+        options=options,
         allow_imports=values.allow_imports,
     )
     return 0
@@ -39,11 +43,10 @@ EXPLAIN = Verb(
     flags=(
         *recommend.FLAGS,
         text("pairs", "file of user-item pairs to explain instead, as `xrec recommend` writes it"),
-        # Who writes
+        # Who writes, from which prompts, and how: the fields of `GenerationOptions`
         text("explainer", "template, base or tuned; default: the best there is"),
         text("adapter", "directory of another adapter for the base"),
         text("base", "directory of a base, for a run without one or instead of its own"),
-        # From which prompts, and how
         text("prompt", "a registered template of prompts, or generic; default: the run's"),
         integer("history", 0, "most entries of a prompt; 0: as the run"),
         integer("max_new_tokens", 0, "of an answer; 0: as the run"),
