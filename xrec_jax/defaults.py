@@ -12,28 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from xrec_jax import recommenders
+from xrec_jax import recommenders, stages
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.world import WorldConfig
-from xrec_jax.joint.config import joint
-from xrec_jax.joint.config import shrink as shrink_joint
-from xrec_jax.stages import defaults
-from xrec_jax.training.defaults import check_training, language_training, lora, training_defaults
-
-__all__ = [
-    "base",
-    "check_training",
-    "data",
-    "instruct",
-    "joint",
-    "language_model",
-    "language_training",
-    "pretrain",
-    "published_llmxrec",
-    "system",
-    "training_defaults",
-    "variant",
-]
+from xrec_jax.training.defaults import training_defaults
 
 
 def data() -> ConfigDict:
@@ -92,55 +74,6 @@ def language_model() -> ConfigDict:
     )
 
 
-def pretrain() -> ConfigDict:
-    """The `pretrain` stage: a small base on plain text."""
-    return ConfigDict(
-        dict(
-            # world (its training events, no explanations), files, or joint (texts of joint.states)
-            source="world",
-            files=(),  # JSONL; of each line its fields, joined by a blank line
-            fields=("prompt", "completion"),
-            keep=dict(field="", among=()),  # of the files only lines with one of these values
-            copies=1,  # wordings of everything in the world
-            described=2,  # prompts of each user that are followed by a description
-            talk=2000,  # paragraphs on places and tastes in general
-            held_out=0.02,  # share of the texts
-            length=256,  # tokens of a row
-            train=language_training(batch_size=16, epochs=4, learning_rate=2e-3),
-        )
-    )
-
-
-def instruct() -> ConfigDict:
-    """The `instruct` stage: LoRA on explanations."""
-    return ConfigDict(
-        dict(
-            source="world",  # world (its planted reasons) or file
-            path="",  # JSONL: prompt and completion, or messages
-            examples=240,  # to tune on; 0: all of the file
-            held_out=0.1,  # share of the prompts of a file; of `examples` in a world, beside them
-            stratify="",  # key of a file's records whose values are split and chosen alike
-            balance="",  # user column (world) or key (file): groups equal in number and length
-            template="places",  # of a world's prompts
-            named=True,  # whether a world's explanations name places; the smallest bases cannot
-            history=10,  # entries in a prompt
-            max_prompt_tokens=384,  # of a world's prompts; older entries are cut; 0: no limit
-            length=512,  # tokens of a row
-            pack=True,  # several examples a row
-            lora=lora(),
-            train=language_training(batch_size=8, epochs=5, learning_rate=1e-3),
-            samples=dict(
-                during=2,  # held-out prompts answered at every evaluation
-                final=100,  # held-out prompts answered by base and tuned model at the end, at most
-                max_new_tokens=128,
-                temperature=0.0,
-                top_k=0,
-                top_p=1.0,
-            ),
-        )
-    )
-
-
 def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -> ConfigDict:
     """A recommender of the `recommend` stage.
 
@@ -164,8 +97,29 @@ def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -
     return ConfigDict(dict(model=model, hparams={**known, **hparams}, train=training))
 
 
+def audit() -> ConfigDict:
+    """Files of texts that `xrec audit` looks at; empty: none. Several are joined by "+"."""
+    return ConfigDict(
+        dict(
+            instructions="",  # JSONL to tune on: prompt, completion, perhaps dataset
+            prompts="",  # JSONL that systems are asked: prompt_id, prompt, dataset, recommender
+            explanations="",  # JSONL: prompt_id (or prompt), model, completion
+            judgements="",  # JSONL: prompt, first, second, better (1 or 2), perhaps dataset
+            attributes="",  # JSONL: prompt, completion (a JSON object)
+            ratings="",  # CSV: item, model, a column a scale, perhaps dataset and rater
+            profiles="",  # JSONL of users' profiles and items' texts, keys as in joint.states
+        )
+    )
+
+
 def base() -> ConfigDict:
-    """The whole config; `recommend` has one entry a system, filled by the config file."""
+    """The whole config: what all stages share, and the section of every registered stage.
+
+    `recommend` has one entry a system, filled by the config file.
+
+    Raises:
+      UserError: if a stage has the name of a section that is there already.
+    """
     config = ConfigDict(
         dict(
             name="",
@@ -175,19 +129,26 @@ def base() -> ConfigDict:
             data=data(),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             ranking=dict(ks=(5, 10, 20), resamples=1000),
-            recommend=ConfigDict(dict()),
             llm=language_model(),
-            pretrain=pretrain(),
-            instruct=instruct(),
-            joint=joint(),
-            explain=defaults.explain(),
-            judge=defaults.judge(),
-            attributes=defaults.attributes(),
-            assess=defaults.assess(),
-            audit=defaults.audit(),
+            audit=audit(),
         )
     )
+    shared = tuple(config)
+    for stage in stages.registered():
+        if stage.name in shared:
+            raise UserError(f"stage {stage.name!r} has the name of a section of every config")
+        if stage.section is not None:
+            config[stage.name] = stage.section()
     return config
+
+
+def add_sections(config: ConfigDict) -> None:
+    """Gives a config the sections of stages that were registered after it was made."""
+    known = base()
+    with config.unlocked():
+        for stage in stages.registered():
+            if stage.name in known and stage.name not in config:
+                config[stage.name] = known[stage.name]
 
 
 def published_llmxrec() -> ConfigDict:
@@ -233,22 +194,16 @@ def _shrink(config: ConfigDict) -> None:
     config.seeds = (0,)
     config.data = data()
     config.data.world.update(dict(num_users=80, num_items=60, mean_visits=12.0))
-    if "joint" in config.stages:  # what is read there must be written
-        config.data.world.update(dict(about_share=0.8, review_share=0.7))
     config.ranking.resamples = 100
-    for entry in config.recommend.values():
-        entry.train.update(dict(batch_size=64, epochs=2, evaluate_every=1, patience=0))
-        hparams = entry.hparams
-        for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
-            if key in hparams:
-                hparams[key] = min(hparams[key], value)
-    if {"instruct", "judge", "attributes", "joint"} & set(config.stages):
-        _shrink_language(config)
-    defaults.shrink(config)
-    shrink_joint(config)
+    config.audit.update(dict.fromkeys(config.audit, ""))
+    if any(stage.needs_base for stage in stages.of_config(config)):
+        _shrink_base(config)
+    for stage in stages.registered():
+        stage.shrink(config)
 
 
-def _shrink_language(config: ConfigDict) -> None:
+def _shrink_base(config: ConfigDict) -> None:
+    """A base of a few thousand parameters, made by the run itself."""
     if "pretrain" not in config.stages:
         config.stages = ("pretrain", *config.stages)
     config.llm.update(
@@ -266,21 +221,3 @@ def _shrink_language(config: ConfigDict) -> None:
             generation_batch=8,
         )
     )
-    config.pretrain.update(
-        dict(source="world", copies=1, described=0, talk=0, held_out=0.05, length=64)
-    )
-    config.pretrain.train.update(dict(batch_size=64, epochs=1))
-    config.instruct.update(
-        dict(
-            source="world",
-            path="",
-            examples=12,
-            stratify="",
-            held_out=0.2,
-            history=3,
-            max_prompt_tokens=400,
-            length=640,
-        )
-    )
-    config.instruct.train.update(dict(batch_size=8, epochs=2))
-    config.instruct.samples.update(dict(during=1, final=2, max_new_tokens=16, temperature=0.0))

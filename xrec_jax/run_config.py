@@ -6,33 +6,26 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from xrec_jax import defaults
+from xrec_jax import defaults, stages
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.stages.stored_config import check_types
 
-# Keys that may change between a run and its resume without changing what is computed.
-_MOVABLE = (
-    "mesh.",
-    "data.path",
-    "data.users",
-    "data.items",
-    "llm.path",
-    "instruct.path",
-    "pretrain.files",
-    "judge.path",
-    "joint.states.path",
-    "joint.judge.adapter",
-    "judge.explanations",
-    "attributes.path",
-    "audit.",
-)
+# Paths of what all stages share; every stage says which keys of its section are paths.
+_PATHS = ("data.path", "data.users", "data.items", "llm.path")
+
+
+def _movable() -> tuple[str, ...]:
+    """Keys that may change between a run and its resume without changing what is computed."""
+    of_stages = (key for stage in stages.registered() for key in stage.full_paths)
+    return ("mesh.", "audit.", *_PATHS, *of_stages)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -46,7 +39,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Keys of a config that decide what is computed."""
-    return {key: value for key, value in _flat(config).items() if not key.startswith(_MOVABLE)}
+    movable = _movable()
+    return {key: value for key, value in _flat(config).items() if not key.startswith(movable)}
 
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
@@ -105,8 +99,9 @@ def check_config(rundir: RunDir, config: ConfigDict) -> dict[str, Any]:
     if rundir.config_path.exists():
         theirs = _flat(_with_defaults(_stored_config(rundir)))
         ours = _flat(mine)
+        movable = _movable()
         for key in sorted(theirs.keys() | ours.keys()):
-            if key.startswith(_MOVABLE) or theirs.get(key) == ours.get(key):
+            if key.startswith(movable) or theirs.get(key) == ours.get(key):
                 continue
             raise UserError(
                 f"{rundir.path} holds a run with {key}={theirs.get(key)!r}, not "
@@ -154,7 +149,10 @@ def _stored_config(rundir: RunDir) -> dict[str, Any]:
     check_types(stored, _as_json(defaults.base()), rundir.config_path)
     now = _settings(stored)
     kept = rundir.marks.settings() or now
+    known = defaults.base()
     for key in sorted(kept.keys() | now.keys()):
+        if key not in kept and key.partition(".")[0] not in known:
+            continue  # a path, perhaps: the stage that would say so is not imported
         if kept.get(key) != now.get(key):
             raise UserError(
                 f"{rundir.config_path}: {key}={now.get(key)!r} was {kept.get(key)!r} when the "
@@ -165,11 +163,11 @@ def _stored_config(rundir: RunDir) -> dict[str, Any]:
 
 def compared(config: ConfigDict) -> dict[str, Any]:
     """Values of a configuration, by key, that all processes of a run must have in common."""
-    values = _flat(_as_json(config))
+    values, movable = _flat(_as_json(config)), _movable()
     return {
         key: value
         for key, value in values.items()
-        if key.startswith("mesh.") or not key.startswith(_MOVABLE)
+        if key.startswith("mesh.") or not key.startswith(movable)
     }
 
 
@@ -184,16 +182,18 @@ def read_config(rundir: RunDir, *, need_extensions: bool = True) -> ConfigDict:
       UserError: if this is not a run directory, or it names modules that are not imported yet
         and nobody allowed it to.
     """
-    config = ConfigDict(_tuples(_with_defaults(_stored_config(rundir))))
-    new = [name for name in _extensions(config) if name not in sys.modules]
+    stored = _stored_config(rundir)
+    new = [name for name in _extensions(stored) if name not in sys.modules]
     if rundir.allow_imports:
-        import_extensions(config)
+        import_extensions(stored)
+        # Stages that they registered have sections, with types and defaults, of their own.
+        check_types(stored, _as_json(defaults.base()), rundir.config_path)
     elif new and need_extensions:
         raise UserError(
             f"{rundir.config_path}: imports names code to run: {', '.join(new)}; if you trust "
             "whoever made the run, add --allow_imports (in Python allow_imports=True)"
         )
-    return config
+    return ConfigDict(_tuples(_with_defaults(stored)))
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -211,35 +211,39 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _make_absolute(config: dict[str, Any]) -> None:
     """Makes every path in a config absolute; where several files may be joined by "+", each."""
+    for key in _PATHS:
+        for group, name in _places(config, key):
+            group[name] = _absolute(group[name])
+    for stage in stages.registered():
+        for key in stage.full_paths:
+            for group, name in _places(config, key):
+                if group[name] not in stage.not_paths:
+                    group[name] = _absolute(group[name])
+    for key, value in config.get("audit", {}).items():
+        config["audit"][key] = _each_absolute(value) if value else value
 
-    def absolute(path: str) -> str:
-        return os.fspath(files.absolute(path))
 
-    def each_absolute(spec: Any) -> Any:
-        if not isinstance(spec, str):
-            return spec  # the stage that reads it says what is wrong
-        return "+".join(absolute(path) for path in files.joined(spec))
+def _places(config: dict[str, Any], key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The group of a key and its name there, if it has a value."""
+    *groups, name = key.split(".")
+    found: Any = config
+    for group in groups:
+        found = found.get(group, {})
+    if found.get(name):
+        yield found, name
 
-    for group, keys in (
-        ("data", ("path", "users", "items")),
-        ("llm", ("path",)),
-        ("instruct", ("path",)),
-        ("judge", ("path",)),
-        ("attributes", ("path",)),
-    ):
-        for key in keys:
-            if config.get(group, {}).get(key):
-                config[group][key] = absolute(config[group][key])
-    for key, spec in config.get("audit", {}).items():
-        config["audit"][key] = each_absolute(spec) if spec else spec
-    for group, key in (("states", "path"), ("judge", "adapter")):
-        found = config.get("joint", {}).get(group, {})
-        if found.get(key) and found[key] != "run":
-            found[key] = absolute(found[key])
-    for group, key in (("pretrain", "files"), ("judge", "explanations")):
-        if group in config:
-            paths = config[group][key]  # whatever else somebody gave is the stage's to refuse
-            config[group][key] = [each_absolute(p) if isinstance(p, str) else p for p in paths]
+
+def _absolute(value: Any) -> Any:
+    """A path, or a list whose entries are paths joined by "+"; the stage refuses all else."""
+    if isinstance(value, list):
+        return [_each_absolute(path) for path in value]
+    return os.fspath(files.absolute(value))
+
+
+def _each_absolute(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value  # the stage that reads it says what is wrong
+    return "+".join(os.fspath(files.absolute(path)) for path in files.joined(value))
 
 
 def _tuples(value: Any) -> Any:

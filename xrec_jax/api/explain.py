@@ -18,8 +18,8 @@ from xrec_jax.data.run_data import need_events
 from xrec_jax.inference import bulk, explainers, requests_io
 from xrec_jax.inference.options import AS_THE_RUN, GenerationOptions
 from xrec_jax.inference.recommendations import recommended_pairs, system_named
-from xrec_jax.inference.shards import Parts
 from xrec_jax.parallel.exclusive import exclusive, of_file, refuse_second
+from xrec_jax.stages.base import keys_apart
 from xrec_jax.tasks.requests import Asked, CaseMaker, case_maker
 
 
@@ -74,9 +74,14 @@ def explain(
         if pairs
         else _recommended(run, config, users=users, top_k=top_k, system=system)
     )
-    parts = Parts(
+    parts = requests_io.parts(
         output,
-        requests_io.identity(config, run.rundir, maker, spec, requests.identity),
+        config,
+        run.rundir,
+        maker,
+        spec,
+        requests.identity,
+        apart=keys_apart(),
         shard=options.shard or config.explain.shard,
     )
 

@@ -8,61 +8,39 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax import defaults, stages
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data import run_identity
-from xrec_jax.data.run_data import RunData, describe, prepare
+from xrec_jax.data.run_data import describe, prepare
 from xrec_jax.parallel import agreement
 from xrec_jax.parallel.exclusive import exclusive, of_directory, refuse_second
 from xrec_jax.parallel.mesh import open_mesh, saved_mesh, use_mesh
 from xrec_jax.run_config import check_config, compared, import_extensions, read_config, start_run
-from xrec_jax.stages import (
-    assess,
-    attributes,
-    explain,
-    instruct,
-    joint,
-    judge,
-    pretrain,
-    recommend,
-    report,
-    showcase,
-    sizes,
-)
-
-STAGES = {
-    "recommend": recommend,
-    "pretrain": pretrain,
-    "instruct": instruct,
-    "explain": explain,
-    "judge": judge,
-    "attributes": attributes,
-    "joint": joint,
-    "assess": assess,
-    "showcase": showcase,
-    "report": report,
-}
-_ALWAYS = ("showcase", "report")  # they run again at every start
+from xrec_jax.stages import Context, Stage, sizes
 
 
-def _stages(config: Any) -> list[Any]:
-    """The stages of a config; checks what does not need the data."""
+def _stages(config: Any) -> tuple[Stage, ...]:
+    """The stages of a config; checks what does not need the data.
+
+    Raises:
+      UserError: on stages that do not exist or stand in another order, or on values that all stages
+        share and that cannot work.
+    """
+    order = ", ".join(stages.names())
     if not config.stages:
-        raise UserError(f"config.stages is empty; valid: {', '.join(STAGES)}")
+        raise UserError(f"config.stages is empty; valid: {order}")
     names = [name for entry in config.stages for name in entry.split(",") if name]
     for name in names:
-        if name not in STAGES:
-            raise UserError(f"no stage {name!r}{did_you_mean(name, STAGES)}")
-    if names != [name for name in STAGES if name in names]:
+        stages.get(name)
+    if names != [name for name in stages.names() if name in names]:
         raise UserError(
-            f"config.stages={','.join(names)}: stages run once each, in the order "
-            f"{', '.join(STAGES)}"
+            f"config.stages={','.join(names)}: stages run once each, in the order {order}"
         )
     config.stages = tuple(names)
     seeds, ks = config.seeds, config.ranking.ks
@@ -74,7 +52,7 @@ def _stages(config: Any) -> list[Any]:
         raise UserError(f"ranking.ks={ks!r} must be positive whole numbers")
     if config.ranking.resamples < 0:
         raise UserError(f"ranking.resamples={config.ranking.resamples} must not be negative")
-    return [STAGES[name] for name in names]
+    return stages.of_config(config)
 
 
 def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
@@ -89,7 +67,8 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         is written.
     """
     import_extensions(config)
-    stages = _stages(config)
+    defaults.add_sections(config)
+    chosen = _stages(config)
     rundir = RunDir(workdir)
     rundir.check_is_directory()
     agreement.same_config(compared(config))
@@ -104,31 +83,34 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
         identity = run_identity.identify(config, data)
         agreement.same("data", identity["digest"], way_out="copy it to every host")
         run_identity.compare(rundir, identity)
+        # Of all stages, before the first one writes anything.
         sizes.check(config, data=data, mesh=mesh)
-        for stage in stages:
-            stage.check(config, data=data, mesh=mesh, rundir=rundir)
+        ctx = Context(config, data, mesh, rundir)
+        for stage in chosen:
+            stage.check(ctx)
         with exclusive(lock):
             run_identity.record(rundir, identity)
-            _run_stages(config, stages, data=data, mesh=mesh, rundir=rundir)
+            _run_stages(chosen, ctx)
     return rundir
 
 
-def _run_stages(
-    config: ConfigDict, stages: list[Any], *, data: RunData, mesh: Mesh, rundir: RunDir
-) -> None:
-    start_run(rundir, config)
+def _run_stages(chosen: tuple[Stage, ...], ctx: Context) -> None:
+    """Runs what is not marked as done, each stage up to its mark."""
+    rundir = ctx.rundir
+    start_run(rundir, ctx.config)
     if is_primary():
         files.remove_leftovers(rundir.path, below=True)
-        log(describe(data, config.data))
-        log(f"mesh {dict(mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
+        log(describe(ctx.data, ctx.config.data))
+        log(f"mesh {dict(ctx.mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
     writer = MetricWriter(rundir.path, enabled=is_primary())
     try:
-        for name, stage in zip(config.stages, stages, strict=True):
-            gone = None if name in _ALWAYS else rundir.gone(name)
+        for stage in chosen:
+            # None: never done; a list: what a finished stage left and is not there any more.
+            gone = None if stage.always_runs else rundir.gone(stage.name)
             if gone != []:
-                with _remade(name, gone or [], rundir):
-                    stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
-                _mark(name, config, rundir)
+                with _remade(stage.name, gone or [], rundir):
+                    stage.run(ctx, writer)
+                _mark(stage, ctx)
     finally:
         writer.close()
 
@@ -168,10 +150,10 @@ def _mark_kept(name: str, rundir: RunDir) -> Iterator[None]:
         raise
 
 
-def _mark(name: str, config: Any, rundir: RunDir) -> None:
+def _mark(stage: Stage, ctx: Context) -> None:
     """Marks a stage as done; what runs at every start never is."""
-    if name not in _ALWAYS:
-        rundir.mark_done(name, STAGES[name].left(config, rundir))
+    if not stage.always_runs:
+        ctx.rundir.mark_done(stage.name, stage.left(ctx))
 
 
 def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
@@ -184,14 +166,15 @@ def evaluate(workdir: epath.PathLike, *, allow_imports: bool = False) -> RunDir:
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = read_config(rundir)
     agreement.same_config(compared(config))
-    stages = _stages(config)
+    chosen = _stages(config)
     with exclusive(of_directory(rundir.path)), use_mesh(saved_mesh(config)) as mesh:
         data = run_identity.open_data(config, rundir, texts=True)
         rundir.check_records()
         if is_primary():
             files.remove_leftovers(rundir.path, below=True)
-        for name, stage in zip(config.stages, stages, strict=True):
-            with _mark_kept(name, rundir):
-                stage.evaluate(config, data=data, mesh=mesh, rundir=rundir)
-            _mark(name, config, rundir)
+        ctx = Context(config, data, mesh, rundir)
+        for stage in chosen:
+            with _mark_kept(stage.name, rundir):
+                stage.evaluate(ctx)
+            _mark(stage, ctx)
     return rundir

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage import files
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain values, such as lists of texts."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def is_known(

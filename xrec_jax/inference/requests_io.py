@@ -25,55 +25,57 @@ from xrec_jax.data.run_data import RunData
 from xrec_jax.inference import explainers
 from xrec_jax.inference.explainers import Spec
 from xrec_jax.inference.recommendations import recommended_pairs
+from xrec_jax.inference.shards import Parts
 from xrec_jax.tasks.requests import Asked, CaseMaker
 from xrec_jax.text.records.instructions import Instruction, read_instructions
 
-# Keys of a config that do not change what a pair's explanation is; the base is told by its weights.
-_ELSEWHERE = (
+# Keys that all stages share and that change no explanation; the base is told by its weights.
+_APART = (
     "mesh.",
     "data.path",
     "data.users",
     "data.items",
     "llm.path",
     "llm.generation_batch",
-    "instruct.path",
-    "pretrain.files",
-    "explain.",
-    "judge.",
-    "attributes.",
-    "assess.",
     "audit.",
     "stages",
     "name",
 )
 # Keys that came later, with what stands for the time before: outputs that were begun then go on.
 _LATER = {"data.columns.title": "", "data.split.validation": "part"}
+# Keys that change no explanation and were part of the digest once; outputs begun then go on, too.
+_ONCE_COUNTED = ("joint.",)
 _FIELDS = ("user", "item", "rank", "score", "system")
 
 
-def identity(
-    config: Any, rundir: RunDir, maker: CaseMaker, spec: Spec, asked: dict[str, Any]
-) -> dict[str, Any]:
-    """What an output of explanations is a function of.
+def parts(
+    output: epath.PathLike,
+    config: Any,
+    rundir: RunDir,
+    maker: CaseMaker,
+    spec: Spec,
+    asked: dict[str, Any],
+    *,
+    apart: tuple[str, ...],
+    shard: int,
+) -> Parts:
+    """The parts of an output of explanations, which belong to what it is a function of.
 
     Args:
+      output: the file.
       config: of the run, with whatever a command changed in it.
       rundir: of the run.
       maker: of its prompts.
       spec: the explainer.
       asked: which pairs, by name.
+      apart: beginnings of the keys of stages that change no explanation.
+      shard: pairs of a shard.
     """
-    flat = json.loads(json.dumps(files.plain(config.to_dict())))
-    kept = {k: v for k, v in _leaves(flat) if not k.startswith(_ELSEWHERE) and _LATER.get(k) != v}
-    data = maker.data.dataset
-    content = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for array in (data.interactions.user, data.interactions.item, data.user_ids, data.item_ids):
-        content.update(np.ascontiguousarray(array).tobytes())
     base, adapter = explainers.identities(spec, config, rundir)
     samples = dict(config.instruct.samples)
     drawn = {key: samples[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p")}
-    return {
-        "run": content.hexdigest()[:16],
+    identity = {
+        "run": _digest(config, maker, apart),
         **asked,
         "explainer": spec.name,
         "base": base,
@@ -81,6 +83,20 @@ def identity(
         "prompt": maker.identity(),
         "seed": config.seeds[0],
     } | ({} if base is None else drawn)
+    counted = tuple(key for key in apart if key not in _ONCE_COUNTED)
+    former = {"run": _digest(config, maker, counted)}
+    return Parts(output, identity, shard=shard, former=former)
+
+
+def _digest(config: Any, maker: CaseMaker, apart: tuple[str, ...]) -> str:
+    """The start of the SHA-256 of the events and of all values but those that are apart."""
+    flat, apart = json.loads(json.dumps(files.plain(config.to_dict()))), (*_APART, *apart)
+    kept = {k: v for k, v in _leaves(flat) if not k.startswith(apart) and _LATER.get(k) != v}
+    content = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    data = maker.data.dataset
+    for array in (data.interactions.user, data.interactions.item, data.user_ids, data.item_ids):
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -41,13 +41,22 @@ class Parts:
       output: the file, local or `gs://`.
       identity: what the output is a function of; plain values by name.
       shard: pairs of a shard.
+      former: values of `identity` that earlier versions gave to the same output.
     """
 
-    def __init__(self, output: epath.PathLike, identity: Mapping[str, Any], *, shard: int):
+    def __init__(
+        self,
+        output: epath.PathLike,
+        identity: Mapping[str, Any],
+        *,
+        shard: int,
+        former: Mapping[str, Any] | None = None,
+    ):
         self.output = files.absolute(output)
         self.folder = self.output.parent / f"{self.output.name}.parts"
         self._finished = self.output.parent / f"{self.output.name}.parts.done"
         self._identity = {**identity, "shard": shard, "format": _FORMAT}
+        self._former = former or {}
         self._shard = shard
         self._pairs = 0
         self._systems: list[str] = []
@@ -79,7 +88,7 @@ class Parts:
             raise UserError(f"{manifest} is damaged; delete {self.folder} and start anew")
         for key in self._identity.keys() | found["identity"].keys():
             mine, theirs = self._identity.get(key), found["identity"].get(key)
-            if mine != theirs:
+            if theirs not in (mine, self._former.get(key, mine)):
                 raise UserError(
                     f"{self.folder} holds parts of another command ({key}={theirs!r}, now "
                     f"{mine!r}): finish that one, give another --output, or delete the folder"
@@ -94,11 +103,8 @@ class Parts:
             return False
         found = files.read_json(manifest)
         self._pairs = found["pairs"]
-        return (
-            found["identity"] == json.loads(json.dumps(self._identity))
-            and self.output.exists()
-            and not self.folder.exists()
-        )
+        mine = [json.loads(json.dumps({**self._identity, **f})) for f in ({}, self._former)]
+        return found["identity"] in mine and self.output.exists() and not self.folder.exists()
 
     def plan(self, pairs: Iterable[Asked]) -> None:
         """Writes down the pairs, in bounded memory, and then the manifest.

@@ -155,6 +155,8 @@ def _recommender_rule() -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes the stage as small as `:tiny` wants it."""
+    if "joint" in config.stages:  # what is read there must be written
+        config.data.world.update(dict(about_share=0.8, review_share=0.7))
     joint = config.joint
     joint.update(dict(rounds=2, readings=min(joint.readings, 200), valid_users=20, samples=2))
     joint.states.update(dict(source="world", path="", history=3, max_users=40, train_states=1))

@@ -132,9 +132,20 @@ class JointSetup:
       base: loaded.
       mesh: devices; use the object inside `use_mesh(mesh)`.
       rundir: the run directory.
+      steps_before: updates of earlier stages of the run; see `training.loop.LoopOptions`.
     """
 
-    def __init__(self, config: Any, data: RunData, base: LoadedBase, *, mesh: Mesh, rundir: RunDir):
+    def __init__(
+        self,
+        config: Any,
+        data: RunData,
+        base: LoadedBase,
+        *,
+        mesh: Mesh,
+        rundir: RunDir,
+        steps_before: int = 0,
+    ):
+        self._steps_before = steps_before
         self.config, self.asked, self.data = config, config.joint, data
         self.base, self.mesh, self.rundir = base, mesh, rundir
         self.states = states_of(config, data)
@@ -293,7 +304,7 @@ class JointSetup:
 
     def steps_before(self, seed: int) -> int:
         """Of a seed's warm start; see `training.loop.LoopOptions`. Rounds follow at `ROUNDS_AT`."""
-        return train_language.STEPS_BEFORE["joint"] + (list(self.config.seeds).index(seed) << 20)
+        return self._steps_before + (list(self.config.seeds).index(seed) << 20)
 
     def put(self, tree: Any) -> Any:
         """Host rows, the same on every process, split over the devices."""

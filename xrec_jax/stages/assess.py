@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, log
@@ -35,11 +35,12 @@ from xrec_jax.evaluation.texts.overlap import derangement
 from xrec_jax.evaluation.texts.text_metrics import text_metrics
 from xrec_jax.inference import explainers, run_records
 from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.stages.base import Context, Stage
 from xrec_jax.tasks.titles import title_column, titles
 from xrec_jax.text.records.explanations import Pair, join
 from xrec_jax.training.recommender import RecommenderTask, seeds_of
 
-STAGE, BIAS = "assess", "bias"
+NAME, BIAS = "assess", "bias"
 TUNED, BASE, SHUFFLED = "tuned", "base", "tuned shuffled"
 _MOST_VALUES = 60  # a column with more different values describes nothing that a text can name
 _SHOWN = (
@@ -58,21 +59,37 @@ _READ = ("title", "system", "history", "attributes", "profile_attributes", "plan
 Table = dict[str, dict[str, Estimate]]
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """What can be measured on the explanations of a run."""
+    return ConfigDict(
+        dict(
+            groups=("gender", "age_band"),  # columns of the user table whose groups are compared
+            resamples=1000,
+            draws=8,  # random sets of uncited history entries, beside those that a text cites
+        )
+    )
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it."""
+    config.assess.resamples = 100
+
+
+def check(ctx: Context) -> None:
     """Refuses values that cannot work, before anything is written.
 
     Raises:
       UserError: names the key and what is valid.
     """
-    del mesh
-    there = explainers.folder(rundir) / "pairs.jsonl"
+    config = ctx.config
+    there = explainers.folder(ctx.rundir) / "pairs.jsonl"
     if "explain" not in config.stages and not there.exists():
         raise UserError("stage 'assess' needs stage 'explain' before it in config.stages")
     if config.assess.resamples < 0:
         raise UserError(f"assess.resamples={config.assess.resamples} must not be negative")
     if config.assess.draws < 1:
         raise UserError(f"assess.draws={config.assess.draws} must be positive")
-    users = data.dataset.users
+    users = ctx.data.dataset.users
     columns = [] if users is None else users.columns
     for column in config.assess.groups:
         if column not in columns:
@@ -82,36 +99,37 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             )
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Measures, where that is not done yet."""
     del writer
-    if not {STAGE, BIAS} <= rundir.evaluation().keys():
-        evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    if not {NAME, BIAS} <= ctx.rundir.evaluation().keys():
+        evaluate(ctx)
         barrier("assess")
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    del config, rundir
+    del ctx
     return Left([], (BIAS,))
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Measures the explanations of the run again.
 
     Raises:
       UserError: if the stage `explain` is not finished.
     """
+    config, rundir = ctx.config, ctx.rundir
     pairs, texts = read_explanations(config, rundir)
-    groundings = ground(data, pairs, texts)
+    groundings = ground(ctx.data, pairs, texts)
     draws: Any = {"users": users_of(pairs), "resamples": config.assess.resamples}
     table = text_tables(texts, groundings, **draws)
     _add(table, planted_tables(pairs, texts, **draws))
-    _add(table, counterfactual_tables(config, data, rundir, mesh, pairs, groundings))
+    _add(table, counterfactual_tables(ctx, pairs, groundings))
     _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
     differences = group_differences(config, pairs, texts, groundings)
     if is_primary():
-        rundir.write_evaluation(STAGE, table, **{BIAS: bias.bias_estimates(differences)})
+        rundir.write_evaluation(NAME, table, **{BIAS: bias.bias_estimates(differences)})
         log(summary(table, differences))
 
 
@@ -204,14 +222,10 @@ def planted_tables(
 
 
 def counterfactual_tables(
-    config: Any,
-    data: RunData,
-    rundir: RunDir,
-    mesh: Mesh,
-    pairs: Sequence[Pair],
-    groundings: Mapping[str, Sequence[Grounding]],
+    ctx: Context, pairs: Sequence[Pair], groundings: Mapping[str, Sequence[Grounding]]
 ) -> Table:
     """Whether the cited entries moved the recommender; empty where it has no user side."""
+    config, data, mesh = ctx.config, ctx.data, ctx.mesh
     system = pairs[0]["system"]
     if system is None or any(pair["system"] != system for pair in pairs):
         return {}
@@ -221,7 +235,7 @@ def counterfactual_tables(
     history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
     users = [user_row[pair["user"]] for pair in pairs]
     with use_mesh(mesh):
-        task = RecommenderTask(config, system, data=data, mesh=mesh, rundir=rundir)
+        task = RecommenderTask(config, system, data=data, mesh=mesh, rundir=ctx.rundir)
         params, frozen = task.restore(seeds_of(config, system)[0])
     shown = [[item_row[entry["item"]] for entry in pair["history"]] for pair in pairs]
     table: Table = {}
@@ -322,3 +336,8 @@ def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
         "correction"
     )
     return "\n".join([*lines, *clear[:5]])
+
+
+STAGE = Stage(
+    name=NAME, section=section, shrink=shrink, check=check, run=run, left=left, evaluate=evaluate
+)

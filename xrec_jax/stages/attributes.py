@@ -7,21 +7,20 @@ readout, the allowed answer of the highest probability, which never fails to be 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
-from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation import attributes as scoring
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 from xrec_jax.evaluation.tables import text_table
@@ -34,13 +33,17 @@ from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import gather
+from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.tasks import attributes, instructions
-from xrec_jax.tasks.attributes import STAGE, Questions
+from xrec_jax.tasks.attributes import Questions
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.attributes import Attribute, Question, Value, answer_text
 from xrec_jax.text.records.explanations import prompt_hash
+from xrec_jax.training import defaults
 from xrec_jax.training import language as train_language
 from xrec_jax.training.language import LanguageTask, packed
+
+NAME = attributes.STAGE
 
 Told = dict[str, scoring.Answer]
 
@@ -59,15 +62,52 @@ class Answers(NamedTuple):
     chosen: list[Told]
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """Profile and item attributes told from prompts that lack them."""
+    return ConfigDict(
+        dict(
+            source="world",  # world (its tables), or file
+            path="",  # JSONL: prompt, completion (one JSON object); of a file
+            only=(),  # of a file the questions for nothing but these keys; empty: all
+            entry=r"^\d+[:.] (.+)$",  # line of a prompt that tells users of a file apart
+            user=("gender", "age_band"),  # columns of the user table to predict
+            item=("kind", "price"),  # and of the item table
+            profile=("occupation", "home_district"),  # columns of the user that prompts show
+            template="places",  # of a world's prompts, up to the item
+            history=10,  # entries in a prompt
+            max_prompt_tokens=448,  # of a world's prompts; older entries are cut; 0: no limit
+            examples=0,  # to tune on; 0: all
+            held_out=0.2,  # share of the users, to measure on
+            valid=0.1,  # share of the other users, to choose the adapter by
+            evaluated=200,  # held-out prompts that are answered, at most; 0: all
+            within=5.0,  # a number this near is near
+            length=512,  # tokens of a row
+            max_new_tokens=64,
+            lora=defaults.lora(),
+            train=defaults.language_training(batch_size=16, epochs=5, learning_rate=1e-3),
+        )
+    )
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it."""
+    config.attributes.update(
+        dict(source="world", path="", only=(), history=3, examples=12, evaluated=4, length=640)
+    )
+    config.attributes.update(dict(max_prompt_tokens=400, max_new_tokens=8))
+    config.attributes.train.update(dict(batch_size=8, epochs=1))
+
+
+def check(ctx: Context) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked = config.attributes
-    run_base.check(config, mesh, rundir)
-    run_base.need_base(config, rundir, STAGE)
+    config = ctx.config
+    cfg = config.attributes
+    run_base.check(config, ctx.mesh, ctx.rundir)
+    run_base.need_base(config, ctx.rundir, NAME)
     for key, least in (
         ("history", 0),
         ("max_prompt_tokens", 0),
@@ -77,22 +117,29 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         ("max_new_tokens", 1),
         ("length", 2),
     ):
-        if not asked[key] >= least:  # nor NaN
-            raise UserError(f"attributes.{key}={asked[key]} must be at least {least}")
-    if asked.source == "world":
-        template_from(asked.template)
-    train_language.lora_config(config.attributes.lora)
-    train_language.check(asked.train, "attributes.train", mesh)
-    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
-    found = attributes.questions(config, data, tokenizer=tokenizer)
-    if tokenizer is not None:
-        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
+        if not cfg[key] >= least:  # nor NaN
+            raise UserError(f"attributes.{key}={cfg[key]} must be at least {least}")
+    if cfg.source == "world":
+        template_from(cfg.template)
+    train_language.lora_config(cfg.lora)
+    train_language.check(cfg.train, "attributes.train", ctx.mesh)
+    if config.llm.path:
+        tokenizer = load_tokenizer(config.llm.path)
+        check_tokenized(ctx, tokenizer, open_model(config.llm.path).config)
         return
+    # What `pretrain` makes has no tokenizer yet, so only what needs none is looked at.
+    attributes.questions(config, ctx.data)
     for key in ("length", "max_new_tokens"):
-        if asked[key] > config.llm.max_positions:
+        if cfg[key] > config.llm.max_positions:
             raise UserError(
-                f"attributes.{key}={asked[key]}, but llm.max_positions={config.llm.max_positions}"
+                f"attributes.{key}={cfg[key]}, but llm.max_positions={config.llm.max_positions}"
             )
+
+
+def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Refuses questions that do not fit; see `check_rows`."""
+    found = attributes.questions(ctx.config, ctx.data, tokenizer=tokenizer)
+    check_rows(ctx.config, found, tokenizer, shape)
 
 
 def check_rows(
@@ -127,15 +174,16 @@ def check_rows(
     return rows, valid
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Tunes the adapter if that is not done yet, then compares it with the base."""
-    folder = rundir.path / STAGE
+    config, rundir = ctx.config, ctx.rundir
+    folder = rundir.path / NAME
     path = folder / "adapter"
     done = path.exists() and (folder / "answers.jsonl").exists()
-    if done and STAGE in rundir.evaluation():
+    if done and NAME in rundir.evaluation():
         return
-    base = run_base.load_base(config, rundir, mesh)
-    found = attributes.questions(config, data, tokenizer=base.tokenizer)
+    base = run_base.load_base(config, rundir, ctx.mesh)
+    found = attributes.questions(config, ctx.data, tokenizer=base.tokenizer)
     rows, valid = check_rows(config, found, base.tokenizer, base.model.config)
     if is_primary():
         users = [len({one.user for one in part}) for part in found[:3]]
@@ -148,37 +196,37 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         _same_as_before(found, base, rundir)
         lora = train_language.lora_config(config.attributes.lora)
         task = LanguageTask(
-            STAGE,
+            NAME,
             model=base.model,
             lora=lora,
             base=base.params,
             train=config.attributes.train,
             rows=rows,
             held_out=valid,
-            mesh=mesh,
+            mesh=ctx.mesh,
             rundir=rundir,
+            steps_before=steps_before(NAME),
         )
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())
     _finish(config, found, base, rundir)
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    del config
-    return Left([rundir.path / STAGE])
+    return Left([ctx.rundir.path / NAME])
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Answers the held-out questions again, with the saved adapter.
 
     Raises:
       UserError: if tuning is not finished; nothing is changed then.
     """
-    base = run_base.load_base(config, rundir, mesh)
-    saved_adapter(rundir, base)
-    found = attributes.questions(config, data, tokenizer=base.tokenizer)
-    _finish(config, found, base, rundir)
+    base = run_base.load_base(ctx.config, ctx.rundir, ctx.mesh)
+    saved_adapter(ctx.rundir, base)
+    found = attributes.questions(ctx.config, ctx.data, tokenizer=base.tokenizer)
+    _finish(ctx.config, found, base, ctx.rundir)
 
 
 def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
@@ -187,7 +235,7 @@ def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
     Raises:
       UserError: if there is none, or it was tuned on other weights.
     """
-    return run_base.adapter_of(rundir.path / STAGE / "adapter", base, stage=STAGE)
+    return run_base.adapter_of(rundir.path / NAME / "adapter", base, stage=NAME)
 
 
 def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:
@@ -197,11 +245,8 @@ def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:
       UserError: names which of the two is another one.
     """
     texts = [[(one.prompt, answer_text(one.truth)) for one in part] for part in found[:3]]
-    now = {
-        "base": base.identity().fingerprint,
-        "questions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-    }
-    rundir.keep_identity(rundir.path / STAGE / "identity.json", now, started=STAGE)
+    now = {"base": base.identity().fingerprint, "questions": identity.digest(texts)}
+    rundir.keep_identity(rundir.path / NAME / "identity.json", now, started=NAME)
 
 
 def _answers(config: Any, base: LoadedBase, adapter: Adapter | None, found: Questions) -> Answers:
@@ -283,9 +328,9 @@ def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> 
             }
             for place, one in enumerate(found.held_out)
         ]
-        rundir.reopen(STAGE)
-        files.write_text(rundir.path / STAGE / "answers.jsonl", files.json_lines(records))
-        rundir.write_evaluation(STAGE, table)
+        rundir.reopen(NAME)
+        files.write_text(rundir.path / NAME / "answers.jsonl", files.json_lines(records))
+        rundir.write_evaluation(NAME, table)
         log(figures_table(found, table))
     barrier("attributes")
 
@@ -358,3 +403,18 @@ def _cell(one: Estimate) -> str:
     if one["low"] is None or one["high"] is None:
         return f"{one['value']:.3f}"
     return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+
+
+STAGE = Stage(
+    name=NAME,
+    section=section,
+    shrink=shrink,
+    check=check,
+    check_tokenized=check_tokenized,
+    run=run,
+    left=left,
+    evaluate=evaluate,
+    paths=("path",),
+    trains=True,
+    needs_base=True,
+)

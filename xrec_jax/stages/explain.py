@@ -11,43 +11,66 @@ import functools
 from typing import Any
 
 from etils import epath
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import MetricWriter, log
-from xrec_jax.core.rundir import Left, RunDir
+from xrec_jax.core.rundir import Left
 from xrec_jax.core.runtime.distributed import barrier, is_primary
-from xrec_jax.data.run_data import RunData, need_events
+from xrec_jax.data.run_data import need_events
 from xrec_jax.evaluation.tables import figures_table
 from xrec_jax.evaluation.texts.text_metrics import text_figures
 from xrec_jax.inference import bulk, explainers, requests_io, run_records, shards
 from xrec_jax.inference.explainers import Explainer, folder, specs
-from xrec_jax.inference.shards import Parts
 from xrec_jax.llm import run_base
+from xrec_jax.stages.base import Context, Stage, keys_apart
 from xrec_jax.tasks.requests import CaseMaker, case_maker
 
-STAGE = bulk.STAGE
+NAME = bulk.STAGE
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """The first recommendations of some users, explained by several explainers.
+
+    Answers are drawn as `instruct.samples` says. Users who are not in the tuning set come first,
+    and no prompt of that set is asked about. `xrec explain` takes `shard` from here, too.
+    """
+    return ConfigDict(
+        dict(
+            explainers=("template", "base", "tuned"),  # or DIR, NAME=DIR of another adapter
+            system="",  # recommender; "": the best on validation
+            users=200,  # in a drawn order; 0: all
+            top_k=1,
+            shard=4096,  # pairs that are written at once
+        )
+    )
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it."""
+    config.explain.update(dict(users=4, top_k=1))
+
+
+def check(ctx: Context) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked, stages = config.explain, config.stages
-    need_events(data, STAGE)
+    config, rundir = ctx.config, ctx.rundir
+    cfg, stages = config.explain, config.stages
+    need_events(ctx.data, NAME)
     for key, least in (("users", 0), ("top_k", 1), ("shard", 1)):
-        if asked[key] < least:
-            raise UserError(f"explain.{key}={asked[key]} must be at least {least}")
+        if cfg[key] < least:
+            raise UserError(f"explain.{key}={cfg[key]} must be at least {least}")
     if "recommend" not in stages and "recommend" not in rundir.evaluation():
         raise UserError("stage 'explain' needs stage 'recommend' before it in config.stages")
-    if asked.system and asked.system not in config.recommend:
-        hint = did_you_mean(asked.system, config.recommend)
-        raise UserError(f"explain.system={asked.system!r} is no system of the run{hint}")
+    if cfg.system and cfg.system not in config.recommend:
+        hint = did_you_mean(cfg.system, config.recommend)
+        raise UserError(f"explain.system={cfg.system!r} is no system of the run{hint}")
     chosen = specs(config, rundir)
     if explainers.needs_model(chosen):
-        run_base.check(config, mesh, rundir)
+        run_base.check(config, ctx.mesh, rundir)
     for spec in chosen:
         base = run_base.base_path(config, rundir)
         if spec.name != "template" and not (
@@ -61,23 +84,25 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             raise UserError(
                 "explain.explainers: 'tuned' needs stage 'instruct' before it in config.stages"
             )
-    CaseMaker(config, data).probe()
+    CaseMaker(config, ctx.data).probe()
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Explains, where that is not done yet, and measures the texts."""
     del writer
+    config, rundir = ctx.config, ctx.rundir
     chosen = specs(config, rundir)
     paths = [folder(rundir) / f"{spec.name}.jsonl" for spec in chosen]
     pairs_path = folder(rundir) / "pairs.jsonl"
-    if STAGE in rundir.evaluation() and all(path.exists() for path in (pairs_path, *paths)):
+    if NAME in rundir.evaluation() and all(path.exists() for path in (pairs_path, *paths)):
         return
-    maker = case_maker(config, rundir, data)
+    # All explainers are asked about the same pairs, which are chosen once.
+    maker = case_maker(config, rundir, ctx.data)
     if not pairs_path.exists():
         barrier("pairs looked for")
-        requests_io.write_pairs(pairs_path, config, data, rundir, mesh, maker)
+        requests_io.write_pairs(pairs_path, config, ctx.data, rundir, ctx.mesh, maker)
         barrier("pairs written")
-    place = bulk.workplace(mesh)
+    place = bulk.workplace(ctx.mesh)
 
     @functools.cache
     def loaded() -> list[Explainer]:
@@ -92,10 +117,14 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
                 shards.remove_parts(path)
             continue
         barrier(f"{spec.name} looked for")
-        given = {"pairs": requests_io.digest(pairs_path)}
-        parts = Parts(
+        parts = requests_io.parts(
             path,
-            requests_io.identity(config, rundir, maker, spec, given),
+            config,
+            rundir,
+            maker,
+            spec,
+            {"pairs": requests_io.digest(pairs_path)},
+            apart=keys_apart(),
             shard=config.explain.shard,
         )
         done = bulk.produce(
@@ -104,27 +133,27 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
             maker=maker,
             place=place,
             explainer=functools.partial(explainer, number),
-            label=f"{STAGE} {spec.name}",
+            label=f"{NAME} {spec.name}",
         )
         if is_primary():
             log(f"explain: {done}, by {spec.name}")
-    evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    evaluate(ctx)
     barrier("explain")
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    names = ("pairs", *(spec.name for spec in specs(config, rundir)))
-    return Left([folder(rundir) / f"{name}.jsonl" for name in names])
+    names = ("pairs", *(spec.name for spec in specs(ctx.config, ctx.rundir)))
+    return Left([folder(ctx.rundir) / f"{name}.jsonl" for name in names])
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Measures the texts of the finished stage again.
 
     Raises:
       UserError: if it is not finished; nothing is changed then.
     """
-    del data, mesh
+    config, rundir = ctx.config, ctx.rundir
     table = {}
     for spec in specs(config, rundir):
         path = folder(rundir) / f"{spec.name}.jsonl"
@@ -133,5 +162,10 @@ def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         records = run_records.explanations(rundir, path, "stop")
         table[spec.name] = text_figures(records, resamples=config.ranking.resamples)
     if is_primary():
-        rundir.write_evaluation(STAGE, table)
+        rundir.write_evaluation(NAME, table)
         log(figures_table(table))
+
+
+STAGE = Stage(
+    name=NAME, section=section, shrink=shrink, check=check, run=run, left=left, evaluate=evaluate
+)

@@ -8,22 +8,21 @@ and of the tuned model to held-out prompts.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import textwrap
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
-from xrec_jax.data.run_data import RunData, need_world
+from xrec_jax.data.run_data import need_world
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 from xrec_jax.evaluation.tables import figures_table, side_by_side
 from xrec_jax.evaluation.texts.text_metrics import text_figures
@@ -38,37 +37,89 @@ from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import Adapter, LoraConfig
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import gather
+from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.tasks import instructions
 from xrec_jax.tasks.instructions import Instructions
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.instructions import write_instructions
+from xrec_jax.training import defaults
 from xrec_jax.training import language as train_language
 from xrec_jax.training.held_out import perplexity
 from xrec_jax.training.language import LanguageTask, packed
 from xrec_jax.training.state import TrainState
 
-STAGE = "instruct"
+NAME = "instruct"
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """LoRA on explanations."""
+    return ConfigDict(
+        dict(
+            source="world",  # world (its planted reasons) or file
+            path="",  # JSONL: prompt and completion, or messages
+            examples=240,  # to tune on; 0: all of the file
+            held_out=0.1,  # share of the prompts of a file; of `examples` in a world, beside them
+            stratify="",  # key of a file's records whose values are split and chosen alike
+            balance="",  # user column (world) or key (file): groups equal in number and length
+            template="places",  # of a world's prompts
+            named=True,  # whether a world's explanations name places; the smallest bases cannot
+            history=10,  # entries in a prompt
+            max_prompt_tokens=384,  # of a world's prompts; older entries are cut; 0: no limit
+            length=512,  # tokens of a row
+            pack=True,  # several examples a row
+            lora=defaults.lora(),
+            train=defaults.language_training(batch_size=8, epochs=5, learning_rate=1e-3),
+            samples=dict(
+                during=2,  # held-out prompts answered at every evaluation
+                final=100,  # held-out prompts answered by base and tuned model at the end, at most
+                max_new_tokens=128,
+                temperature=0.0,
+                top_k=0,
+                top_p=1.0,
+            ),
+        )
+    )
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it, where the run has a language model."""
+    if "pretrain" not in config.stages:
+        return
+    config.instruct.update(
+        dict(
+            source="world",
+            path="",
+            examples=12,
+            stratify="",
+            held_out=0.2,
+            history=3,
+            max_prompt_tokens=400,
+            length=640,
+        )
+    )
+    config.instruct.train.update(dict(batch_size=8, epochs=2))
+    config.instruct.samples.update(dict(during=1, final=2, max_new_tokens=16, temperature=0.0))
+
+
+def check(ctx: Context) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked = config.instruct
-    run_base.check(config, mesh, rundir)
-    run_base.need_base(config, rundir, STAGE)
-    if asked.source == "world":
-        need_world(data, "instruct.source")
-        template_from(asked.template)
-    if asked.max_prompt_tokens < 0:
+    config = ctx.config
+    cfg = config.instruct
+    run_base.check(config, ctx.mesh, ctx.rundir)
+    run_base.need_base(config, ctx.rundir, NAME)
+    if cfg.source == "world":
+        need_world(ctx.data, "instruct.source")
+        template_from(cfg.template)
+    if cfg.max_prompt_tokens < 0:
         raise UserError(
-            f"instruct.max_prompt_tokens={asked.max_prompt_tokens} must not be negative; 0: no "
-            "limit"
+            f"instruct.max_prompt_tokens={cfg.max_prompt_tokens} must not be negative; 0: no limit"
         )
-    train_language.lora_config(config.instruct.lora)
-    samples = asked.samples
+    train_language.lora_config(cfg.lora)
+    samples = cfg.samples
     Sampling(samples.temperature, samples.top_k, samples.top_p)
     if samples.max_new_tokens < 1:
         raise UserError(
@@ -77,26 +128,39 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     for key in ("during", "final"):
         if samples[key] < 0:
             raise UserError(f"instruct.samples.{key}={samples[key]} must not be negative")
-    train_language.check(asked.train, "instruct.train", mesh)
-    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
-    found = instructions.instructions(config, data, seed=config.seeds[0], tokenizer=tokenizer)
-    if tokenizer is not None:
-        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
-    elif asked.length > config.llm.max_positions:
+    train_language.check(cfg.train, "instruct.train", ctx.mesh)
+    if config.llm.path:
+        tokenizer = load_tokenizer(config.llm.path)
+        check_tokenized(ctx, tokenizer, open_model(config.llm.path).config)
+        return
+    # What `pretrain` makes has no tokenizer yet, so only what needs none is looked at.
+    instructions.instructions(config, ctx.data, seed=config.seeds[0])
+    if cfg.length > config.llm.max_positions:
         raise UserError(
-            f"instruct.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+            f"instruct.length={cfg.length}, but llm.max_positions={config.llm.max_positions}"
         )
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Refuses examples that do not fit; see `check_rows`."""
+    check_rows(ctx.config, _instructions(ctx, tokenizer), tokenizer, shape)
+
+
+def _instructions(ctx: Context, tokenizer: Tokenizer) -> Instructions:
+    seed = ctx.config.seeds[0]
+    return instructions.instructions(ctx.config, ctx.data, seed=seed, tokenizer=tokenizer)
+
+
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Tunes the adapter if that is not done yet, then compares it with the base."""
+    config, rundir = ctx.config, ctx.rundir
     adapter_dir = run_base.adapter_path(rundir)
-    if adapter_dir.exists() and STAGE in rundir.evaluation():
+    if adapter_dir.exists() and NAME in rundir.evaluation():
         return
-    base = run_base.load_base(config, rundir, mesh)
-    found = instructions.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    base = run_base.load_base(config, rundir, ctx.mesh)
+    found = _instructions(ctx, base.tokenizer)
     lora = train_language.lora_config(config.instruct.lora)
-    task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+    task = make_task(ctx, found, base, lora)
     if is_primary():
         folder = rundir.path / "instructions"
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,36 +187,27 @@ def _same_as_before(found: Instructions, base: LoadedBase, rundir: RunDir) -> No
       UserError: names which of the two is another one.
     """
     texts = [[one.messages for one in part] for part in (found.train, found.held_out)]
-    now = {
-        "base": base.identity().fingerprint,
-        "instructions": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-    }
+    now = {"base": base.identity().fingerprint, "instructions": identity.digest(texts)}
     path = rundir.path / "instructions" / "identity.json"
     rundir.keep_identity(path, now, started="tuning")
 
 
 def make_task(
-    config: Any,
-    found: Instructions,
-    base: LoadedBase,
-    lora: LoraConfig,
-    *,
-    mesh: Mesh,
-    rundir: RunDir,
+    ctx: Context, found: Instructions, base: LoadedBase, lora: LoraConfig
 ) -> LanguageTask:
     """The training of the adapter."""
-    rows, held_out = check_rows(config, found, base.tokenizer, base.model.config)
-    asked = config.instruct
+    rows, held_out = check_rows(ctx.config, found, base.tokenizer, base.model.config)
     return LanguageTask(
-        STAGE,
+        NAME,
         model=base.model,
         lora=lora,
         base=base.params,
-        train=asked.train,
+        train=ctx.config.instruct.train,
         rows=rows,
         held_out=held_out,
-        mesh=mesh,
-        rundir=rundir,
+        mesh=ctx.mesh,
+        rundir=ctx.rundir,
+        steps_before=steps_before(NAME),
     )
 
 
@@ -258,36 +313,51 @@ def _finish(
             for number, one in enumerate(found.held_out[: len(prompts)])
         ]
         path = rundir.path / "explanations" / "held_out.jsonl"
-        rundir.reopen(STAGE)
+        rundir.reopen(NAME)
         files.write_text(path, files.json_lines(records))
-        rundir.write_evaluation(STAGE, table)
+        rundir.write_evaluation(NAME, table)
         log(figures_table(table))
         for record in records[:1]:
             log(side_by_side(record))
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    del config
-    answers = rundir.path / "explanations"
+    answers = ctx.rundir.path / "explanations"
     return Left(
         [
-            run_base.adapter_path(rundir),
-            rundir.path / "instructions",
+            run_base.adapter_path(ctx.rundir),
+            ctx.rundir.path / "instructions",
             answers / "during_training.jsonl",
             answers / "held_out.jsonl",
         ]
     )
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Compares the saved adapter with the base again.
 
     Raises:
       UserError: if tuning is not finished; nothing is changed then.
     """
-    base = run_base.load_base(config, rundir, mesh)
-    lora = run_base.tuned_adapter(rundir, base).config
-    found = instructions.instructions(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
-    task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
-    _finish(config, found, base, task, rundir)
+    base = run_base.load_base(ctx.config, ctx.rundir, ctx.mesh)
+    lora = run_base.tuned_adapter(ctx.rundir, base).config
+    found = _instructions(ctx, base.tokenizer)
+    task = make_task(ctx, found, base, lora)
+    _finish(ctx.config, found, base, task, ctx.rundir)
+
+
+STAGE = Stage(
+    name=NAME,
+    section=section,
+    shrink=shrink,
+    check=check,
+    check_tokenized=check_tokenized,
+    run=run,
+    left=left,
+    evaluate=evaluate,
+    paths=("path",),
+    trains=True,
+    needs_base=True,
+    shapes_explanations=True,
+)

@@ -9,35 +9,37 @@ everything.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
-from xrec_jax.core.rundir import Left, RunDir
+from xrec_jax.core.rundir import Left
 from xrec_jax.core.runtime.distributed import barrier, is_primary
-from xrec_jax.data.run_data import RunData
-from xrec_jax.joint import checks
+from xrec_jax.joint import checks, config, results
 from xrec_jax.joint.controls import Systems
 from xrec_jax.joint.recommender.fused import system_of
-from xrec_jax.joint.results import STAGE, aggregate, figures_table, leave_seed, texts_path
+from xrec_jax.joint.results import aggregate, figures_table, leave_seed, texts_path
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides
 from xrec_jax.joint.trainer import train
 from xrec_jax.llm import run_base
+from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.training.recommender import RecommenderTask
 
-check = checks.check
+NAME = results.STAGE
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def check(ctx: Context) -> None:
+    """Refuses what the stage could not run to its end; see `joint.checks`."""
+    checks.check(ctx.config, data=ctx.data, mesh=ctx.mesh, rundir=ctx.rundir)
+
+
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Runs every seed that is not done, then compares the systems."""
-    if STAGE in rundir.evaluation():
+    if NAME in ctx.rundir.evaluation():
         return
-    missing = [s for s in config.seeds if not rundir.per_user(f"{STAGE}/{s}").exists()]
-    setup = _setup(config, data, mesh, rundir)
+    missing = [s for s in ctx.config.seeds if not _is_done(ctx, s)]
+    setup = _setup(ctx)
     if missing and is_primary():
         states = setup.states
         log(
@@ -45,7 +47,9 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
             f"{len(states.teacher)} taught, prompts of up to {setup.prompts.ids.shape[1]} tokens"
             + "".join(f"; {note}" for note in states.notes)
         )
-    task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
+    task = RecommenderTask(
+        ctx.config, system_of(ctx.config), data=ctx.data, mesh=ctx.mesh, rundir=ctx.rundir
+    )
     if missing and "judge" in setup.weights:
         _ = setup.judge  # what is wrong with it must show before the warm start
     for seed in missing:
@@ -53,42 +57,66 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
         systems = Systems(sides, state)
         figures = systems.test()
         leave_seed(sides, state, systems, figures)
-    _finish(config, setup, rundir)
+    _finish(ctx, setup)
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def _is_done(ctx: Context, seed: int) -> bool:
+    return ctx.rundir.per_user(f"{NAME}/{seed}").exists()
+
+
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    left = [rundir.path / STAGE, rundir.path / "adapter_joint"]
-    for seed in config.seeds:
-        left += [rundir.per_user(f"{STAGE}/{seed}"), texts_path(rundir, seed)]
-    return Left(left)
+    rundir = ctx.rundir
+    paths = [rundir.path / NAME, rundir.path / "adapter_joint"]
+    for seed in ctx.config.seeds:
+        paths += [rundir.per_user(f"{NAME}/{seed}"), texts_path(rundir, seed)]
+    return Left(paths)
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Compares the systems again, from their saved per-user figures and texts.
 
     Raises:
       UserError: if a seed is not finished.
     """
-    for seed in config.seeds:
-        if not rundir.per_user(f"{STAGE}/{seed}").exists():
+    for seed in ctx.config.seeds:
+        if not _is_done(ctx, seed):
             raise UserError(
-                f"{STAGE}/{seed} is not finished in {rundir.path}; run `xrec run` first"
+                f"{NAME}/{seed} is not finished in {ctx.rundir.path}; run `xrec run` first"
             )
-    _finish(config, _setup(config, data, mesh, rundir), rundir)
+    _finish(ctx, _setup(ctx))
 
 
-def _setup(config: Any, data: RunData, mesh: Mesh, rundir: RunDir) -> JointSetup:
-    base = run_base.load_base(config, rundir, mesh)
-    return JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+def _setup(ctx: Context) -> JointSetup:
+    return JointSetup(
+        ctx.config,
+        ctx.data,
+        run_base.load_base(ctx.config, ctx.rundir, ctx.mesh),
+        mesh=ctx.mesh,
+        rundir=ctx.rundir,
+        steps_before=steps_before(NAME),
+    )
 
 
-# Figures.
-
-
-def _finish(config: Any, setup: JointSetup, rundir: RunDir) -> None:
+def _finish(ctx: Context, setup: JointSetup) -> None:
+    """Writes the stage's part of `evaluation.json` and prints it, on the first process."""
     if is_primary():
-        table = aggregate(config, setup, rundir)
-        rundir.write_evaluation(STAGE, table)
+        table = aggregate(ctx.config, setup, ctx.rundir)
+        ctx.rundir.write_evaluation(NAME, table)
         log(figures_table(table, setup.best_k))
     barrier("evaluation.json")
+
+
+STAGE = Stage(
+    name=NAME,
+    section=config.joint,
+    shrink=config.shrink,
+    check=check,
+    run=run,
+    left=left,
+    evaluate=evaluate,
+    paths=("states.path", "judge.adapter"),
+    not_paths=("run",),  # the judge of the same run
+    trains=True,
+    needs_base=True,
+)

@@ -10,28 +10,26 @@ explanations). Every figure stands beside answers that never look at the texts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from xrec_jax.core import identity
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
-from xrec_jax.data.run_data import RunData, need_world
+from xrec_jax.data.run_data import need_world
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.statistics.intervals import Estimate
 from xrec_jax.evaluation.tables import cell, text_table
-from xrec_jax.inference import comparisons
+from xrec_jax.inference import comparisons, judges
 from xrec_jax.inference.judges import (
     PLANTED,
-    STAGE,
     _asking,
     explanations_of,
     judge_path,
@@ -46,55 +44,107 @@ from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import Adapter, LoraConfig
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import batch_divisor, gather
+from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.tasks.judgements import JudgementSet, judgements
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.text.records.judgements import Judgement
+from xrec_jax.training import defaults
 from xrec_jax.training import language as train_language
 from xrec_jax.training.language import LanguageTask, packed
+
+NAME = judges.STAGE
 
 Figures = dict[str, dict[str, Estimate]]
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """An adapter that compares two explanations, and what it says."""
+    return ConfigDict(
+        dict(
+            # world: learned from true reasons against others; file: from judgements; planted: no
+            # adapter, the planted reasons themselves judge
+            source="world",
+            path="",  # JSONL: prompt, first, second, better (1 or 2); further keys are kept
+            pair="",  # key of a file's records that names the two systems compared
+            block=0,  # or: so many rows in turn are of one pair; for the pair-identity baseline
+            stratify="",  # key of a file's records whose values are split alike
+            explanations=(),  # PROMPTS+EXPLANATIONS files to compare, beside those of the run
+            by="",  # key of the prompts' file whose values get win ratios of their own
+            prompts=0,  # at most, drawn from the run's and from each file's; 0: all
+            examples=400,  # pairs of a world
+            held_out=0.2,  # share of the prompts
+            max_prompt_tokens=0,  # older history entries of longer prompts are cut; 0: no limit
+            length=1024,  # tokens of a row: prompt, both explanations and the answer
+            margin=0.0,  # a pair is a tie where the mean probability is nearer to 1/2 than this
+            batch=16,  # pairs that are judged at once
+            lora=defaults.lora(),
+            train=defaults.language_training(batch_size=16, epochs=3, learning_rate=1e-3),
+        )
+    )
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it."""
+    config.judge.update(
+        dict(source="world", path="", pair="", block=0, stratify="", explanations=(), by="")
+    )
+    config.judge.update(dict(examples=12, prompts=0, max_prompt_tokens=0, length=1024, batch=8))
+    config.judge.train.update(dict(batch_size=8, epochs=1))
+
+
+def check(ctx: Context) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked = config.judge
-    if asked.source == PLANTED:
-        need_world(data, "judge.source")
+    config, mesh, rundir = ctx.config, ctx.mesh, ctx.rundir
+    cfg = config.judge
+    if cfg.source == PLANTED:
+        need_world(ctx.data, "judge.source")
         comparisons.check(config)
         if "explain" not in config.stages and not explanations_of(rundir):
             raise UserError("judge.source='planted' needs stage 'explain' before it")
         return
     run_base.check(config, mesh, rundir)
-    run_base.need_base(config, rundir, STAGE)
-    if asked.source == "world":
+    run_base.need_base(config, rundir, NAME)
+    if cfg.source == "world":
         template_from(config.instruct.template)
     for key in ("max_prompt_tokens", "prompts"):
-        if asked[key] < 0:
-            raise UserError(f"judge.{key}={asked[key]} must not be negative; 0: no limit")
-    if not 0.0 <= asked.margin < 0.5:
-        raise UserError(f"judge.margin={asked.margin} must be at least 0 and below 0.5")
+        if cfg[key] < 0:
+            raise UserError(f"judge.{key}={cfg[key]} must not be negative; 0: no limit")
+    if not 0.0 <= cfg.margin < 0.5:
+        raise UserError(f"judge.margin={cfg.margin} must be at least 0 and below 0.5")
     parts = batch_divisor(mesh)
-    if asked.batch < 1 or asked.batch % parts:
+    if cfg.batch < 1 or cfg.batch % parts:
         raise UserError(
-            f"judge.batch={asked.batch} must be positive and divisible by the {parts} devices "
+            f"judge.batch={cfg.batch} must be positive and divisible by the {parts} devices "
             "along the batch"
         )
-    train_language.lora_config(config.judge.lora)
-    train_language.check(asked.train, "judge.train", mesh)
+    train_language.lora_config(cfg.lora)
+    train_language.check(cfg.train, "judge.train", mesh)
     comparisons.check(config)
-    tokenizer = load_tokenizer(config.llm.path) if config.llm.path else None
-    found = judgements(config, data, seed=config.seeds[0], tokenizer=tokenizer)
-    if tokenizer is not None:
-        check_rows(config, found, tokenizer, open_model(config.llm.path).config)
-    elif not 0 < asked.length <= config.llm.max_positions:
+    if config.llm.path:
+        tokenizer = load_tokenizer(config.llm.path)
+        check_tokenized(ctx, tokenizer, open_model(config.llm.path).config)
+        return
+    # What `pretrain` makes has no tokenizer yet, so only what needs none is looked at.
+    judgements(config, ctx.data, seed=config.seeds[0])
+    if not 0 < cfg.length <= config.llm.max_positions:
         raise UserError(
-            f"judge.length={asked.length}, but llm.max_positions={config.llm.max_positions}"
+            f"judge.length={cfg.length}, but llm.max_positions={config.llm.max_positions}"
         )
+
+
+def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+    """Refuses judgements that do not fit; see `check_rows`."""
+    if ctx.config.judge.source != PLANTED:
+        check_rows(ctx.config, _judgements(ctx, tokenizer), tokenizer, shape)
+
+
+def _judgements(ctx: Context, tokenizer: Tokenizer) -> JudgementSet:
+    return judgements(ctx.config, ctx.data, seed=ctx.config.seeds[0], tokenizer=tokenizer)
 
 
 def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
@@ -103,43 +153,43 @@ def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: Ll
         _asking(config, tokenizer, shape).examples(part)
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Trains the judge if that is not done yet, then asks it."""
+    config, rundir = ctx.config, ctx.rundir
     path = judge_path(rundir)
-    if (path / "verdicts.jsonl").exists() and STAGE in rundir.evaluation():
+    if (path / "verdicts.jsonl").exists() and NAME in rundir.evaluation():
         return
     if config.judge.source == PLANTED:
         _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
         return
-    base = run_base.load_base(config, rundir, mesh)
-    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
+    base = run_base.load_base(config, rundir, ctx.mesh)
+    found = _judgements(ctx, base.tokenizer)
     _same_as_before(found, base, rundir)
     if not path.exists():
         lora = train_language.lora_config(config.judge.lora)
-        task = make_task(config, found, base, lora, mesh=mesh, rundir=rundir)
+        task = make_task(ctx, found, base, lora)
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())
-    _finish(config, found, base, mesh=mesh, rundir=rundir)
+    _finish(ctx, found, base)
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    del config
-    return Left([judge_path(rundir), rundir.path / "judgements"])
+    return Left([judge_path(ctx.rundir), ctx.rundir.path / "judgements"])
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Asks the saved judge again.
 
     Raises:
       UserError: if its training is not finished; nothing is changed then.
     """
+    config, rundir = ctx.config, ctx.rundir
     if config.judge.source == PLANTED:
         _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
         return
-    base = run_base.load_base(config, rundir, mesh)
-    found = judgements(config, data, seed=config.seeds[0], tokenizer=base.tokenizer)
-    _finish(config, found, base, mesh=mesh, rundir=rundir)
+    base = run_base.load_base(config, rundir, ctx.mesh)
+    _finish(ctx, _judgements(ctx, base.tokenizer), base)
 
 
 def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
@@ -149,27 +199,18 @@ def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> No
       UserError: names which of the two is another one.
     """
     texts = [[(one.prompt, one.first, one.second, one.better) for one in part] for part in found]
-    now = {
-        "base": base.identity().fingerprint,
-        "judgements": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-    }
+    now = {"base": base.identity().fingerprint, "judgements": identity.digest(texts)}
     path = rundir.path / "judgements" / "identity.json"
     rundir.keep_identity(path, now, started="the judge")
 
 
 def make_task(
-    config: Any,
-    found: JudgementSet,
-    base: LoadedBase,
-    lora: LoraConfig,
-    *,
-    mesh: Mesh,
-    rundir: RunDir,
+    ctx: Context, found: JudgementSet, base: LoadedBase, lora: LoraConfig
 ) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
-    asked, ask = config.judge, _asking(config, base.tokenizer, base.model.config)
+    cfg, ask = ctx.config.judge, _asking(ctx.config, base.tokenizer, base.model.config)
     rows, held_out = (
-        packed(ask.examples(part), length=asked.length, together=True, what=f"judge, {what}")
+        packed(ask.examples(part), length=cfg.length, together=True, what=f"judge, {what}")
         for what, part in zip(("training", "held out"), found, strict=True)
     )
     if is_primary():
@@ -179,25 +220,25 @@ def make_task(
             f"{100 * rows.fill:.0f} % full; {ask.describe()}"
         )
     return LanguageTask(
-        STAGE,
+        NAME,
         model=base.model,
         lora=lora,
         base=base.params,
-        train=asked.train,
+        train=cfg.train,
         rows=rows,
         held_out=held_out,
-        mesh=mesh,
-        rundir=rundir,
+        mesh=ctx.mesh,
+        rundir=ctx.rundir,
+        steps_before=steps_before(NAME),
     )
 
 
-def _finish(
-    config: Any, found: JudgementSet, base: LoadedBase, *, mesh: Mesh, rundir: RunDir
-) -> None:
+def _finish(ctx: Context, found: JudgementSet, base: LoadedBase) -> None:
     """Measures the judge on held-out judgements, then lets it compare explanations."""
-    judge = load_judge(config, rundir, base, mesh, label="judge")
+    config, rundir = ctx.config, ctx.rundir
+    judge = load_judge(config, rundir, base, ctx.mesh, label="judge")
     table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
-    rundir.reopen(STAGE)
+    rundir.reopen(NAME)
     if is_primary():
         files.write_json(judge_path(rundir) / "split.json", _split(found, config))
         log(judge_lines(table["judge"]))
@@ -230,11 +271,11 @@ def _compare(
             more = f"; {describe()}" if describe is not None else ""
             log(f"judge: {contest.source}: {result.note}{more}")
             log(comparisons.contest_table(result))
-    rundir.reopen(STAGE)
+    rundir.reopen(NAME)
     if is_primary():
         judge_path(rundir).mkdir(exist_ok=True)
         files.write_text(judge_path(rundir) / "verdicts.jsonl", files.json_lines(verdicts))
-        rundir.write_evaluation(STAGE, table)
+        rundir.write_evaluation(NAME, table)
     barrier("judge evaluated")
 
 
@@ -315,3 +356,18 @@ def judge_lines(figures: dict[str, Estimate]) -> str:
     """The judge on held-out judgements as text."""
     rows = [[name, cell(value), str(value["count"])] for name, value in figures.items()]
     return text_table(["held-out judgements", "value [95 %]", "prompts"], rows)
+
+
+STAGE = Stage(
+    name=NAME,
+    section=section,
+    shrink=shrink,
+    check=check,
+    check_tokenized=check_tokenized,
+    run=run,
+    left=left,
+    evaluate=evaluate,
+    paths=("path", "explanations"),
+    trains=True,
+    needs_base=True,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
@@ -15,17 +15,36 @@ from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.statistics.intervals import Estimate, estimates, exact
 from xrec_jax.evaluation.tables import ranking_table
 from xrec_jax.inference.run_records import per_user_values
-from xrec_jax.training import defaults
-from xrec_jax.training.recommender import STAGE, RecommenderTask, seeds_of
+from xrec_jax.stages.base import Context, Stage, steps_before
+from xrec_jax.training import defaults, recommender
+from xrec_jax.training.recommender import RecommenderTask, seeds_of
+
+NAME = recommender.STAGE
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def section() -> ConfigDict:
+    """One entry a system, filled by the config file; see `defaults.system`."""
+    return ConfigDict()
+
+
+def shrink(config: Any) -> None:
+    """As small as `:tiny` wants it."""
+    for system in config.recommend.values():
+        system.train.update(dict(batch_size=64, epochs=2, evaluate_every=1, patience=0))
+        hparams = system.hparams
+        for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
+            if key in hparams:
+                hparams[key] = min(hparams[key], value)
+
+
+def check(ctx: Context) -> None:
     """Refuses what the stage could not run to its end, before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    need_events(data, STAGE)
+    config = ctx.config
+    need_events(ctx.data, NAME)
     if not config.recommend:
         raise UserError("config.recommend names no system; add one with defaults.system(...)")
     kinds = ("recall", "hit", "ndcg", "mrr")
@@ -33,58 +52,65 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     metrics += [name.replace("/", "_unmasked/") for name in metrics]
     for name, system in config.recommend.items():
         defaults.check_training(system.train, f"recommend.{name}.train", metrics)
-        RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir).check()
+        _task(ctx, name).check()
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def _task(ctx: Context, name: str) -> RecommenderTask:
+    return RecommenderTask(ctx.config, name, data=ctx.data, mesh=ctx.mesh, rundir=ctx.rundir)
+
+
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Trains what is not done yet and writes the stage's part of `evaluation.json`."""
-    steps_before = 0
-    for name in config.recommend:
-        task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
-        for seed in seeds_of(config, name):
-            if not rundir.per_user(task.stage(seed)).exists():
-                task.run(seed, writer, steps_before=steps_before)
-            steps_before += task.total_steps
-    _finish(config, data, rundir)
+    done = steps_before(NAME)
+    for name in ctx.config.recommend:
+        task = _task(ctx, name)
+        for seed in seeds_of(ctx.config, name):
+            if not ctx.rundir.per_user(task.stage(seed)).exists():
+                task.run(seed, writer, steps_before=done)
+            done += task.total_steps  # what was trained before a resume counts, too
+    _finish(ctx)
 
 
-def left(config: Any, rundir: RunDir) -> Left:
+def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
-    stages = [f"{STAGE}/{name}/{s}" for name in config.recommend for s in seeds_of(config, name)]
-    return Left([rundir.per_user(stage) for stage in stages])
+    return Left(
+        [
+            ctx.rundir.per_user(f"{NAME}/{name}/{seed}")
+            for name in ctx.config.recommend
+            for seed in seeds_of(ctx.config, name)
+        ]
+    )
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Evaluates every saved system again, from its checkpoints.
 
     Raises:
       UserError: if training is not finished; nothing is changed then.
     """
+    config, rundir = ctx.config, ctx.rundir
     for name in config.recommend:
         for seed in seeds_of(config, name):
-            if not rundir.per_user(f"{STAGE}/{name}/{seed}").exists():
+            if not rundir.per_user(f"{NAME}/{name}/{seed}").exists():
                 raise UserError(
-                    f"{STAGE}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
+                    f"{NAME}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
                 )
-    tasks = [
-        RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
-        for name in config.recommend
-    ]
+    tasks = [_task(ctx, name) for name in config.recommend]
     for task in tasks:
         for seed in seeds_of(config, task.name):
             task.check_checkpoint(seed)
-    rundir.reopen(STAGE)
+    rundir.reopen(NAME)
     for task in tasks:
         for seed in seeds_of(config, task.name):
             task.write_per_user(seed, *task.restore(seed))
-    _finish(config, data, rundir)
+    _finish(ctx)
 
 
-def _finish(config: Any, data: RunData, rundir: RunDir) -> None:
+def _finish(ctx: Context) -> None:
     """Writes the stage's part of `evaluation.json` and prints it, on the first process."""
     if is_primary():
-        table = aggregate(config, data, rundir)
-        rundir.write_evaluation(STAGE, table)
+        table = aggregate(ctx.config, ctx.data, ctx.rundir)
+        ctx.rundir.write_evaluation(NAME, table)
         log(ranking_table(table))
     barrier("evaluation.json")  # nobody reads the figures before they are written
 
@@ -106,3 +132,16 @@ def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str,
             f"test/{key}": exact(value, len(held_out)) for key, value in bound.items()
         }
     return table
+
+
+STAGE = Stage(
+    name=NAME,
+    section=section,
+    shrink=shrink,
+    check=check,
+    run=run,
+    left=left,
+    evaluate=evaluate,
+    trains=True,
+    shapes_explanations=True,
+)

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jax.sharding import Mesh
-
 from xrec_jax.auditing.run import audit_run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
-from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import barrier
-from xrec_jax.data.run_data import RunData
 from xrec_jax.report.page import publish
+from xrec_jax.stages.base import Context, Stage
 
-STAGE = "report"
+NAME = "report"
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def check(ctx: Context) -> None:
     """Raises a `UserError` if there is no other stage to report on."""
-    del data, mesh, rundir
-    if tuple(config.stages) == (STAGE,):
+    if tuple(ctx.config.stages) == (NAME,):
         raise UserError("stage 'report' has nothing to report: name other stages in config.stages")
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Audits the run and writes the page; again on every rerun, as it takes seconds."""
-    del mesh, writer
-    audit_run(rundir, config, data)
+    del writer
+    audit_run(ctx.rundir, ctx.config, ctx.data)
     barrier("audit written")
-    publish(rundir, data)
+    publish(ctx.rundir, ctx.data)
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def evaluate(ctx: Context) -> None:
     """Audits again, and writes the page with the new figures."""
-    del mesh
-    audit_run(rundir, config, data)
+    audit_run(ctx.rundir, ctx.config, ctx.data)
     barrier("audit written")
-    publish(rundir, data, config)
+    publish(ctx.rundir, ctx.data, ctx.config)
+
+
+STAGE = Stage(name=NAME, check=check, run=run, evaluate=evaluate, always_runs=True)

@@ -25,6 +25,7 @@ from xrec_jax.inference import bulk, explainers, run_records
 from xrec_jax.inference.recommendations import recommend_records, recommended_pairs
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.report.plots import learning_curves
+from xrec_jax.stages.base import Context, Stage
 from xrec_jax.tasks.requests import case_maker
 from xrec_jax.tasks.titles import titles
 from xrec_jax.text.records.explanations import join
@@ -48,10 +49,10 @@ _LANGUAGE_CONTENTS = (
 _SHOWN = 3  # users whose first recommendation is explained
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def check(ctx: Context) -> None:
     """Raises a `UserError` unless there is something to show."""
-    del mesh, rundir
-    if "instruct" in config.stages and data.dataset.items is None:
+    config = ctx.config
+    if "instruct" in config.stages and ctx.data.dataset.items is None:
         raise UserError("stage 'showcase' explains recommendations, which needs a table of items")
     if "recommend" not in config.stages or not config.recommend:
         raise UserError("stage 'showcase' needs stage 'recommend' before it in config.stages")
@@ -151,9 +152,10 @@ def show_explanations(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) ->
     return "\n\n".join(blocks)
 
 
-def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: MetricWriter) -> None:
+def run(ctx: Context, writer: MetricWriter) -> None:
     """Draws, prints, explains."""
     del writer
+    config, data, mesh, rundir = ctx.config, ctx.data, ctx.mesh, ctx.rundir
     text = describe_user(config, data, rundir, mesh, row=0)
     if "instruct" in config.stages:
         text += f"\n\n{show_explanations(config, data, rundir, mesh)}"
@@ -172,6 +174,4 @@ def run(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir, writer: Metri
     log(describe_directory(rundir))
 
 
-def evaluate(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
-    """Nothing to evaluate."""
-    del config, data, mesh, rundir
+STAGE = Stage(name="showcase", check=check, run=run, always_runs=True)

@@ -20,9 +20,9 @@ from xrec_jax.llm import run_base
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import sizes as projections
+from xrec_jax.stages.base import of_config
 
 _LAYER = 1024  # bytes that the program of one layer takes at least
-_SECTIONS = ("pretrain", "instruct", "judge", "attributes", "joint")
 
 
 class Need(NamedTuple):
@@ -79,7 +79,7 @@ def needs(config: Any, data: RunData) -> Iterator[Need]:
     if any(stage in config.stages for stage in ("recommend", "joint")):
         for name in config.recommend:
             yield from _recommender(config.recommend[name], f"recommend.{name}", data)
-    sections = [name for name in _SECTIONS if name in config.stages]
+    sections = [s.name for s in of_config(config) if s.needs_base or s.name == "pretrain"]
     if sections or "explain" in config.stages:
         yield from _base(config)
     if sections and (shape := _shape(config)) is not None:

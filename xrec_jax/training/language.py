@@ -28,14 +28,6 @@ from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.state import TrainState, check_divisible, initializer
 
 METRICS = ("valid/loss",)
-# Processes that agree on where to stop need a count that grows over the stages of a run.
-STEPS_BEFORE = {
-    "pretrain": 1 << 28,
-    "instruct": 1 << 29,
-    "judge": 3 << 28,
-    "attributes": 1 << 30,
-    "joint": 5 << 28,
-}
 
 
 def check(train: Any, where: str, mesh: Mesh) -> None:
@@ -79,6 +71,7 @@ class LanguageTask:
       held_out: to choose the best parameters by.
       mesh: devices; use the object inside `use_mesh(mesh)`.
       rundir: the run directory.
+      steps_before: updates of earlier stages of the run; see `training.loop.LoopOptions`.
     """
 
     def __init__(
@@ -93,9 +86,11 @@ class LanguageTask:
         held_out: PackedRows,
         mesh: Mesh,
         rundir: RunDir,
+        steps_before: int = 0,
     ):
         self.stage, self.model, self.lora, self.base = stage, model, lora, base
         self.train, self.mesh, self.rundir = train, mesh, rundir
+        self._steps_before = steps_before
         self.rows, self.loss = (
             rows,
             HeldOutLoss(model, held_out, mesh=mesh, batch_size=train.batch_size),
@@ -171,7 +166,7 @@ class LanguageTask:
             # An adapter's backward pass needs no gradient of the base: 4N instead of 6N.
             flops_per_token=(4 if self.lora else 6) * self.model.config.matmul_parameters,
             peak_flops=peak_flops() * self.mesh.size,
-            steps_before=STEPS_BEFORE[self.stage],
+            steps_before=self._steps_before,
         )
         batches = iterate(self._source(seed), prefetch=train.prefetch)
         with Checkpoints(self.rundir.checkpoints(self.stage)) as checkpoints:
