@@ -35,7 +35,7 @@ from xrec_jax.evaluation.faithfulness.planted import (
     score_texts,
     world_vocabulary,
 )
-from xrec_jax.stages import assess
+from xrec_jax.stages import Context, assess
 from xrec_jax.text.records.explanations import join
 from xrec_jax.text.synthetic.explanations import explain
 from xrec_jax.text.synthetic.template_explainer import unfaithful_explanation
@@ -126,9 +126,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.draws:
         opened.config.assess.draws = args.draws
         groundings = assess.ground(opened.data, pairs, texts)
-        for name, moved in assess.counterfactual_tables(
-            opened.config, opened.data, opened.rundir, opened.mesh, pairs, groundings
-        ).items():
+        ctx = Context(opened.config, opened.data, opened.mesh, opened.rundir)
+        for name, moved in assess.counterfactual_tables(ctx, pairs, groundings).items():
             table[name] |= moved
         show(f"against the recommender {pairs[0]['system']}", AGAINST_RECOMMENDER, table)
     compared = {}

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -173,26 +174,24 @@ class Enough(BaseException):
 @contextlib.contextmanager
 def stages_watched(before: Callable[[str], None]) -> Iterator[None]:
     """Calls `before(stage)` when a stage of a run begins, also one that is done already."""
-    from xrec_jax.api import run
+    from xrec_jax import stages
 
-    original: dict[str, Any] = dict(run.STAGES)
+    original = stages.registered()
 
-    class Watched:
-        """A stage that says when it begins."""
+    def announced(stage: stages.Stage) -> stages.Stage:
+        def run(ctx: stages.Context, writer: Any) -> None:
+            before(stage.name)
+            stage.run(ctx, writer)
 
-        def __init__(self, name: str):
-            self._name = name
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "run":
-                before(self._name)
-            return getattr(original[self._name], name)
+        return dataclasses.replace(stage, run=run)
 
     try:
-        run.STAGES.update({name: Watched(name) for name in original})  # type: ignore[misc]
+        for stage in original:
+            stages.register(announced(stage))
         yield
     finally:
-        run.STAGES.update(original)
+        for stage in original:
+            stages.register(stage)
 
 
 def walk(make: Callable[[], Any], folder: pathlib.Path, copies: pathlib.Path) -> Walk:

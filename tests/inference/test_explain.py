@@ -23,7 +23,7 @@ from xrec_jax.llm.language_model import load_llm
 from xrec_jax.llm.model import lora
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
-from xrec_jax.stages import explain
+from xrec_jax.stages import Context, explain
 from xrec_jax.tasks.requests import Asked, CaseMaker, case_maker
 from xrec_jax.text.prompts.render import render_prompt
 from xrec_jax.text.prompts.templates import get
@@ -337,9 +337,10 @@ def staged(folder, **changed):
     config.explain.update(settings | changed)
     data, mesh = prepare(config.data), tiny.mesh()
     with use_mesh(mesh):
-        explain.check(config, data=data, mesh=mesh, rundir=rundir)
-        explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
-    return config, data, mesh, rundir
+        ctx = Context(config, data, mesh, rundir)
+        explain.check(ctx)
+        explain.run(ctx, None)
+    return ctx
 
 
 def test_the_stage(copy, session, capsys):
@@ -356,7 +357,8 @@ def test_the_stage(copy, session, capsys):
     (copy / "instructions" / "train.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    config, data, mesh, rundir = staged(copy)
+    ctx = staged(copy)
+    data, rundir = ctx.data, ctx.rundir
     pairs = jsonl(copy / "explanations" / "pairs.jsonl")
     users = list(dict.fromkeys(pair["user"] for pair in pairs))
     assert len(users) == 6 and {*users[:5]} == {f"u{row:05d}" for row in range(0, 20, 4)}
@@ -397,12 +399,12 @@ def test_the_stage(copy, session, capsys):
     again = [one["text"] for one in session.explain(asked)]
     assert again == [one["text"] for one in jsonl(copy / "explanations" / "tuned.jsonl")]
     before = runs.contents(copy)
-    explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
+    explain.run(ctx, None)
     assert runs.contents(copy) == before, "a finished stage does nothing"
     (copy / "explanations" / "template.jsonl").unlink()
-    explain.run(config, data=data, mesh=mesh, rundir=rundir, writer=None)
+    explain.run(ctx, None)
     assert runs.contents(copy) == before
-    explain.evaluate(config, data=data, mesh=mesh, rundir=rundir)
+    explain.evaluate(ctx)
     assert runs.contents(copy) == before
 
 

@@ -15,7 +15,7 @@ from xrec_jax.data.world import generate
 from xrec_jax.data.world.config import WorldConfig
 from xrec_jax.evaluation.faithfulness import planted
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.stages import assess
+from xrec_jax.stages import Context, assess
 
 STAGES = ("recommend", "explain", "assess")
 
@@ -143,7 +143,7 @@ def test_overlap_with_the_held_out_references(tmp_path):
 
 def test_what_is_done_is_not_done_again(copy, monkeypatch):
     monkeypatch.setattr(assess, "evaluate", lambda *a, **k: pytest.fail("measured again"))
-    assess.run(config(), data=None, mesh=None, rundir=copy, writer=None)
+    assess.run(Context(config(), None, None, copy), None)
 
 
 def test_mistakes_are_named(copy):
@@ -152,7 +152,7 @@ def test_mistakes_are_named(copy):
     def checked(**changed):
         made = config()
         made.assess.update(changed)
-        assess.check(made, data=data, mesh=mesh, rundir=copy)
+        assess.check(Context(made, data, mesh, copy))
 
     with pytest.raises(UserError, match=r"assess.groups names 'gendre'.*gender"):
         checked(groups=("gendre",))
@@ -172,4 +172,4 @@ def test_mistakes_are_named(copy):
     made = config()
     made.stages = ("recommend", "assess")
     with pytest.raises(UserError, match=r"needs stage 'explain' before it"):
-        assess.check(made, data=data, mesh=mesh, rundir=copy)
+        assess.check(Context(made, data, mesh, copy))

@@ -13,7 +13,7 @@ from xrec_jax.data.run_data import prepare
 from xrec_jax.llm.generation.readout import Readout
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.stages import attributes
+from xrec_jax.stages import Context, attributes
 from xrec_jax.stages.attributes import Answers
 from xrec_jax.tasks import attributes as attribute_cases
 from xrec_jax.text.records.attributes import Attribute, Question
@@ -68,7 +68,7 @@ def do(config, workdir, *steps):
         data = prepare(config.data)
         for step in steps:
             more = {"writer": writer} if step == "run" else {}
-            getattr(attributes, step)(config, data=data, mesh=mesh, rundir=rundir, **more)
+            getattr(attributes, step)(Context(config, data, mesh, rundir), **more)
     if writer is not None:
         writer.close()
     return rundir

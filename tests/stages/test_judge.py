@@ -20,7 +20,7 @@ from xrec_jax.llm.io.tokenizer import load_tokenizer
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
-from xrec_jax.stages import judge
+from xrec_jax.stages import Context, judge
 from xrec_jax.tasks.judgements import JudgementSet, asking, judgements
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.text.records.judgements import Judgement, judge_prompt
@@ -102,15 +102,15 @@ def stage(made, workdir, what="run"):
     """Runs the stage as `xrec run` does."""
     rundir = RunDir(workdir)
     with use_mesh(tiny.mesh()) as mesh:
-        data = prepare(made.data)
+        ctx = Context(made, prepare(made.data), mesh, rundir)
         if what == "run":
-            judge.check(made, data=data, mesh=mesh, rundir=rundir)
+            judge.check(ctx)
             start_run(rundir, made)
             writer = MetricWriter(rundir.path)
-            judge.run(made, data=data, mesh=mesh, rundir=rundir, writer=writer)
+            judge.run(ctx, writer)
             writer.close()
         else:
-            getattr(judge, what)(made, data=data, mesh=mesh, rundir=rundir)
+            getattr(judge, what)(ctx)
     return rundir
 
 
@@ -522,16 +522,16 @@ def test_the_stage_with_the_truth_as_judge(tmp_path, capsys):
         write(rundir.path / "explanations" / f"{name}.jsonl", records)
     config = tiny.config("popularity")
     config.judge.source = "planted"
-    data = prepare(config.data)
     config.stages = ("judge",)
-    judge.check(config, data=data, mesh=tiny.mesh(), rundir=rundir)
+    ctx = Context(config, prepare(config.data), tiny.mesh(), rundir)
+    judge.check(ctx)
     for _ in range(2):  # the second time nothing is left to do
-        judge.run(config, data=data, mesh=tiny.mesh(), rundir=rundir, writer=None)
+        judge.run(ctx, None)
     table = rundir.evaluation()["judge"]
     assert table["tuned"]["win/ratio"]["value"] == 0.75  # a win and a tie
     assert table["tuned"]["win/ties"]["value"] == 0.5
     assert len(files.read_json_lines(rundir.path / "judge" / "verdicts.jsonl")) == 4
     config.data.format = "none"
     with pytest.raises(UserError, match=r"judge\.source"):
-        judge.check(config, data=prepare(config.data), mesh=tiny.mesh(), rundir=rundir)
+        judge.check(Context(config, prepare(config.data), tiny.mesh(), rundir))
     assert capsys.readouterr().out.count("both orders agree") == 1

@@ -25,7 +25,7 @@ from xrec_jax.llm.model.llama import Llama
 from xrec_jax.llm.model.lora import LoraConfig
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
-from xrec_jax.stages import instruct, pretrain
+from xrec_jax.stages import Context, instruct, pretrain
 from xrec_jax.tasks import instructions, pretraining
 from xrec_jax.training import language as train_language
 from xrec_jax.training.language import LanguageTask
@@ -322,9 +322,7 @@ def test_evaluate_gives_the_same_figures(finished, tmp_path):
     config = read_config(RunDir(tmp_path / "run"))
     mesh = tiny.mesh(1)  # and on one device
     with use_mesh(mesh):
-        instruct.evaluate(
-            config, data=prepare(config.data), mesh=mesh, rundir=RunDir(tmp_path / "run")
-        )
+        instruct.evaluate(Context(config, prepare(config.data), mesh, RunDir(tmp_path / "run")))
     found = evaluation(tmp_path / "run")["instruct"]
     for system, row in expected.items():
         for name, entry in row.items():
@@ -370,7 +368,7 @@ def go_on(stage, config, workdir, *, mesh, stop=None):
     writer = Stopping(workdir, stop)
     try:
         with use_mesh(mesh):
-            stage.run(config, data=data, mesh=mesh, rundir=rundir, writer=writer)
+            stage.run(Context(config, data, mesh, rundir), writer)
     except Interrupted:
         return True
     finally:
