@@ -234,10 +234,10 @@ def _places(config: dict[str, Any], key: str) -> Iterator[tuple[dict[str, Any], 
 
 
 def _absolute(value: Any) -> Any:
-    """A path, or a list whose entries are paths joined by "+"; the stage refuses all else."""
+    """A path, or a list whose entries are paths joined by "+"; what is neither stays."""
     if isinstance(value, list):
         return [_each_absolute(path) for path in value]
-    return os.fspath(files.absolute(value))
+    return os.fspath(files.absolute(value)) if isinstance(value, str) else value
 
 
 def _each_absolute(value: Any) -> Any:

@@ -246,9 +246,7 @@ def test_other_judgements_are_refused(finished, folder, tmp_path):
     write(tmp_path / "other.jsonl", [judgement(n) for n in range(14)])
     made = config(folder, path=str(tmp_path / "other.jsonl"))
     with use_mesh(tiny.mesh()) as mesh, pytest.raises(UserError, match="content of the judgements"):
-        judge.run(
-            made, data=prepare(made.data), mesh=mesh, rundir=RunDir(tmp_path / "run"), writer=None
-        )
+        judge.run(Context(made, prepare(made.data), mesh, RunDir(tmp_path / "run")), None)
 
 
 def test_only_the_answer_is_trained_in_both_orders(folder):
