@@ -155,6 +155,24 @@ def test_no_pair_leaves_nothing(maker, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_parts_of_an_earlier_version_go_on(tmp_path):
+    """What the identity of the very same output was then is as good; anything else is not."""
+
+    def parts(run, former=None):
+        return Parts(tmp_path / "o.jsonl", {"run": run}, shard=2, former=former)
+
+    parts("then").plan([Asked(0, 1), Asked(1, 1)])
+    with pytest.raises(UserError, match=r"parts of another command \(run='then', now 'now'\)"):
+        parts("now").open()
+    with pytest.raises(UserError, match=r"parts of another command"):
+        parts("now", {"run": "another"}).open()
+    same = parts("now", {"run": "then"})
+    assert same.open() and same.count == 2
+    same.output.write_text("written")
+    same.folder.rename(tmp_path / "o.jsonl.parts.done")
+    assert same.just_finished() and not parts("now").just_finished()
+
+
 def test_many_pairs_are_planned_in_blocks(tmp_path):
     """More than one block; ranks, scores and systems that are and are not there."""
     made = [
