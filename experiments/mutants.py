@@ -383,7 +383,7 @@ _JUDGING = (
     ),
     Mutant(
         "truth_prefers_the_worse",
-        "xrec_jax/inference/judges.py",
+        "xrec_jax/inference/judges/planted.py",
         "np.sign(scores[0] - scores[1])",
         "np.sign(scores[1] - scores[0])",
         ("tests/stages/test_judge.py::test_the_truth_judges_a_planted_world",),

@@ -70,7 +70,9 @@ def test_a_joined_file_may_lie_in_a_folder_with_a_plus(tmp_path):
 def test_an_adapter_in_a_folder_with_an_equals_sign(tmp_path, monkeypatch):
     folder = tmp_path / "lr=0.1" / "mine"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(explainers, "is_adapter", lambda path: pathlib.Path(path) == folder)
+    monkeypatch.setattr(
+        explainers.selection, "is_adapter", lambda path: pathlib.Path(path) == folder
+    )
     for text, name in ((f"{folder}", "mine"), (f"other={folder}", "other")):
         spec = explainers.parse(text, RunDir(tmp_path))
         assert (spec.name, spec.adapter) == (name, str(folder))

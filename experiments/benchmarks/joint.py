@@ -303,12 +303,15 @@ class Bench:
             model = types.SimpleNamespace(
                 sampler=with_sampler, adapter=lambda name: adapter, tokenizer=setup.base.tokenizer
             )
+            placeholder: Any = None  # what a language model does not read
             writer = explainers.Model(
-                explainers.Spec("joint", "adapter"),
-                model,  # type: ignore[arg-type]
-                samples,
-                "",
-                None,  # type: ignore[arg-type]
+                explainers.Setup(
+                    explainers.Spec("joint", "adapter"),
+                    types.SimpleNamespace(instruct=types.SimpleNamespace(samples=samples)),
+                    placeholder,
+                    placeholder,
+                    model,  # type: ignore[arg-type]
+                )
             )
 
             def answer() -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from xrec_jax.core import outputs
 from xrec_jax.core.errors import UserError, did_you_mean
@@ -21,15 +22,9 @@ from xrec_jax.data import run_identity
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.statistics.intervals import Estimate, paired_difference
 from xrec_jax.evaluation.tables import cell, ranking_columns, text_table
-from xrec_jax.inference import comparisons, run_records
+from xrec_jax.inference import comparisons, judges, run_records
 from xrec_jax.inference.comparisons import Contest
-from xrec_jax.inference.judges import (
-    PLANTED,
-    explanations_of,
-    judge_path,
-    load_judge,
-    planted_judge,
-)
+from xrec_jax.inference.judges import explanations_of, judge_path, load_judge
 from xrec_jax.inference.run_records import per_user_values
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import is_adapter
@@ -277,9 +272,17 @@ def _signed(estimate: Estimate | None) -> str:
     return f"{estimate['value']:+.4f} [{estimate['low']:+.4f}, {estimate['high']:+.4f}]"
 
 
-def _truth(runs: Sequence[_Run]) -> list[Any]:
-    """Pairs of all runs whose planted reasons are known."""
-    return [pair for run in runs for pair in explanations_of(run.rundir) if pair.get("planted")]
+def _untrained(runs: Sequence[_Run]) -> Callable[[Mesh], judging.Judge] | None:
+    """Makes the judge of the first run where it is one that is not trained; else None."""
+    first = runs[0]
+    registration = judges.find(first.config.judge.source)
+    if registration is None or registration.trained:
+        return None
+    pairs = registration.known_pairs(pair for run in runs for pair in explanations_of(run.rundir))
+    if registration.needs and not pairs:
+        return None
+    build = registration.build
+    return lambda mesh: build(judges.Setup(first.config, first.rundir, mesh, pairs=pairs))
 
 
 def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str, Any] | None:
@@ -307,10 +310,12 @@ def _explanations(runs: Sequence[_Run], judge: judging.Judge | None) -> dict[str
                 f"{first.name} learned from",
             ]
     contest = comparisons.draw(contest, first.config.judge.prompts, seed=first.config.seeds[0])
+    untrained = None if judge is not None else _untrained(runs)
     if judge is not None:
         result = comparisons.hold(judge, contest, first.config)
-    elif first.config.judge.source == PLANTED and len(_truth(runs)):
-        result = comparisons.hold(planted_judge(_truth(runs)), contest, first.config)
+    elif untrained is not None:
+        with use_mesh(saved_mesh(first.config)) as mesh:
+            result = comparisons.hold(untrained(mesh), contest, first.config)
     elif not is_adapter(str(judge_path(first.rundir))):
         if is_primary():
             log(

@@ -44,7 +44,7 @@ EXPLAIN = Verb(
         *recommend.FLAGS,
         text("pairs", "file of user-item pairs to explain instead, as `xrec recommend` writes it"),
         # Who writes, from which prompts, and how: the fields of `GenerationOptions`
-        text("explainer", "template, base or tuned; default: the best there is"),
+        text("explainer", "template, base, tuned or one of your own; default: the best there is"),
         text("adapter", "directory of another adapter for the base"),
         text("base", "directory of a base, for a run without one or instead of its own"),
         text("prompt", "a registered template of prompts, or generic; default: the run's"),

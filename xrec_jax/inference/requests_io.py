@@ -72,6 +72,7 @@ def parts(
       shard: pairs of a shard.
     """
     base, adapter = explainers.identities(spec, config, rundir)
+    own = explainers.own_identity(spec, config, rundir)
     samples = dict(config.instruct.samples)
     drawn = {key: samples[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p")}
     identity = {
@@ -82,7 +83,8 @@ def parts(
         "adapter": adapter,
         "prompt": maker.identity(),
         "seed": config.seeds[0],
-    } | ({} if base is None else drawn)
+    }
+    identity |= ({} if base is None else drawn) | ({} if own is None else {"own": own})
     counted = tuple(key for key in apart if key not in _ONCE_COUNTED)
     former = {"run": _digest(config, maker, counted)}
     return Parts(output, identity, shard=shard, former=former)

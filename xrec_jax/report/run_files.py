@@ -9,20 +9,13 @@ from typing import Any, NamedTuple
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
-from xrec_jax.inference import run_records
+from xrec_jax.inference import explainers, run_records
 from xrec_jax.tasks.titles import titles
 
 MOST_PAIRS = 5000  # that a page holds
-_FIRST = ("template", "base", "tuned")
-_COLOURS = 8
-_KNOWN_COLOURS = {
-    "tuned": "k0",
-    "base": "k1",
-    "template": "k5",
-    "upper_bound": "k5",
-    "majority": "k5",
-    "tuned shuffled": "k0 faint",
-}
+_FREE = (0, 1, 2, 3, 4, 6, 7)  # of `explainers.COLOURS`, for systems without a colour of their own
+# Of systems that stand beside explainers and recommenders.
+_KNOWN_COLOURS = {"upper_bound": "k5", "majority": "k5", "tuned shuffled": "k0 faint"}
 
 
 class Section(NamedTuple):
@@ -82,19 +75,29 @@ class Material:
         return dict(self.evaluation.get(name) or {})
 
     def explainers(self, found: Iterable[str] | None = None) -> list[str]:
-        """Explainers in the order of the page: template, base, tuned, then others by name."""
+        """Explainers in the order of the page: as registered, then others by name."""
         names = set(self.answers if found is None else found)
-        return [n for n in _FIRST if n in names] + sorted(names - set(_FIRST))
+        known = [name for name in explainers.names() if name in names]
+        return known + sorted(names.difference(known))
 
     def colour(self, name: str) -> str:
         """The class that gives a system its colour, the same everywhere on the page."""
-        if name in _KNOWN_COLOURS:
-            return _KNOWN_COLOURS[name]
+        known = _known_colour(name)
+        if known:
+            return known
         others = [*self.config.get("recommend", {}), *self.explainers()]
         others += sorted({s for stage in self.evaluation.values() for s in stage})
-        order = list(dict.fromkeys(n for n in others if n not in _KNOWN_COLOURS))
+        order = list(dict.fromkeys(n for n in others if not _known_colour(n)))
         place = order.index(name) if name in order else 0
-        return f"k{(0, 1, 2, 3, 4, 6, 7)[place % (_COLOURS - 1)]}"
+        return f"k{_FREE[place % len(_FREE)]}"
+
+
+def _known_colour(name: str) -> str:
+    """The class of a system that has a colour of its own; "" for another."""
+    registration = explainers.find(name)
+    if registration is not None and registration.colour:
+        return f"k{explainers.COLOURS.index(registration.colour)}"
+    return _KNOWN_COLOURS.get(name, "")
 
 
 def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> Material:
@@ -163,7 +166,7 @@ def _explained(
     # Without stage `explain` there may be the few that stage `showcase` explains.
     shown = run_records.recommended(rundir, MOST_PAIRS + 1)
     more, shown = len(shown) > MOST_PAIRS, shown[:MOST_PAIRS]
-    for explainer in ("base", "tuned"):
+    for explainer in (explainers.BASE, explainers.TUNED):
         if shown and all(record.get(explainer) is not None for record in shown):
             answers[explainer] = [
                 {"user": r["user"], "item": r["item"], "text": r[explainer]} for r in shown

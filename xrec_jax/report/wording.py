@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from xrec_jax.inference import explainers
+
+# Systems that stand beside explainers and recommenders.
 LABELS = {
-    "template": "template",
-    "base": "base",
-    "tuned": "tuned",
     "upper_bound": "upper bound",
     "majority": "majority",
     "tuned shuffled": "tuned, shuffled (chance)",
@@ -121,7 +121,7 @@ def humanised(name: str) -> str:
 
 def label(name: str) -> str:
     """How a system is called on the page."""
-    return LABELS.get(name, name)
+    return LABELS.get(name) or explainers.label(name)
 
 
 def listed(names: Sequence[str]) -> str:

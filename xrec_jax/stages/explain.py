@@ -37,7 +37,11 @@ def section() -> ConfigDict:
     """
     return ConfigDict(
         dict(
-            explainers=("template", "base", "tuned"),  # or DIR, NAME=DIR of another adapter
+            explainers=(
+                "template",
+                "base",
+                "tuned",
+            ),  # or one of your own, DIR, NAME=DIR of an adapter
             system="",  # recommender; "": the best on validation
             users=200,  # in a drawn order; 0: all
             top_k=1,
@@ -73,16 +77,16 @@ def check(ctx: Context) -> None:
         run_base.check(config, ctx.mesh, rundir)
     for spec in chosen:
         base = run_base.base_path(config, rundir)
-        if spec.name != "template" and not (
-            config.llm.path or "pretrain" in stages or base.exists()
-        ):
+        needs = explainers.registration(spec).needs
+        if needs != "nothing" and not (config.llm.path or "pretrain" in stages or base.exists()):
             raise UserError(
                 f"explain.explainers: {spec.name!r} needs a base: set llm.path, put 'pretrain' "
                 "before 'explain' in config.stages, or leave only 'template'"
             )
-        if spec.name == "tuned" and not ("instruct" in stages or epath.Path(spec.adapter).exists()):
+        if needs == "tuned" and not ("instruct" in stages or epath.Path(spec.adapter).exists()):
             raise UserError(
-                "explain.explainers: 'tuned' needs stage 'instruct' before it in config.stages"
+                f"explain.explainers: {spec.name!r} needs stage 'instruct' before it in "
+                "config.stages"
             )
     CaseMaker(config, ctx.data).probe()
 

@@ -1,7 +1,8 @@
 """The `judge` stage: who compares two explanations, and what comes out.
 
 The judge is an adapter trained on judgements (`judge.source` world or file). In a planted world the
-truth can judge too (planted): the text that gives the true reasons better wins, by F1.
+truth can judge too (planted): the text that gives the true reasons better wins, by F1. Any other
+judge is one that a module of the user's registers, see `inference.judges`.
 
 Leaves `judge/` in the run directory: the adapter in PEFT's format, `split.json` (which prompts were
 learned from and which held out) and `verdicts.jsonl` (what the judge says about each pair of
@@ -23,19 +24,11 @@ from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
-from xrec_jax.data.run_data import need_world
 from xrec_jax.evaluation import judging
 from xrec_jax.evaluation.statistics.intervals import Estimate
 from xrec_jax.evaluation.tables import cell, text_table
 from xrec_jax.inference import comparisons, judges
-from xrec_jax.inference.judges import (
-    PLANTED,
-    _asking,
-    explanations_of,
-    judge_path,
-    load_judge,
-    planted_judge,
-)
+from xrec_jax.inference.judges import explanations_of, judge_path, load_judge
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.io.peft_io import save_adapter
@@ -45,7 +38,7 @@ from xrec_jax.llm.model.lora import Adapter, LoraConfig
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import batch_divisor, gather
 from xrec_jax.stages.base import Context, Stage, steps_before
-from xrec_jax.tasks.judgements import JudgementSet, judgements
+from xrec_jax.tasks.judgements import JudgementSet, asking, judgements
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.text.records.judgements import Judgement
@@ -63,7 +56,7 @@ def section() -> ConfigDict:
     return ConfigDict(
         dict(
             # world: learned from true reasons against others; file: from judgements; planted: no
-            # adapter, the planted reasons themselves judge
+            # adapter, the planted reasons themselves judge; or one of your own
             source="world",
             path="",  # JSONL: prompt, first, second, better (1 or 2); further keys are kept
             pair="",  # key of a file's records that names the two systems compared
@@ -101,11 +94,8 @@ def check(ctx: Context) -> None:
     """
     config, mesh, rundir = ctx.config, ctx.mesh, ctx.rundir
     cfg = config.judge
-    if cfg.source == PLANTED:
-        need_world(ctx.data, "judge.source")
-        comparisons.check(config)
-        if "explain" not in config.stages and not explanations_of(rundir):
-            raise UserError("judge.source='planted' needs stage 'explain' before it")
+    if not judges.of(config).trained:
+        judges.check_untrained(config, ctx.data, rundir)
         return
     run_base.check(config, mesh, rundir)
     run_base.need_base(config, rundir, NAME)
@@ -139,7 +129,7 @@ def check(ctx: Context) -> None:
 
 def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Refuses judgements that do not fit; see `check_rows`."""
-    if ctx.config.judge.source != PLANTED:
+    if judges.of(ctx.config).trained:
         check_rows(ctx.config, _judgements(ctx, tokenizer), tokenizer, shape)
 
 
@@ -150,7 +140,7 @@ def _judgements(ctx: Context, tokenizer: Tokenizer) -> JudgementSet:
 def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
     for part in found:
-        _asking(config, tokenizer, shape).examples(part)
+        asking(config, tokenizer, most=shape.max_positions).examples(part)
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:
@@ -159,8 +149,8 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     path = judge_path(rundir)
     if (path / "verdicts.jsonl").exists() and NAME in rundir.evaluation():
         return
-    if config.judge.source == PLANTED:
-        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
+    if not judges.of(config).trained:
+        _compare(config, _untrained(ctx), {}, rundir=rundir)
         return
     base = run_base.load_base(config, rundir, ctx.mesh)
     found = _judgements(ctx, base.tokenizer)
@@ -185,11 +175,18 @@ def evaluate(ctx: Context) -> None:
       UserError: if its training is not finished; nothing is changed then.
     """
     config, rundir = ctx.config, ctx.rundir
-    if config.judge.source == PLANTED:
-        _compare(config, planted_judge(explanations_of(rundir)), {}, rundir=rundir)
+    if not judges.of(config).trained:
+        _compare(config, _untrained(ctx), {}, rundir=rundir)
         return
     base = run_base.load_base(config, rundir, ctx.mesh)
     _finish(ctx, _judgements(ctx, base.tokenizer), base)
+
+
+def _untrained(ctx: Context) -> judging.Judge:
+    """A judge that is asked as it is, such as the planted reasons."""
+    pairs = explanations_of(ctx.rundir)
+    setup = judges.Setup(ctx.config, ctx.rundir, ctx.mesh, pairs=pairs, label=NAME)
+    return judges.of(ctx.config).build(setup)
 
 
 def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
@@ -208,7 +205,8 @@ def make_task(
     ctx: Context, found: JudgementSet, base: LoadedBase, lora: LoraConfig
 ) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
-    cfg, ask = ctx.config.judge, _asking(ctx.config, base.tokenizer, base.model.config)
+    cfg = ctx.config.judge
+    ask = asking(ctx.config, base.tokenizer, most=base.model.config.max_positions)
     rows, held_out = (
         packed(ask.examples(part), length=cfg.length, together=True, what=f"judge, {what}")
         for what, part in zip(("training", "held out"), found, strict=True)

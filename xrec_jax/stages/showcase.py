@@ -22,6 +22,7 @@ from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.ranking.metrics import main_cutoff
 from xrec_jax.evaluation.tables import side_by_side
 from xrec_jax.inference import bulk, explainers, run_records
+from xrec_jax.inference.explainers import BASE, TUNED
 from xrec_jax.inference.recommendations import recommend_records, recommended_pairs
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.report.plots import learning_curves
@@ -108,7 +109,7 @@ def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
     folder = run_records.answers_folder(rundir)
     pairs = run_records.pairs(rundir, "title", "reasons", most=_SHOWN)
     answers = {}
-    for name in ("base", "tuned"):
+    for name in (BASE, TUNED):
         records = run_records.explanations(rundir, folder / f"{name}.jsonl", most=_SHOWN)
         answers[name] = [one.explanation["text"] for one in join(pairs, records)]
     return [
@@ -125,7 +126,7 @@ def _first(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> list[dict[
     maker, place = case_maker(config, rundir, data), bulk.workplace(mesh)
     cases = maker.many(list(found))
     records: list[dict[str, Any]] = [{**maker.pair(case)} for case in cases]
-    specs = [explainers.parse(name, rundir) for name in ("base", "tuned")]
+    specs = [explainers.parse(name, rundir) for name in (BASE, TUNED)]
     with use_mesh(place.mesh):
         for one in explainers.load(specs, config, rundir, place.mesh, maker):
             answers = explainers.answers(one, cases, lambda count: None)
@@ -137,7 +138,7 @@ def _first(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> list[dict[
 def show_explanations(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> str:
     """First recommendations of a few users, explained by base and tuned model side by side."""
     folder = rundir.path / "explanations"
-    names = ("pairs", "base", "tuned")
+    names = ("pairs", BASE, TUNED)
     if "explain" in config.stages and all((folder / f"{n}.jsonl").exists() for n in names):
         records = _of_stage(rundir)
     else:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.evaluation.judging import Judge
-from xrec_jax.inference.judges import PLANTED, judge_path, load_judge
+from xrec_jax.inference import judges
+from xrec_jax.inference.judges import judge_path, load_judge
 from xrec_jax.joint.states.base import TRAIN, JointStates
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import is_adapter
@@ -59,10 +60,11 @@ def check(config: Any, rundir: RunDir) -> None:
     if not is_adapter(str(path)):
         if asked.adapter != OWN:
             raise UserError(f"joint.judge.adapter={asked.adapter}: no adapter in that directory")
-        if "judge" not in config.stages or config.judge.source == PLANTED:
+        if "judge" not in config.stages or not judges.of(config).trained:
+            source = config.judge.source if "judge" in config.stages else judges.PLANTED
             raise UserError(
                 f"joint.judge.adapter={OWN!r} needs stage 'judge' in config.stages, with another "
-                f"judge.source than {PLANTED!r}, which makes no adapter"
+                f"judge.source than {source!r}, which makes no adapter"
             )
     elif run_base.base_path(config, rundir).exists():
         run_base.adapter_identity(str(path), run_base.base_identity(config, rundir))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from xrec_jax.core.storage import files
+from xrec_jax.inference.explainers import find, names
 from xrec_jax.report import wording
 from xrec_jax.report.charts.spans import KINDS, Marker
 from xrec_jax.report.html.markup import Html, embedded_json, join, tag
@@ -17,7 +18,6 @@ HOW = "Add the stage explain to config.stages."
 # Columns that hold a text about the whole item, and the name that stands above the row anyway.
 _HIDDEN = ("item_text", "user_text", "title", "name", "movie_title", "description")
 _LONGEST = 60  # characters of an attribute's value
-_TITLES = {"base": "Before tuning", "tuned": "After tuning", "template": "Template"}
 _LEGEND = (
     ("item", "the item's name"),
     ("history", "a title of the history"),
@@ -127,9 +127,17 @@ def _field(target: str, label: str, control: Html) -> Html:
 
 def explainers(material: Material) -> list[str]:
     """Base first and tuned second, as they are read; then the template, then others."""
-    order = ("base", "tuned", "template")
+    registered = [one for one in map(find, names()) if one is not None]
+    # Those without a language model are read after those with one; the sort is stable.
+    order = [one.name for one in sorted(registered, key=lambda one: one.needs == "nothing")]
     known = [name for name in order if name in material.answers]
     return known + sorted(set(material.answers) - set(order))
+
+
+def _title(name: str) -> str:
+    """Above an explainer's texts."""
+    registration = find(name)
+    return wording.humanised(name) if registration is None else registration.title
 
 
 def pairs_data(material: Material) -> dict[str, Any]:
@@ -144,8 +152,10 @@ def pairs_data(material: Material) -> dict[str, Any]:
       one an explainer: text, marked phrases (start, end, kind), whether it was cut off, and the
       true reasons it gives (places in `w`); null where an explainer wrote nothing.
     """
-    names = explainers(material)
-    answers = {name: {(r["user"], r["item"]): r for r in material.answers[name]} for name in names}
+    shown_names = explainers(material)
+    answers = {
+        name: {(r["user"], r["item"]): r for r in material.answers[name]} for name in shown_names
+    }
     verdicts = pair_verdicts(material)
     marker = Marker(material.pairs, titles=material.titles, rows=material.items)
     items: list[dict[str, Any]] = []
@@ -177,7 +187,7 @@ def pairs_data(material: Material) -> dict[str, Any]:
             ],
             "w": _reasons(pair),
             "v": verdicts.get(key, []),
-            "x": [_text(answers[name].get(key), pair, marker) for name in names],
+            "x": [_text(answers[name].get(key), pair, marker) for name in shown_names],
         }
         if not row["h"] and pair.get("prompt"):
             row["m"] = pair["prompt"]
@@ -186,8 +196,7 @@ def pairs_data(material: Material) -> dict[str, Any]:
         rows.append({key: value for key, value in row.items() if value not in (None, [], {})})
     made = {
         "explainers": [
-            {"name": n, "title": _TITLES.get(n, wording.humanised(n)), "colour": material.colour(n)}
-            for n in names
+            {"name": n, "title": _title(n), "colour": material.colour(n)} for n in shown_names
         ],
         "planted": any(pair.get("planted") for pair in material.pairs),
         "kinds": list(KINDS),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from xrec_jax.inference import judges
 from xrec_jax.report import wording
 from xrec_jax.report.charts.panels import grid, is_pair
 from xrec_jax.report.charts.rows import Row, interval_chart, matrix
@@ -30,16 +31,7 @@ def build(material: Material) -> Section | None:
     systems = material.stage("judge")
     if not systems:
         return None
-    lead = (
-        "A judge reads two explanations of one recommendation, in both orders. A verdict that "
-        "turns with the order is a tie. A ratio of 50\u00a0% is no difference; ties count half."
-    )
-    if material.config.get("judge", {}).get("source") == "planted":
-        lead = (
-            "The planted reasons judge: of two explanations of one recommendation the one with the "
-            "higher F1 wins, equal ones tie. A ratio of 50\u00a0% is no difference; ties count "
-            "half."
-        )
+    lead = judges.lead(material.config.get("judge", {}).get("source", ""))
     names = _systems(systems)
     cells = cells_of(systems)
     square = None
@@ -47,7 +39,14 @@ def build(material: Material) -> Section | None:
         square = tag(
             "div",
             tag("h3", "Row against column"),
-            matrix(names, cells, caption="Win ratio of the row's explainer against the column's"),
+            matrix(
+                [wording.label(name) for name in names],
+                {
+                    (wording.label(row), wording.label(column)): cell
+                    for (row, column), cell in cells.items()
+                },
+                caption="Win ratio of the row's explainer against the column's",
+            ),
         )
     return Section(
         ID,
@@ -195,7 +194,8 @@ def pair_verdicts(material: Material) -> dict[tuple[str, str], list[str]]:
             first, second, p = second, first, 1 - p
         shares[verdict["user"], verdict["item"], first, second].append(p)
     said: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (user, item, first, second), found in shares.items():
+    for (user, item, *pair), found in shares.items():
+        first, second = map(wording.label, pair)
         if min(found) > 0.5:
             text = f"{first} beats {second}"
         elif max(found) < 0.5:

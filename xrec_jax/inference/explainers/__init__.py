@@ -1,0 +1,70 @@
+"""Explainers: the template, the base LM, the tuned adapter, other adapters, and a user's own.
+
+One of a user's own is one class in a module that `config.imports` names; its name then stands in
+`explain.explainers`, and the report shows its texts and figures beside those of the others:
+
+    @explainers.register("last_visit", label="last visit", colour="purple")
+    class LastVisit(explainers.Explainer):
+        def write(self, cases):
+            for place, case in enumerate(cases):
+                history = self.setup.maker.pair(case)["history"]
+                seen = history[-1]["title"] if history else "nothing yet"
+                yield place, explainers.Written(f"You visited {seen} before.")
+"""
+
+# What registers first stands first in messages and in the report.
+from xrec_jax.inference.explainers import template  # noqa: F401 (it registers)
+
+# isort: split
+from xrec_jax.inference.explainers.base import (
+    COLOURS,
+    Explainer,
+    Registration,
+    Setup,
+    Spec,
+    Written,
+    find,
+    label,
+    names,
+    register,
+)
+from xrec_jax.inference.explainers.language import ADAPTER, BASE, TUNED, Model
+from xrec_jax.inference.explainers.loading import answers, load, record
+from xrec_jax.inference.explainers.selection import (
+    choose,
+    folder,
+    identities,
+    needs_model,
+    own_identity,
+    parse,
+    registration,
+    specs,
+)
+
+__all__ = [
+    "ADAPTER",
+    "BASE",
+    "COLOURS",
+    "TUNED",
+    "Explainer",
+    "Model",
+    "Registration",
+    "Setup",
+    "Spec",
+    "Written",
+    "answers",
+    "choose",
+    "find",
+    "folder",
+    "identities",
+    "label",
+    "load",
+    "names",
+    "needs_model",
+    "own_identity",
+    "parse",
+    "record",
+    "register",
+    "registration",
+    "specs",
+]

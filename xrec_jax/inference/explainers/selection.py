@@ -1,0 +1,131 @@
+"""Explainers as configs and flags name them, and the identities of what they depend on."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.inference.explainers.base import Registration, Spec, find, names, valid_name
+from xrec_jax.inference.explainers.language import ADAPTER
+from xrec_jax.llm import run_base
+from xrec_jax.llm.io.peft_io import is_adapter
+from xrec_jax.llm.run_base import adapter_identity, base_identity
+
+
+def registration(spec: Spec) -> Registration:
+    """What is registered under the name of an explainer, or else an adapter of the run's base."""
+    return find(spec.name) or ADAPTER
+
+
+def parse(text: str, rundir: RunDir) -> Spec:
+    """An explainer from a registered name ("template", "tuned"), an adapter's DIR, or NAME=DIR.
+
+    Raises:
+      UserError: if it is none of these.
+    """
+    text = str(text)  # whatever else somebody gave is refused below
+    known = find(text)
+    if known is not None and known.needs == "adapter":
+        raise UserError(f"explainer {text!r} needs the directory of an adapter: {text}=DIR")
+    if known is not None:
+        tuned = known.needs == "tuned"
+        return Spec(known.name, str(run_base.adapter_path(rundir)) if tuned else "")
+    name, directory = pathlib.Path(text).name, text
+    if "=" in text and not is_adapter(text):  # which may be the path of an adapter itself
+        name, _, directory = text.partition("=")
+    if not is_adapter(directory):
+        *first, last = names()
+        raise UserError(
+            f"explainer {text!r} is neither {', '.join(first)} nor {last}, nor the directory of an "
+            f"adapter{did_you_mean(text, names())}"
+        )
+    if not (_takes_adapter(name) or valid_name(name)):
+        raise UserError(
+            f"explainer {text!r}: {name!r} cannot be its name; give another as NAME={directory}"
+        )
+    return Spec(name, str(pathlib.Path(directory).absolute()))
+
+
+def _takes_adapter(name: str) -> bool:
+    """Whether a registered explainer is named together with an adapter."""
+    known = find(name)
+    return known is not None and known.needs == "adapter"
+
+
+def choose(config: Any, rundir: RunDir, *, explainer: str, adapter: str, base: str) -> Spec:
+    """The explainer that a call asks for.
+
+    Args:
+      config: of the run.
+      rundir: of the run.
+      explainer: a registered name, such as template, base or tuned, or a name for `adapter`; ""
+        for the best there is: the adapter given, else the base given, else what the run has: tuned,
+        base or template.
+      adapter: directory of an adapter, or "".
+      base: directory of a base that was given, or "".
+
+    Raises:
+      UserError: on an unknown one, or two that contradict each other.
+    """
+    if adapter:
+        if find(explainer) is not None and not _takes_adapter(explainer):
+            raise UserError(f"--explainer={explainer} and --adapter={adapter}: give one of them")
+        return parse(f"{explainer}={adapter}" if explainer else adapter, rundir)
+    if not explainer:
+        has_base = run_base.base_path(config, rundir).exists()
+        tuned = has_base and not base and run_base.adapter_path(rundir).exists()
+        explainer = "tuned" if tuned else "base" if has_base or base else "template"
+    if find(explainer) is None:
+        raise UserError(
+            f"--explainer={explainer!r} is not valid{did_you_mean(explainer, names())}; another "
+            "adapter is given by --adapter=DIR"
+        )
+    return parse(explainer, rundir)
+
+
+def identities(spec: Spec, config: Any, rundir: RunDir) -> tuple[str | None, str | None]:
+    """Base and adapter of an explainer; see `base_identity` and `adapter_identity`."""
+    if registration(spec).needs == "nothing":
+        return None, None
+    base = base_identity(config, rundir)
+    return base, adapter_identity(spec.adapter, base) if spec.adapter else None
+
+
+def own_identity(spec: Spec, config: Any, rundir: RunDir) -> str | None:
+    """What an explainer declares as its identity beside base and adapter; None for nothing."""
+    identity = registration(spec).identity
+    return None if identity is None else str(identity(config, rundir))
+
+
+def needs_model(specs: Sequence[Spec]) -> bool:
+    """Whether a language model must be loaded."""
+    return any(registration(spec).needs != "nothing" for spec in specs)
+
+
+def folder(rundir: RunDir) -> epath.Path:
+    """Where the stage's files lie."""
+    return rundir.path / "explanations"
+
+
+def specs(config: Any, rundir: RunDir) -> list[Spec]:
+    """The explainers that a config names.
+
+    Raises:
+      UserError: if there is none, one is not known, or two have one name.
+    """
+    listed = config.explain.explainers
+    if not listed:
+        raise UserError(
+            f"explain.explainers is empty; valid: {', '.join(names())}, DIR of an adapter"
+        )
+    chosen = [parse(text, rundir) for text in listed]
+    chosen_names = [spec.name for spec in chosen]
+    for name in chosen_names:
+        if chosen_names.count(name) > 1:
+            raise UserError(f"explain.explainers names {name!r} twice; give one as NAME=DIR")
+    return chosen
