@@ -15,6 +15,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.inference import explainers, judges
 from xrec_jax.inference.explainers import base as explainers_base
 from xrec_jax.inference.judges import base as judges_base
+from xrec_jax.inference.options import GenerationOptions
 from xrec_jax.report import run_files, wording
 from xrec_jax.report.sections import pairs as pairs_section
 
@@ -179,7 +180,8 @@ def test_an_output_of_another_edition_is_not_continued(modules, tmp_path):
     run.run(made, workdir)
 
     def explain():
-        explain_api.explain(workdir, explainer="last_visit", output=str(output), top_k=1, shard=4)
+        options = GenerationOptions(explainer="last_visit", shard=4)
+        explain_api.explain(workdir, output=str(output), top_k=1, options=options)
 
     write = sys.modules["my_explainer"].LastVisit.write
 

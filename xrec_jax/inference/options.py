@@ -18,7 +18,8 @@ class GenerationOptions:
     """Who writes explanations, from which prompts, and how; the default of each is the run's own.
 
     Attributes:
-      explainer: template, base or tuned; with `adapter` a name for it. "": the best there is.
+      explainer: template, base, tuned or a user's own; with `adapter` a name for it. "": the best
+        there is.
       adapter: directory of another adapter for the base.
       base: directory of a base for a run without one, or instead of its own.
       prompt: a registered template of prompts, or "generic" for one of the tables' columns. "": the
