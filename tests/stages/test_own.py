@@ -14,7 +14,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.run_config import read_config
 from xrec_jax.stages import base
 
-# All of it: defaults, `:tiny`, a path, what is refused, what is done, left and measured again.
+# All of it: defaults, `:tiny`, a path, what is refused, what is done, left, measured and shown.
 OWN_STAGE = '''
 """The `lengths` stage: how long the users' histories are, beside a threshold from a file."""
 
@@ -25,6 +25,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import Left
 from xrec_jax.core.storage import files
 from xrec_jax.evaluation.statistics.intervals import exact
+from xrec_jax.report.run_files import Section
 from xrec_jax.stages import Context, Stage, register
 
 NAME = "lengths"
@@ -62,6 +63,12 @@ def evaluate(ctx: Context):
     ctx.rundir.write_evaluation(NAME, {"histories": shares})
 
 
+def report_section(material):
+    if not (shares := material.stage(NAME)):
+        return None
+    return Section(NAME, "Lengths", "How many are long.", shares["histories"]["test/long"]["value"])
+
+
 register(
     Stage(
         name=NAME,
@@ -72,6 +79,7 @@ register(
         left=left,
         evaluate=evaluate,
         paths=("path",),
+        report_section=report_section,
     )
 )
 '''
@@ -127,7 +135,7 @@ def test_it_runs_resumes_and_is_evaluated_by_the_command_line(folder, capsys):
     assert cli.main(["run", *line, "--config.lengths.least=9"]) == 0
     found = evaluation(folder / "w")
     assert found["lengths"]["histories"]["test/long"]["count"] == 75
-    assert (folder / "w" / "report.html").exists() and "upper_bound" in found["recommend"]
+    assert "How many are long." in (folder / "w" / "report.html").read_text()
     # The section is kept as those of the library: resolved, its paths absolute.
     kept = json.loads((folder / "w" / "config.json").read_text())["lengths"]
     assert kept == {"path": f"{folder}/threshold.txt", "least": 9, "resamples": 1000}
@@ -151,10 +159,12 @@ def test_it_runs_resumes_and_is_evaluated_by_the_command_line(folder, capsys):
     shutil.copy(folder / "w" / "evaluation.json", folder / "before.json")
     forget()
     assert cli.main(["report", f"--workdir={folder}/w"]) == 0
+    assert "How many are long." not in (folder / "w" / "report.html").read_text()
     assert cli.main(["evaluate", f"--workdir={folder}/w"]) == 2
     assert "imports names code to run: own_stage" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--workdir={folder}/w", "--allow_imports"]) == 0
     assert evaluation(folder / "w") == json.loads((folder / "before.json").read_text())
+    assert "How many are long." in (folder / "w" / "report.html").read_text()
 
 
 def test_it_is_refused_before_anything_is_written(folder):

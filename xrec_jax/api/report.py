@@ -11,6 +11,7 @@ from xrec_jax.data.run_data import prepare
 from xrec_jax.data.run_identity import compare, identify, recorded
 from xrec_jax.report.page import publish
 from xrec_jax.run_config import read_config
+from xrec_jax.stages.base import report_sections
 
 
 def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
@@ -35,4 +36,4 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
         log(f"the data of the run is not at hand ({error}); the page is made without it")
     if data is not None and recorded(rundir) is not None:
         compare(rundir, identify(config, data), texts=False)
-    publish(rundir, data, config)
+    publish(rundir, data, config, more=report_sections())

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import importlib.resources
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +27,16 @@ NAME = "report.html"
 _SUBTITLE = "Explainable recommendation with language models: what this run did and what it found."
 
 
-def write_report(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> epath.Path:
+BuildSection = Callable[[Material], Section | None]
+
+
+def write_report(
+    rundir: RunDir,
+    config: Any = None,
+    *,
+    data: RunData | None = None,
+    more: Sequence[BuildSection] = (),
+) -> epath.Path:
     """Writes `report.html` from what the run directory holds.
 
     Args:
@@ -36,6 +45,7 @@ def write_report(rundir: RunDir, config: Any = None, *, data: RunData | None = N
       config: of the run, with today's defaults; default: as it was stored.
       data: of the run. Without it the page does not say how large the data is, and knows only the
         titles that stand in the explained pairs.
+      more: builds the sections of stages of one's own, which come last; None: nothing to show.
 
     Returns:
       The page.
@@ -44,11 +54,11 @@ def write_report(rundir: RunDir, config: Any = None, *, data: RunData | None = N
       UserError: if this is not a run directory, or one of its files is damaged.
     """
     path = rundir.path / NAME
-    files.write_text(path, render(materials.load(rundir, config, data=data)))
+    files.write_text(path, render(materials.load(rundir, config, data=data), more))
     return path
 
 
-def render(material: Material) -> str:
+def render(material: Material, more: Sequence[BuildSection] = ()) -> str:
     """The page as text."""
     found: list[Section] = []
     missing: list[ModuleType] = []
@@ -58,6 +68,7 @@ def render(material: Material) -> str:
             found.append(section)
         elif module in SECTIONS:
             missing.append(module)
+    found += [section for build in more if (section := build(material)) is not None]
     style, script = _resource("page.css"), _resource("page.js")
     name = str(material.config.get("name") or material.name)
     text = string.Template(_resource("page.html")).substitute(
@@ -121,8 +132,10 @@ def _missing(modules: Sequence[ModuleType]) -> Html | None:
     )
 
 
-def publish(rundir: RunDir, data: RunData | None, config: Any = None) -> None:
+def publish(
+    rundir: RunDir, data: RunData | None, config: Any = None, *, more: Sequence[BuildSection] = ()
+) -> None:
     """Writes the page on the first process; the others wait for it."""
     if is_primary():
-        log(f"report: {write_report(rundir, config, data=data)}")
+        log(f"report: {write_report(rundir, config, data=data, more=more)}")
     barrier("report written")

@@ -20,6 +20,7 @@ from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.data.run_data import RunData
 from xrec_jax.llm.io.tokenizer import Tokenizer
 from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.report.run_files import Material, Section
 
 _STEPS_BITS = 28  # a stage makes fewer than 2**28 updates
 
@@ -74,6 +75,9 @@ class Stage:
         before it in a smoke test.
       shapes_explanations: whether its section decides what an explanation says; else outputs of
         `xrec explain` that are begun go on whatever changes there.
+      report_section: builds a section of the report from what the run directory holds, None where
+        there is nothing to show; it comes behind those of the library, most of which show several
+        stages together and so belong to none.
       always_runs: runs at every start and is never marked as done, as it takes seconds.
     """
 
@@ -90,6 +94,7 @@ class Stage:
     trains: bool = False
     needs_base: bool = False
     shapes_explanations: bool = False
+    report_section: Callable[[Material], Section | None] | None = None
     always_runs: bool = False
 
     @property
@@ -150,6 +155,11 @@ def steps_before(name: str) -> int:
     """
     trained = [stage.name for stage in registered() if stage.trains]
     return trained.index(name) << _STEPS_BITS
+
+
+def report_sections() -> list[Callable[[Material], Section | None]]:
+    """What builds the report's sections of stages that have one of their own."""
+    return [stage.report_section for stage in registered() if stage.report_section is not None]
 
 
 def keys_apart() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.runtime.distributed import barrier
 from xrec_jax.report.page import publish
-from xrec_jax.stages.base import Context, Stage
+from xrec_jax.stages.base import Context, Stage, report_sections
 
 NAME = "report"
 
@@ -23,14 +23,14 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     del writer
     audit_run(ctx.rundir, ctx.config, ctx.data)
     barrier("audit written")
-    publish(ctx.rundir, ctx.data)
+    publish(ctx.rundir, ctx.data, more=report_sections())
 
 
 def evaluate(ctx: Context) -> None:
     """Audits again, and writes the page with the new figures."""
     audit_run(ctx.rundir, ctx.config, ctx.data)
     barrier("audit written")
-    publish(ctx.rundir, ctx.data, ctx.config)
+    publish(ctx.rundir, ctx.data, ctx.config, more=report_sections())
 
 
 STAGE = Stage(name=NAME, check=check, run=run, evaluate=evaluate, always_runs=True)
