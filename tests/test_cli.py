@@ -10,6 +10,7 @@ import xrec_jax
 from tests import runs, tiny
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax import cli
+from xrec_jax.inference.options import GenerationOptions
 from xrec_jax.training.loop import Interrupted
 
 FLAGS = {
@@ -105,6 +106,27 @@ def test_answers_may_be_given_as_files(monkeypatch):
     assert cli.main(line.split()) == 0
     assert found["files"] == (["eve.json", "ada.json", "bela.json"],)
     assert found["key"] == "KEY.json" and found["partial"] is True
+
+
+def test_every_flag_of_explain_arrives(monkeypatch):
+    calls = []
+    monkeypatch.setattr("xrec_jax.api.explain.explain", lambda *a, **k: calls.append((a, k)))
+    options = {
+        "explainer": "base",
+        "adapter": "a",
+        "base": "b",
+        "prompt": "places",
+        "history": 1,
+        "max_new_tokens": 2,
+        "temperature": 0.5,
+        "batch": 3,
+        "shard": 4,
+    }
+    others = {"users": "u", "top_k": 5, "output": "o.jsonl", "system": "s", "pairs": "p"}
+    line = [f"--{name}={value}" for name, value in (options | others).items()]
+    assert cli.main(["explain", "--workdir=w", *line, "--allow_imports"]) == 0
+    wanted = others | {"options": GenerationOptions(**options), "allow_imports": True}
+    assert calls == [(("w",), wanted)]
 
 
 def test_without_a_verb_the_usage_and_status_2(capsys):

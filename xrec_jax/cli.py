@@ -1,4 +1,4 @@
-"""The command line, `xrec VERB`: which verb is meant, its flags, and how it ends."""
+"""Entry point of the command line, `xrec VERB`: parses flags, runs the verb, reports errors."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from xrec_jax.core.version import __version__
 
 
 def usage() -> str:
-    """The text of `xrec --help`."""
+    """Text of `xrec --help`."""
     verbs = "\n".join(f"  {name:<12} {verb.summary}" for name, verb in VERBS.items())
     more = "xrec VERB --help lists a verb's flags; xrec --version says which version this is."
     return f"usage: xrec VERB [flags]\n\n{verbs}\n\n{more}"
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or two, and what follows it.
+    """Separates the verb, of one word or two, from its arguments.
+
+    Args:
+      arguments: of the command line, at least one.
+
+    Returns:
+      The name of the verb, and the arguments after it.
 
     Raises:
-      UserError: if there is no such verb.
+      UserError: for an unknown verb, or the first word only of one that has two.
     """
     for words in (2, 1):
         name = " ".join(arguments[:words])
@@ -45,6 +51,7 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _help(name: str, values: flags.FlagValues) -> str:
+    """Text of `xrec VERB --help`."""
     lines = [f"usage: xrec {name} [flags]", "", f"{VERBS[name].summary}", ""]
     for flag_name in sorted(values):
         flag = values[flag_name]
@@ -54,10 +61,23 @@ def _help(name: str, values: flags.FlagValues) -> str:
 
 
 def _parse(name: str, arguments: Sequence[str]) -> Any:
-    """Parses flags; every mistake becomes a `UserError`."""
+    """Parses the flags of a verb.
+
+    Args:
+      name: of the verb.
+      arguments: after it.
+
+    Returns:
+      The `absl.flags.FlagValues`, with the overrides of the config applied.
+
+    Raises:
+      UserError: for every mistake, whichever library finds it.
+    """
     verb = VERBS[name]
     arguments, by_hand = overrides.separate(arguments)
     if verb.takes_config:
+        # The file is executed once on its own first, so that an error in it is reported with its
+        # line, and unknown or ambiguous overrides before absl sees them.
         arguments = config_file.locate(arguments)
         config = config_file.load(arguments)
         overrides.check_keys(arguments, config)
@@ -77,6 +97,7 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         raise UserError(plain_message(error)) from error
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"--config: {plain_message(error)}") from error
+    # `rest` is the program's name and what absl took for no flag.
     if len(rest) > 1 and verb.positional:
         flag = values[verb.positional]
         flag.value = [*flag.value, *rest[1:]]
@@ -92,10 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the program's name; default those of the process.
 
     Returns:
-      0 when all went well, 2 on a user's mistake, 143 after SIGTERM or SIGHUP with everything saved
-      and 130 after SIGINT; `audit` returns 1 when it found errors.
+      Exit status: 0 for success, 2 for a user's mistake, 143 after SIGTERM or SIGHUP with
+      everything saved, 130 after SIGINT; 1 where `audit` finds errors.
     """
-    if argv is None:  # the process is this command's alone
+    if argv is None:  # the command owns the process: it may mend streams, re-execute and exit
         startup.open_standard_streams()
         startup.speak_utf8()
     try:
@@ -110,6 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str], *, alone: bool) -> int:
+    """As `main`.
+
+    Args:
+      arguments: after the program's name.
+      alone: whether the command owns the process.
+    """
     keep_freed_memory()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         show(usage())
@@ -117,7 +144,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
     if arguments[0] == "--version":
         show(f"xrec {__version__}")
         return 0
-    shared = False  # with other processes, which may wait for this one for ever
+    shared = False  # whether other processes of the run may be waiting for this one
     try:
         name, rest = _split_verb(arguments)
         if any(word in ("-h", "--help", "-help") for word in rest):
@@ -127,6 +154,7 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         values = _parse(name, rest)
         if not VERBS[name].needs_jax:
             return VERBS[name].run(values)
+        # Only now JAX: help, mistakes in flags and `xrec configs` are answered without it.
         startup.import_jax()
         from xrec_jax.core.runtime import peers
         from xrec_jax.core.runtime.distributed import initialize
@@ -145,10 +173,11 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         except UserError:
             raise
         except Exception as error:
-            told = startup.no_devices(error) or exhausted(error)
-            if told := told or unforeseen(error, _place(values)):
-                raise told from error
-            if shared:
+            # Failures of the machine, not of the code, are reported as a user's mistake is.
+            reported = startup.no_devices(error) or exhausted(error)
+            if reported := reported or unforeseen(error, _output_path(values)):
+                raise reported from error
+            if shared:  # end this process at once: its peers notice, instead of waiting for it
                 if peers.lost_peer(error):
                     peers.end_over(error, coordinator)
                 traceback.print_exc()
@@ -161,15 +190,15 @@ def _main(arguments: list[str], *, alone: bool) -> int:
         return 2
 
 
-def _place(values: flags.FlagValues) -> str:
-    """Where a command works: its output or its run directory."""
-    places = [values[name].value for name in ("output", "workdir") if name in values]
-    first = next((place for place in places if place), ".")
+def _output_path(values: flags.FlagValues) -> str:
+    """Where the verb writes: its output or its run directory; "." where it names neither."""
+    paths = [values[name].value for name in ("output", "workdir") if name in values]
+    first = next((path for path in paths if path), ".")
     return first if isinstance(first, str) else first[0]
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends the process without waiting for threads that still try to write, or for their peers."""
+    """Ends the process without waiting for threads that still write, or for other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,7 @@
-"""Level 11: the verbs of the command line, one family a file; this is their table."""
+"""The verbs of the command line, one file each or one for a family, and their table.
+
+To add one: a file here with a `Verb`, a function in `xrec_jax.api`, and a line in the table.
+"""
 
 from __future__ import annotations
 

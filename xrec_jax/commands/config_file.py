@@ -1,4 +1,4 @@
-"""The `--config` flag: where its file lies, and what is wrong with it."""
+"""The `--config` flag: names of configs resolved to files, and errors in a config file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ _NAME = re.compile(r"[A-Za-z]\w*")
 
 
 def locate(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which the name of a config that comes with the package is the path of its file.
+    """Replaces the name of a config shipped with the package by the path of its file.
 
     Args:
       arguments: of a verb.
 
+    Returns:
+      The arguments; those that name a file already are unchanged.
+
     Raises:
-      UserError: if there is no such config.
+      UserError: for an unknown name; names the nearest.
     """
     located = list(arguments)
     for place, argument in enumerate(located):
@@ -39,7 +42,7 @@ def locate(arguments: Sequence[str]) -> list[str]:
 
 
 def _located(value: str) -> str:
-    """A value of the flag with the path of the file; any other path stays as it is."""
+    """`NAME:VARIANT` with the path of the file for the name; anything but a name is unchanged."""
     name, colon, variant = value.partition(":")
     if not _NAME.fullmatch(name) or pathlib.Path(name).is_file():
         return value
@@ -52,16 +55,16 @@ def _located(value: str) -> str:
 
 
 def load(arguments: Sequence[str]) -> ConfigDict | None:
-    """Runs the config file once by itself, so that a fault in it is told as one.
+    """Executes the config file on its own, so that an error in it is reported with its line.
 
     Args:
-      arguments: of a verb, see `locate`.
+      arguments: of a verb, after `locate`.
 
     Returns:
-      Its config; None where none is given.
+      The config before any override; None without the flag.
 
     Raises:
-      UserError: names the file, the line and the fault.
+      UserError: for an error in the file; names file and line.
     """
     value = next(
         (a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-config="))), None
@@ -81,7 +84,8 @@ def load(arguments: Sequence[str]) -> ConfigDict | None:
             raise UserError(f"{path}: it defines no get_config(arg)")
         config = module.get_config(*([variant] if colon else []))
     except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(message) from None
     except Exception as error:
         raise UserError(_fault(path, error)) from error
     finally:
@@ -92,7 +96,7 @@ def load(arguments: Sequence[str]) -> ConfigDict | None:
 
 
 def _fault(path: pathlib.Path, error: Exception) -> str:
-    """What went wrong in a config file, with the line of the file where it did."""
+    """Message for an exception in a config file, with the line of the file that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]

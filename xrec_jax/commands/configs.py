@@ -1,4 +1,4 @@
-"""`xrec configs`: the configs that come with the package, and where they lie."""
+"""`xrec configs`: the configs shipped with the package."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def folder() -> pathlib.Path:
-    """Where the configs lie: inside an installed package, beside the package in a checkout."""
+    """Folder of the configs: inside an installed package, beside the package in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names() -> list[str]:
-    """Names of the configs, sorted."""
+    """Names of the shipped configs, sorted."""
     return sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__")
 
 
 def path(name: str) -> pathlib.Path:
-    """The file of a config."""
+    """File of a shipped config."""
     return folder() / f"{name}.py"
 
 
 def summary(name: str) -> str:
-    """The first line of a config's docstring; the config is read, not run."""
+    """First line of a config's docstring, without executing the config."""
     docstring = ast.get_docstring(ast.parse(path(name).read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 

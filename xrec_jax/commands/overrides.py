@@ -1,7 +1,7 @@
-"""Level 6: values of the command line that go into a config, where the flags' library cannot.
+"""Overrides of config keys on the command line that `config_flags` cannot apply itself.
 
-It reads `--config.a.b=V` by attributes, so a key that has the name of a method of a `ConfigDict`
-(`items`, `keys`, `values`, `get`, `update`) is out of its reach; and it reads what is given for a
+`config_flags` reads `--config.a.b=V` through attributes, so it cannot reach a key named like a
+method of `ConfigDict` (`items`, `keys`, `values`, `get`, `update`); and it parses the value of a
 tuple as Python, which a path rarely is.
 """
 
@@ -23,41 +23,41 @@ _OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 class Override(NamedTuple):
-    """A value for a key: `--config.a.b=V` is `Override("a.b", "V")`."""
+    """An override: `--config.a.b=V` is `Override("a.b", "V")`."""
 
     key: str
     text: str
 
 
 def separate(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Takes out what the flags' library cannot set.
+    """Separates the overrides that `config_flags` cannot apply from the other arguments.
 
     Args:
       arguments: of a verb.
 
     Returns:
-      The other arguments, and the overrides whose key holds the name of a method.
+      The other arguments, and the overrides whose key contains the name of a method.
 
     Raises:
-      UserError: if one has no value.
+      UserError: for an override without a value.
     """
     rest: list[str] = []
-    found: list[Override] = []
-    waiting = iter(arguments)
-    for argument in waiting:
+    separated: list[Override] = []
+    remaining = iter(arguments)
+    for argument in remaining:
         match = _OVERRIDE.fullmatch(argument)
         if match is None or not any(hasattr(ConfigDict, part) for part in match[1].split(".")):
             rest.append(argument)
             continue
-        text = match[2] if match[2] is not None else next(waiting, None)
+        text = match[2] if match[2] is not None else next(remaining, None)
         if text is None:
             raise UserError(f"{argument} has no value; write it as {argument}=VALUE")
-        found.append(Override(match[1], text))
-    return rest, found
+        separated.append(Override(match[1], text))
+    return rest, separated
 
 
 def quoted(arguments: Sequence[str], config: Any) -> list[str]:
-    """Arguments in which a path that is given for a tuple of paths reads as one.
+    """Arguments with bare paths for tuples of paths quoted: `p` becomes `('p',)`.
 
     Args:
       arguments: of a verb.
@@ -67,6 +67,7 @@ def quoted(arguments: Sequence[str], config: Any) -> list[str]:
 
 
 def _quoted(argument: str, config: Any) -> str:
+    """An argument, quoted if it overrides a tuple of texts by the path of an existing file."""
     match = _OVERRIDE.fullmatch(argument)
     if match is None or not match[2] or not all(map(os.path.exists, files.joined(match[2]))):
         return argument
@@ -81,23 +82,26 @@ def _quoted(argument: str, config: Any) -> str:
 
 
 def check_keys(arguments: Sequence[str], config: Any) -> None:
-    """Raises a `UserError` for an override of a key that the config has not.
+    """Checks that the config has every key that is overridden.
 
     Args:
       arguments: of a verb.
       config: of its config file; None without one.
+
+    Raises:
+      UserError: for an unknown key; names the nearest.
     """
     for argument in arguments if config is not None else ():
         match = _OVERRIDE.fullmatch(argument)
-        if match is not None and "[" not in match[1]:  # that is an entry of a tuple
+        if match is not None and "[" not in match[1]:  # `a[0]` is an entry of a tuple
             _holder(config, match[1])
 
 
 def _holder(config: ConfigDict, key: str) -> ConfigDict:
-    """The group that holds a key.
+    """The group of a config that contains a key.
 
     Raises:
-      UserError: if there is no such key; names the nearest.
+      UserError: for an unknown key; names the nearest.
     """
     *groups, last = key.split(".")
     holder: Any = config
@@ -110,26 +114,27 @@ def _holder(config: ConfigDict, key: str) -> ConfigDict:
 
 
 def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
-    """Sets values in a config, each read as the library reads those of other keys.
+    """Sets values in a config, parsed as `config_flags` parses those of other keys.
 
     Args:
-      config: changed.
-      overrides: see `separate`; of one key the last holds, but a tuple takes them all.
+      config: changed in place.
+      overrides: see `separate`; the last one of a key wins, but a tuple takes all of them.
 
     Raises:
-      UserError: names the key that there is not, or the value that does not fit.
+      UserError: for an unknown key, or a value that does not fit its type.
     """
     for key in dict.fromkeys(override.key for override in overrides):
         holder = _holder(config, key)
         holder[key.split(".")[-1]] = _read(
-            holder, key, [one.text for one in overrides if one.key == key]
+            holder, key, [override.text for override in overrides if override.key == key]
         )
 
 
 def _read(holder: ConfigDict, key: str, texts: Sequence[str]) -> Any:
-    """A value of the type of the one that it replaces, read under a name that no method has."""
+    """Parses a value as the type of the one that it replaces."""
     last = key.split(".")[-1]
     value = holder[last]
+    # `config_flags` parses it under a name that is no method, with the same type.
     shadow = ConfigDict({"value": placeholder(holder.get_type(last)) if value is None else value})
     arguments = ["xrec", *(f"--config.value={text}" for text in texts)]
     values = flags.FlagValues()

@@ -1,7 +1,7 @@
-"""A verb of the command line, declared as data: its name, its flags and the function that does it.
+"""Declaration of a verb of the command line: its name, its flags and its function.
 
-Neither this module nor the files of the verbs import JAX, so help and mistakes are answered at
-once. What a verb does is a function of `xrec_jax.api`, imported when the verb runs.
+Neither this module nor the files of the verbs import JAX, so `--help` and errors in flags answer
+at once. Each verb calls a function of `xrec_jax.api`, which is imported when the verb runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Flag(NamedTuple):
     """A flag of a verb.
 
     Attributes:
-      kind: of its values: "texts" may be given again, a "switch" is `--name` or `--noname`, and of
-        the "config" every key can be overridden.
+      kind: type of its value. "texts" may be repeated; a "switch" is `--name` or `--noname`; every
+        key of a "config" can be overridden.
       name: without dashes.
-      default: where it is not given.
-      help: its line in the verb's help.
+      default: value without the flag.
+      help: its line in `xrec VERB --help`.
     """
 
     kind: Literal["config", "text", "texts", "integer", "number", "switch"]
@@ -35,27 +35,27 @@ class Flag(NamedTuple):
 
 
 def text(name: str, description: str, default: str = "") -> Flag:
-    """A flag whose value is text."""
+    """A flag with a text."""
     return Flag("text", name, default, description)
 
 
 def texts(name: str, description: str) -> Flag:
-    """A flag that may be given again; its value is a list."""
+    """A flag that may be repeated; its value is the list of texts."""
     return Flag("texts", name, [], description)
 
 
 def integer(name: str, default: int, description: str) -> Flag:
-    """A flag whose value is a whole number."""
+    """A flag with a whole number."""
     return Flag("integer", name, default, description)
 
 
 def number(name: str, default: float, description: str) -> Flag:
-    """A flag whose value is a number."""
+    """A flag with a floating-point number."""
     return Flag("number", name, default, description)
 
 
 def switch(name: str, description: str) -> Flag:
-    """A flag that is off unless it is given."""
+    """A flag without a value, off by default."""
     return Flag("switch", name, False, description)
 
 
@@ -71,7 +71,7 @@ ALLOW_IMPORTS = switch(
     "allow_imports",
     "import the modules that the run's config.json names: code of whoever made the run",
 )
-RUN_DIRECTORY = (WORKDIR, ALLOW_IMPORTS)  # of the verbs that open an existing run
+RUN_DIRECTORY = (WORKDIR, ALLOW_IMPORTS)  # for verbs that open an existing run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,10 @@ class Verb:
     Attributes:
       name: one word or two.
       summary: its line in `xrec --help`.
-      flags: what it takes.
-      run: does it with the values of the flags; returns the exit status.
-      positional: the flag that also takes what stands without one, if any.
-      needs_jax: whether JAX, and the other processes of the run, must be there before it runs.
+      flags: in the order of the declaration; the help sorts them.
+      run: called with the parsed flags; returns the exit status.
+      positional: name of the flag that collects positional arguments; "" where there are none.
+      needs_jax: whether JAX is imported, and initialised across processes, before `run`.
     """
 
     name: str
@@ -95,10 +95,10 @@ class Verb:
     needs_jax: bool = True
 
     def define(self, arguments: Sequence[str]) -> Any:
-        """The flags, before any is read.
+        """Unparsed `absl.flags.FlagValues` with the flags of the verb.
 
         Args:
-          arguments: of the verb: the config's flag looks for overrides there.
+          arguments: of the verb, in which the config's flag looks for overrides.
         """
         values = FlagValues()
         values.set_gnu_getopt(True)  # flags may stand behind files
@@ -132,7 +132,7 @@ _DEFINE: dict[str, Callable[..., Any]] = {
 
 
 def required(values: FlagValues, *names: str) -> None:
-    """Raises a `UserError` for the first of these flags that is missing."""
+    """Raises a `UserError` if one of the named flags has no value."""
     for name in names:
         if not values[name].value:
             raise UserError(f"--{name} is missing; see xrec VERB --help")
