@@ -17,7 +17,9 @@ from xrec_jax.evaluation.texts.grounding import (
     vocabulary_of,
 )
 from xrec_jax.text import get, parse_prompt
-from xrec_jax.text.titles.match import Trie, aliases, words_of
+from xrec_jax.text.titles.match import Trie
+from xrec_jax.text.titles.spellings import aliases
+from xrec_jax.text.titles.tokens import tokenize
 
 CATALOGUE = [
     "Matrix, The (1999)",
@@ -56,9 +58,16 @@ def found(grounder, text, **given):
 
 def test_words_keep_their_places():
     text = "L'ÉTÉ\u00a0d\u2019Anna & G.I. Jane's caf\u0065\u0301."
-    words = words_of(text)
+    tokens = tokenize(text)
+    words = tokens.words
     assert [word.form for word in words] == ["lete", "danna", "and", "gi", "janes", "cafe"]
-    assert [text[word.start : word.end] for word in words][1:4] == ["d\u2019Anna", "&", "G.I."]
+    assert [text[slice(*tokens.span(word.start, word.end))] for word in words][1:] == [
+        "d\u2019Anna",
+        "&",
+        "G.I.",
+        "Jane's",
+        "caf\u0065\u0301",
+    ]
     assert words[4].bare == "jane"
     assert [word.capital for word in words] == [True, False, True, True, True, False]
 
@@ -197,7 +206,7 @@ def test_the_trie_against_a_scan():
     trie = Trie()
     for words in sequences:
         trie.add(words)
-    text = words_of(" ".join(rng.choice(list("abcd"), 200).tolist()))
+    text = tokenize(" ".join(rng.choice(list("abcd"), 200).tolist())).words
     for place in range(len(text)):
         forms = tuple(word.form for word in text[place : place + 5])
         expected = [

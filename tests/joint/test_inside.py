@@ -23,6 +23,7 @@ from xrec_jax.joint import actor
 from xrec_jax.joint.actor import PolicyTask
 from xrec_jax.joint.controls import Systems, mask_titles
 from xrec_jax.joint.held_out import held_out
+from xrec_jax.joint.monitors import Monitors
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.rollout import rows
@@ -412,12 +413,23 @@ def test_updates_that_break_parameters_though_their_loss_is_finite(opened, monke
 
 
 def test_titles_are_masked_in_every_script():
-    titles = ["Lantern", "Cat", "千と千尋", "猫", "기생충", "Кино"]
-    texts = ["The lantern's Cat", "千と千尋は猫", "기생충은", "Кино, Киноклуб"]
+    titles = ["Lantern", "Cat", "千と千尋", "猫", "기생충", "Кино", "Matrix, The (1999)", "It"]
+    texts = [
+        "A lantern and the Lantern's Cat",
+        "千と千尋は猫",
+        "기생충은",
+        "Кино, Киноклуб",
+        "It is as the Matrix (1999), as 'It'.",
+    ]
     masked = mask_titles(texts, titles)
     assert masked == [
-        "The this place's Cat",
+        "A lantern and this place's this place",
         "this placeは猫",
         "this place은",
         "this place, Киноклуб",
+        "It is as this place, as 'this place'.",
     ]
+    # What the monitors count as a mention is gone.
+    monitors = Monitors(["a lantern it is"], titles)
+    assert monitors.measure(texts, [""] * 5)["monitor/title_mention"] == 1
+    assert monitors.measure(masked, [""] * 5)["monitor/title_mention"] == 0

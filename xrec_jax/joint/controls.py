@@ -25,7 +25,7 @@ from xrec_jax.joint.states.base import PARTS, TEST
 from xrec_jax.joint.states.candidates import JointCases
 from xrec_jax.parallel.mesh import gather
 from xrec_jax.text.synthetic.taste_pairs import join_pair, taste_pair
-from xrec_jax.text.words import finder, is_dense
+from xrec_jax.text.titles.mask import TitleMasks
 
 ALONE, JOINT = "alone", "joint"
 SIDES = {"why": "why", "why_not": "why_not"}
@@ -252,13 +252,9 @@ def said(planted: Any) -> str:
 
 
 def mask_titles(texts: list[str], titles: Any) -> list[str]:
-    """Texts with every title of the catalogue replaced, longest first, in any case."""
-    # A title of three letters stands in any text; three characters may be as many words.
-    known = {t for t in titles if len(t) > 3 or (len(t) > 1 and is_dense(t))}
-    if not known:
-        return texts
-    pattern = finder(sorted(known, key=lambda t: (-len(t), t)))
-    return [pattern.sub(_PLACE, text) for text in texts]
+    """Texts with other words in place of the titles of the catalogue (the policy `MASK`)."""
+    masks = TitleMasks(titles)
+    return [masks.mask(text, by=_PLACE) for text in texts]
 
 
 def _write(path: epath.Path, arrays: Arrays) -> None:

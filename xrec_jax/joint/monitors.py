@@ -20,64 +20,28 @@ They run on the host, on texts. Words are compared without case, accents and pun
 from __future__ import annotations
 
 import collections
-import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import regex
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.text.titles.normal import normal_title
-from xrec_jax.text.words import NAME_WORD, stands_alone, without_marks
+from xrec_jax.text.titles.match import Matcher
+from xrec_jax.text.titles.policy import NAMED
+from xrec_jax.text.titles.tokens import Words, fold, form_of, forms_of, tokenize
+from xrec_jax.text.words import APOSTROPHES, NAME_WORD_JOINED
 
-_MARKS = re.compile("[\u00ae\u00a9\u2122\u2120]")
-_APOSTROPHES = re.compile("[\u2019\u2018\u02bc`\u00b4]")
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_SIGNS = r"(?:[^\w\s]|_)+"  # that stand together
-_TOKEN = re.compile(rf"{_WORD.pattern}|{_SIGNS}")
-# The same in every script.
-_ANY_WORD = regex.compile(rf"{NAME_WORD}(?:'{NAME_WORD})*", regex.V1)
-_ANY_TOKEN = regex.compile(rf"{_ANY_WORD.pattern}|{_SIGNS}", regex.V1)
-_QUOTES = "\"'\u201c\u201d\u201e\u00ab\u00bb\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f"
-_SENTENCE = re.compile(r"(?:[.!?:\n]|^)[\s\"'\u201c(*\-]*$")
-_BRACKETS = re.compile(r"\s*[(\[][^()\[\]]*[)\]]")
+_SIGNS = r"(?:[^\w\s&]|_)+"  # that stand together
+_TOKEN = regex.compile(rf"{NAME_WORD_JOINED}|&|{_SIGNS}", regex.V1)
 _EQUAL = 1e-9
-_LINK = 3  # letters of a word that a title may keep small: "Lost in Translation"
-
-
-class _Word(NamedTuple):
-    """A word of a text.
-
-    Attributes:
-      start: its first character.
-      end: behind its last one.
-      form: what is compared.
-      bare: `form` without the s of a possessive.
-      capital: it does not begin with a small letter.
-      first: it has a capital and opens a sentence, so that the capital means nothing.
-      opens: a quote stands before it.
-      closes: a quote stands behind it, perhaps after a comma or full stop.
-    """
-
-    start: int
-    end: int
-    form: str
-    bare: str
-    capital: bool
-    first: bool
-    opens: bool
-    closes: bool
 
 
 class Monitors:
     """Measures rounds of explanations; built once a run.
 
-    A title of two words or more counts in any case, unless the reference texts have all its words
-    in small letters. Those ("Coming Home"), and titles of one word ("It", "Seven"), count only in
-    quotes or with capitals that are not just a sentence's first, or where no reference text has
-    that word: else every text that says "it" would name a film. The longest title at a place wins;
-    of a title's parts only one in brackets may be missing.
+    Titles are found by the policy `NAMED`. Common are those of several words that the reference
+    texts all have in small letters ("Coming Home"), and those of one word that they have at all
+    ("It", "Seven"): else every text that says "it" would name a film.
 
     Args:
       reference_texts: good explanations, for example those of supervised tuning: the measure of
@@ -109,28 +73,21 @@ class Monitors:
         small: set[str] = set()  # words that stand in small letters
         lengths = []
         for text in reference_texts:
-            words = _words(_folded(text))
-            lengths.append(len(words))
-            small.update(word.form for word in words if not word.capital)
+            small.update(word.form for word in tokenize(text).words if not word.capital)
+            lengths.append(len(_forms(text)))
             self._vocabulary.update(_tokens(text))
         if not sum(lengths):
             raise UserError("monitors need reference texts, such as those of supervised tuning")
         self._mean_length = sum(lengths) / len(lengths)
-        # By first word, longest first; a title of many items is in it once.
-        self._titles = [_spellings(title) for title in titles]
-        index: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)
-        for words_of_title in set().union(*self._titles):
-            index[words_of_title[0]].add(words_of_title)
-        self._index = {
-            first: sorted(found, key=lambda words: (-len(words), words))
-            for first, found in index.items()
-        }
-        self._plain = {
-            title
-            for found in self._index.values()
-            for title in found
-            if len(title) == 1 or small.issuperset(title)
-        }
+
+        def common(title: Words) -> bool:
+            return title[0] in self._vocabulary if len(title) == 1 else small.issuperset(title)
+
+        # A title of many items is one spelling of each.
+        self._titles = [frozenset(s.words for s in NAMED.spellings(title)) for title in titles]
+        self._matcher = Matcher(common=common)
+        for spelling in set().union(*self._titles):
+            self._matcher.add(spelling)
 
     def measure(
         self,
@@ -163,15 +120,21 @@ class Monitors:
             raise UserError(f"monitors: target {bad[0]}, but there are {len(self._titles)} titles")
         wanted = wanted or [-1] * len(texts)
         shown = {prompt: _joined(_forms(prompt)) for prompt in dict.fromkeys(prompts)}
-        found = [self._found(_folded(text)) for text in texts]
+        named = [self._named(text) for text in texts]
+        # Words of titles, not those that are counted: to a title initials are one word.
+        showing = {
+            prompt: _joined(forms_of(prompt))
+            for prompt, titles in zip(prompts, named, strict=True)
+            if titles
+        }
         unshown = [
-            any(_joined(title) not in shown[prompt] for title in titles)
-            for titles, prompt in zip(found, prompts, strict=True)
+            any(_joined(title) not in showing[prompt] for title in titles)
+            for titles, prompt in zip(named, prompts, strict=True)
         ]
         forms = [_forms(text) for text in texts]
         odd, tokens = self._odd(texts, prompts)
         measured = {
-            "monitor/title_mention": _mean([bool(titles) for titles in found]),
+            "monitor/title_mention": _mean([bool(titles) for titles in named]),
             "monitor/unshown_title": _mean(unshown),
             "monitor/copied_prompt": _mean(
                 self._copied_share(one, shown[prompt])
@@ -179,7 +142,7 @@ class Monitors:
             ),
             "monitor/repetition": _mean(self._repetition(one) for one in forms),
             "monitor/length_ratio": _mean(map(len, forms)) / self._mean_length,
-            "monitor/duplicates": 1.0 - len(set(map(tuple, forms))) / len(forms),
+            "monitor/duplicates": 1.0 - len(set(forms)) / len(forms),
             "monitor/odd_tokens": sum(map(len, odd)) / max(1, tokens),
         }
         if self._marker:
@@ -187,7 +150,7 @@ class Monitors:
         aimed = [place for place, target in enumerate(wanted) if target >= 0]
         if aimed:
             measured["monitor/target_title"] = _mean(
-                not self._titles[wanted[place]].isdisjoint(found[place]) for place in aimed
+                not self._titles[wanted[place]].isdisjoint(named[place]) for place in aimed
             )
             value, count = leak(
                 [odd[place] for place in aimed],
@@ -199,55 +162,20 @@ class Monitors:
             measured["monitor/leak_texts"] = float(count)
         return measured
 
-    def _found(self, text: str) -> set[tuple[str, ...]]:
-        """Titles that a folded text names, as words; they do not overlap."""
-        words = _words(text)
-        found, place = set(), 0
-        while place < len(words):
-            word = words[place]
-            titles = self._index.get(word.form, ())
-            if word.bare != word.form:
-                titles = [*titles, *(t for t in self._index.get(word.bare, ()) if len(t) == 1)]
-            step = 1
-            for title in titles:
-                part = words[place : place + len(title)]
-                if not _says(part, title) or (title in self._plain and not self._named(part)):
-                    continue
-                if not stands_alone(text, part[0].start, part[-1].end):
-                    continue
-                found.add(title)
-                step = len(title)
-                break
-            place += step
-        return found
+    def _named(self, text: str) -> set[Words]:
+        """Spellings of titles that a text names."""
+        return {match.title for match in self._matcher.find(tokenize(text), NAMED)}
 
-    def _named(self, part: list[_Word]) -> bool:
-        """Whether plain words stand there as a name."""
-        if part[0].opens and part[-1].closes:
-            return True
-        if len(part) == 1:
-            word = part[0]
-            known = not self._vocabulary.isdisjoint((word.form, word.bare))
-            # In scripts without capitals a name looks like any other word.
-            plain = word.first or word.form == word.form.upper()
-            if word.form.isdigit() or (plain and known):
-                return False
-            return word.capital
-        ends = part[0], part[-1]
-        return all(word.capital or len(word.form) <= _LINK for word in part) and all(
-            word.capital for word in ends
-        )
-
-    def _copied_share(self, forms: list[str], shown: str) -> float:
+    def _copied_share(self, forms: Words, shown: str) -> float:
         return _mean(_joined(gram) in shown for gram in _grams(forms, self._copied))
 
-    def _repetition(self, forms: list[str]) -> float:
+    def _repetition(self, forms: Words) -> float:
         grams = _grams(forms, self._repeated)
         return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
     def _no_why_not(self, text: str) -> bool:
         _, marker, behind = text.casefold().partition(self._marker or "")
-        return not marker or not _WORD.search(behind)
+        return not marker or not any(map(str.isalnum, behind))
 
     def _odd(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[list[list[str]], int]:
         """Odd tokens of each text, repeats kept, and the number of all tokens."""
@@ -261,18 +189,6 @@ class Monitors:
                 shown[prompt] = set(_tokens(prompt))
             odd.append([token for token in strange if token not in shown[prompt]])
         return odd, count
-
-
-def _spellings(title: str) -> frozenset[tuple[str, ...]]:
-    """Words of a title, with and without what stands in brackets; none where it has no word."""
-    forms = (normal_title(title), normal_title(_BRACKETS.sub(" ", title)))
-    return frozenset(tuple(form.split()) for form in forms if form)
-
-
-def _says(part: list[_Word], title: tuple[str, ...]) -> bool:
-    if len(part) < len(title) or title[-1] not in (part[-1].form, part[-1].bare):
-        return False
-    return all(word.form == wanted for word, wanted in zip(part[:-1], title, strict=False))
 
 
 def leak(
@@ -343,42 +259,24 @@ def leak(
     return max(0.0, (right / len(judged) - chance) / (1.0 - chance)), len(judged)
 
 
-def _folded(text: str) -> str:
-    text = _APOSTROPHES.sub("'", _MARKS.sub("", text)).replace("&", " and ")
-    return without_marks(text)
-
-
-def _form(raw: str) -> str:
-    return raw.replace("'", "").casefold()
-
-
-def _forms(text: str) -> list[str]:
-    """Words as `normal_title` has them, so that titles can be found among them."""
-    text = _folded(text)
-    return [_form(raw) for raw in (_WORD if text.isascii() else _ANY_WORD).findall(text)]
+def _forms(text: str) -> Words:
+    """The words of a text that are counted."""
+    return forms_of(text, initials=False)
 
 
 def _tokens(text: str) -> list[str]:
-    text = _folded(text)
-    found = (_TOKEN if text.isascii() else _ANY_TOKEN).findall(text)
-    return [_form(raw) or raw for raw in found]
+    """Words and runs of signs of a text."""
+    return [
+        form_of(raw) if raw[0].isalnum() or raw == "&" else _signs_form(raw)
+        for raw in _TOKEN.findall(fold(text))
+    ]
 
 
-def _words(text: str) -> list[_Word]:
-    """The words of a text that is `_folded`."""
-    words = []
-    for match in (_WORD if text.isascii() else _ANY_WORD).finditer(text):
-        raw, start, end = match.group(), match.start(), match.end()
-        form = bare = _form(raw)
-        if len(raw) > 2 and raw[-1] in "sS" and raw[-2] == "'":
-            bare = form[:-1]
-        capital = not raw[0].islower()
-        first = capital and bool(_SENTENCE.search(text, max(0, start - 12), start))
-        behind = text[end : end + 2].lstrip(".,!?;:")[:1]
-        opens = start > 0 and text[start - 1] in _QUOTES
-        closes = bool(behind) and behind in _QUOTES
-        words.append(_Word(start, end, form, bare, capital, first, opens, closes))
-    return words
+def _signs_form(raw: str) -> str:
+    """Signs without the apostrophes among them, if any other is left."""
+    for char in APOSTROPHES:
+        raw = raw.replace(char, "'")
+    return raw.replace("'", "") or raw
 
 
 def _joined(forms: Iterable[str]) -> str:

@@ -18,19 +18,26 @@ import regex
 
 # Scripts without blanks between words; the mark of a long vowel belongs to kana.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰ"
+# Characters that stand for an apostrophe.
+APOSTROPHES = "'\u2019\u2018\u02bc`\u00b4"
 
 
-def _word(unspaced: str, letters: str = r"\p{L}\p{N}") -> str:
+def _word(unspaced: str, letters: str = r"\p{L}\p{N}", joining: str = "") -> str:
     """A pattern of a word of `letters`; those of the scripts `unspaced` are words by themselves."""
     alone = rf"[[{letters}]&&[{unspaced}]]\p{{M}}*"
     letter = rf"[[{letters}]--[{unspaced}]]"
     # Joiners keep parts of one word together (Persian); they never begin or end it.
-    return rf"(?:{alone}|{letter}(?:{letter}|\p{{M}}|[\u200c\u200d](?={letter}))*)"
+    inner = rf"{letter}|\p{{M}}|[\u200c\u200d](?={letter})"
+    if joining:
+        inner += rf"|[{joining}]+(?={letter})"
+    return rf"(?:{alone}|{letter}(?:{inner})*)"
 
 
 WORD = _word(_UNSPACED)
 WORD_OR_LINE = _word(_UNSPACED, r"\p{L}\p{N}_")  # the underscore too, as in Python's \w
 NAME_WORD = _word(_UNSPACED + r"\p{Hangul}")
+# With apostrophes inside: beside a character that is a word by itself they are quotes.
+NAME_WORD_JOINED = _word(_UNSPACED + r"\p{Hangul}", joining=APOSTROPHES)
 _ALONE = regex.compile(rf"[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]\p{{M}}*", regex.V1)
 _WORDS = regex.compile(WORD, regex.V1)
 _ASCII_SPELT = re.compile(r"[a-zA-Z]+(?:'[a-zA-Z]+)*")
@@ -60,7 +67,7 @@ _PARTICLES = regex.compile(
     "같이|씨|님|들|한테|라는|라고){0,3}"
 )
 _HANGUL, _KATAKANA = regex.compile(r"\p{Hangul}"), regex.compile(r"[\p{Katakana}ーｰ]", regex.V1)
-_HANGUL_RUN = regex.compile(r"\p{Hangul}*")
+_HANGUL_RUN = regex.compile(r"\p{Hangul}{0,10}")  # one more than the longest particles
 _SURE = 4  # characters of a name that may stand inside a longer run of katakana
 
 

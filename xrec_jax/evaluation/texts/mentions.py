@@ -25,18 +25,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from xrec_jax.text.synthetic.grammar import plural
-from xrec_jax.text.titles.match import (
-    ARTICLES,
-    SMALL,
-    Trie,
-    Word,
-    Words,
-    aliases,
-    begins_sentence,
-    forms_of,
-    quoted,
-    words_of,
-)
+from xrec_jax.text.titles.match import SMALL, Matcher, Trie, has_case
+from xrec_jax.text.titles.normal import ARTICLES
+from xrec_jax.text.titles.policy import LENIENT, QUOTED, STRICT, Policy
+from xrec_jax.text.titles.tokens import Tokens, Words, forms_of, tokenize
 from xrec_jax.text.words import has_blanks, stands_alone
 
 Kind = Literal[
@@ -64,9 +56,7 @@ _QUOTED = (
 _MARKS = "\u300a\u3008\u300e"  # open what is a title, in scripts without capitals
 _MOST_WORDS = 10  # of an unknown title: longer quotations are speech
 _MOST_CHARACTERS = 25  # and where each character is a word
-_LONG_WORDS, _LONG_CHARACTERS = 3, 5  # of a title that is meant though nothing marks it as one
 _SERIES = frozenset("saga series franchise universe trilogy".split())
-_YEAR_BEHIND = re.compile(r"\s*\((?:1[89]|20)\d\d\)")
 _NO_VALUE = ("", "none", "nan", "null", "unknown")
 
 
@@ -131,24 +121,24 @@ class Grounder:
     def __init__(
         self, titles: Iterable[str], vocabulary: Mapping[str, Iterable[str]] | None = None
     ):
-        self._titles, self._values = Trie(), Trie()
+        self._matcher, self._values = Matcher(), Trie()
         self._known: set[str] = set()
         self._accusing: dict[Words, str] = {}  # whole titles: the first that is so called
         self._said: dict[Words, set[tuple[str, str]]] = collections.defaultdict(set)
         for title in dict.fromkeys(titles):
-            self._add(title, catalogue=True)
+            self._add(title)
+            for spelling in STRICT.spellings(title):
+                self._accusing.setdefault(spelling.words, title)
         for column, values in (vocabulary or {}).items():
             for value in values:
                 for words in _ways_to_say(column, value):
                     self._values.add(words)
                     self._said[words].add((column, value))
 
-    def _add(self, title: str, *, catalogue: bool) -> None:
+    def _add(self, title: str) -> None:
         self._known.add(title)
-        for words, short in aliases(title):
-            self._titles.add(words)
-            if catalogue and not short:
-                self._accusing.setdefault(words, title)
+        for spelling in LENIENT.spellings(title):
+            self._matcher.add(spelling.words)
 
     def ground(
         self,
@@ -172,16 +162,16 @@ class Grounder:
         given += [("item", item)] if item else []
         for _, title in given:
             if title not in self._known:  # it can be found, but never held against a text
-                self._add(title, catalogue=False)
+                self._add(title)
         # Of two that are called alike the whole title counts, then the item.
         own = {
             words: source
             for shortened in (True, False)
             for source in given
-            for words, short in aliases(source[1])
+            for words, short in LENIENT.spellings(source[1])
             if short == shortened
         }
-        words = words_of(text)
+        tokens = tokenize(text)
         rows = [item_attributes or {}], history_attributes
         sources = [
             {
@@ -193,88 +183,48 @@ class Grounder:
             for part in rows
         ]
         true = sources[0] | sources[1]
-        spans, taken = self._title_spans(text, words, own, true)
-        said, covered = self._attribute_spans(text, words, taken, *sources)
-        spans += self._in_quotes(text, words, taken, covered, own)
+        spans, taken = self._title_spans(tokens, own, true)
+        said, covered = self._attribute_spans(tokens, taken, *sources)
+        spans += self._in_quotes(tokens, taken, covered, own)
         # A value inside an unknown title is part of it.
-        free = {word.start for word, used in zip(words, taken, strict=True) if not used}
+        free = {word.start for word, used in zip(tokens.words, taken, strict=True) if not used}
         spans += [span for span in said if span.start in free]
-        return Grounding(tuple(sorted(spans)))
+        return Grounding(tuple(sorted(_in_text(tokens, span) for span in spans)))
 
     def _title_spans(
-        self,
-        text: str,
-        words: list[Word],
-        own: Mapping[Words, tuple[Kind, str]],
-        true: set[tuple[str, str]],
+        self, tokens: Tokens, own: Mapping[Words, tuple[Kind, str]], true: set[tuple[str, str]]
     ) -> tuple[list[Span], list[bool]]:
-        spans: list[Span] = []
-        taken, place = [False] * len(words), 0
-        while place < len(words):
-            for found, behind in self._titles.at(words, place):
-                kind, name = own.get(found, ("catalogue", self._accusing.get(found, "")))
-                if kind == "catalogue" and self._said.get(found, set()) & true:
-                    continue  # an attribute that is so called speaks for the text
-                if not name or not self._meant(text, words, place, behind, found, kind):
-                    continue
-                first, start, end = _whole(text, words, place, behind)
-                series = behind < len(words) and words[behind].form in _SERIES
-                if kind != "catalogue" or not series:
-                    spans.append(Span(start, end, kind, name))
-                taken[first:behind] = [True] * (behind - first)
-                place = behind - 1
-                break
-            place += 1
-        return spans, taken
+        """Titles of the item, the history and the catalogue, and which words they take."""
 
-    def _meant(
-        self, text: str, words: list[Word], place: int, behind: int, found: Words, kind: str
-    ) -> bool:
-        """Whether words that are a title's stand there as a title."""
-        first, start, end = _whole(text, words, place, behind)
-        if quoted(text, start, end) or quoted(text, words[place].start, words[behind - 1].end):
-            return True
-        part = words[place:behind]
-        if not stands_alone(text, part[0].start, part[-1].end):
-            return False
-        plain = all(word.form in SMALL or word.form.isdigit() for word in part)
-        capitals = all(word.capital or word.form in SMALL for word in part)
-        capitals = capitals and part[0].capital and part[-1].capital
-        if kind != "catalogue":
-            if len(part) > 1:
-                return not plain or (capitals and not found[0].isdigit())
-            return capitals and not plain and found not in self._said
-        if not capitals or plain or found in self._said:
-            return False
-        if _without_case(part):
-            spaced = has_blanks(text[part[0].start : part[-1].end])
-            return len(part) >= (_LONG_WORDS if spaced else _LONG_CHARACTERS)
-        if len(part) > 1:
-            return True
-        # A lone capital word: neither a sentence's first, nor part of a longer name.
-        if begins_sentence(text, start):
-            return False
-        before = words[first - 1] if first else None
-        after = words[behind] if behind < len(words) else None
-        joined = [
-            before
-            and before.capital
-            and text[before.end : start].strip(" -") == ""
-            and before.form not in SMALL,
-            after and after.capital and text[end : after.start].strip(" -") == "",
-        ]
-        return not any(joined)
+        def policy(title: Words) -> Policy | None:
+            values = self._said.get(title, set())
+            if title in own:
+                return QUOTED if values and len(title) == 1 else LENIENT
+            # An attribute that is so called speaks for the text.
+            if title not in self._accusing or values & true:
+                return None
+            return QUOTED if values else STRICT
+
+        spans: list[Span] = []
+        words, taken = tokens.words, [False] * len(tokens.words)
+        for match in self._matcher.find(tokens, policy):
+            kind, name = own.get(match.title) or ("catalogue", self._accusing[match.title])
+            series = match.behind < len(words) and words[match.behind].form in _SERIES
+            if kind != "catalogue" or not series:
+                spans.append(Span(match.start, match.end, kind, name))
+            taken[match.first : match.behind] = [True] * (match.behind - match.first)
+        return spans, taken
 
     def _in_quotes(
         self,
-        text: str,
-        words: list[Word],
+        tokens: Tokens,
         taken: list[bool],
         covered: list[bool],
         own: Mapping[Words, tuple[Kind, str]],
     ) -> list[Span]:
         """Phrases in quotes and capitals: beginnings of own titles, or unknown titles."""
         spans = []
+        text, words = tokens.folded, tokens.words
         for pattern in _QUOTED:
             for match in pattern.finditer(text):
                 low = bisect.bisect_left(words, match.start(), key=lambda word: word.start)
@@ -290,7 +240,7 @@ class Grounder:
                     continue
                 start, end = inside[0].start, inside[-1].end
                 kind: Kind = "unknown"
-                name = text[start:end]
+                name = tokens.text[slice(*tokens.span(start, end))]
                 said = tuple(word.form for word in inside)
                 if said[0] in ARTICLES:
                     said = said[1:]
@@ -298,7 +248,7 @@ class Grounder:
                     if whole[: len(said)] == said:
                         kind, name = source, title
                         break
-                if kind == "unknown" and _without_case(inside) and match[0][0] not in _MARKS:
+                if kind == "unknown" and not has_case(inside) and match[0][0] not in _MARKS:
                     continue  # capitals cannot show that a title is meant
                 spans.append(Span(start, end, kind, name))
                 taken[low:high] = [True] * (high - low)
@@ -306,12 +256,13 @@ class Grounder:
 
     def _attribute_spans(
         self,
-        text: str,
-        words: list[Word],
+        tokens: Tokens,
         taken: list[bool],
         item: set[tuple[str, str]],
         history: set[tuple[str, str]],
     ) -> tuple[list[Span], list[bool]]:
+        """Values of attributes, and which words they take."""
+        text, words = tokens.folded, tokens.words
         spans, place = [], 0
         covered = [False] * len(words)
         while place < len(words):
@@ -335,26 +286,10 @@ class Grounder:
         return spans, covered
 
 
-def _without_case(words: Iterable[Word]) -> bool:
-    """Whether words are of scripts that have no capitals; digits are of those that have."""
-    return all(word.form == word.form.upper() and not word.form.isdigit() for word in words)
-
-
-def _whole(text: str, words: list[Word], place: int, behind: int) -> tuple[int, int, int]:
-    """First word, start and end of a title with its article and year, wherever they stand."""
-    start, end = words[place].start, words[behind - 1].end
-    first = place
-    if place and words[place - 1].form in ARTICLES and text[words[place - 1].end : start] == " ":
-        first, start = place - 1, words[place - 1].start
-    elif behind < len(words):
-        after = words[behind]
-        if after.capital and after.form in ARTICLES and text[end : after.start] == ", ":
-            end = after.end
-    if "(" in text[start:end] and text[end : end + 1] == ")":
-        end += 1
-    if year := _YEAR_BEHIND.match(text, end):
-        end = year.end()
-    return first, start, end
+def _in_text(tokens: Tokens, span: Span) -> Span:
+    """A span of the folded text as one of the text."""
+    start, end = tokens.span(span.start, span.end)
+    return span._replace(start=start, end=end)
 
 
 def _ways_to_say(column: str, value: str) -> list[Words]:

@@ -1,27 +1,26 @@
-"""Names in running text: words with their places, the ways a title may be written, a trie of them.
+"""The one matcher of titles in running text.
 
-Case, punctuation, quotes, diacritics and possessives do not matter to what matches; articles may
-lead, trail ("Matrix, The") or be missing; a year behind ("(1999)") and an alternative title in
-brackets may be left out. Whether a match may stand is decided by whoever looks for it.
+Titles and texts are cut into words by one tokeniser (`titles.tokens`), the spellings of all titles
+stand in one trie, and of those that begin at a word the longest that counts as a mention wins; no
+two mentions overlap. What counts is said by `titles.policy`. With one catalogue the time is linear
+in the length of a text.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import regex
+from xrec_jax.text.titles.normal import ARTICLES
+from xrec_jax.text.titles.policy import Policy
+from xrec_jax.text.titles.tokens import Tokens, Word, Words
+from xrec_jax.text.words import has_blanks, is_dense, stands_alone
 
-from xrec_jax.text.words import NAME_WORD, without_marks
-
-Words = tuple[str, ...]
 QUOTES = (
     "\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb\u2039\u203a`*"
     "\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f"  # Chinese and Japanese
 )
-ARTICLES = ("the", "a", "an")
 # Words that titles keep small, and that say nothing by themselves.
 SMALL = frozenset(
     "a an and are as at but by de der des di du for from how i if in into is it la le les me my no "
@@ -30,131 +29,32 @@ SMALL = frozenset(
     "eight nine ten be been do does go all any more most very can could may might should would "
     "have has had here there then than now only also just like".split()
 )
-_FOREIGN = "la le les l' il lo gli i el los las der die das den det een het o os um".split()
 _END = ""  # no word is empty
-_INITIALS = r"(?:[^\W\d_]\.){2,}(?:[^\W\d_](?![^\W_]))?|&"  # L.A., G.I.
-_WORD = re.compile(rf"{_INITIALS}|[^\W_](?:[^\W_]|['\u2019\u02bc](?=[^\W_]))*")
-_ANY_WORD = regex.compile(
-    rf"{_INITIALS}|{NAME_WORD}(?:['\u2019\u02bc]{NAME_WORD})*", regex.V1
-)  # the same in every script
-# Full-width brackets and colons, and the sign of a year, are those of Chinese and Japanese.
-_YEAR = re.compile(r"\s*[(\[\uff08](?:1[89]|20)\d\d(?:/\w+|\u5e74)?[)\]\uff09]\s*$")
-_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
-_REPR = re.compile(r"^u([\"'])(.*)\1$")
-_BRACKETS = re.compile(r"\s*[(\[\uff08]([^()\[\]\uff08\uff09]*)[)\]\uff09]")
-_SUBTITLE = re.compile(r":\s|\uff1a|\s[-\u2013\u2014]\s")
+_LONG_WORDS, _LONG_CHARACTERS = 3, 5  # of a title that is meant though nothing marks it as one
 _BREAK = re.compile(r"(?:[.!?:\n\u2022\u3002\uff01\uff1f\uff1a]|^)[\s\"'\u201c\u2018(*\-]*$")
+_BREAK_WINDOW = 12  # characters in front of a word that are looked at
+_STOPS = ".,!?;:\u3001\u3002\uff01\uff0c\uff1f"
+_YEAR_BEHIND = re.compile(r"\s*\((?:1[89]|20)\d\d\)")
 
 
-class Word(NamedTuple):
-    """A word of a text.
+class Match(NamedTuple):
+    """A mention of a title; places are those of the folded text.
 
     Attributes:
-      start: its first character.
-      end: behind its last one.
-      form: what is compared: no case, marks or apostrophes.
-      bare: `form` without the s of a possessive.
-      capital: begins with a capital letter or a digit.
+      title: words of the spelling that stands there.
+      start: its first character, of an article in front if there is one.
+      end: behind its last one, with an article and a year behind.
+      first: number of the first word, of an article in front if there is one.
+      behind: number of the word behind the title.
+      possessive: whether the title's last word has the s of a possessive there.
     """
 
+    title: Words
     start: int
     end: int
-    form: str
-    bare: str
-    capital: bool
-
-
-def words_of(text: str) -> list[Word]:
-    """The words of a text, in order; "&" is "and", initials are one word."""
-    words = []
-    for match in (_WORD if text.isascii() else _ANY_WORD).finditer(text):
-        raw = match.group()
-        form = bare = _form(raw)
-        if len(raw) > 2 and raw[-2] in "'\u2019\u02bc" and raw[-1] in "sS":
-            bare = form[:-1]
-        words.append(Word(match.start(), match.end(), form, bare, not raw[0].islower()))
-    return words
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _form(raw: str) -> str:
-    if raw == "&":
-        return "and"
-    raw = without_marks(raw)
-    for char in ".'\u2019\u02bc":
-        raw = raw.replace(char, "")
-    return raw.casefold()
-
-
-def forms_of(text: str) -> Words:
-    """The words of a text as they are compared."""
-    return tuple(word.form for word in words_of(text))
-
-
-def begins_sentence(text: str, start: int) -> bool:
-    """Whether the word at `start` opens a sentence, a line, or what stands behind a colon."""
-    return bool(_BREAK.search(text, max(0, start - 12), start)) or not text[:start].strip(
-        QUOTES + " (-"
-    )
-
-
-def quoted(text: str, start: int, end: int) -> bool:
-    """Whether quotes stand right around a span; a comma or full stop may precede the last one."""
-    if start == 0 or text[start - 1] not in QUOTES:
-        return False
-    while end < len(text) and text[end] in ".,!?;:\u3001\u3002\uff01\uff0c\uff1f":
-        end += 1
-    return end < len(text) and text[end] in QUOTES
-
-
-class Alias(NamedTuple):
-    """A way to write a title.
-
-    Attributes:
-      words: without an English article in front.
-      short: only what stands before the subtitle: it may be another title, or a series.
-    """
-
-    words: Words
-    short: bool
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def aliases(title: str) -> tuple[Alias, ...]:
-    r"""The ways to write a title, without repetition.
-
-    "Matrix, The (1999)" and "The Matrix" give ("matrix",); "Seven (Se7en)" gives ("seven",
-    "se7en"), ("seven",) and ("se7en",); "Terminator 2: Judgment Day" gives all its words, and as a
-    short form of two words or more ("terminator", "2"). Escapes that a file kept by mistake
-    (`Just Cause\u2122 3`, `u"Mirrors Edge"`) are read as what they stand for.
-    """
-    title = _ESCAPE.sub(lambda match: chr(int(match[1] or match[2], 16)), title)
-    plain = _YEAR.sub("", _REPR.sub(r"\2", title))
-    outside = _BRACKETS.sub("", plain)
-    inside = [part for part in _BRACKETS.findall(plain) if len(forms_of(part)) and len(part) > 2]
-    found: dict[Words, bool] = {}
-    for part in (plain, outside, *inside):
-        for words in _with_articles(part):
-            found.setdefault(words, False)
-    for words in _with_articles(_SUBTITLE.split(outside)[0]):
-        if len(words) > 1:
-            found.setdefault(words, True)
-    return tuple(Alias(words, short) for words, short in found.items() if words)
-
-
-def _with_articles(title: str) -> list[Words]:
-    words = list(forms_of(title))
-    found = []
-    head, _, tail = title.rpartition(",")
-    if head and (tail := tail.strip().lower().replace("\u2019", "'")) in (*ARTICLES, *_FOREIGN):
-        words = list(forms_of(head))
-        if tail not in ARTICLES:
-            found.append((*forms_of(tail), *words))
-    elif len(words) > 1 and words[-1] == "the":
-        words = words[:-1]  # some files drop the comma
-    if len(words) > 1 and words[0] in ARTICLES:
-        words = words[1:]
-    return [*found, tuple(words)]
+    first: int
+    behind: int
+    possessive: bool
 
 
 class Trie:
@@ -172,15 +72,170 @@ class Trie:
 
     def at(self, words: Sequence[Word], place: int) -> Iterator[tuple[Words, int]]:
         """Sequences that begin at a place, the longest first, with the place behind each."""
-        found: list[tuple[Words, int]] = []
+        ends: list[tuple[Words, int]] = []
         node: Any = self._root
         for end in range(place, len(words)):
             word = words[end]
+            # Only the last word of a sequence may be a possessive.
             if word.bare is not word.form and _END in (bare := node.get(word.bare, {})):
-                found.append((bare[_END], end + 1))
+                ends.append((bare[_END], end + 1))
             node = node.get(word.form)
             if node is None:
                 break
             if _END in node:
-                found.append((node[_END], end + 1))
-        return reversed(found)
+                ends.append((node[_END], end + 1))
+        return reversed(ends)
+
+
+def is_small(title: Words) -> bool:
+    """Whether a title has no word that says something by itself, such as "It" and "One on One"."""
+    return all(word in SMALL or word.isdigit() for word in title)
+
+
+class Matcher:
+    """Finds mentions of titles; built once for a catalogue.
+
+    Args:
+      common: whether the words of a title are such as stand in texts that name no title.
+    """
+
+    def __init__(self, *, common: Callable[[Words], bool] = is_small):
+        self._trie, self._common = Trie(), common
+
+    def add(self, spelling: Words) -> None:
+        """Adds a way to write a title."""
+        self._trie.add(spelling)
+
+    def find(
+        self, tokens: Tokens, policy: Policy | Callable[[Words], Policy | None]
+    ) -> list[Match]:
+        """Mentions in a text, in order.
+
+        Args:
+          tokens: of the text.
+          policy: what counts; or what counts for a title, None where it does not count at all.
+        """
+        chosen = (lambda _: policy) if isinstance(policy, Policy) else policy
+        words, matches = tokens.words, list[Match]()
+        place = taken = 0  # the next word, and the first that is part of no mention
+        while place < len(words):
+            for title, behind in self._trie.at(words, place):
+                rule = chosen(title)
+                if rule is None:
+                    continue
+                match = _whole(tokens, title, place, behind, taken)
+                if self._counts(tokens, match, place, rule):
+                    matches.append(match)
+                    taken = behind
+                    # An article or a year behind the title is part of no other one.
+                    while taken < len(words) and words[taken].start < match.end:
+                        taken += 1
+                    break
+            place = max(place + 1, taken)
+        return matches
+
+    def _counts(self, tokens: Tokens, match: Match, place: int, policy: Policy) -> bool:
+        """Whether words that are a title's stand there as a title, which begins at `place`."""
+        text, part = tokens.folded, tokens.words[place : match.behind]
+        bounds = part[0].start, part[-1].end
+        # Quotes show a title whatever its words, with or without the article inside of them.
+        if quoted(text, match.start, match.end) or quoted(text, *bounds):
+            return True
+        needs = policy.single if len(part) == 1 else policy.several
+        if needs == "quotes" or not stands_alone(text, *bounds):
+            return False
+        if len(part) == 1:
+            return self._counts_single(tokens, match, place, policy)
+        if needs == "any case":
+            return True
+        common = self._common(match.title)
+        if needs == "capitals":
+            return not common and _in_capitals(part) and (has_case(part) or _is_long(text, part))
+        # A row of numbers and common words begins with a digit in any case.
+        return not common or (_in_capitals(part) and not match.title[0].isdigit())
+
+    def _counts_single(self, tokens: Tokens, match: Match, place: int, policy: Policy) -> bool:
+        """The same for a title of one word that is not in quotes."""
+        word = tokens.words[place]
+        [form] = match.title
+        short = len(form) < policy.shortest and not is_dense(form)
+        if not word.capital or short or form.isdigit():
+            return False
+        if policy.single == "capital":
+            return True
+        common = self._common(match.title)
+        if policy.single == "uncommon":
+            return not common
+        # The capital of a sentence's first word says nothing, nor does the want of capitals.
+        inside = has_case([word]) and not begins_sentence(tokens, place)
+        if policy.single == "inside if common":
+            return inside or not common
+        return inside and not common and not _beside_capital(tokens, match)
+
+
+def begins_sentence(tokens: Tokens, place: int) -> bool:
+    """Whether a word opens a sentence, a line, or what stands behind a colon."""
+    text, start = tokens.folded, tokens.words[place].start
+    if _BREAK.search(text, max(0, start - _BREAK_WINDOW), start):
+        return True
+    return place == 0 and not text[:start].strip(QUOTES + " (-")
+
+
+def quoted(text: str, start: int, end: int) -> bool:
+    """Whether quotes stand right around a span; a comma or full stop may precede the last one."""
+    if start == 0 or text[start - 1] not in QUOTES:
+        return False
+    while end < len(text) and text[end] in _STOPS:
+        end += 1
+    return end < len(text) and text[end] in QUOTES
+
+
+def has_case(words: Iterable[Word]) -> bool:
+    """Whether words are of a script that has capitals; digits are of those that have."""
+    return not all(word.form == word.form.upper() and not word.form.isdigit() for word in words)
+
+
+def _in_capitals(part: Sequence[Word]) -> bool:
+    """Whether the first word, the last one and all that are not small have a capital."""
+    ends = part[0].capital and part[-1].capital
+    return ends and all(word.capital or word.form in SMALL for word in part)
+
+
+def _is_long(text: str, part: Sequence[Word]) -> bool:
+    """Whether words without capitals are so many that nothing but the title can be meant."""
+    spaced = has_blanks(text[part[0].start : part[-1].end])
+    return len(part) >= (_LONG_WORDS if spaced else _LONG_CHARACTERS)
+
+
+def _beside_capital(tokens: Tokens, match: Match) -> bool:
+    """Whether a title is part of a longer name, as in "Anna Rust" or "Rust-Miller"."""
+    text, words = tokens.folded, tokens.words
+    if match.first:
+        before = words[match.first - 1]
+        gap = text[before.end : match.start].strip(" -")
+        if before.capital and not gap and before.form not in SMALL:
+            return True
+    if match.behind < len(words):
+        after = words[match.behind]
+        return after.capital and not text[match.end : after.start].strip(" -")
+    return False
+
+
+def _whole(tokens: Tokens, title: Words, place: int, behind: int, taken: int) -> Match:
+    """A title with its article and year, wherever they stand; `taken` words are of others."""
+    text, words = tokens.folded, tokens.words
+    start, end = words[place].start, words[behind - 1].end
+    first = place
+    before = words[place - 1] if place > taken else None
+    if before and before.form in ARTICLES and text[before.end : start] == " ":
+        first, start = place - 1, before.start
+    elif behind < len(words):
+        after = words[behind]
+        if after.capital and after.form in ARTICLES and text[end : after.start] == ", ":
+            end = after.end
+    if "(" in text[start:end] and text[end : end + 1] == ")":
+        end += 1
+    if year := _YEAR_BEHIND.match(text, end):
+        end = year.end()
+    possessive = title[-1] != words[behind - 1].form
+    return Match(title, start, end, first, behind, possessive)

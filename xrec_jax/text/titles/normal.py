@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import re
 
-import regex
+from xrec_jax.text.titles.tokens import Words, forms_of
 
-from xrec_jax.text.words import NAME_WORD, without_marks
-
+# In front of a title a foreign article is often a word of the title ("Die Hard"), so it stays.
+ARTICLES = ("the", "a", "an")
 # A catalogue puts the article behind a comma: "Matrix, The". A lone "I" or "O" is more often a part
 # of a name than an article, so those of Portuguese and Italian are left out.
-_ARTICLES = (
+_TRAILING = (
     "the a an "  # English
     "le la les un une "  # French
     "il lo gli uno una i "  # Italian
@@ -19,15 +19,9 @@ _ARTICLES = (
     "der die das ein eine "  # German
     "den det en ett"  # Scandinavian
 ).split()
-# In front of a title a foreign article is often a word of the title ("Die Hard"), so it stays.
-_LEADING = ("the", "a", "an")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
 _YEAR = re.compile(r"[(\[\uff08]\s*(?:1[89]|20)\d\d\u5e74?\s*[)\]\uff09]\s*$")
-_BEHIND = re.compile(rf",\s*(?:{'|'.join(_ARTICLES)}|l')(?=\s*(?:$|[(\[]))", re.IGNORECASE)
-_MARKS = re.compile("[\u00ae\u00a9\u2122\u2120]")
-_APOSTROPHES = re.compile("['\u2019\u2018\u02bc`\u00b4]")
-_NO_WORD = re.compile(r"[^\w]+|_+")
-_ANY_WORD = regex.compile(NAME_WORD, regex.V1)  # the same in every script
+_BEHIND = re.compile(rf",\s*(?:{'|'.join(_TRAILING)}|l')(?=\s*(?:$|[(\[]))", re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -48,20 +42,33 @@ def normal_title(title: str, *, year: bool = False) -> str:
       each syllable; empty for a title without a letter or digit. A title that is nothing but an
       article is kept ("The The" is "the").
     """
-    text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), title).strip()
-    if not year:
-        text = _YEAR.sub("", text).strip() or text
-    text = _BEHIND.sub("", text) or text
-    text = _MARKS.sub("", text).replace("&", " and ")
-    text = _APOSTROPHES.sub("", text)  # "dog's" is "dogs", not "dog s"
-    text = without_marks(text).casefold()
-    words = _NO_WORD.sub(" ", text).split() if text.isascii() else _ANY_WORD.findall(text)
-    if len(words) > 1 and words[0] in _LEADING:
-        words = words[1:]
-    return " ".join(words)
+    return " ".join(without_article(forms_of(_main_part(title, year=year), initials=False)))
 
 
 def same_title(first: str, second: str) -> bool:
     """Whether two titles name the same thing; an empty one names nothing."""
     one, other = normal_title(first), normal_title(second)
     return bool(one) and one == other
+
+
+def title_words(title: str) -> Words:
+    """The words of `normal_title` as the tokeniser of texts has them: "L.A." is one."""
+    return without_article(forms_of(_main_part(title)))
+
+
+def unescaped(title: str) -> str:
+    r"""A title with what a file kept as escapes by mistake (`Just Cause\u2122 3`) as meant."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1] or match[2], 16)), title)
+
+
+def without_article(words: Words) -> Words:
+    """Words of a title without an English article in front, if that leaves any."""
+    return words[1:] if len(words) > 1 and words[0] in ARTICLES else words
+
+
+def _main_part(title: str, *, year: bool = False) -> str:
+    """A title without its year and the article behind a comma."""
+    text = unescaped(title).strip()
+    if not year:
+        text = _YEAR.sub("", text).strip() or text
+    return _BEHIND.sub("", text) or text
