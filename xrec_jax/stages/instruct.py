@@ -175,7 +175,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
         _same_as_before(found, base, rundir)
         lm = run_base.language_model(config, base)
         during = functools.partial(_sample_during, config, lm, lora, found, rundir)
-        params = task.fit(config.seeds[0], writer, evaluated=during)
+        params = task.fit(config.seeds[0], writer, evaluate_also=during)
         save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity())
     _finish(config, found, base, task, rundir)
 

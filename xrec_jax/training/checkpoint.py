@@ -1,17 +1,17 @@
 """Orbax checkpoints of a training run.
 
 One checkpoint holds the whole run at a step, in one atomic folder `STEP/`: the state (parameters,
-optimiser, key, step and the best parameters so far), the position of the data iterator, the
+optimizer state, key, step and the best parameters so far), the position of the data iterator, the
 loop's progress (best score, evaluations without improvement), and checksums of all of it. It is
-written in the background; a kill in mid-write leaves only a temporary folder that the next start
-ignores and removes. `newest.json` beside the folders names the newest one, so that its loss is
-noticed.
+written in the background; a kill in mid-write leaves only a temporary folder, which the next start
+ignores and removes. `newest.json` beside the folders names the newest checkpoint, so that its loss
+is noticed.
 
 Resume precedence of a stage:
 
 1. the stage is marked done: nothing runs, its results are read;
-2. a complete checkpoint exists: the newest that is sound is restored, onto whatever mesh the run
-   has now; one that is damaged is set aside, and that is said;
+2. a complete checkpoint exists: the newest sound one is restored, onto the mesh that the run has
+   now; a damaged one is set aside, and a message says so;
 3. otherwise: initialisation from the seed.
 """
 
@@ -39,7 +39,7 @@ from xrec_jax.training.saving import BackgroundWrite, silence_orbax
 from xrec_jax.training.sums import Damaged
 
 KEEP = 2  # newest checkpoints kept; the best parameters are inside each
-# What Orbax and tensorstore raise on files that are not as they were written.
+# Exceptions that Orbax and tensorstore raise on damaged files.
 _ON_DAMAGE = (
     ValueError,
     LookupError,
@@ -55,29 +55,29 @@ _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTA
 
 
 class Saved(Protocol):
-    """A state as checkpoints use it, for example `training.state.TrainState`."""
+    """A state that checkpoints can save, for example `training.state.TrainState`."""
 
     @property
     def step(self) -> Any:
-        """Updates done, an integer scalar."""
+        """Number of updates done, an integer scalar."""
 
     def saved(self) -> dict[str, Any]:
-        """The part that a checkpoint holds: its fields by name."""
+        """Fields that a checkpoint holds, by name."""
 
     def replace(self, **fields: Any) -> Self:
-        """The same state with other values of some fields."""
+        """Copy of the state with new values of some fields."""
 
 
 _State = TypeVar("_State", bound=Saved)
 
 
 class Checkpoints:
-    """The checkpoints of one stage.
+    """Checkpoints of one stage.
 
     Args:
       directory: `checkpoints/STAGE` of the run directory; must exist if `read_only`.
-      read_only: leaves everything as it is; otherwise what a kill left half written is removed, and
-        what is damaged is set aside.
+      read_only: changes no file; otherwise unfinished writes are removed and damaged checkpoints
+        are set aside.
 
     Raises:
       WriteError: if the directory cannot be written.
@@ -95,12 +95,14 @@ class Checkpoints:
         then = f"going on from step {self.latest}" if self.latest else "none is left"
         for step in unreadable:
             self._say_damaged(step, "its metadata cannot be read", then)
+        # The manifest outlives its folders, so it shows that the newest checkpoint was lost.
         newest = self._manifest.step
         if newest > (self.latest or 0) and newest not in unreadable and is_primary():
             log(f"{self._folder(newest)}: the newest checkpoint is missing; {then}")
 
     def _opened(self, unreadable: list[int]) -> ocp.training.Checkpointer:
-        while True:
+        """Opens the directory; the steps of unreadable checkpoints are added to `unreadable`."""
+        while True:  # once more for each checkpoint that had to be set aside
             try:
                 return ocp.training.Checkpointer(
                     self.directory,
@@ -114,13 +116,14 @@ class Checkpoints:
                 unreadable.append(self._set_aside_unreadable(error))
 
     def _set_aside_unreadable(self, error: Exception) -> int:
-        """Sets aside the step whose metadata made Orbax refuse the whole directory."""
+        """Sets aside the step with unreadable metadata and returns it."""
         for folder in self.directory.iterdir():
             if not folder.name.isdigit():
                 continue
             try:
                 ocp.checkpointables_metadata(folder)
             except _ON_DAMAGE:
+                # With several processes, none may rename a folder that others are opening.
                 if self._read_only or jax.process_count() > 1:
                     raise UserError(
                         f"{folder}: the checkpoint is damaged (its metadata cannot be read); "
@@ -137,15 +140,15 @@ class Checkpoints:
         return None if newest is None else int(newest.step)
 
     def save(self, state: Saved, data: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; waits only for an earlier one to finish.
+        """Starts writing a checkpoint; waits only for the previous write to finish.
 
         Args:
-          state: may be donated as soon as this returns.
+          state: training state; may be donated as soon as this returns.
           data: state of the data iterator (JSON).
           progress: state of the loop (JSON).
 
         Raises:
-          WriteError: if this write cannot start, or the earlier one failed.
+          WriteError: if this write cannot start, or the previous one failed.
         """
         step = int(state.step)
         if step == self.latest:
@@ -166,10 +169,10 @@ class Checkpoints:
         self._write = BackgroundWrite(step, size, response, self._folder(step))
 
     def check(self) -> None:
-        """Looks whether the write in the background has failed; returns at once.
+        """Checks without waiting whether the background write has failed.
 
         Raises:
-          WriteError: names the cause, what was needed and what is free.
+          WriteError: names the cause, the bytes needed and the bytes free.
         """
         if self._write is not None and (self._write.failed() or not self._write.is_alive()):
             self.wait()
@@ -188,9 +191,9 @@ class Checkpoints:
             raise self._failure(write.step, write.size, write.error) from write.error
         self._note(write.step, write.files)
 
-    def _note(self, step: int, found: manifest.FileSums) -> None:
-        """Writes down that a checkpoint is complete, and its files."""
-        self._manifest = manifest.pruned(self._manifest, step, found, self._steps())
+    def _note(self, step: int, checksums: manifest.FileSums) -> None:
+        """Records in the manifest that a checkpoint is complete, with its files' checksums."""
+        self._manifest = manifest.pruned(self._manifest, step, checksums, self._steps())
         if is_primary():
             self._manifest.write(self.directory)
 
@@ -205,16 +208,17 @@ class Checkpoints:
         """
         saved = state.saved()
         damaged: dict[int, str] = {}
+        # From the newest to the oldest, until one is sound.
         for step in reversed(self._steps()):
-            found, reason = self._try(step, saved)
-            if found is not None:
+            restored, reason = self._try(step, saved)
+            if restored is not None:
                 if damaged:
                     self._fall_back(damaged, step)
                 elif (
                     not self._read_only and step > self._manifest.step
                 ):  # killed before it was noted
                     self._note(step, manifest.file_sums(self._folder(step)) if is_primary() else {})
-                return state.replace(**found["state"]), found["data"], found["progress"]
+                return state.replace(**restored["state"]), restored["data"], restored["progress"]
             damaged[step] = reason
         folders = " and ".join(f"{self._folder(step)} ({why})" for step, why in damaged.items())
         raise UserError(
@@ -223,24 +227,25 @@ class Checkpoints:
         )
 
     def _steps(self) -> list[int]:
-        """Steps of the complete checkpoints, the newest last."""
-        return [int(one.step) for one in self._checkpointer.checkpoints]
+        """Steps of the complete checkpoints in ascending order."""
+        return [int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints]
 
     def _try(self, step: int, saved: Any) -> tuple[dict[str, Any] | None, str]:
-        """What the checkpoint of a step holds, or why it is damaged; the same on all processes."""
-        found, reason = None, ""
+        """Contents of a step's checkpoint, or None and the damage; the same on all processes."""
+        restored, reason = None, ""
         try:
             self._check_files(step)
         except Damaged as error:
             reason = str(error)
+        # Restoring is a collective operation, so all processes must agree before it begins.
         if not _everywhere(not reason):
             return None, reason or "another process cannot read it"
         try:
-            found = self._restored(step, saved)
+            restored = self._restored(step, saved)
         except Damaged as error:
             reason = _first_line(error)
-        sound = _everywhere(found is not None)
-        return (found if sound else None), reason or "another process cannot read it"
+        sound = _everywhere(restored is not None)
+        return (restored if sound else None), reason or "another process cannot read it"
 
     def _check_files(self, step: int) -> None:
         """Compares the files before Orbax reads them: it is neither quiet nor quick on damage."""
@@ -257,23 +262,24 @@ class Checkpoints:
             raise Damaged(missing or f"{name} is not as it was written")
 
     def _restored(self, step: int, saved: Any) -> dict[str, Any]:
+        """Reads and verifies a checkpoint with the shapes and shardings of `saved`."""
         metadata = self._reading(step, self._checkpointer.checkpointables_metadata, step)
         record = sums.read_record(metadata.custom_metadata)
         self._check_shapes(step, metadata.metadata.get("state"), saved, record)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved
         )
-        wanted = {"state": abstract, "data": None, "progress": None}
-        found = self._reading(step, self._checkpointer.load_checkpointables, step, wanted)
-        for part in ("data", "progress"):
-            if not isinstance(found.get(part), dict):
-                raise Damaged(f"{part} cannot be read")
+        abstract_tree = {"state": abstract, "data": None, "progress": None}
+        restored = self._reading(step, self._checkpointer.load_checkpointables, step, abstract_tree)
+        for name in ("data", "progress"):
+            if not isinstance(restored.get(name), dict):
+                raise Damaged(f"{name} cannot be read")
         if record is not None:
-            sums.verify(record, step, found)
-        return found
+            sums.verify(record, step, restored)
+        return restored
 
     def _reading(self, step: int, read: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function of Orbax that reads."""
+        """Calls a reading function of Orbax and tells damage from unreadable files."""
         try:
             return read(*arguments)
         except (
@@ -291,20 +297,21 @@ class Checkpoints:
             raise Damaged(_first_line(error)) from error
 
     def _check_shapes(self, step: int, metadata: Any, saved: Any, record: Any) -> None:
-        """Compares shapes by name first: Orbax's own message does not say what differs."""
-        stored, wanted = _shapes(metadata), _shapes(saved)
+        """Compares shapes by name before reading: Orbax's own message does not name the array."""
+        stored, expected = _shapes(metadata), _shapes(saved)
         if not stored:
             raise Damaged("it lists no arrays")
-        if stored == wanted:
+        if stored == expected:
             if record is not None and sums.shapes_of(record) != stored:
                 raise Damaged("its checksums are of other arrays")
             return
+        # The checksums name the arrays as saved: they tell another model from damaged metadata.
         recorded = stored if record is None else sums.shapes_of(record)
-        for name in sorted(recorded.keys() | wanted.keys()):
-            if recorded.get(name) != wanted.get(name):
+        for name in sorted(recorded.keys() | expected.keys()):
+            if recorded.get(name) != expected.get(name):
                 raise UserError(
                     f"{self._folder(step)}: {name} has shape {recorded.get(name, 'none')} in "
-                    f"the checkpoint but {wanted.get(name, 'none')} in the configured model; use "
+                    f"the checkpoint but {expected.get(name, 'none')} in the configured model; use "
                     "the configuration the run was started with, or another --workdir"
                 )
         for name in sorted(recorded.keys() | stored.keys()):
@@ -312,7 +319,7 @@ class Checkpoints:
                 raise Damaged(f"{name} has another shape than was saved")
 
     def _fall_back(self, damaged: dict[int, str], step: int) -> None:
-        """Says what is not used; where the stage goes on, it is also set aside."""
+        """Logs damaged checkpoints and, unless read-only, sets them aside."""
         then = f"going on from step {step}"
         if self._read_only:
             then = f"reading step {step}, the one before, whose figures may differ"
@@ -344,7 +351,7 @@ class Checkpoints:
             raise write_error(aside, error) from error
 
     def _make_way(self, step: int) -> None:
-        """Sets aside what lies where a checkpoint is to be and is none, such as a file."""
+        """Renames whatever occupies the folder of a new checkpoint, such as a stray file."""
         if is_primary() and self._folder(step).exists():
             self._set_aside(step)
             aside = self._aside(step).name
@@ -352,7 +359,7 @@ class Checkpoints:
 
     def _failure(self, step: int, size: int, error: BaseException) -> UserError:
         self._failed = True
-        complete = [one for one in self._steps() if one != step]
+        complete = [saved for saved in self._steps() if saved != step]
         since = (
             f"it goes on from step {complete[-1]}" if complete else "it starts from the beginning"
         )
@@ -368,7 +375,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits, then frees the background threads; after a failed write nobody waits."""
+        """Waits and frees the background threads; does not wait after a failed write."""
         if self._failed:
             return
         self.wait()
@@ -380,7 +387,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _everywhere(flag: bool) -> bool:
-    """Whether a flag is true on every process."""
+    """True if a flag is true on every process."""
     if jax.process_count() == 1:
         return flag
     return bool(np.all(multihost_utils.process_allgather(np.array(flag))))

@@ -1,4 +1,4 @@
-"""How models are trained: the values that every stage that trains has."""
+"""Default training sections of the config, and their validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST = 2**31 - 1
 
 
 def training_defaults() -> ConfigDict:
-    """How a model is trained."""
+    """Default training section of a recommender."""
     return ConfigDict(
         dict(
             batch_size=2048,  # global: all devices of all processes together
@@ -38,13 +38,13 @@ def training_defaults() -> ConfigDict:
 
 
 def lora() -> dict[str, Any]:
-    """The adapter that a stage trains: LLMXRec's, on all seven projections."""
+    """Default LoRA section: LLMXRec's adapter, on all seven projections."""
     targets = ("q", "k", "v", "o", "gate", "up", "down")
     return dict(rank=8, alpha=16.0, dropout=0.05, targets=targets)
 
 
 def language_training(**changed: Any) -> ConfigDict:
-    """How a language model is trained; `changed` differs from what all of them share."""
+    """Default training section of a language model, with the values of `changed`."""
     train = training_defaults()
     train.update(
         dict(
@@ -64,15 +64,15 @@ def language_training(**changed: Any) -> ConfigDict:
 
 
 def check_training(train: Any, where: str, metrics: Sequence[str]) -> None:
-    """Refuses counts and a metric that cannot work.
+    """Validates the counts and the metric of a training section.
 
     Args:
-      train: a stage's training values.
-      where: their place in the config, for messages.
-      metrics: what the stage computes.
+      train: the section.
+      where: its path in the config, for messages.
+      metrics: names of the metrics that the stage computes.
 
     Raises:
-      UserError: names the key, the value and what is valid.
+      UserError: names the key, the value and the valid ones.
     """
     if train.metric not in metrics:
         hint = did_you_mean(train.metric, metrics)

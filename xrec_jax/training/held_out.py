@@ -19,13 +19,13 @@ from xrec_jax.training.instruct import summed_loss
 
 
 class HeldOutLoss:
-    """Mean `-log p` of a held-out set's trained tokens.
+    """Mean `-log p` over the trained tokens of a held-out set.
 
     Args:
       model: the model's functions.
       rows: the held-out set.
       mesh: devices; use the object inside `use_mesh(mesh)`.
-      batch_size: global rows at a time; divisible by the processes.
+      batch_size: global rows per batch; divisible by the number of processes.
     """
 
     def __init__(self, model: Llama, rows: PackedRows, *, mesh: Mesh, batch_size: int):
@@ -39,10 +39,10 @@ class HeldOutLoss:
         self._score = jax.jit(score, static_argnums=3, compiler_options=options)
 
     def __call__(self, trained: Any, base: Any, lora: LoraConfig | None) -> float:
-        """Nats a token.
+        """Computes the loss in nats per token.
 
         Args:
-          trained: an adapter's parameters, or the whole model's where `lora` is None.
+          trained: parameters of the adapter, or of the whole model if `lora` is None.
           base: frozen parameters under an adapter.
           lora: the adapter's configuration.
         """
@@ -50,6 +50,7 @@ class HeldOutLoss:
         first = jax.process_index() * local
         total = tokens = 0.0
         for start in range(0, self._rows.num_rows, self._batch):
+            # The last batch repeats a row to keep its shape; the repeats have weight 0.
             numbers = np.arange(start + first, start + first + local)
             batch = self._rows.rows(0, np.minimum(numbers, self._rows.num_rows - 1))
             batch["weights"] *= (numbers < self._rows.num_rows)[:, None]

@@ -1,4 +1,4 @@
-"""Steps that train a language model: an adapter on a frozen base, or the base itself."""
+"""Training step of a language model: an adapter on a frozen base, or the whole model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def summed_loss(
     """Sum of `-log p` over the trained tokens of a batch (see `data.packing.PackedRows`).
 
     Args:
-      trained: an adapter's parameters, or where `lora` is None the whole model's.
-      base: frozen parameters under an adapter; unused where `lora` is None.
+      trained: parameters of the adapter, or of the whole model if `lora` is None.
+      base: frozen parameters under an adapter; unused if `lora` is None.
       batch: `ids`, `targets`, `weights`, `segments`, each `[rows, length]`.
-      key: of the adapter's dropout; None for evaluation.
+      key: key of the adapter's dropout; None for evaluation.
       model: the model's functions.
       lora: the adapter's configuration, or None to train the model itself.
     """
@@ -58,44 +58,49 @@ def instruct_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on the mean loss of all trained tokens of the batch.
 
-    With accumulation the batch is read in parts one after the other; sums are divided by the whole
-    batch's token count at the end, so the result is that of the whole batch, up to rounding,
-    however its tokens fall into the parts.
+    With accumulation the batch is read in microbatches, one after the other; sums are divided by
+    the token count of the whole batch at the end, so the result is that of the whole batch, up to
+    rounding, however the tokens are distributed.
 
     Args:
       state: `params` the adapter or the model, `frozen["base"]` the base under an adapter.
       batch: see `summed_loss`; rows are split over the mesh.
-      key: of this step.
+      key: key of this step.
       model: the model's functions.
       lora: see `summed_loss`.
-      optimizer: update rule.
-      accumulation: parts; divides the rows.
+      optimizer: gradient transformation.
+      accumulation: number of microbatches; divides the rows.
 
     Returns:
-      The state after the step; `train/loss` (before the update, mean over tokens),
+      The state after the step, and its metrics: `train/loss` (before the update, mean over tokens),
       `train/grad_norm` (before clipping), `train/tokens` (trained) and `train/read_tokens` (all but
       padding).
     """
     base = state.frozen.get("base")
 
-    def gradient(part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+    def gradient(microbatch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         def loss(trained):
-            return summed_loss(trained, base, part, key, model=model, lora=lora)
+            return summed_loss(trained, base, microbatch, key, model=model, lora=lora)
 
         return jax.value_and_grad(loss)(state.params)
 
     if accumulation == 1:
         total, grads = gradient(batch, key)
     else:
-        parts = jax.tree.map(lambda x: _interleave(x, accumulation), batch)
+        microbatches = jax.tree.map(lambda x: _interleave(x, accumulation), batch)
 
-        def add(carry, part):
-            found = gradient(part, jax.random.fold_in(key, carry[0]))
-            sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry[1:], found)
+        # A scan holds one microbatch's activations at a time, and compiles the step once.
+        def add(carry, microbatch):
+            gradients = gradient(microbatch, jax.random.fold_in(key, carry[0]))
+            sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry[1:], gradients)
             return (carry[0] + 1, *sums), None
 
+        # Gradients are summed in float32 whatever the parameters' type.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
-        (_, total, grads), _ = jax.lax.scan(add, (jnp.int32(0), jnp.float32(0), zeros), parts)
+        (_, total, grads), _ = jax.lax.scan(
+            add, (jnp.int32(0), jnp.float32(0), zeros), microbatches
+        )
+    # Dividing sums once keeps every token's weight equal, however many a microbatch holds.
     tokens = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
     grads = jax.tree.map(lambda g, p: (g / tokens).astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,4 +1,4 @@
-"""Training of a language model: what the `pretrain` and `instruct` stages share."""
+"""Training of a language model, shared by the stages that train a base or an adapter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
@@ -31,10 +32,15 @@ METRICS = ("valid/loss",)
 
 
 def check(train: Any, where: str, mesh: Mesh) -> None:
-    """Refuses training values that cannot work.
+    """Validates the training section of a stage.
+
+    Args:
+      train: the stage's training section.
+      where: its path in the config, for messages.
+      mesh: devices that the batch is split over.
 
     Raises:
-      UserError: names the key, the value and what is valid.
+      UserError: names the key, the value and the valid ones.
     """
     defaults.check_training(train, where, METRICS)
     if train.accumulation < 1:
@@ -53,25 +59,25 @@ def check(train: Any, where: str, mesh: Mesh) -> None:
     optimizer(train, 1)
 
 
-def lora_config(asked: Any) -> LoraConfig:
-    """The adapter that a stage's `lora` values ask for."""
-    return LoraConfig(asked.rank, asked.alpha, asked.dropout, tuple(asked.targets))
+def lora_config(cfg: Any) -> LoraConfig:
+    """LoRA configuration from a stage's `lora` section."""
+    return LoraConfig(cfg.rank, cfg.alpha, cfg.dropout, tuple(cfg.targets))
 
 
 class LanguageTask:
-    """One model in training: an adapter on a frozen base, or the model itself.
+    """Training of an adapter on a frozen base, or of the whole model.
 
     Args:
-      stage: name of the stage, its folder and its lines in the metric log.
+      stage: name of the stage, of its checkpoint folder and in the metric log.
       model: the model's functions.
-      lora: the adapter's configuration, or None to train the model itself.
+      lora: the adapter's configuration, or None to train the whole model.
       base: frozen parameters under an adapter.
-      train: the stage's training values.
-      rows: to train on.
-      held_out: to choose the best parameters by.
+      train: the stage's training section.
+      rows: training rows.
+      held_out: rows whose loss selects the best parameters.
       mesh: devices; use the object inside `use_mesh(mesh)`.
       rundir: the run directory.
-      steps_before: updates of earlier stages of the run; see `training.loop.LoopOptions`.
+      steps_before: offset of the step count, see `training.loop.LoopOptions`.
     """
 
     def __init__(
@@ -91,10 +97,8 @@ class LanguageTask:
         self.stage, self.model, self.lora, self.base = stage, model, lora, base
         self.train, self.mesh, self.rundir = train, mesh, rundir
         self._steps_before = steps_before
-        self.rows, self.loss = (
-            rows,
-            HeldOutLoss(model, held_out, mesh=mesh, batch_size=train.batch_size),
-        )
+        self.rows = rows
+        self.loss = HeldOutLoss(model, held_out, mesh=mesh, batch_size=train.batch_size)
 
     def _source(self, seed: int) -> BatchSource:
         return BatchSource(
@@ -110,7 +114,7 @@ class LanguageTask:
         return self._source(0).steps_per_epoch
 
     @functools.cached_property
-    def _rule(self) -> Any:
+    def _tx(self) -> optax.GradientTransformation:
         return optimizer(self.train, self._steps_per_epoch * self.train.epochs)
 
     def _init(self, key: jax.Array) -> Any:
@@ -119,9 +123,9 @@ class LanguageTask:
         return lora_module.init_params(self.lora, self.model.config, key)
 
     def initial_state(self, seed: int) -> TrainState:
-        """A fresh sharded state."""
+        """Initialises a sharded state."""
         check_divisible(self._init, self.mesh)
-        state = initializer(self._init, self._rule, mesh=self.mesh)(seed)
+        state = initializer(self._init, self._tx, mesh=self.mesh)(seed)
         return state if self.lora is None else state.replace(frozen={"base": self.base})
 
     def fit(
@@ -129,29 +133,30 @@ class LanguageTask:
         seed: int,
         writer: MetricWriter,
         *,
-        evaluated: Callable[[TrainState], dict[str, float]] | None = None,
+        evaluate_also: Callable[[TrainState], dict[str, float]] | None = None,
     ) -> Any:
-        """Trains, or goes on where it stopped; returns the best parameters.
+        """Trains, or resumes from the newest checkpoint, and returns the best parameters.
 
         Args:
-          seed: of initial values, order and dropout.
+          seed: seed of initial values, data order and dropout.
           writer: metric log.
-          evaluated: called with the state after each evaluation; what it returns is logged.
+          evaluate_also: returns further metrics of a state, logged with each evaluation.
         """
         step = functools.partial(
             instruct_step,
             model=self.model,
             lora=self.lora,
-            optimizer=self._rule,
+            optimizer=self._tx,
             accumulation=self.train.accumulation,
         )
         state = self.initial_state(seed)
 
         def evaluate(state: TrainState) -> dict[str, float]:
             loss = self.loss(state.params, state.frozen.get("base"), self.lora)
-            found = {"valid/loss": loss, "valid/perplexity": perplexity(loss)}
-            return found | (evaluated(state) if evaluated is not None else {})
+            scores = {"valid/loss": loss, "valid/perplexity": perplexity(loss)}
+            return scores | (evaluate_also(state) if evaluate_also is not None else {})
 
+        # Config intervals are epochs; the loop counts steps.
         train, epoch = self.train, self._steps_per_epoch
         options = LoopOptions(
             total_steps=epoch * train.epochs,
@@ -185,7 +190,13 @@ class LanguageTask:
 
 
 def packed(examples: Sequence[Example], *, length: int, together: bool, what: str) -> PackedRows:
-    """Rows of a set; errors name the set.
+    """Packs examples into rows; errors name the set.
+
+    Args:
+      examples: tokenized examples.
+      length: tokens of a row.
+      together: whether several examples may share a row.
+      what: name of the set in messages.
 
     Raises:
       UserError: if the set is empty or an example does not fit.

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""Training loop shared by all stages: steps, logging, evaluation, checkpoints and resume."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Batches(Protocol):
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """A signal arrived; everything is saved and the same command goes on from there.
+    """Training was stopped by a signal, with everything saved; the same command resumes it.
 
     Args:
-      stage: that was interrupted.
-      step: it is saved at.
-      number: of the signal; 0 where it came to another process.
+      stage: name of the interrupted stage.
+      step: step of the saved checkpoint.
+      number: signal number; 0 if another process received it.
 
     Attributes:
-      status: of the process, as shells have it.
+      status: exit status, `128 + signal` as in shells.
     """
 
     def __init__(self, stage: str, step: int, number: int = 0):
@@ -56,22 +56,23 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """When the loop does what; counts are in steps.
+    """Schedule of the training loop. All intervals are optimizer steps.
 
     Attributes:
       total_steps: updates of the whole run.
-      log_every: how often metrics are fetched and logged.
-      evaluate_every: how often `evaluate` runs; 0 never.
-      checkpoint_every: how often a checkpoint is written, besides the last step.
+      log_every: interval of fetching and logging metrics.
+      evaluate_every: interval of `evaluate`; 0 never.
+      checkpoint_every: interval of checkpoints; the last step always has one.
       patience: stop after this many evaluations in a row without a new best; 0 never.
-      metric: name of the metric that decides which parameters are best.
-      lower_is_better: of that metric; otherwise higher is.
-      examples_per_step: for the logged rate.
+      metric: name of the metric that selects the best parameters.
+      lower_is_better: whether a lower value of that metric is better.
+      examples_per_step: global batch size, for the logged rate.
       steps_per_epoch: for the logged epoch.
-      flops_per_token: of a training step, for the logged utilisation (`train/read_tokens` counts).
-      peak_flops: of all devices together; 0 logs no utilisation.
-      steps_before: updates of earlier stages of the same run; processes that agree on where to stop
-        need a count that only grows.
+      flops_per_token: FLOPs of a training step per token counted by `train/read_tokens`, for the
+        logged utilisation.
+      peak_flops: FLOPs per second of all devices together; 0 logs no utilisation.
+      steps_before: offset added to the step passed to `reached_preemption_sync_point`, which must
+        increase over the whole run, not per stage.
     """
 
     total_steps: int
@@ -90,15 +91,15 @@ class LoopOptions:
 
 @dataclasses.dataclass
 class LoopProgress:
-    """What the loop remembers besides the state; saved with every checkpoint.
+    """Progress of the loop besides the training state; saved with every checkpoint.
 
     Attributes:
       best: the best score so far.
-      best_step: when it was reached.
-      bad_evaluations: evaluations since.
+      best_step: step at which it was reached.
+      bad_evaluations: evaluations since the best one.
       stopped: 1 once the metric has stopped improving.
-      summed: steps since the last log line.
-      sums: their summed metrics.
+      summed: number of steps since the last log line.
+      sums: metrics summed over those steps.
     """
 
     best: float | None = None
@@ -114,9 +115,10 @@ def compile_step(step: Step, state: TrainState) -> CompiledStep:
 
     Args:
       step: a pure step function.
-      state: any state with the shapes and shardings that the step will see.
+      state: example state with the shapes and shardings of the real one.
     """
 
+    # The key depends on the step number alone, so a resumed run draws the same numbers.
     def train_step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         state, metrics = step(state.replace(frozen=frozen), batch, key)
@@ -163,10 +165,10 @@ class _Pending:
             jax.block_until_ready(self._metrics[-1 - _AHEAD])
 
     def collect(self) -> None:
-        """Fetches what is on the device and adds it to the sums.
+        """Fetches pending metrics from the device and adds them to the sums.
 
         Raises:
-          UserError: if any value is not finite; names the first step and what is left to go on.
+          UserError: if any value is not finite; names the first such step and the last checkpoint.
         """
         rows = jax.tree.map(host_value, self._metrics)
         for step, row in zip(self._steps, rows, strict=True):
@@ -184,11 +186,11 @@ class _Pending:
         self._progress.sums, self._progress.summed = {}, 0
         return {name: value / count for name, value in sums.items()}
 
-    def refuse(self, what: str, step: int) -> NoReturn:
-        """Ends the run over something that is not finite.
+    def refuse(self, problem: str, step: int) -> NoReturn:
+        """Ends the run because of a value that is not finite.
 
         Raises:
-          UserError: names it, the step and what is left to go on from.
+          UserError: names the problem, the step and the last good checkpoint.
         """
         self._checkpoints.wait()
         good = self._checkpoints.latest
@@ -196,7 +198,7 @@ class _Pending:
             f"the last good checkpoint is step {good}" if good else "no checkpoint was written yet"
         )
         raise UserError(
-            f"{self._stage}: {what} at step {step}; stopped, {kept}. "
+            f"{self._stage}: {problem} at step {step}; stopped, {kept}. "
             "Lower the learning rate or set clip_norm"
         )
 
@@ -221,14 +223,14 @@ def fit(
       batches: this process's rows of global batches, in global order.
       stage: name in logs.
       mesh: devices; call inside `parallel.mesh.use_mesh`.
-      options: when to log, evaluate, save and stop.
-      checkpoints: where to save.
+      options: intervals of logging, evaluation and checkpoints, and the stopping rule.
+      checkpoints: checkpoints of the stage.
       writer: metric log.
-      evaluate: metrics of a state, the same on every process.
+      evaluate: returns metrics of a state, the same on every process.
 
     Returns:
-      The last state, with `best_params` those of the best evaluation (the last ones if nothing is
-      evaluated), and the loop's progress.
+      The last state, with `best_params` of the best evaluation (the last parameters if there is no
+      evaluation), and the loop's progress.
 
     Raises:
       UserError: on a loss, parameters or a deciding score that is not finite.
@@ -237,12 +239,13 @@ def fit(
     """
     begin = time.perf_counter()
     progress = LoopProgress()
+    # State, data position and progress come from one checkpoint, so that they always fit together.
     if checkpoints.latest is not None:
         state, data, saved = checkpoints.restore(state)
         batches.set_state(data)
         progress = LoopProgress(**saved)
     done = int(state.step)
-    writer.rewind(stage, done)
+    writer.rewind(stage, done)  # lines after the checkpoint are written again
     # Several devices of one CPU deadlock when steps queue up behind each other.
     wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
     bar = Progress(stage, options.total_steps, initial=done, enabled=is_primary())
@@ -263,6 +266,7 @@ def fit(
             pending.add(done, metrics)
             last = done == options.total_steps
             evaluates = evaluate is not None and _due(done, options.evaluate_every, last)
+            # Metrics are fetched only here: every fetch makes the host wait for the device.
             if last or evaluates or done % options.log_every == 0:
                 logged: dict[str, float] = pending.means()
                 now = time.perf_counter()
@@ -281,14 +285,16 @@ def fit(
                 logged["time/elapsed_seconds"] = time.perf_counter() - begin
                 writer.write(stage, done, logged)
                 bar.advance(done - last_step, _note(logged, options.metric))
+                # Evaluation is not part of the rate of the next interval.
                 last_time, last_step = time.perf_counter(), done
+            # After the evaluation, so that a stop by patience is saved with this step.
             interrupted = stop_requested(terminated, options.steps_before + done)
             last = last or bool(progress.stopped)
             if last or interrupted or done % options.checkpoint_every == 0:
                 pending.collect()  # a state that is not finite is never saved
                 if broken := not_finite(state.params):
                     pending.refuse(f"parameters are not finite ({broken[0]})", done)
-                if not scored:
+                if not scored:  # the newest parameters stand in for the best
                     state = state.replace(best_params=_copy(state.params))
                 save()
             if interrupted:
@@ -300,15 +306,17 @@ def fit(
     return state, progress
 
 
-def _token_rates(logged: dict[str, float], steps_per_second: float, options) -> dict[str, float]:
-    """Tokens a second and model-FLOPs utilisation, where the step counts tokens."""
+def _token_rates(
+    logged: dict[str, float], steps_per_second: float, options: LoopOptions
+) -> dict[str, float]:
+    """Tokens a second and model-FLOPs utilisation; empty for steps that count no tokens."""
     if "train/read_tokens" not in logged:
         return {}
     rate = logged["train/read_tokens"] * steps_per_second
-    found = {"time/tokens_per_second": rate}
+    rates = {"time/tokens_per_second": rate}
     if options.peak_flops and options.flops_per_token:
-        found["time/mfu"] = rate * options.flops_per_token / options.peak_flops
-    return found
+        rates["time/mfu"] = rate * options.flops_per_token / options.peak_flops
+    return rates
 
 
 def _due(step: int, every: int, last: bool) -> bool:
@@ -324,7 +332,9 @@ def _deciding(scores: dict[str, float], options: LoopOptions) -> float:
     return scores[options.metric]
 
 
-def _note_score(state, score, step, progress, options) -> TrainState:
+def _note_score(
+    state: TrainState, score: float, step: int, progress: LoopProgress, options: LoopOptions
+) -> TrainState:
     """Keeps the parameters if they are the best so far, and decides whether to stop."""
     sign = -1.0 if options.lower_is_better else 1.0
     best = progress.best
@@ -338,7 +348,8 @@ def _note_score(state, score, step, progress, options) -> TrainState:
 
 
 def stop_requested(stop: Stop, step: int) -> bool:
-    """Whether to stop now; processes agree on the step."""
+    """True if training is to stop at this step, the same on all processes."""
+    # A process that stopped by itself would leave the others waiting in a collective operation.
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(step)
     return stop.is_set()

@@ -1,7 +1,7 @@
-"""What lies beside a stage's checkpoints: which is the newest, and the files of each.
+"""Manifest beside a stage's checkpoints: the newest step, and checksums of each one's files.
 
-The file is written when a checkpoint is complete, outside of its folder, so it also tells of a
-folder that is gone. Nothing depends on it: without it, only the checksums inside are compared.
+The file is written when a checkpoint is complete, outside of its folder, so that it also reveals a
+lost folder. It is optional: without it, only the checksums inside a checkpoint are compared.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import zlib
-from typing import Any
+from collections.abc import Collection
 
 from etils import epath
 
@@ -27,24 +27,24 @@ FileSums = dict[str, list[int]]  # name in the folder: size, CRC-32 (absent for 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The complete checkpoints of a stage.
+    """Complete checkpoints of a stage.
 
     Attributes:
-      step: of the newest one that was ever complete; 0 if nothing is known.
-      folders: files of the kept ones by step.
+      step: step of the newest checkpoint that was ever complete; 0 if none is known.
+      folders: checksums of the files of each kept checkpoint, by step.
     """
 
     step: int = 0
     folders: dict[int, FileSums] = dataclasses.field(default_factory=dict)
 
     def write(self, directory: epath.Path) -> None:
-        """Writes it, with a checksum of itself."""
+        """Writes the manifest with a checksum of itself."""
         value = {"step": self.step, "folders": {str(s): f for s, f in self.folders.items()}}
         files.write_json(directory / NAME, value | {"checksum": json_checksum(value)})
 
 
 def read(directory: epath.Path) -> Manifest:
-    """Reads a manifest; an empty one where there is none, or where it is damaged itself."""
+    """Reads a manifest; a missing or damaged one is empty."""
     try:
         value = files.read_json(directory / NAME)
         if value.pop("checksum") != json_checksum(value):
@@ -55,7 +55,7 @@ def read(directory: epath.Path) -> Manifest:
 
 
 def file_sums(folder: epath.Path) -> FileSums:
-    """Size and CRC-32 of all files of a local folder; none of a remote one."""
+    """Size and CRC-32 of all files of a local folder; empty for a remote one."""
     if not files.is_local(folder):
         return {}
     root = pathlib.Path(folder)
@@ -75,7 +75,7 @@ def _sum(path: pathlib.Path) -> list[int]:
 
 
 def incomplete(folder: epath.Path, recorded: FileSums) -> str:
-    """What is missing of a folder, as a part of a sentence; "" if nothing is."""
+    """Describes the first missing or short file, as a part of a sentence; "" if complete."""
     for name, (size, *_) in recorded.items():
         path = pathlib.Path(folder) / name
         if not path.is_file():
@@ -86,19 +86,19 @@ def incomplete(folder: epath.Path, recorded: FileSums) -> str:
 
 
 def changed(folder: epath.Path, recorded: FileSums) -> str:
-    """The first file that is not as it was written; "" if all are."""
+    """Name of the first file whose size or checksum has changed; "" if none has."""
     root = pathlib.Path(folder)
-    return next((name for name, one in recorded.items() if _sum(root / name) != one), "")
+    return next((name for name, checksum in recorded.items() if _sum(root / name) != checksum), "")
 
 
-def pruned(manifest: Manifest, step: int, found: FileSums, kept: Any) -> Manifest:
-    """The manifest once another checkpoint is complete.
+def pruned(manifest: Manifest, step: int, new_files: FileSums, kept: Collection[int]) -> Manifest:
+    """Manifest with a newly completed checkpoint, without the ones that are gone.
 
     Args:
-      manifest: before.
-      step: of the new one.
-      found: its files.
-      kept: steps that are still there.
+      manifest: previous manifest.
+      step: step of the new checkpoint.
+      new_files: checksums of its files.
+      kept: steps of the checkpoints that still exist.
     """
-    folders = {s: f for s, f in manifest.folders.items() if s in kept} | {step: found}
+    folders = {s: f for s, f in manifest.folders.items() if s in kept} | {step: new_files}
     return Manifest(step, folders)

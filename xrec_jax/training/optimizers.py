@@ -1,9 +1,10 @@
-"""Optimisers and learning-rate schedules from a config."""
+"""Optimizers and learning-rate schedules from a config."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import optax
 
@@ -13,6 +14,54 @@ SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule, as in the training section of a config.
+
+    Attributes:
+      optimizer: one of `OPTIMIZERS`.
+      learning_rate: peak of the schedule.
+      schedule: one of `SCHEDULES`.
+      warmup: share of all steps with a linearly rising rate.
+      final_rate: share of the peak at the last step, of the cosine and linear schedules.
+      b1: decay rate of the first moment; momentum of "sgd".
+      b2: decay rate of the second moment.
+      weight_decay: decoupled weight decay, "adamw" only.
+      clip_norm: bound of the global gradient norm; 0 for none.
+    """
+
+    optimizer: str
+    learning_rate: float
+    schedule: str
+    warmup: float
+    final_rate: float
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Reads the fields from a config section, which may hold further keys."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+          UserError: names the key, the value and its valid range.
+        """
+        for key in ("learning_rate", "clip_norm", "weight_decay"):
+            value = getattr(self, key)
+            if value < 0:
+                raise UserError(f"{key}={value} must not be negative")
+            if not math.isfinite(value):
+                raise UserError(f"{key}={value} must be a finite number")
+        for key in ("b1", "b2"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise UserError(f"{key}={getattr(self, key)} must be from 0 to below 1")
+
+
 def schedule(config: Any, total_steps: int) -> optax.Schedule:
     """Learning rate as a function of the step.
 
@@ -20,26 +69,27 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     `final_rate` times the peak.
 
     Args:
-      config: `learning_rate`, `schedule`, `warmup`, `final_rate`.
+      config: a training section, see `OptimizerConfig`.
       total_steps: steps of the whole run.
 
     Raises:
       UserError: on an unknown schedule or a share outside 0 to 1.
     """
-    peak = config.learning_rate
-    if not 0.0 <= config.warmup < 1.0:
-        raise UserError(f"warmup={config.warmup} must be a share of the steps, 0 to below 1")
-    warmup = round(config.warmup * total_steps)
+    cfg = OptimizerConfig.of(config)
+    peak = cfg.learning_rate
+    if not 0.0 <= cfg.warmup < 1.0:
+        raise UserError(f"warmup={cfg.warmup} must be a share of the steps, 0 to below 1")
+    warmup = round(cfg.warmup * total_steps)
     rest = max(1, total_steps - warmup)
-    if config.schedule == "constant":
+    if cfg.schedule == "constant":
         main = optax.constant_schedule(peak)
-    elif config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_rate)
-    elif config.schedule == "linear":
-        main = optax.linear_schedule(peak, peak * config.final_rate, rest)
+    elif cfg.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, rest, alpha=cfg.final_rate)
+    elif cfg.schedule == "linear":
+        main = optax.linear_schedule(peak, peak * cfg.final_rate, rest)
     else:
         raise UserError(
-            f"schedule={config.schedule!r} is not valid{did_you_mean(config.schedule, SCHEDULES)}"
+            f"schedule={cfg.schedule!r} is not valid{did_you_mean(cfg.schedule, SCHEDULES)}"
         )
     if not warmup:
         return main
@@ -47,34 +97,27 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
-    """The update rule of a config.
+    """Optimizer of a training section.
 
     Args:
-      config: `optimizer`, `b1`, `b2`, `weight_decay` (decoupled, "adamw" only), `clip_norm`
-        (global gradient norm, 0 for none) and what `schedule` reads.
+      config: a training section, see `OptimizerConfig`.
       total_steps: steps of the whole run.
 
     Raises:
       UserError: on an unknown optimiser, or a negative learning rate.
     """
-    for key in ("learning_rate", "clip_norm", "weight_decay"):
-        if config[key] < 0:
-            raise UserError(f"{key}={config[key]} must not be negative")
-        if not math.isfinite(config[key]):
-            raise UserError(f"{key}={config[key]} must be a finite number")
-    for key in ("b1", "b2"):
-        if not 0.0 <= config[key] < 1.0:
-            raise UserError(f"{key}={config[key]} must be from 0 to below 1")
+    cfg = OptimizerConfig.of(config)
+    cfg.check()
     rate = schedule(config, total_steps)
-    if config.optimizer == "adam":
-        rule = optax.adam(rate, b1=config.b1, b2=config.b2)
-    elif config.optimizer == "adamw":
-        rule = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
-    elif config.optimizer == "sgd":
-        rule = optax.sgd(rate, momentum=config.b1)
+    if cfg.optimizer == "adam":
+        tx = optax.adam(rate, b1=cfg.b1, b2=cfg.b2)
+    elif cfg.optimizer == "adamw":
+        tx = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+    elif cfg.optimizer == "sgd":
+        tx = optax.sgd(rate, momentum=cfg.b1)
     else:
-        hint = did_you_mean(config.optimizer, OPTIMIZERS)
-        raise UserError(f"optimizer={config.optimizer!r} is not valid{hint}")
-    if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
-    return rule
+        hint = did_you_mean(cfg.optimizer, OPTIMIZERS)
+        raise UserError(f"optimizer={cfg.optimizer!r} is not valid{hint}")
+    if cfg.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), tx)
+    return tx

@@ -1,4 +1,4 @@
-"""One recommender of a run: trained, evaluated, saved, for each seed."""
+"""Training, evaluation and per-user metrics of one recommender, for each seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from xrec_jax.training.steps import recommend_step
 
 
 def build_model(system: Any, data: RunData) -> recommenders.Recommender:
-    """The recommender of a config entry, sized for the data."""
+    """Creates the recommender of a config entry, sized for the data."""
     return recommenders.create(
         system.model,
         dict(system.hparams),
@@ -40,9 +40,9 @@ def build_model(system: Any, data: RunData) -> recommenders.Recommender:
 
 
 class RecommenderTask:
-    """One system of the `recommend` stage: what its seeds share, and what is done for each.
+    """One recommender of the `recommend` stage, trained and evaluated for each seed.
 
-    Compiled functions and evaluation batches are made once and serve every seed.
+    Compiled functions and evaluation batches are made once and shared by the seeds.
 
     Args:
       config: the whole config.
@@ -61,6 +61,7 @@ class RecommenderTask:
         self.data, self.mesh, self.rundir = data, mesh, rundir
         self.trained = self.model.batches != "none"
         self._ks = tuple(config.ranking.ks)
+        # Each device takes an equal share of the rows.
         if self.trained and self.train.batch_size % batch_divisor(mesh):
             raise UserError(
                 f"recommend.{name}.train.batch_size={self.train.batch_size} must be divisible by "
@@ -68,14 +69,14 @@ class RecommenderTask:
             )
 
     def check(self) -> None:
-        """Builds what training needs, so that a wrong value is found before anything is written.
+        """Validates the optimizer's configuration and the mesh before anything is written.
 
         Raises:
           UserError: on an optimiser, schedule or rate that is not valid.
         """
         check_divisible(self.model.init, self.mesh)
         if self.trained:
-            _ = self._rule
+            _ = self._tx  # building it checks the values
 
     def stage(self, seed: int) -> str:
         """Name of a seed's folder and of its lines in the metric log."""
@@ -83,6 +84,7 @@ class RecommenderTask:
 
     @functools.cached_property
     def _negatives(self) -> Negatives:
+        # Items of held-out events may be drawn: leaving them out would tell of the test set.
         histories = Histories.of([self.data.learned], self.model.num_users)
         return Negatives(
             histories,
@@ -116,20 +118,20 @@ class RecommenderTask:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """Updates in which every training row is seen once."""
+        """Number of updates in which every training row is seen once."""
         return self.batch_source(0).steps_per_epoch
 
     @functools.cached_property
-    def _rule(self) -> Any:
+    def _tx(self) -> optax.GradientTransformation:
         return optimizer(self.train, self.total_steps)
 
     @functools.cached_property
     def initial_state(self) -> Callable[[int], TrainState]:
-        """From a seed to a fresh sharded state with the model's frozen arrays."""
+        """Function from a seed to a fresh sharded state with the model's frozen arrays."""
         frozen = self.model.frozen(self.data.learned.user, self.data.learned.item)
         return initializer(
             self.model.init,
-            self._rule if self.trained else optax.identity(),
+            self._tx if self.trained else optax.identity(),
             mesh=self.mesh,
             frozen=frozen.arrays,
             frozen_axes=frozen.axes,
@@ -138,6 +140,7 @@ class RecommenderTask:
     @functools.cached_property
     def _evaluators(self) -> dict[str, RankingEvaluator]:
         split = self.data.split
+        # Per group: events whose items are not ranked again, and events to find.
         events = {
             "valid": ([split.train], split.valid),
             "test": ([split.train, split.valid], split.test),
@@ -151,7 +154,7 @@ class RecommenderTask:
 
     @functools.cached_property
     def _step(self) -> CompiledStep:
-        step = functools.partial(recommend_step, model=self.model, optimizer=self._rule)
+        step = functools.partial(recommend_step, model=self.model, optimizer=self._tx)
         return compile_step(step, self.initial_state(0))
 
     def evaluate(self, group: str, params: Any, frozen: Any) -> PerUser:
@@ -159,7 +162,7 @@ class RecommenderTask:
         return self._evaluators[group](params, frozen)
 
     def run(self, seed: int, writer: MetricWriter, *, steps_before: int = 0) -> None:
-        """Trains (or resumes) and evaluates; leaves the per-user file that marks the seed done."""
+        """Trains (or resumes) and evaluates one seed; its per-user file marks the seed as done."""
         begin = time.perf_counter()
         note = ""
         if self.trained:
@@ -174,7 +177,7 @@ class RecommenderTask:
 
     @property
     def total_steps(self) -> int:
-        """Updates of a seed that is not stopped early."""
+        """Number of updates of a seed that is not stopped early."""
         return self.train.epochs * self.steps_per_epoch if self.trained else 0
 
     def fit(
@@ -209,15 +212,19 @@ class RecommenderTask:
             )
 
     def _lost(self, seed: int) -> UserError:
-        """What to do where a seed has no checkpoint."""
-        way = "run `xrec run` first"
+        """Error for a seed without a checkpoint, with advice."""
+        advice = "run `xrec run` first"
         if (file := self.rundir.per_user(self.stage(seed))).exists():
-            way = f"put it back, or delete {file} and run `xrec run`, which trains it again"
+            advice = f"put it back, or delete {file} and run `xrec run`, which trains it again"
         folder = self.rundir.checkpoints(self.stage(seed))
-        return UserError(f"{self.stage(seed)} has no checkpoint in {folder}; {way}")
+        return UserError(f"{self.stage(seed)} has no checkpoint in {folder}; {advice}")
 
     def check_checkpoint(self, seed: int) -> None:
-        """Raises a `UserError` if the folder is gone that `restore` needs."""
+        """Checks that the checkpoint folder of a trained seed exists.
+
+        Raises:
+          UserError: if it does not.
+        """
         if self.trained and not self.rundir.checkpoints(self.stage(seed)).exists():
             raise self._lost(seed)
 
@@ -239,23 +246,21 @@ class RecommenderTask:
         return state.best_params, state.frozen
 
     def write_per_user(self, seed: int, params: Any, frozen: Any) -> None:
-        """Evaluates on validation and test, and saves every user's values."""
+        """Evaluates on validation and test events, and saves the metrics of every user."""
         arrays: dict[str, Any] = {}
         for group in ("valid", "test"):
             result = self.evaluate(group, params, frozen)
             arrays[f"{group}_users"] = result.users
             arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
             arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
-        if not is_primary():
-            return
-
-        write_npz(self.rundir.per_user(self.stage(seed)), arrays)
+        if is_primary():
+            write_npz(self.rundir.per_user(self.stage(seed)), arrays)
 
 
 STAGE = "recommend"
 
 
 def seeds_of(config: Any, name: str) -> tuple[int, ...]:
-    """Seeds that a system runs with: only the first where nothing is random."""
-    counted = recommenders.get(config.recommend[name].model).batches == "none"
-    return tuple(config.seeds)[:1] if counted else tuple(config.seeds)
+    """Seeds that a recommender is run with: only the first for models without training."""
+    untrained = recommenders.get(config.recommend[name].model).batches == "none"
+    return tuple(config.seeds)[:1] if untrained else tuple(config.seeds)

@@ -1,4 +1,4 @@
-"""The background write of a checkpoint, watched so that its failure is noticed when it happens."""
+"""Background write of a checkpoint, watched so that a failure is noticed when it happens."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.disk import WRITING, error_code
 from xrec_jax.training.manifest import FileSums, file_sums
 
-_LOOK = 0.2  # seconds between two looks at what was logged
+_POLL = 0.2  # seconds between two looks at what was logged
 
 
 class BackgroundWrite(threading.Thread):
-    """Waits for a write in a thread of its own and keeps what went wrong.
+    """Thread that waits for a write and keeps its error.
 
     Args:
-      step: of the checkpoint.
+      step: step of the checkpoint.
       size: bytes of its arrays.
       response: Orbax's handle of the write.
-      folder: where it will lie.
+      folder: folder of the checkpoint.
     """
 
     def __init__(self, step: int, size: int, response: Any, folder: epath.Path):
@@ -38,7 +38,7 @@ class BackgroundWrite(threading.Thread):
         self.start()
 
     def failed(self) -> bool:
-        """Whether the write has failed, as far as is known; returns at once.
+        """True if the write is known to have failed; does not wait.
 
         With several processes Orbax raises an error only after a barrier of all of them, which may
         take minutes to be given up where a peer is stuck in another one; what it logs is known at
@@ -50,12 +50,12 @@ class BackgroundWrite(threading.Thread):
         return self.error is not None
 
     def wait(self) -> None:
-        """Waits until everything is on disk, or it is known that it will not be."""
+        """Waits until the write has finished or failed."""
         while self.is_alive() and not self.failed():
-            self.join(_LOOK)
+            self.join(_POLL)
 
     def run(self) -> None:
-        """Waits until everything is on disk, and notes what the files hold."""
+        """Waits for the write, then computes the checksums of its files."""
         try:
             self._response.result()
             with contextlib.suppress(OSError):  # the checkpoint is complete without them
@@ -65,10 +65,10 @@ class BackgroundWrite(threading.Thread):
 
 
 class _WithoutOrbax(logging.Filter):
-    """Drops what is logged of an error that Orbax also raises: tracebacks from every thread.
+    """Drops log records of errors that Orbax also raises: tracebacks from every thread.
 
     Attributes:
-      errors: those of writes that were logged since the last one began.
+      errors: write errors logged since the last write began.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class _WithoutOrbax(logging.Filter):
         self.errors: list[BaseException] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is shown."""
+        """Returns True for a record to show."""
         text = f"{record.pathname} {record.getMessage()} {record.exc_info}".replace("\\", "/")
         if "/orbax/" not in text and "tensorstore" not in text:
             return True
@@ -87,16 +87,16 @@ class _WithoutOrbax(logging.Filter):
 
 
 def _orbax_filter() -> _WithoutOrbax:
-    """The filter of Orbax's logger."""
+    """Returns the filter of Orbax's logger."""
     logger = logging.getLogger("absl")
-    return next(one for one in logger.filters if isinstance(one, _WithoutOrbax))
+    return next(candidate for candidate in logger.filters if isinstance(candidate, _WithoutOrbax))
 
 
 def silence_orbax() -> None:
-    """Keeps Orbax's own account of failures out of the terminal; they are raised and told once."""
+    """Keeps Orbax's log of failures out of the terminal; they are raised and reported once."""
     for name in ("absl", "asyncio"):
         logger = logging.getLogger(name)
-        if not any(isinstance(one, _WithoutOrbax) for one in logger.filters):
+        if not any(isinstance(candidate, _WithoutOrbax) for candidate in logger.filters):
             logger.addFilter(_WithoutOrbax())
     _orbax_filter().errors.clear()
     if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
@@ -104,10 +104,10 @@ def silence_orbax() -> None:
 
 
 class _WithoutClosedLoops:
-    """A hook that passes over what tensorstore prints of writes that outlive Orbax's event loop.
+    """Hook that drops tensorstore's messages about writes that outlive Orbax's event loop.
 
     Args:
-      before: the hook that prints everything else.
+      before: hook that prints all other exceptions.
     """
 
     def __init__(self, before: Callable[[Any], object]):

@@ -1,4 +1,4 @@
-"""The sharded training state."""
+"""Sharded training state and its initialisation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from xrec_jax.parallel.mesh import RULES, put_sharded, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step reads and writes.
+    """State that a training step reads and writes.
 
     Attributes:
-      step: int32 scalar, updates done.
+      step: int32 scalar, number of updates done.
       params: trained parameters.
-      opt_state: of the optimiser.
+      opt_state: optimizer state.
       key: `[2]` uint32 data of the run's key; step s uses `fold_in(key, s)`.
-      best_params: the parameters with the best evaluation so far; None where none is tracked.
-      frozen: arrays that no step changes (graph, counts, base weights). Never saved: they are made
-        again from the data.
+      best_params: parameters with the best evaluation so far; None if none is tracked.
+      frozen: arrays that no step changes (graph, counts, base weights). Never saved, as they are
+        rebuilt from the data.
     """
 
     step: jax.Array
@@ -39,7 +39,7 @@ class TrainState(flax.struct.PyTreeNode):
     frozen: Any = flax.struct.field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:
-        """The part that a checkpoint holds."""
+        """Fields that a checkpoint holds, by name."""
         return {
             "step": self.step,
             "params": self.params,
@@ -50,7 +50,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def check_divisible(init: Callable[[jax.Array], Any], mesh: Mesh) -> None:
-    """Refuses a mesh that does not split every parameter evenly.
+    """Checks that the mesh splits every parameter evenly.
 
     Raises:
       UserError: names the parameter, its size and the mesh axes.
@@ -79,18 +79,18 @@ def initializer(
     frozen: Mapping[str, np.ndarray] | None = None,
     frozen_axes: Mapping[str, tuple[str | None, ...]] | None = None,
 ) -> Callable[[int], TrainState]:
-    """Returns a function from a seed to a state with every array born on its own devices.
+    """Returns a function from a seed to a state whose arrays are created on their own devices.
 
     Shapes come from `eval_shape`, shardings from the parameters' logical axes and the rules table;
     the initialiser then runs jitted with those output shardings, so no device ever holds a whole
     split array. The values do not depend on the mesh. Compiled once for all seeds.
 
     Args:
-      init: key to boxed parameters.
-      optimizer: its state is split as the parameters are.
+      init: function from a key to boxed parameters.
+      optimizer: gradient transformation; its state is split as the parameters are.
       mesh: devices; call inside `parallel.mesh.use_mesh`.
       frozen: host arrays, the same on every process.
-      frozen_axes: logical axes of each.
+      frozen_axes: logical axes of each frozen array.
     """
 
     def make(key):
@@ -120,5 +120,5 @@ def initializer(
 
 
 def shardings_of(state: Any) -> Any:
-    """The sharding of every array in `state`."""
+    """Sharding of every array in `state`."""
     return jax.tree.map(lambda array: array.sharding, state)

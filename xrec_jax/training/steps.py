@@ -1,4 +1,4 @@
-"""Step functions: pure, `(state, batch, key) -> (state, metrics)`."""
+"""Training step of recommenders, a pure function `(state, batch, key) -> (state, metrics)`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xrec_jax.training.state import TrainState
 
 
 class Trainable(Protocol):
-    """What a supervised step needs of a model."""
+    """Interface of a model for supervised steps."""
 
     def loss(
         self, params: Any, frozen: Mapping[str, jax.Array], batch: Any, key: jax.Array
@@ -31,11 +31,11 @@ def recommend_step(
     """One update of a recommender.
 
     Args:
-      state: before the step.
+      state: state before the step.
       batch: training batch, split over `batch`.
-      key: of this step.
-      model: loss function.
-      optimizer: update rule.
+      key: key of this step.
+      model: the model with its loss.
+      optimizer: gradient transformation.
 
     Returns:
       The state after the step; `train/loss` (before the update) and `train/grad_norm` (before

@@ -1,21 +1,22 @@
-"""A policy, its reference and its critic on one base: trained trees and forward passes.
+"""Actor (policy), reference and critic on one base: trained trees and forward passes.
 
-All roles read the base's one copy. The policy adds an adapter and soft prompts made of the user's
-state, the critic an adapter of its own and a value head; the reference is the base alone, or an
-adapter of an earlier stage. Answers are read as padded rows:
+All three share one copy of the base. The policy adds an adapter and soft prompts projected from the
+user's state, the critic its own adapter and a value head; the reference is the base alone, or an
+adapter of an earlier stage. Batches hold padded rows of a prompt with its answer:
 
     ids, segments `[n, L]` int32: prompt then answer, right-padded; segment 1 is real, 0 padding
     start `[n]` int32: column of the first answer token, at least 1
-    length `[n]` int32: answer tokens, the one that ends it included; 0 for a row that only fills up
-    soft_positions `[n, K]` int32: columns of soft vectors, -1 none; absent where there are none
-    user `[n, D]` float32: what the soft vectors are made of; absent where there are none
+    length `[n]` int32: answer tokens including the final one; 0 for a row that only fills the batch
+    soft_positions `[n, K]` int32: columns of soft vectors, -1 none; absent without soft prompts
+    user `[n, D]` float32: input of the projector; absent without soft prompts
 
 Arrays of answers are `[n, A]`: column t belongs to the token at `start + t`.
 
 Answers to one prompt may share a row, so that the prompt is read once (GRPO reads a group of them):
-n / G rows of G consecutive answers each. The prompt is segment 1 then, the answers are segments 2
-to G + 1, each seen by itself only; `start` and `length` have one entry an answer, the others one a
-row. A prompt of p tokens gives its answers the positions p, p + 1, ...
+n / G rows of G consecutive answers each. The prompt is then segment 1, and the answers are segments
+2 to G + 1, which attend to the prompt and to themselves only; `start` and `length` have one entry
+per answer, the others one per row. After a prompt of p tokens, each answer has the positions p,
+p + 1, ...
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ def init_policy(
     vectors: int = 0,
     inner: int = 0,
 ) -> dict[str, Any]:
-    """A fresh policy, which answers as the base does; each array with its logical axes.
+    """Initialises a policy that answers as the base does; arrays carry their logical axes.
 
     Args:
-      key: of the random parts.
-      model: the base's sizes.
-      lora: the adapter's.
+      key: key of the random initialisation.
+      model: configuration of the base.
+      lora: configuration of the adapter.
       user_dim: size of a user's state.
-      vectors: soft vectors a prompt; 0 for no soft prompt, and no projector.
-      inner: size between the projector's layers; 0 takes the model's hidden size.
+      vectors: soft vectors per prompt; 0 for no soft prompt and no projector.
+      inner: hidden size of the projector; 0 takes the model's hidden size.
 
     Returns:
       `{"lora": ..., "projector": ...}`.
@@ -86,9 +87,9 @@ def init_critic(
     vectors: int = 0,
     inner: int = 0,
 ) -> dict[str, Any]:
-    """A fresh critic, which says 0 of every state; arguments as in `init_policy`.
+    """Initialises a critic whose value estimates are all 0; arguments as in `init_policy`.
 
-    Its soft prompt, if it is given one, is its own.
+    Its soft prompt, if any, is not shared with the policy.
 
     Returns:
       `{"lora": ..., "head": ..., "projector": ...}`.
@@ -101,6 +102,7 @@ def init_critic(
 
 
 def _soft_prompt(tree: Any, base: Any, batch: Batch, placeholder: int) -> SoftPrompt | None:
+    """Projects the users' states to soft vectors; None without a projector or positions."""
     if "projector" not in tree or "soft_positions" not in batch:
         return None
     projector, positions = tree["projector"], batch["soft_positions"]
@@ -130,7 +132,21 @@ def answer_states(
     placeholder: int,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """States before each answer token `[n, A, hidden]`, the tokens and the mask `[n, A]`."""
+    """Hidden states before each answer token `[n, A, hidden]`, its id and the mask `[n, A]`.
+
+    Args:
+      tree: trained tree of a policy or critic; empty or None for the base alone.
+      base: parameters of the base.
+      batch: see the module.
+      model: functions of the base.
+      lora: configuration of the adapter in `tree`.
+      answer_size: A.
+      placeholder: id of the token that soft vectors replace.
+      key: key of the adapter's dropout; None for none.
+
+    Raises:
+      UserError: if `tree` has an adapter without a configuration, or soft prompts do not fit.
+    """
     tree = tree or {}
     adapter = None
     if "lora" in tree:
@@ -153,25 +169,27 @@ def answer_states(
         positions=_shared_positions(segments) if shared else None,
         soft=_soft_prompt(tree, base, batch, placeholder),
     )
+    # The state that predicts a token is the one a column before it.
     columns = start[:, None] + jnp.arange(answer_size)
     before = columns - 1
-    if shared:  # the first token follows the prompt
+    if shared:  # there the column before a first token is padding or another answer
         prompt = jnp.repeat(jnp.sum(segments == 1, axis=1), each)
         before = before.at[:, 0].set(prompt - 1)
 
-    def taken(source, columns):  # [n, A, ...]
+    # Only the answers' columns go on to the output layer: logits of prompts would be wasted.
+    def gather(source, columns):  # [n, A, ...]
         places = jnp.clip(columns, 0, width - 1).reshape(rows, -1)
         places = places.reshape(*places.shape, *[1] * (source.ndim - 2))
-        found = jnp.take_along_axis(source, places, axis=1)
-        return found.reshape(len(start), answer_size, *source.shape[2:])
+        gathered = jnp.take_along_axis(source, places, axis=1)
+        return gathered.reshape(len(start), answer_size, *source.shape[2:])
 
     mask = answer_mask(batch["length"], answer_size)
-    states, tokens = taken(hidden, before), taken(ids, columns)
+    states, tokens = gather(hidden, before), gather(ids, columns)
     return constrain(states, "batch", None, None), jnp.where(mask, tokens, 0), mask
 
 
 def _shared_positions(segments: jax.Array) -> jax.Array:
-    """Positions `[n, L]` where answers share a prompt: each goes on from the prompt's end."""
+    """Positions `[n, L]` of rows with a shared prompt: each answer continues from its end."""
     prompt = jnp.sum(segments == 1, axis=1, keepdims=True)
     return positions_of(segments) + jnp.where(segments > 1, prompt, 0)
 
@@ -181,7 +199,7 @@ def _read_out(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token and entropy of its distribution: `[n, A]` float32 each.
 
-    Logits exist for a chunk of columns at a time, and are made again for the gradient.
+    Logits exist for one chunk of columns at a time and are recomputed for the gradient.
     """
     rows, length, width = states.shape
     chunk = chunk_columns(rows, length, table.shape[0])
@@ -191,8 +209,8 @@ def _read_out(
         return padded.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def piece(part):
-        states, tokens = part
+    def piece(columns):
+        states, tokens = columns
         logits = jax.lax.dot_general(
             states.reshape(-1, width),
             table.astype(states.dtype),
@@ -225,27 +243,27 @@ def policy_log_probs(
     entropy: bool = False,
     key: jax.Array | None = None,
 ) -> Any:
-    """Log-probabilities of answer tokens under a policy; only their columns reach the output layer.
+    """Log-probabilities of answer tokens under a policy or the reference.
 
-    The one function for every role and every moment: rollouts, updates and the reference differ
-    only in their arguments.
+    Rollouts, updates and the reference use this one function with different arguments, so that
+    equal parameters give equal bits.
 
     Args:
       trained_policy: `{"lora": ..., "projector": ...}`; `{}` or None is the base itself. Without a
         projector, soft positions keep the embeddings of their tokens.
-      base: the base's parameters.
+      base: parameters of the base.
       batch: see the module; other entries are not read.
-      model: the base's functions.
-      lora: the adapter's configuration; None where there is no adapter.
-      temperature: logits are divided by it.
+      model: functions of the base.
+      lora: configuration of the adapter; None without an adapter.
+      temperature: divisor of the logits.
       answer_size: A.
       placeholder: id of the token that soft vectors replace.
-      entropy: also return the entropy.
-      key: switches on the adapter's dropout.
+      entropy: whether to return the entropy, too.
+      key: key of the adapter's dropout; None for none.
 
     Returns:
-      `[n, A]` float32, 0 beyond an answer's length; with `entropy` a pair of these, log-probability
-      and entropy in nats.
+      `[n, A]` float32 in nats, 0 beyond an answer's length; with `entropy` a pair of such arrays,
+      log-probability and entropy.
     """
     states, tokens, mask = answer_states(
         trained_policy,
@@ -257,8 +275,8 @@ def policy_log_probs(
         placeholder=placeholder,
         key=key,
     )
-    found = _read_out(states, model.table(base), tokens, temperature)
-    log_p, spread = (jnp.where(mask, x, 0.0) for x in found)
+    outputs = _read_out(states, model.table(base), tokens, temperature)
+    log_p, spread = (jnp.where(mask, x, 0.0) for x in outputs)
     return (log_p, spread) if entropy else log_p
 
 
@@ -272,14 +290,14 @@ def critic_values(
     answer_size: int,
     placeholder: int = -1,
 ) -> jax.Array:
-    """What a critic expects before each answer token: `[n, A]` float32, 0 beyond the length.
+    """Value estimates before each answer token: `[n, A]` float32, 0 beyond the length.
 
     Args:
-      trained_critic: `{"lora": ..., "head": ...}`, and a projector where it reads soft prompts.
-      base: the base's parameters.
+      trained_critic: `{"lora": ..., "head": ...}`, and a projector if it reads soft prompts.
+      base: parameters of the base.
       batch: see the module.
-      model: the base's functions.
-      lora: the adapter's configuration.
+      model: functions of the base.
+      lora: configuration of the adapter.
       answer_size: A.
       placeholder: id of the token that soft vectors replace.
     """

@@ -1,7 +1,7 @@
-"""From scores of whole answers to advantages of their tokens.
+"""Advantages of tokens from scores of whole answers.
 
-Arrays are `[n, A]`: n answers, A tokens of the longest. `mask` is true on an answer's real tokens,
-which come first. Rewards and advantages are float32 whatever comes in.
+Arrays are `[n, A]`: n answers of at most A tokens. `mask` is true on the real tokens of an answer,
+which come first. Rewards and advantages are float32 for inputs of any type.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _ROUNDING = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageOptions:
-    """How advantages are estimated.
+    """Options of the advantage estimators.
 
     Attributes:
-      discount: of later rewards, a token ("gae").
+      discount: discount of later rewards per token ("gae").
       lam: lambda of GAE: 0 trusts the critic, 1 the rewards ("gae").
-      scale: divide by the standard deviation of the group ("group").
-      num_groups: group numbers are below this; 0 for as many as rows ("group").
-      whiten: bring all advantages of the batch to mean 0 and standard deviation 1 ("gae"). Not
-        done to those of "group", which have their baseline and, by `scale`, their unit already: the
-        mean over tokens is above 0 where long answers earn more, and taking it off would give
-        answers of equal scores an advantage below 0.
+      scale: whether to divide by the standard deviation of the group ("group").
+      num_groups: upper bound of group numbers; 0 for the number of rows ("group").
+      whiten: whether to normalise all advantages of the batch to mean 0 and standard deviation 1
+        ("gae"). Never applied to "group", whose advantages have a baseline and, with `scale`, a
+        unit already: the mean over tokens is above 0 if long answers earn more, and subtracting it
+        would give answers of equal scores a negative advantage.
     """
 
     discount: float = 1.0
@@ -56,27 +56,27 @@ def _float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def answer_mask(length: jax.Array, size: int) -> jax.Array:
-    """`[n]` answer lengths -> `[n, size]` bool; the only source of masks.
+    """Mask `[n, size]` of real tokens from answer lengths `[n]`.
 
-    Ids say nothing about where an answer ends: a padding id within it counts as any other.
+    Masks come from lengths only, as a padding id within an answer is a token as any other.
     """
     return jnp.arange(size) < length[:, None]
 
 
 def missing_eos(score: jax.Array, ended: jax.Array, penalty: float) -> jax.Array:
-    """Scores less a penalty where an answer was cut off before it ended by itself: `[n]` float32.
+    """Subtracts a penalty from the scores of answers that were cut off: `[n]` float32.
 
     Args:
       score: `[n]`.
-      ended: `[n]` bool, the answer's last token is one that ends answers.
-      penalty: taken off the others' scores.
+      ended: `[n]` bool, true if the last token is an end-of-sequence token.
+      penalty: subtracted from the other scores.
     """
     (score,) = _float32(score)
     return jnp.where(ended, score, score - jnp.float32(penalty))
 
 
 class TokenRewards(flax.struct.PyTreeNode):
-    """Rewards of tokens in the two parts that an estimator may treat apart.
+    """Rewards of tokens in two terms, which an estimator may treat separately.
 
     NumPy and JAX read it as `total`.
 
@@ -90,7 +90,7 @@ class TokenRewards(flax.struct.PyTreeNode):
 
     @property
     def total(self) -> jax.Array:
-        """`[n, A]`, what each token earns."""
+        """Reward of each token, `[n, A]`."""
         return self.score - self.penalty
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -109,21 +109,21 @@ def token_rewards(
     beta: jax.Array | float,
     kind: str = "k1",
 ) -> TokenRewards:
-    """Rewards of tokens: the KL to the reference at each, and the score at the last.
+    """Rewards of tokens: the KL to the reference at each token, and the score at the last one.
 
     They sum to `score - beta * sum KL` (Ziegler et al., arXiv 1909.08593, equation 2). An answer
-    without a token has no reward.
+    without tokens has no reward.
 
     Args:
-      score: `[n]`, of whole answers.
-      log_probs: `[n, A]` of the policy that drew the tokens.
+      score: `[n]` scores of whole answers.
+      log_probs: `[n, A]` of the policy that sampled the tokens.
       reference: `[n, A]` of the reference, at the same temperature.
       mask: `[n, A]` bool.
       beta: weight of the KL.
-      kind: of the KL's estimate, see `kl.KINDS`.
+      kind: estimator of the KL, see `kl.KINDS`.
 
     Returns:
-      Both parts, 0 outside the mask.
+      Both terms, 0 outside the mask.
     """
     score, log_probs, reference = _float32(score, log_probs, reference)
     mask = mask.astype(bool)
@@ -141,17 +141,17 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equation 16).
 
-    After an answer's last token comes nothing: the value there is 0.
+    The last token of an answer ends the episode: the value after it is 0.
 
     Args:
       rewards: `[n, A]`.
       values: `[n, A]` of the state before each token.
       mask: `[n, A]` bool.
-      discount: gamma, a token.
+      discount: gamma per token.
       lam: lambda.
 
     Returns:
-      Advantages and returns (what the critic should say), `[n, A]` float32, 0 outside the mask.
+      Advantages and returns (targets of the critic), `[n, A]` float32, 0 outside the mask.
     """
     mask = mask.astype(bool)
     rewards, values = (jnp.where(mask, x, 0.0) for x in _float32(rewards, values))
@@ -172,21 +172,22 @@ def gae(
 def group_advantages(
     scores: jax.Array, groups: jax.Array, num_groups: int, mask: jax.Array, *, scale: bool = True
 ) -> jax.Array:
-    """Scores compared within groups of answers to one prompt, the same at every token of an answer.
+    """Group-relative advantages of GRPO, equal at every token of an answer.
 
-    GRPO (Shao et al., arXiv 2402.03300, section 4.1.2). A group of one, or of equal scores, has
-    advantage 0. The result does not depend on the unit of the scores where `scale` is on; where it
-    is off, groups whose answers hardly differ are not weighted up (Liu et al., "Dr. GRPO",
-    arXiv 2503.20783, section 3.1, which is also why no answer is divided by its length).
+    Scores are compared among answers to one prompt (Shao et al., arXiv 2402.03300, section 4.1.2).
+    A group of one, or of equal scores, has advantage 0. With `scale` the result does not depend on
+    the unit of the scores; without, groups whose answers hardly differ are not weighted up (Liu et
+    al., "Dr. GRPO", arXiv 2503.20783, section 3.1, which is also why no answer is divided by its
+    length).
 
     Args:
-      scores: `[n]` of whole answers, or `[n, A]` rewards of tokens, which are summed. The KL is not
-        part of them: in a group of equal scores its rounding would be all that differs.
-      groups: `[n]` int32 from 0 to below `num_groups`; others (rows that only fill a batch) belong
-        to no group and have advantage 0.
-      num_groups: how many there may be.
+      scores: `[n]` of whole answers, or `[n, A]` rewards of tokens, which are summed. They must not
+        include the KL: in a group of equal scores its rounding would be the only difference.
+      groups: `[n]` int32 from 0 to below `num_groups`; rows with another number (padding of a
+        batch) belong to no group and have advantage 0.
+      num_groups: number of groups.
       mask: `[n, A]` bool.
-      scale: divide by the group's standard deviation; otherwise only the mean is taken off.
+      scale: whether to divide by the group's standard deviation, besides subtracting its mean.
 
     Returns:
       `[n, A]` float32, 0 outside the mask.
@@ -212,10 +213,9 @@ def group_advantages(
 
 
 def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean 0 and standard deviation 1 over all real tokens of the global batch.
+    """Normalises to mean 0 and standard deviation 1 over all real tokens of the global batch.
 
-    Sums run over the whole array, however it is split over devices. A single token, or tokens that
-    are all equal, become 0.
+    Sums run over the whole array, however it is sharded. A single token, or equal tokens, become 0.
 
     Args:
       x: `[n, A]`.
@@ -244,26 +244,26 @@ def _gae(rewards, values, mask, groups, *, options):
 
 
 def _group(rewards, values, mask, groups, *, options):
-    """The group's comparison of scores, less the KL that is still to come from each token on.
+    """Group-relative advantages of the scores, minus the KL from each token to the end.
 
-    The sum over an answer of `grad log p` times the KL to come is the gradient of the KL of whole
-    answers, as the score's is of the expected score. GRPO keeps the KL out of the comparison as
-    well (arXiv 2402.03300, section 4.1.1), in a loss; there it would need another estimate, since
-    the gradient of "k1" is 0 in expectation. Either way its weight is beside advantages in units
-    of the group's spread where `scale` is on, and of the score where it is off.
+    The sum over an answer of `grad log p` times the remaining KL is the gradient of the KL of whole
+    answers, as the score's is that of the expected score. GRPO also keeps the KL out of the group
+    comparison (arXiv 2402.03300, section 4.1.1) but in a loss; there it would need another
+    estimator, since the gradient of "k1" is 0 in expectation. In both cases its weight is relative
+    to advantages in units of the group's spread with `scale`, and of the score without.
     """
     if groups is None:
         raise UserError("estimator='group' needs the group number of every row")
     number = options.num_groups or mask.shape[0]
     mask = mask.astype(bool) & ((groups >= 0) & (groups < number))[:, None]
-    score, penalty = (_to_go(part, mask) for part in (rewards.score, rewards.penalty))
+    score, penalty = (_to_go(term, mask) for term in (rewards.score, rewards.penalty))
     advantages = group_advantages(score[:, 0], groups, number, mask, scale=options.scale)
     # No critic is trained; the returns are the sums that one would have to predict.
     return advantages - penalty, score - penalty
 
 
 def _to_go(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`[n, A]` sums from each token to the answer's end; 0 outside the mask."""
+    """Sums from each token to the end of the answer, `[n, A]`; 0 outside the mask."""
     (x,) = _float32(jnp.where(mask, x, 0.0))
     return jnp.where(mask, jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1], 0.0)
 
@@ -287,12 +287,12 @@ def advantages_of(
     """Advantages and returns by an estimator of `ESTIMATORS`.
 
     Args:
-      name: of the estimator.
-      rewards: of tokens; a plain `[n, A]` array is all score, without a KL.
+      name: name of the estimator.
+      rewards: rewards of tokens; a plain `[n, A]` array is read as scores without a KL.
       values: `[n, A]` of the critic, or None.
       mask: `[n, A]` bool.
       groups: `[n]` int32, or None.
-      options: of the estimators.
+      options: options of the estimators.
 
     Returns:
       Advantages and returns, `[n, A]` float32, 0 outside the mask.

@@ -1,4 +1,4 @@
-"""Estimates of the Kullback-Leibler divergence from log-probabilities of drawn tokens."""
+"""Estimators of the Kullback-Leibler divergence from sampled tokens, and its adaptive weight."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _FAR = 30.0  # exp of more leaves float32 no room for a sum
 
 
 def k1(difference: jax.Array) -> jax.Array:
-    """`log p - log q`: its mean is KL(p, q) exactly, single values may be negative."""
+    """Estimator `log p - log q`: unbiased, single values may be negative."""
     return difference
 
 
 def k2(difference: jax.Array) -> jax.Array:
-    """`(log p - log q)^2 / 2`: never negative, close to KL(p, q) where p and q are close."""
+    """Estimator `(log p - log q)^2 / 2`: never negative, close to KL(p, q) if p and q are close."""
     return 0.5 * jnp.square(difference)
 
 
 def k3(difference: jax.Array) -> jax.Array:
-    """`q/p - 1 - log(q/p)`: its mean is KL(p, q) exactly, and it is never negative."""
+    """Estimator `q/p - 1 - log(q/p)`: unbiased and never negative."""
     return jnp.expm1(jnp.minimum(-difference, _FAR)) + difference
 
 
@@ -32,14 +32,14 @@ KINDS: dict[str, Callable[[jax.Array], jax.Array]] = {"k1": k1, "k2": k2, "k3": 
 
 
 def estimate(log_probs: jax.Array, reference: jax.Array, *, kind: str = "k1") -> jax.Array:
-    """KL(p, q) of every token, for tokens drawn from p.
+    """KL(p, q) of every token, for tokens sampled from p.
 
-    The estimators are those of Schulman, "Approximating KL divergence" (2020). All are 0 where the
-    two agree.
+    The estimators are those of Schulman, "Approximating KL divergence" (2020). All are 0 for equal
+    probabilities.
 
     Args:
-      log_probs: of the drawn tokens under p, any shape.
-      reference: the same tokens under q, at the same temperature.
+      log_probs: log-probabilities of the sampled tokens under p, any shape.
+      reference: log-probabilities of the same tokens under q, at the same temperature.
       kind: one of `KINDS`.
 
     Returns:
@@ -55,7 +55,7 @@ def estimate(log_probs: jax.Array, reference: jax.Array, *, kind: str = "k1") ->
 
 
 class Controller(flax.struct.PyTreeNode):
-    """The weight of the KL in the reward; part of what a checkpoint saves.
+    """Weight of the KL in the reward; saved in checkpoints.
 
     Attributes:
       beta: float32 scalar.
@@ -65,7 +65,7 @@ class Controller(flax.struct.PyTreeNode):
 
 
 def controller(beta: float) -> Controller:
-    """A controller at its first value.
+    """Creates a controller with an initial weight.
 
     Raises:
       UserError: if the value is negative or not finite.
@@ -83,17 +83,17 @@ def adapt(
     gain: float = 0.1,
     limit: float = 0.2,
 ) -> Controller:
-    """One move of the coefficient towards a KL target.
+    """Moves the weight one step towards a KL target.
 
     Ziegler et al., arXiv 1909.08593, section 2.2: the relative error `(KL - target) / target`, cut
     to `[-limit, limit]`, times `gain` is the relative change of beta.
 
     Args:
-      state: before.
+      state: controller before the update.
       kl: mean KL of an answer (the sum over its tokens), nats.
-      target: wanted KL of an answer, nats; 0 keeps beta as it is.
+      target: target KL of an answer, nats; 0 keeps beta fixed.
       gain: the paper's K_beta.
-      limit: most relative error that counts.
+      limit: bound of the relative error.
 
     Raises:
       UserError: if the target is negative, or an update could make beta negative.

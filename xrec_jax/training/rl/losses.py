@@ -1,6 +1,6 @@
 """Losses of a policy and its critic, as sums over tokens.
 
-Every function returns sums, never means. The step divides them by the number of real tokens of the
+All functions return sums, not means. The step divides them by the number of real tokens of the
 whole batch, so neither accumulation nor sharding changes the mean, up to rounding.
 """
 
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from xrec_jax.core.errors import UserError
 from xrec_jax.training.rl import kl
 
-# Every metric of `policy.ppo_step`. Means are over the real answer tokens of the minibatch. Those
-# of the critic are missing where there is none.
+# Metrics of `ppo.ppo_step`. Means are over the real answer tokens of the minibatch. Those of the
+# critic are missing without a critic.
 METRICS = {
     "ppo/policy_loss": "mean clipped surrogate loss, without entropy and value terms",
     "ppo/value_loss": "mean clipped value loss, half the squared error, before its weight",
@@ -38,16 +38,16 @@ _FAR = 20.0  # of a log-ratio; its exponential must stay finite
 
 @dataclasses.dataclass(frozen=True)
 class PolicyOptions:
-    """What a policy step minimises.
+    """Loss of a policy step.
 
     Attributes:
-      temperature: of every log-probability; the one that answers are drawn at.
-      clip: the ratio counts only within `1 - clip` to `1 + clip`.
-      value_clip: values count only this far around those of the rollout; 0 is off.
-      value_weight: of the value loss.
-      entropy_weight: of the entropy, which is rewarded.
-      kl_stop: a minibatch whose `ppo/kl_old` is above this updates nothing; 0 is off.
-      placeholder: id of the token that soft vectors replace; -1 where there are none.
+      temperature: temperature of every log-probability; that of the sampled answers.
+      clip: bound of the ratio, to `1 - clip` to `1 + clip`.
+      value_clip: bound of the values' distance to those of the rollout; 0 is off.
+      value_weight: weight of the value loss.
+      entropy_weight: weight of the entropy bonus.
+      kl_stop: bound of `ppo/kl_old`, above which a minibatch updates nothing; 0 is off.
+      placeholder: id of the token that soft vectors replace; -1 without soft prompts.
     """
 
     temperature: float = 1.0
@@ -68,11 +68,11 @@ class PolicyOptions:
 
 
 class Summed(NamedTuple):
-    """A loss and what is worth knowing about it.
+    """A loss and its metrics, both summed over tokens.
 
     Attributes:
-      loss: scalar, summed over tokens.
-      sums: metrics to divide by the number of tokens, by their name without `ppo/`.
+      loss: scalar.
+      sums: metrics to divide by the number of tokens, named without `ppo/`.
     """
 
     loss: jax.Array
@@ -88,9 +88,9 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def log_ratio(log_probs: jax.Array, old: jax.Array, mask: jax.Array) -> jax.Array:
-    """`log(new / old)` of every token, bounded so that its exponential is finite; 0 off the mask.
+    """Log-ratio `log(new / old)` of every token, with a finite exponential; 0 outside the mask.
 
-    Where the two are the same bits, the ratio is exactly 1.
+    Equal bits give a ratio of exactly 1.
     """
     difference = _wide(jnp.where(mask, log_probs, 0.0)) - _wide(jnp.where(mask, old, 0.0))
     return jnp.clip(difference, -_FAR, _FAR)
@@ -99,11 +99,11 @@ def log_ratio(log_probs: jax.Array, old: jax.Array, mask: jax.Array) -> jax.Arra
 def policy_loss(
     log_probs: jax.Array, old: jax.Array, advantages: jax.Array, mask: jax.Array, *, clip: float
 ) -> tuple[Summed, jax.Array]:
-    """The clipped surrogate of PPO (Schulman et al., arXiv 1707.06347, equation 7), to minimise.
+    """Clipped surrogate loss of PPO (Schulman et al., arXiv 1707.06347, equation 7).
 
     Args:
-      log_probs: `[n, A]` of the policy that is trained.
-      old: `[n, A]` of the policy that drew the tokens.
+      log_probs: `[n, A]` of the trained policy.
+      old: `[n, A]` of the policy that sampled the tokens.
       advantages: `[n, A]`.
       mask: `[n, A]` bool.
       clip: epsilon.
@@ -131,13 +131,13 @@ def policy_loss(
 def value_loss(
     values: jax.Array, old: jax.Array, returns: jax.Array, mask: jax.Array, *, clip: float
 ) -> Summed:
-    """Half the squared error of a critic that may not move far from what it said at the rollout.
+    """Clipped value loss: half the squared error, with a bounded distance to the rollout's values.
 
-    The larger of the errors of the value and of the value cut to `old - clip` to `old + clip`
+    The larger of the errors of the value and of the value clipped to `old - clip` to `old + clip`
     (Schulman et al., arXiv 1506.02438, section 5, in the form that PPO implementations use).
 
     Args:
-      values: `[n, A]` of the critic that is trained.
+      values: `[n, A]` of the trained critic.
       old: `[n, A]` of the critic at the rollout.
       returns: `[n, A]`.
       mask: `[n, A]` bool.
@@ -162,7 +162,7 @@ def value_loss(
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """Share of the returns' variance that a critic's values explain; below 0 if worse than a mean.
+    """Share of the returns' variance explained by a critic; below 0 if worse than their mean.
 
     Args:
       values: `[n, A]`.
@@ -180,5 +180,6 @@ def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -
 
     mean, spread = moments(returns)
     rest = moments(returns - values)[1]
+    # A spread within rounding of the mean would make the quotient noise.
     varies = spread > count * jnp.square(1e-6 * mean)
     return jnp.where(varies, 1.0 - rest / jnp.where(varies, spread, 1.0), 0.0)

@@ -1,6 +1,6 @@
-"""Training steps of a policy and its critic: PPO or GRPO, and the warm start on given answers.
+"""Training steps of a policy and its critic: PPO or GRPO, and supervised fine-tuning before it.
 
-Roles, trees and the layout of batches are those of `training.roles`.
+Trees and the layout of batches are those of `training.rl.actor_critic`.
 """
 
 from __future__ import annotations
@@ -50,36 +50,36 @@ _ROLLOUT = ("log_probs", "values", "advantages", "returns")
 
 
 def policy_optimizer(
-    policy_rule: optax.GradientTransformation, critic_rule: optax.GradientTransformation
+    policy_tx: optax.GradientTransformation, critic_tx: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One rule for `{"policy": ..., "critic": ...}` from a rule for each.
+    """Combines the optimizers of policy and critic for the tree `{"policy": ..., "critic": ...}`.
 
-    A rule sees its own part only, so a clip of the global norm within it is that part's. The state
-    has the same two keys, so that a step can leave one of them alone.
+    Each sees its own subtree only, so a clip by global norm within it is of that subtree's norm.
+    The state has the same two keys, so that a step can leave one of them unchanged.
     """
-    rules = {"policy": policy_rule, "critic": critic_rule}
+    transforms = {"policy": policy_tx, "critic": critic_tx}
 
     def init(params):
-        return {name: rule.init(params[name]) for name, rule in rules.items()}
+        return {name: tx.init(params[name]) for name, tx in transforms.items()}
 
     def update(grads, state, params=None):
         updates, after = {}, {}
-        for name, rule in rules.items():
+        for name, tx in transforms.items():
             own = None if params is None else params[name]
-            updates[name], after[name] = rule.update(grads[name], state[name], own)
+            updates[name], after[name] = tx.update(grads[name], state[name], own)
         return updates, after
 
     return optax.GradientTransformation(init, update)
 
 
 def minibatches(n: int, size: int, *, epochs: int, key: jax.Array) -> np.ndarray:
-    """Which rows each update reads: a new order every epoch, the same on every host.
+    """Rows of each update: a new order every epoch, the same on every host.
 
     Args:
-      n: rows of the rollout; one of answers that share a prompt is one.
+      n: rows of the rollout; answers that share a prompt are one row.
       size: rows of an update.
-      epochs: how often every row is read.
-      key: of the orders.
+      epochs: number of passes over the rows.
+      key: key of the orders.
 
     Returns:
       `[epochs, n / size, size]` int64.
@@ -102,7 +102,7 @@ def minibatches(n: int, size: int, *, epochs: int, key: jax.Array) -> np.ndarray
 def _in_parts(
     gradient: Callable[[Batch, jax.Array], Any], rows: Batch, key: jax.Array, parts: int
 ) -> Any:
-    """Sums what `gradient` gives for each part of the rows; a leaf named `largest` is a maximum."""
+    """Sums the outputs of `gradient` over microbatches; of a leaf named `largest`, the maximum."""
     if parts == 1:
         return gradient(rows, key)
     n = rows["ids"].shape[0]
@@ -114,22 +114,23 @@ def _in_parts(
         x = x.reshape(parts, -1, *x.shape[3:])
         return constrain(x, None, "batch", *[None] * (x.ndim - 2))
 
+    # Sums, not means, so that every token weighs the same whatever the split.
     def join(path, a, b):
         return jnp.maximum(a, b) if path[-1].key == "largest" else a + b.astype(jnp.float32)
 
-    def add(carry, part):
+    def add(carry, microbatch):
         number, total = carry
-        found = gradient(part, jax.random.fold_in(key, number))
-        return (number + 1, jax.tree_util.tree_map_with_path(join, total, found)), None
+        sums = gradient(microbatch, jax.random.fold_in(key, number))
+        return (number + 1, jax.tree_util.tree_map_with_path(join, total, sums)), None
 
-    one = jax.eval_shape(gradient, jax.tree.map(lambda x: x[: len(x) // parts], rows), key)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), one)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[: len(x) // parts], rows), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     (_, total), _ = jax.lax.scan(add, (jnp.int32(0), zeros), jax.tree.map(split, rows))
     return total
 
 
 def _keep(apply: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where `apply`, else exactly `old`."""
+    """Selects `new` if `apply`, else exactly `old`."""
     return jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, old)
 
 
@@ -147,38 +148,38 @@ def ppo_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of policy and critic on a minibatch of rollouts.
 
-    Means are over all real answer tokens of the minibatch, whatever its parts. Dropout is off, so
+    Means are over all real answer tokens of the minibatch, for any accumulation. Dropout is off, so
     that the first update after a rollout sees ratios of 1.
 
     Args:
-      state: `params` `{"policy": ..., "critic": ...}`, the critic `{}` where there is none;
+      state: `params` `{"policy": ..., "critic": ...}`, with an empty critic if there is none;
         `opt_state` of `policy_optimizer`; `frozen["base"]`.
-      batch: see `roles`; also `log_probs` and `advantages` `[n, A]`, with a critic `values` and
-        `returns` `[n, A]`, and `train_policy`, a float scalar or one a row: 0 while the critic
-        warms up, when neither the policy nor its part of the optimiser's state moves. Default 1.
-      key: of this step; nothing here is random.
-      model: the base's functions.
-      policy_lora: of the policy's adapter.
-      critic_lora: of the critic's adapter.
-      optimizer: from `policy_optimizer`.
+      batch: see `actor_critic`; also `log_probs` and `advantages` `[n, A]`, with a critic `values`
+        and `returns` `[n, A]`, and `train_policy`, a float scalar or one per row: 0 while the
+        critic warms up, when neither the policy nor its optimizer state moves. Default 1.
+      key: key of this step; unused, as nothing here is random.
+      model: functions of the base.
+      policy_lora: configuration of the policy's adapter.
+      critic_lora: configuration of the critic's adapter.
+      optimizer: result of `policy_optimizer`.
       options: losses and bounds.
-      accumulation: parts that are read one after the other; divides the rows.
+      accumulation: number of microbatches; divides the rows.
 
     Returns:
-      The state after the step, the same bits as before where it was stopped by `options.kl_stop`;
-      the metrics of `policy_losses.METRICS`. The caller leaves the epoch where `ppo/stopped` is 1.
+      The state after the step, bit-identical to the one before if `options.kl_stop` stopped it; the
+      metrics `losses.METRICS`. The caller ends the epoch if `ppo/stopped` is 1.
     """
     base, params = state.frozen["base"], state.params
     has_critic = bool(jax.tree.leaves(params["critic"]))
     size = batch["advantages"].shape[1]
     rows = {name: batch[name] for name in (*ROWS, *_ROLLOUT) if name in batch}
 
-    def loss(trained, part):
-        mask = answer_mask(part["length"], size)
+    def loss(trained, microbatch):
+        mask = answer_mask(microbatch["length"], size)
         log_p, entropy = policy_log_probs(
             trained["policy"],
             base,
-            part,
+            microbatch,
             model=model,
             lora=policy_lora,
             answer_size=size,
@@ -186,41 +187,43 @@ def ppo_step(
             placeholder=options.placeholder,
             entropy=True,
         )
-        found, largest = losses.policy_loss(
-            log_p, part["log_probs"], part["advantages"], mask, clip=options.clip
+        surrogate, largest = losses.policy_loss(
+            log_p, microbatch["log_probs"], microbatch["advantages"], mask, clip=options.clip
         )
-        sums = found.sums | {"entropy": jnp.sum(entropy)}
-        total = found.loss - options.entropy_weight * sums["entropy"]
+        sums = surrogate.sums | {"entropy": jnp.sum(entropy)}
+        total = surrogate.loss - options.entropy_weight * sums["entropy"]
         if has_critic:
             values = critic_values(
                 trained["critic"],
                 base,
-                part,
+                microbatch,
                 model=model,
                 lora=critic_lora,
                 answer_size=size,
                 placeholder=options.placeholder,
             )
             valued = losses.value_loss(
-                values, part["values"], part["returns"], mask, clip=options.value_clip
+                values, microbatch["values"], microbatch["returns"], mask, clip=options.value_clip
             )
             total += options.value_weight * valued.loss
             sums |= valued.sums
         return total, {"sums": sums, "largest": largest}
 
-    def gradient(part, key):
-        grads, found = jax.grad(loss, has_aux=True)(params, part)
-        return found | {"grads": grads}
+    def gradient(microbatch, key):
+        grads, outputs = jax.grad(loss, has_aux=True)(params, microbatch)
+        return outputs | {"grads": grads}
 
-    found = _in_parts(gradient, rows, key, accumulation)
+    outputs = _in_parts(gradient, rows, key, accumulation)
+    # Sums become means over the tokens of the whole minibatch, and so do gradients.
     mask = answer_mask(batch["length"], size)
     tokens = jnp.sum(mask).astype(jnp.float32)
     count = jnp.maximum(tokens, 1.0)
-    grads = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), found["grads"], params)
-    metrics = {f"ppo/{name}": value / count for name, value in found["sums"].items()}
+    grads = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), outputs["grads"], params)
+    metrics = {f"ppo/{name}": value / count for name, value in outputs["sums"].items()}
     stopped = jnp.zeros((), bool)
     if options.kl_stop:
         stopped = ~(metrics["ppo/kl_old"] <= options.kl_stop)  # also where it is not a number
+    # A stopped step computes the update all the same, as jit has no early return, and drops it.
     moves = {
         "policy": ~stopped & (jnp.max(jnp.asarray(batch.get("train_policy", 1.0))) > 0),
         "critic": ~stopped,
@@ -232,7 +235,7 @@ def ppo_step(
         for name, move in moves.items()
     }
     metrics |= {
-        "ppo/ratio_max": found["largest"],
+        "ppo/ratio_max": outputs["largest"],
         "ppo/grad_norm_policy": optax.tree.norm(grads["policy"]).astype(jnp.float32),
         "ppo/tokens": tokens,
         "ppo/stopped": stopped.astype(jnp.float32),
@@ -246,8 +249,8 @@ def ppo_step(
         }
     state = state.replace(
         step=state.step + (~stopped).astype(state.step.dtype),
-        params={name: part[0] for name, part in after.items()},
-        opt_state={name: part[1] for name, part in after.items()},
+        params={name: pair[0] for name, pair in after.items()},
+        opt_state={name: pair[1] for name, pair in after.items()},
     )
     return state, metrics
 
@@ -264,20 +267,20 @@ def sft_step(
     placeholder: int = -1,
     accumulation: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One update of a policy, soft prompt included, on given answers: its warm start.
+    """One supervised update of a policy, including its soft prompt, on target answers.
 
     Minimises the mean of `-log p` over the answer tokens of the whole batch, at temperature 1.
 
     Args:
       state: `params` the policy's tree `{"lora": ..., "projector": ...}`; `frozen["base"]`.
-      batch: see `roles`; other entries are not read.
-      key: of the adapter's dropout.
-      model: the base's functions.
-      lora: of the adapter.
-      optimizer: of the policy's tree.
-      answer_size: most answer tokens.
+      batch: see `actor_critic`; other entries are not read.
+      key: key of the adapter's dropout.
+      model: functions of the base.
+      lora: configuration of the adapter.
+      optimizer: optimizer of the policy's tree.
+      answer_size: largest number of answer tokens.
       placeholder: id of the token that soft vectors replace.
-      accumulation: parts; divides the rows.
+      accumulation: number of microbatches; divides the rows.
 
     Returns:
       The state after the step; the metrics of `instruct.instruct_step`.
@@ -285,11 +288,11 @@ def sft_step(
     base = state.frozen["base"]
     rows = {name: batch[name] for name in ROWS if name in batch}
 
-    def loss(trained, part, key):
+    def loss(trained, microbatch, key):
         states, tokens, mask = answer_states(
             trained,
             base,
-            part,
+            microbatch,
             model=model,
             lora=lora,
             answer_size=answer_size,
@@ -298,17 +301,17 @@ def sft_step(
         )
         return cross_entropy(states, model.table(base), tokens, mask.astype(jnp.float32))
 
-    def gradient(part, key):
-        total, grads = jax.value_and_grad(loss)(state.params, part, key)
+    def gradient(microbatch, key):
+        total, grads = jax.value_and_grad(loss)(state.params, microbatch, key)
         return {"loss": total, "grads": grads}
 
-    found = _in_parts(gradient, rows, key, accumulation)
+    outputs = _in_parts(gradient, rows, key, accumulation)
     tokens = jnp.sum(answer_mask(batch["length"], answer_size)).astype(jnp.float32)
     count = jnp.maximum(tokens, 1.0)
-    grads = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), found["grads"], state.params)
+    grads = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), outputs["grads"], state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
-        "train/loss": found["loss"] / count,
+        "train/loss": outputs["loss"] / count,
         "train/grad_norm": optax.tree.norm(grads).astype(jnp.float32),
         "train/tokens": tokens,
         "train/read_tokens": jnp.sum(batch["segments"] > 0).astype(jnp.float32),
