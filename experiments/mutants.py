@@ -309,15 +309,15 @@ _LANGUAGE = (
     Mutant(
         "held_out_prompts_tuned_on",
         "xrec_jax/tasks/instructions.py",
-        "train = [one for one in made[spare:] if one.group not in groups]",
-        "train = made",
+        "train = [example for example in planted[spare:] if example.group not in groups]",
+        "train = planted",
         ("tests/tasks/test_pretraining.py::test_a_world_is_split_by_prompt",),
     ),
     Mutant(
         "held_out_answers_pretrained_on",
         "xrec_jax/tasks/instructions.py",
-        "kept = [text for text in texts if not any(part in level_of(text) for part in forbidden)]",
-        "kept = [*texts]",
+        "if not any(phrase in level_of(text) for phrase in forbidden)",
+        "if True",
         (
             "tests/tasks/test_pretraining.py::test_what_holds_a_held_out_prompt_or_answer_is_left_out",
         ),
@@ -335,7 +335,7 @@ _LANGUAGE = (
     Mutant(
         "questions_show_the_answer",
         "xrec_jax/tasks/attributes.py",
-        'hidden = tuple(asked.item) if key == "item" else ()',
+        'hidden = tuple(cfg.item) if key == "item" else ()',
         "hidden: tuple[str, ...] = ()",
         ("tests/stages/test_attributes.py::test_questions_from_a_world",),
     ),
@@ -370,8 +370,8 @@ _JUDGING = (
     Mutant(
         "judge_trained_on_one_order",
         "xrec_jax/tasks/judgements.py",
-        "for one in both_orders(found):",
-        "for one in [one for one in found for _ in range(2)]:",
+        "for judgement in both_orders(records):",
+        "for judgement in [judgement for judgement in records for _ in range(2)]:",
         ("tests/stages/test_judge.py::test_only_the_answer_is_trained_in_both_orders",),
     ),
     Mutant(

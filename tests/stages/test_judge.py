@@ -252,7 +252,7 @@ def test_other_judgements_are_refused(finished, folder, tmp_path):
 def test_only_the_answer_is_trained_in_both_orders(folder):
     made = config(folder)
     tokenizer = load_tokenizer(made.llm.path)
-    ask = asking(made, tokenizer, most=256)
+    ask = asking(made, tokenizer, max_positions=256)
     one = judgements(made, prepare(made.data), seed=0).train[0]
     shown, swapped = ask.examples([one])
     for example, better in ((shown, one.better), (swapped, 3 - one.better)):

@@ -1,1 +1,1 @@
-"""Level 5: what language models are trained on and asked: prompts, instructions, judgements."""
+"""Training examples and requests of language models: prompts, instructions, judgements."""

@@ -1,4 +1,4 @@
-"""Texts to pre-train on and instructions to tune on, as a config asks for them."""
+"""Instruction sets of a config: read from a file or built from a planted world, split by prompt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.sections import read_section
 from xrec_jax.data.packing import Example
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.llm.io.tokenizer import Tokenizer
@@ -18,16 +19,45 @@ from xrec_jax.text.records.instructions import Instruction, deduplicate, read_in
 from xrec_jax.text.records.splits import match_lengths, one_answer_each, select, split_by_prompt
 from xrec_jax.text.words import word_count
 
-_CHOICE = 4  # times as many examples as are wanted, to choose balanced ones from
+_POOL = 4  # candidates per example, to choose a balanced set from
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructionsConfig:
+    """Source, size and split of an instruction set: keys of the config section `instruct`.
+
+    Attributes:
+      source: "world" or "file".
+      path: JSONL file of the source "file".
+      stratify: key of a file's records by which the split and the choice are stratified; "" none.
+      held_out: share of prompts to hold out.
+      balance: key whose groups get equal numbers and lengths; "" none.
+      examples: number of training examples; 0 for all of a file.
+      named: whether explanations of a world name places.
+      template: template of the prompts of a world.
+      history: number of history entries in a prompt of a world.
+      max_prompt_tokens: token budget of a prompt of a world; 0 for none.
+    """
+
+    source: str
+    path: str
+    stratify: str
+    held_out: float
+    balance: str
+    examples: int
+    named: bool
+    template: Any
+    history: int
+    max_prompt_tokens: int
 
 
 class Instructions(NamedTuple):
     """An instruction set, split by prompt.
 
     Attributes:
-      train: to tune on.
-      held_out: never seen in training, of pre-training neither.
-      notes: what was cut and dropped, in words.
+      train: training examples.
+      held_out: examples never seen in training, nor in pre-training.
+      notes: messages about what was cut and dropped.
     """
 
     train: list[Instruction]
@@ -38,81 +68,85 @@ class Instructions(NamedTuple):
 def instructions(
     config: Any, data: RunData, *, seed: int, tokenizer: Tokenizer | None = None
 ) -> Instructions:
-    """The instruction set of a config.
+    """Builds or reads the instruction set of a config, and splits it by prompt.
 
     Args:
-      config: of the run.
-      data: of the run.
-      seed: of all choices and wordings; which prompts are held out depends on nothing else.
-      tokenizer: keeps the prompts of a world within `instruct.max_prompt_tokens`.
+      config: configuration of the run.
+      data: data of the run.
+      seed: seed of all choices and wordings; the held-out prompts depend on nothing else.
+      tokenizer: counts tokens to keep prompts of a world within `instruct.max_prompt_tokens`.
 
     Raises:
       UserError: on an unknown source, a file that cannot be read, or too few examples.
     """
-    asked = config.instruct
-    if asked.source == "world":
+    cfg = read_section(InstructionsConfig, config.instruct)
+    if cfg.source == "world":
         need_world(data, "instruct.source")
-        return _from_world(asked, data, seed, tokenizer)
-    if asked.source != "file":
-        raise UserError(f"instruct.source={asked.source!r} is not valid; valid: world, file")
-    if not asked.path:
+        return _from_world(cfg, data, seed, tokenizer)
+    if cfg.source != "file":
+        raise UserError(f"instruct.source={cfg.source!r} is not valid; valid: world, file")
+    if not cfg.path:
         raise UserError("instruct.source='file' needs instruct.path: a JSONL file")
-    found, dropped = deduplicate(read_instructions(asked.path))
-    if asked.stratify and not all(asked.stratify in one.meta for one in found):
+    records, dropped = deduplicate(read_instructions(cfg.path))
+    if cfg.stratify and not all(cfg.stratify in record.meta for record in records):
         raise UserError(
-            f"{asked.path}: not every record has the key {asked.stratify!r} of instruct.stratify; "
+            f"{cfg.path}: not every record has the key {cfg.stratify!r} of instruct.stratify; "
             "--config.instruct.stratify= does without"
         )
     train, held_out = split_by_prompt(
-        found, held_out=asked.held_out, seed=seed, stratify=asked.stratify or None
+        records, held_out=cfg.held_out, seed=seed, stratify=cfg.stratify or None
     )
     if not held_out:
         raise UserError(
-            f"{asked.path} leaves nothing to hold out with instruct.held_out={asked.held_out}; it "
+            f"{cfg.path} leaves nothing to hold out with instruct.held_out={cfg.held_out}; it "
             "must be above 0, and the file have two prompts or more"
         )
-    if asked.balance:
+    # Several answers to one prompt would count as several examples of its group.
+    if cfg.balance:
         train = one_answer_each(train)
-    if asked.examples > len(train):
+    if cfg.examples > len(train):
         raise UserError(
-            f"instruct.examples={asked.examples}, but {asked.path} leaves {len(train)} to tune on "
+            f"instruct.examples={cfg.examples}, but {cfg.path} leaves {len(train)} to tune on "
             f"with {len(held_out)} held out; 0 takes all"
         )
-    if asked.balance:
-        train, note = _balanced(train, asked, seed)
+    if cfg.balance:
+        train, note = _balanced(train, cfg, seed)
         return Instructions(train, held_out, (str(dropped), note))
-    if asked.examples:
-        train = select(train, asked.examples, seed=seed, balance=asked.stratify or None)
+    if cfg.examples:
+        train = select(train, cfg.examples, seed=seed, balance=cfg.stratify or None)
     return Instructions(train, held_out, (str(dropped),))
 
 
-def _from_world(asked: Any, data: RunData, seed: int, tokenizer: Tokenizer | None) -> Instructions:
-    if asked.examples < 1:
-        raise UserError(f"instruct.examples={asked.examples} must be positive for a world")
-    if not 0.0 <= asked.held_out <= 1.0:
-        raise UserError(f"instruct.held_out={asked.held_out} must be from 0 to 1 in a world")
-    spare = max(1, round(asked.held_out * asked.examples))
-    wanted = asked.examples + spare
-    if asked.balance:  # something to choose from
-        wanted = max(wanted, min(_CHOICE * asked.examples, len(data.split.train) // 2) + spare)
-    pairs = visits_to_explain(data, wanted, seed=seed)
-    made, cut = planted_explanations(
-        prompting(asked, data, tokenizer), pairs, seed=seed, named=asked.named
+def _from_world(
+    cfg: InstructionsConfig, data: RunData, seed: int, tokenizer: Tokenizer | None
+) -> Instructions:
+    """Instructions on training visits of a world, with the first prompts held out."""
+    if cfg.examples < 1:
+        raise UserError(f"instruct.examples={cfg.examples} must be positive for a world")
+    if not 0.0 <= cfg.held_out <= 1.0:
+        raise UserError(f"instruct.held_out={cfg.held_out} must be from 0 to 1 in a world")
+    spare = max(1, round(cfg.held_out * cfg.examples))
+    count = cfg.examples + spare
+    if cfg.balance:  # a larger pool to choose from
+        count = max(count, min(_POOL * cfg.examples, len(data.split.train) // 2) + spare)
+    pairs = visits_to_explain(data, count, seed=seed)
+    planted, cut = planted_explanations(
+        prompting(cfg, data, tokenizer), pairs, seed=seed, named=cfg.named
     )
-    held_out = made[:spare]
+    held_out = planted[:spare]
     # Two users may have the same profile and history, which is the same prompt.
-    groups = {one.group for one in held_out}
-    train = [one for one in made[spare:] if one.group not in groups]
-    dropped = len(made) - spare - len(train)
+    groups = {example.group for example in held_out}
+    train = [example for example in planted[spare:] if example.group not in groups]
+    dropped = len(planted) - spare - len(train)
     notes = (str(cut), *([f"{dropped} left out that are held out too"] if dropped else []))
-    if asked.balance:
-        train, note = _balanced(_with_column(train, data, asked.balance), asked, seed)
+    if cfg.balance:
+        train, note = _balanced(_with_column(train, data, cfg.balance), cfg, seed)
         notes = (*notes, note)
     return Instructions(train, held_out, notes)
 
 
-def _with_column(found: Sequence[Instruction], data: RunData, column: str) -> list[Instruction]:
-    """Instructions of a world with a column of their user's row in `meta`."""
+def _with_column(examples: Sequence[Instruction], data: RunData, column: str) -> list[Instruction]:
+    """Adds a column of the user table to the `meta` of each example."""
     users = data.dataset.users
     if users is None or column not in users.columns:
         hint = "" if users is None else did_you_mean(column, users.columns)
@@ -120,60 +154,64 @@ def _with_column(found: Sequence[Instruction], data: RunData, column: str) -> li
     ids = (str(name) for name in data.dataset.user_ids)
     cells = dict(zip(ids, users[column].to_list(), strict=True))
     return [
-        dataclasses.replace(one, meta={**one.meta, column: cells[one.meta["user"]]})
-        for one in found
+        dataclasses.replace(example, meta={**example.meta, column: cells[example.meta["user"]]})
+        for example in examples
     ]
 
 
-def _balanced(found: list[Instruction], asked: Any, seed: int) -> tuple[list[Instruction], str]:
-    """`instruct.examples` of a set, groups alike in number and length; and how they came out."""
-    if not asked.examples:
+def _balanced(
+    examples: list[Instruction], cfg: InstructionsConfig, seed: int
+) -> tuple[list[Instruction], str]:
+    """Chooses `instruct.examples` with equal groups; also returns a note on their lengths."""
+    if not cfg.examples:
         raise UserError("instruct.balance needs instruct.examples: how many to choose")
-    if lacking := [one for one in found if asked.balance not in one.meta]:
-        hint = did_you_mean(asked.balance, lacking[0].meta)
-        raise UserError(f"instruct.balance={asked.balance!r}: a record has no such key{hint}")
-    chosen = match_lengths(found, asked.examples, key=asked.balance, seed=seed)
+    if lacking := [example for example in examples if cfg.balance not in example.meta]:
+        hint = did_you_mean(cfg.balance, lacking[0].meta)
+        raise UserError(f"instruct.balance={cfg.balance!r}: a record has no such key{hint}")
+    chosen = match_lengths(examples, cfg.examples, key=cfg.balance, seed=seed)
     groups: dict[str, list[int]] = {}
-    for one in chosen:
-        groups.setdefault(str(one.meta[asked.balance]), []).append(word_count(one.completion))
-    told = (
+    for example in chosen:
+        groups.setdefault(str(example.meta[cfg.balance]), []).append(word_count(example.completion))
+    parts = (
         f"{name} {len(words)} of {np.mean(words):.1f} words"
         for name, words in sorted(groups.items())
     )
-    return chosen, f"balanced by {asked.balance}: {', '.join(told)}"
+    return chosen, f"balanced by {cfg.balance}: {', '.join(parts)}"
 
 
 def without_held_out(
     texts: Sequence[Text], held_out: Sequence[Instruction]
 ) -> tuple[list[Text], int]:
-    """Leaves out texts that hold a held-out prompt or answer, however white space falls.
+    """Drops texts that contain a held-out prompt or answer, whatever their white space.
 
     Returns:
-      The others, and how many were left out.
+      The remaining texts, and the number dropped.
     """
-    forbidden = {part for one in held_out for part in (one.group, level_of(one.completion))}
-    forbidden = {part for part in forbidden if len(part) >= TELLING}
-    kept = [text for text in texts if not any(part in level_of(text) for part in forbidden)]
+    forbidden = {
+        phrase for example in held_out for phrase in (example.group, level_of(example.completion))
+    }
+    forbidden = {phrase for phrase in forbidden if len(phrase) >= TELLING}
+    kept = [text for text in texts if not any(phrase in level_of(text) for phrase in forbidden)]
     return kept, len(texts) - len(kept)
 
 
 def examples(
-    tokenizer: Tokenizer, found: Sequence[Instruction], *, template: bool | None
+    tokenizer: Tokenizer, records: Sequence[Instruction], *, template: bool | None
 ) -> list[Example]:
-    """Instructions as tokens with a mask of the answers.
+    """Tokenizes instructions, with a mask of the answers' tokens.
 
     Raises:
-      UserError: names the example that the tokenizer or its template refuses.
+      UserError: names an example that the tokenizer or its template rejects.
     """
-    made = []
-    for one in found:
-        if one.system is None and not one.turns:
-            turns: Any = (one.prompt, one.completion)
+    result = []
+    for record in records:
+        if record.system is None and not record.turns:
+            turns: Any = (record.prompt, record.completion)
         else:
-            turns = [{"role": role, "content": text} for role, text in one.messages]
+            turns = [{"role": role, "content": text} for role, text in record.messages]
         try:
             example = rendered(tokenizer, turns, template=template)
         except UserError as error:
-            raise UserError(f"{one.name}: {error}") from error
-        made.append(dataclasses.replace(example, name=one.name))
-    return made
+            raise UserError(f"{record.name}: {error}") from error
+        result.append(dataclasses.replace(example, name=record.name))
+    return result

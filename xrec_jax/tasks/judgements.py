@@ -1,7 +1,8 @@
-"""Judgements to train a judge on, and a language model as a judge of texts."""
+"""Judgements to train a judge with, and a language model as a judge of texts."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import Progress
+from xrec_jax.core.sections import read_section
 from xrec_jax.data.packing import Example
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.evaluation.audit.cases import Case as Asked
@@ -30,15 +32,38 @@ from xrec_jax.text.records.judgements import (
 from xrec_jax.text.synthetic.corruptions import world_judgements
 from xrec_jax.text.synthetic.instructions import Case
 
-_SEED = 51  # of choices in a world; others belong to the instruction set
+_SEED = 51  # offset of the seed of choices in a world, to differ from the instruction set's
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgementsConfig:
+    """Source and split of judgements: keys of the config section `judge`.
+
+    Attributes:
+      source: "world" or "file" ("planted" needs no judgements).
+      path: JSONL file of the source "file".
+      pair: key of a record that names the two systems compared; "" for none.
+      block: number of consecutive records that compare the same two systems; 0 if unknown.
+      stratify: key of a file's records by which the split is stratified; "" none.
+      held_out: share of prompts to hold out.
+      examples: number of judgements of a world.
+    """
+
+    source: str
+    path: str
+    pair: str
+    block: int
+    stratify: str
+    held_out: float
+    examples: int
 
 
 class JudgementSet(NamedTuple):
-    """Judgements in the order in which they were given, split by prompt.
+    """Judgements in their original order, split by prompt.
 
     Attributes:
-      train: to learn from; both orders are made of each later.
-      held_out: never seen in training.
+      train: training judgements; each is later shown in both orders.
+      held_out: judgements never seen in training.
     """
 
     train: list[Judgement]
@@ -48,116 +73,118 @@ class JudgementSet(NamedTuple):
 def judgements(
     config: Any, data: RunData, *, seed: int, tokenizer: Tokenizer | None = None
 ) -> JudgementSet:
-    """The judgements of a config.
+    """Builds or reads the judgements of a config, and splits them by prompt.
 
     Args:
-      config: of the run.
-      data: of the run.
-      seed: of all choices.
-      tokenizer: keeps prompts of a world within `instruct.max_prompt_tokens`.
+      config: configuration of the run.
+      data: data of the run.
+      seed: seed of all choices.
+      tokenizer: counts tokens to keep prompts of a world within `instruct.max_prompt_tokens`.
 
     Raises:
       UserError: on an unknown source, a file that cannot be read, or too few judgements.
     """
-    asked = config.judge
-    if asked.source == "world":
+    cfg = read_section(JudgementsConfig, config.judge)
+    if cfg.source == "world":
         need_world(data, "judge.source")
-        found = _from_world(config, data, seed, tokenizer)
-    elif asked.source == "file":
-        if not asked.path:
+        records = _from_world(config, data, seed, tokenizer)
+    elif cfg.source == "file":
+        if not cfg.path:
             raise UserError("judge.source='file' needs judge.path: a JSONL file")
-        found = read_judgements(asked.path, pair=asked.pair, block=asked.block)
-        if asked.stratify and not all(asked.stratify in one.meta for one in found):
+        records = read_judgements(cfg.path, pair=cfg.pair, block=cfg.block)
+        if cfg.stratify and not all(cfg.stratify in record.meta for record in records):
             raise UserError(
-                f"{asked.path}: not every record has the key {asked.stratify!r} of judge.stratify; "
+                f"{cfg.path}: not every record has the key {cfg.stratify!r} of judge.stratify; "
                 "--config.judge.stratify= does without"
             )
     else:
-        raise UserError(f"judge.source={asked.source!r} is not valid; valid: world, file, planted")
-    stratify = asked.stratify if asked.source == "file" else ""
+        raise UserError(f"judge.source={cfg.source!r} is not valid; valid: world, file, planted")
+    stratify = cfg.stratify if cfg.source == "file" else ""
     return JudgementSet(
         *split_judgements(
-            found,
-            held_out=asked.held_out,
+            records,
+            held_out=cfg.held_out,
             seed=seed,
             stratify=stratify or None,
-            cases=_cases(found) if asked.source == "file" else None,
+            cases=_cases(records) if cfg.source == "file" else None,
         )
     )
 
 
-def _cases(found: Sequence[Judgement]) -> list[str]:
-    """A prompt for each judgement that stands for all that ask about the same recommendation."""
-    prompts = {one.group: one.prompt for one in found}
-    stands = {group: group for group in prompts}
+def _cases(records: Sequence[Judgement]) -> list[str]:
+    """Group key of each judgement, equal for all prompts about the same recommendation."""
+    prompts = {record.group: record.prompt for record in records}
+    # A union-find over prompts: each points towards the representative of its group.
+    representative = {group: group for group in prompts}
 
     def first(group: str) -> str:
-        while stands[group] != group:
-            group = stands[group]
+        while representative[group] != group:
+            group = representative[group]
         return group
 
-    alike: dict[tuple[str, str], list[tuple[str, Asked]]] = {}
+    similar: dict[tuple[str, str], list[tuple[str, Asked]]] = {}
     for group, prompt in prompts.items():
         case = read_case(prompt)
         if not case.read:
             continue
         # Equal cases have these two in common; so few are compared with each other.
-        others = alike.setdefault((case.target, case.shown[-1] if case.shown else ""), [])
+        others = similar.setdefault((case.target, case.shown[-1] if case.shown else ""), [])
         for other, known in others:
             if same_case(known, case):
-                stands[first(group)] = first(other)
+                representative[first(group)] = first(other)
         others.append((group, case))
-    return [first(one.group) for one in found]
+    return [first(record.group) for record in records]
 
 
 def _from_world(
     config: Any, data: RunData, seed: int, tokenizer: Tokenizer | None
 ) -> list[Judgement]:
+    """Judgements on training visits of a world: a true explanation against a corrupted one."""
     count = config.judge.examples
     if count < 2:
         raise UserError(f"judge.examples={count} must be 2 or more for a world")
     if data.world is None:
         raise UserError("judge.source='world' needs a planted world")
-    asked = prompting(config.instruct, data, tokenizer)
+    prompts = prompting(config.instruct, data, tokenizer)
     pairs = visits_to_explain(data, count, seed=seed + _SEED)
-    users, items, made = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
-    cases = [
+    users, items, visits_before = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
+    candidates = [
         Case(
-            item=asked.items[item],
-            history=asked.history(before, item),
-            reasons=why,
-            user=asked.user(user),
+            item=prompts.items[item],
+            history=prompts.history(before, item),
+            reasons=reasons,
+            user=prompts.user(user),
             meta={
                 "user": str(data.dataset.user_ids[user]),
                 "item": str(data.dataset.item_ids[item]),
             },
         )
-        for (user, item, before, _), why in zip(
-            pairs, data.world.reasons(users, items, made), strict=True
+        for (user, item, before, _), reasons in zip(
+            pairs, data.world.reasons(users, items, visits_before), strict=True
         )
     ]
     return world_judgements(
-        cases,
-        asked.template,
+        candidates,
+        prompts.template,
         seed=seed,
-        count_tokens=asked.count_tokens,
-        max_tokens=asked.max_tokens,
+        count_tokens=prompts.count_tokens,
+        max_tokens=prompts.max_tokens,
         named=config.instruct.named,
     )
 
 
 class Asking:
-    """Turns judgements into tokens; what it cuts and what it refuses is counted.
+    """Tokenizes judgements, and counts shortened prompts and refused rows.
 
     Attributes:
-      answers: the two tokens that tell the answers apart.
-      length: tokens of a row at most, the answer included.
+      answers: the two tokens in which the answers differ.
+      length: largest number of tokens of a row, including the answer.
 
     Args:
-      tokenizer: of the base.
-      template: whether a chat template is used; None lets the tokenizer decide.
-      max_prompt_tokens: older history entries of longer prompts are cut; 0: no limit.
-      length: tokens of a row.
+      tokenizer: tokenizer of the base.
+      template: whether to use the chat template; None lets the tokenizer decide.
+      max_prompt_tokens: limit of prompts, above which old history entries are cut; 0 for none.
+      length: largest number of tokens of a row.
 
     Raises:
       UserError: if the tokenizer writes both answers alike.
@@ -170,15 +197,15 @@ class Asking:
         self._limit, self.length = max_prompt_tokens, length
         self._known: dict[str, Shortened] = {}
         self.refused = 0
-        # What follows a prompt does not depend on it: the tokens up to the one that differs.
+        # The tokens between a prompt and the one in which the answers differ are always the same.
         begin = len(tokenizer.prompt("?", template=template))
-        one, two = (
+        first, second = (
             tokenizer.render(("?", answer), template=template).ids[begin:] for answer in ANSWERS
         )
-        lead = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), -1)
+        lead = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), -1)
         if lead < 0:
             raise UserError(f"{tokenizer.where}: writes the answers 1 and 2 alike; cannot judge")
-        self._lead, self.answers = one[:lead], (one[lead], two[lead])
+        self._lead, self.answers = first[:lead], (first[lead], second[lead])
 
     def _prompt(self, text: str) -> str:
         if not self._limit:
@@ -190,40 +217,42 @@ class Asking:
         return self._known[text].text
 
     def ids(self, prompt: str, first: str, second: str) -> list[int] | None:
-        """Tokens up to the answer; None, and counted, where they do not fit a row."""
+        """Tokens up to the answer; None if they do not fit a row, which is counted."""
         text = judge_prompt(self._prompt(prompt), first, second)
-        found = [*self._tokenizer.prompt(text, template=self._template), *self._lead]
-        if len(found) >= self.length:
+        tokens = [*self._tokenizer.prompt(text, template=self._template), *self._lead]
+        if len(tokens) >= self.length:
             self.refused += 1
             return None
-        return found
+        return tokens
 
-    def examples(self, found: Sequence[Judgement]) -> list[Example]:
-        """Both orders of each judgement; only the answer's token is trained.
+    def examples(self, records: Sequence[Judgement]) -> list[Example]:
+        """Tokenizes both orders of each judgement, with only the answer's token trained.
 
         Raises:
-          UserError: if one does not fit.
+          UserError: if a judgement does not fit a row.
         """
-        made = []
-        for one in both_orders(found):
-            ids = self.ids(one.prompt, one.first, one.second)
+        result = []
+        for judgement in both_orders(records):
+            ids = self.ids(judgement.prompt, judgement.first, judgement.second)
             if ids is None:
                 raise UserError(
                     f"a judgement does not fit judge.length={self.length} tokens: "
-                    f"{one.prompt[:60]!r}; raise it, or lower judge.max_prompt_tokens"
+                    f"{judgement.prompt[:60]!r}; raise it, or lower judge.max_prompt_tokens"
                 )
             trained = np.zeros(len(ids) + 1, bool)
             trained[-1] = True
-            made.append(Example(np.array([*ids, self.answers[one.better - 1]], np.int32), trained))
-        return made
+            result.append(
+                Example(np.array([*ids, self.answers[judgement.better - 1]], np.int32), trained)
+            )
+        return result
 
     def describe(self) -> str:
-        """What was cut and refused so far, in words."""
-        cut = [one for one in self._known.values() if one.dropped]
-        longer = sum(one.tokens > self._limit for one in self._known.values())
+        """Message about prompts cut and rows refused so far."""
+        cut = [prompt for prompt in self._known.values() if prompt.dropped]
+        longer = sum(prompt.tokens > self._limit for prompt in self._known.values())
         text = (
             f"{len(cut)} of {len(self._known)} prompts cut to {self._limit} tokens "
-            f"({sum(one.dropped for one in cut)} older history entries dropped)"
+            f"({sum(prompt.dropped for prompt in cut)} older history entries dropped)"
             if self._limit
             else "no prompt cut"
         )
@@ -233,14 +262,14 @@ class Asking:
 
 
 class LanguageJudge:
-    """A language model as a judge: `judge(prompts, firsts, seconds)` gives p(first is better).
+    """Language model as a judge: `judge(prompts, firsts, seconds)` gives p(first is better).
 
     A pair that does not fit the model is NaN, and counted.
 
     Args:
-      asking: makes the rows.
-      reader: reads the answers.
-      progress: from a number of pairs to a bar that counts them.
+      asking: tokenizes the pairs.
+      reader: reads probabilities of the answers.
+      progress: creates a progress bar from a number of pairs.
     """
 
     def __init__(
@@ -255,15 +284,16 @@ class LanguageJudge:
     def __call__(
         self, prompt: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> np.ndarray:
-        """Probability `[pairs]` float64 that what is shown first is better."""
+        """Probability `[pairs]` float64 that the text shown first is better."""
+        # Pairs of one prompt are read together, so that its tokens are computed once.
         order: dict[str, list[int]] = {}
         for number, text in enumerate(prompt):
             order.setdefault(text, []).append(number)
-        out = np.full(len(prompt), np.nan)
+        probabilities = np.full(len(prompt), np.nan)
         bar = self._progress(len(prompt)) if self._progress is not None else None
         for numbers in _portions(list(order.values()), 1024):
             rows: list[list[int]] = []
-            kept: list[int] = []
+            fitting: list[int] = []
             groups: list[list[int]] = []
             for group in numbers:
                 members = []
@@ -272,23 +302,24 @@ class LanguageJudge:
                     if ids is not None:
                         members.append(len(rows))
                         rows.append(ids)
-                        kept.append(number)
+                        fitting.append(number)
                 groups.append(members)
+            # Pairs that were refused keep their NaN.
             if rows:
-                out[kept] = self._reader(rows, groups=[g for g in groups if g])
+                probabilities[fitting] = self._reader(rows, groups=[g for g in groups if g])
             if bar is not None:
                 bar.advance(sum(map(len, numbers)))
         if bar is not None:
             bar.close()
-        return out
+        return probabilities
 
 
-def _portions(groups: list[list[int]], most: int) -> list[list[list[int]]]:
-    """Groups in portions of about `most` members, so that rows need not all be held at once."""
+def _portions(groups: list[list[int]], limit: int) -> list[list[list[int]]]:
+    """Divides groups into portions of about `limit` members, to bound the memory of rows."""
     portions: list[list[list[int]]] = [[]]
     size = 0
     for group in groups:
-        if size + len(group) > most and portions[-1]:
+        if size + len(group) > limit and portions[-1]:
             portions.append([])
             size = 0
         portions[-1].append(group)
@@ -296,18 +327,23 @@ def _portions(groups: list[list[int]], most: int) -> list[list[list[int]]]:
     return portions
 
 
-def asking(config: Any, tokenizer: Tokenizer, *, most: int) -> Asking:
-    """How `config.judge` asks; `most` is what the model takes.
+def asking(config: Any, tokenizer: Tokenizer, *, max_positions: int) -> Asking:
+    """Tokenizer of judgements with the settings of `config.judge`.
+
+    Args:
+      config: configuration of the run.
+      tokenizer: tokenizer of the base.
+      max_positions: largest number of tokens that the model takes.
 
     Raises:
       UserError: if rows are longer than that.
     """
-    asked = config.judge
-    if not 0 < asked.length <= most:
-        raise UserError(f"judge.length={asked.length}, but the model takes 1 to {most}")
+    cfg = config.judge
+    if not 0 < cfg.length <= max_positions:
+        raise UserError(f"judge.length={cfg.length}, but the model takes 1 to {max_positions}")
     return Asking(
         tokenizer,
         template=run_base.template(config),
-        max_prompt_tokens=asked.max_prompt_tokens,
-        length=asked.length,
+        max_prompt_tokens=cfg.max_prompt_tokens,
+        length=cfg.length,
     )

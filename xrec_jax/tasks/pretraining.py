@@ -1,4 +1,4 @@
-"""Texts to pre-train a small base on, and their split."""
+"""Pre-training texts of a small base, from a planted world or files, and their split."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ from xrec_jax.text.synthetic.taste_pairs import Visit, join_pair, review_exercis
 Text = str | Reading
 
 
-TELLING = 8  # characters; shorter ones stand in many texts by chance
+TELLING = 8  # characters; shorter phrases occur in many texts by chance
 
 
 def world_texts(config: Any, data: RunData) -> list[Text]:
-    """Texts on the world's places, people and training visits, and readings; no explanations."""
+    """Texts about a world's places, people and training visits, and reading exercises.
+
+    There are no explanations among them: those are left for the stages that are measured.
+
+    Raises:
+      UserError: if the data is not of a planted world.
+    """
     need_world(data, "pretrain.source")
     histories = Histories.of([data.split.train], data.dataset.num_users)
     held_out = attributes.held_out_rows(config, data)
@@ -57,15 +63,18 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
     )
     reviews: list[Text] = []
     if config.joint.readings:
-        reviews = [*(Reading(*one) for one in world_readings(config, data)), *taught_words(config)]
+        reviews = [
+            *(Reading(*pair) for pair in world_readings(config, data)),
+            *taught_words(config),
+        ]
     return [*plain, *described, *reviews, *small_talk(items, config.pretrain.talk)]
 
 
 def file_texts(config: Any) -> list[str]:
-    """Texts of the pre-training files.
+    """Reads the texts of the pre-training files.
 
-    Each of `pretrain.files` is a path, or two joined by "+": then lines of the second that share
-    the key `prompt_id` with a line of the first get its fields too.
+    Each of `pretrain.files` is a path, or several joined by "+": then lines of a later file get
+    also the fields of the line with the same `prompt_id` in the file before.
 
     Raises:
       UserError: if a file cannot be read or has none of the fields.
@@ -74,21 +83,23 @@ def file_texts(config: Any) -> list[str]:
 
 
 def plain(text: Text) -> str:
-    """A text as one string."""
+    """Joins a text to one string."""
     return text if isinstance(text, str) else "".join(text)
 
 
 def level_of(text: Text) -> str:
-    """A text with single blanks only, as texts are compared."""
+    """Normalises white space to single blanks, for comparisons."""
     return " ".join(plain(text).split())
 
 
-def _joined(spec: str, asked: Any) -> list[str]:
+def _joined(spec: str, cfg: Any) -> list[str]:
+    """Reads the texts of one entry of `pretrain.files`; `cfg` is the section `pretrain`."""
     if not isinstance(spec, str):
         raise UserError(f"pretrain.files: {spec!r} must be a path")
     paths = files.joined(spec)
     records = list(files.numbered_records(paths[0]))
     last = paths[0]
+    # An inner join on `prompt_id`, from left to right; fields of later files win.
     for path in paths[1:]:
         by_key = {
             value_of(record, "prompt_id", f"{last}, line {number}"): record
@@ -106,8 +117,8 @@ def _joined(spec: str, asked: Any) -> list[str]:
             raise UserError(f"{path}: no line shares its prompt_id with one of {paths[0]}")
     if not records:
         raise UserError(f"{paths[0]}: no record in it")
-    if asked.keep.field:
-        field, values = asked.keep.field, tuple(asked.keep.among)
+    if cfg.keep.field:
+        field, values = cfg.keep.field, tuple(cfg.keep.among)
         kept = [(number, record) for number, record in records if record.get(field) in values]
         if not kept:
             present = sorted({str(record.get(field)) for _, record in records})
@@ -116,23 +127,24 @@ def _joined(spec: str, asked: Any) -> list[str]:
                 f"values: {', '.join(present[:8])}"
             )
         records = kept
+    # Empty fields are dropped, so that no text has empty paragraphs.
     texts = []
     for number, record in records:
         where = f"{last}, line {number}"
-        there = [name for name in asked.fields if record.get(name) not in (None, "")]
-        parts = [text_of(record, name, where).strip() for name in there]
+        filled = [name for name in cfg.fields if record.get(name) not in (None, "")]
+        parts = [text_of(record, name, where).strip() for name in filled]
         if not any(parts):
-            names = ", ".join(asked.fields)
+            names = ", ".join(cfg.fields)
             raise UserError(f"{where}: none of {names} is there")
         texts.append("\n\n".join(parts))
     return texts
 
 
 def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list[Text], list[Text]]:
-    """Texts to train on and to hold out, at least one each.
+    """Splits texts at random into training and held-out ones, at least one each.
 
     Raises:
-      UserError: if there are fewer than two, or the share is not valid.
+      UserError: if there are fewer than two texts, or the share is not valid.
     """
     if not 0.0 < share < 1.0:
         raise UserError(f"pretrain.held_out={share} must be above 0 and below 1")
@@ -150,62 +162,63 @@ def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list
 def text_examples(
     tokenizer: Tokenizer, texts: Sequence[Text], length: int
 ) -> tuple[list[Example], int]:
-    """Texts as tokens: running text cut into windows, of readings only the answers trained.
+    """Tokenizes texts: running text in windows; of reading exercises, only answers are trained.
 
     Args:
-      tokenizer: of the model.
-      texts: in any order.
+      tokenizer: tokenizer of the model.
+      texts: texts in any order.
       length: tokens of a row.
 
     Returns:
-      The examples, and how many readings were left out because they are longer.
+      The examples, and the number of exercises dropped because they are longer than a row.
     """
     running = tokenizer.encode_batch([text for text in texts if isinstance(text, str)])
-    found = windows([np.array([*ids, tokenizer.eos_id], np.int32) for ids in running], length)
+    examples = windows([np.array([*ids, tokenizer.eos_id], np.int32) for ids in running], length)
     readings = [
         rendered(tokenizer, tuple(text), template=False)
         for text in texts
         if isinstance(text, Reading)
     ]
-    kept = [one for one in readings if len(one.ids) <= length]
-    return [*found, *kept], len(readings) - len(kept)
+    kept = [example for example in readings if len(example.ids) <= length]
+    return [*examples, *kept], len(readings) - len(kept)
 
 
 def world_readings(config: Any, data: RunData) -> list[tuple[str, str]]:
-    """Exercises in reading reviews of training visits, to pre-train on (see `text.pairs`).
+    """Comprehension exercises on reviews of training visits (see `text.synthetic.taste_pairs`).
 
     Raises:
-      UserError: where the world has no reviews.
+      UserError: if the world has no reviews.
     """
-    world, asked = data.world, config.joint
-    if world is None or not asked.readings:
+    world, cfg = data.world, config.joint
+    if world is None or not cfg.readings:
         return []
     if not data.dataset.reviews:
         raise UserError(
             "joint.readings needs reviews to read: set data.world.review_share above 0, or "
             "joint.readings=0"
         )
-    prompting = Prompting(data, asked.states.template, history=asked.states.history)
+    prompting = Prompting(data, cfg.states.template, history=cfg.states.history)
     reviews, train = world.reviews, data.learned
     visits = [
         Visit(prompting.items[i], *reviews.get((u, i), ("", ())))
         for u, i in zip(train.user.tolist(), train.item.tolist(), strict=True)
     ]
+    # Users without a training event are left out: their reviews may be held out.
     known = set(train.user.tolist())
     people = [
-        Visit(row, "", one.facts)
-        for user, (row, one) in enumerate(zip(prompting.users or [], world.about, strict=False))
+        Visit(row, "", person.facts)
+        for user, (row, person) in enumerate(zip(prompting.users or [], world.about, strict=False))
         if user in known
     ]
     return list(
         review_exercises(
-            prompting.template, visits, people, count=asked.readings, latest=asked.states.history
+            prompting.template, visits, people, count=cfg.readings, latest=cfg.states.history
         )
     )
 
 
 def taught_words(config: Any) -> list[str]:
-    """Pairs of drawn values that speak of nobody, so that a new tokenizer knows their words."""
+    """Texts with random values of no user, so that a new tokenizer learns their words."""
     texts = []
     for number in range(config.joint.readings // 40):
         rng = keyed_random("pair words", number)
@@ -222,6 +235,6 @@ def taught_words(config: Any) -> list[str]:
 
 
 def rendered(tokenizer: Tokenizer, turns: Any, *, template: bool | None) -> Example:
-    """A prompt with its answer, or the turns of a conversation, as tokens with a mask."""
+    """Tokenizes a prompt with its answer, or the turns of a conversation, with a mask."""
     text = tokenizer.render(turns, template=template)
     return Example(np.array(text.ids, np.int32), np.array(text.trained, bool))

@@ -1,4 +1,4 @@
-"""Prompts and planted explanations for pairs of a run's data."""
+"""Prompts and planted explanations for user-item pairs of a run's data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.instructions import Instruction
 from xrec_jax.text.synthetic.instructions import Case, build_instructions
 
-_EARLIEST = 3  # visits before the first one that is explained: a history to speak of
+_EARLIEST = 3  # visits before the first one that is explained, so that it has a history
 
 
 class Prompting:
     """Renders prompts from a data set's tables.
 
     Args:
-      data: of the run.
-      template: a registered name, or values (see `text.templates.template_from`).
-      history: entries of a prompt.
-      count_tokens: of a text, where there is a budget.
-      max_tokens: the budget.
+      data: data of the run.
+      template: a registered name, or fields (see `text.prompts.templates.template_from`).
+      history: number of history entries in a prompt.
+      count_tokens: counts the tokens of a text; None without a budget.
+      max_tokens: token budget of a prompt.
+
+    Raises:
+      UserError: if the data has no item table.
     """
 
     def __init__(
@@ -60,16 +63,16 @@ class Prompting:
         return None if table is None else table.to_dicts()
 
     def user(self, row: int) -> dict[str, Any] | None:
-        """A row of the user table, if there is one."""
+        """Row of the user table, if there is one."""
         return None if self.users is None else self.users[row]
 
     def history(self, items: Iterable[int], target: int) -> list[dict[str, Any]]:
-        """Rows of the latest entries before a recommendation; the target itself is left out."""
+        """Rows of the latest history entries, without the recommended item itself."""
         kept = select_history(list(items), latest=self.latest, without=target)
         return [self.items[item] for item in kept]
 
     def prompt(self, user: int, item: int, history: Iterable[int]) -> Prompt:
-        """The prompt that asks why `item` suits `user`, whose events so far are `history`."""
+        """Prompt that asks why `item` suits `user`, whose items so far are `history`."""
         return render_prompt(
             self.template,
             item=self.items[item],
@@ -83,13 +86,13 @@ class Prompting:
 def visits_to_explain(
     data: RunData, count: int, *, seed: int
 ) -> list[tuple[int, int, np.ndarray, int]]:
-    """Chooses training visits: one of each user in a keyed order of users, round after round.
+    """Chooses training visits in rounds: one of each user per round, in a seeded order of users.
 
     Returns:
       `(user, item, items before, number of visits before)`.
 
     Raises:
-      UserError: if there are fewer than `count` with a history of some length.
+      UserError: if there are fewer than `count` visits with a history.
     """
     histories = Histories.of([data.split.train], data.dataset.num_users)
     order = rng.permutation(rng.fold(seed, Stream.EXPLAINED_USERS), data.dataset.num_users)
@@ -101,22 +104,23 @@ def visits_to_explain(
         )
         for user in order
     }
-    found: list[tuple[int, int, np.ndarray, int]] = []
-    turn = 0
-    while len(found) < count and any(len(places) > turn for places in choices.values()):
+    # Rounds spread the visits over users, so that active ones do not dominate a small set.
+    visits: list[tuple[int, int, np.ndarray, int]] = []
+    number = 0
+    while len(visits) < count and any(len(places) > number for places in choices.values()):
         for user, places in choices.items():
-            if len(places) > turn and len(found) < count:
-                start, place = histories.start[user], int(places[turn])
+            if len(places) > number and len(visits) < count:
+                start, place = histories.start[user], int(places[number])
                 before = histories.items[start : start + place]
-                found.append((user, int(histories.items[start + place]), before, place))
-        turn += 1
-    if len(found) < count:
+                visits.append((user, int(histories.items[start + place]), before, place))
+        number += 1
+    if len(visits) < count:
         raise UserError(
             f"instruct.examples and what is held out ask for {count} visits to explain, "
-            f"but only {len(found)} have {_EARLIEST} visits before them; lower it or enlarge the "
+            f"but only {len(visits)} have {_EARLIEST} visits before them; lower it or enlarge the "
             "world"
         )
-    return found
+    return visits
 
 
 def planted_explanations(
@@ -126,12 +130,12 @@ def planted_explanations(
     seed: int,
     named: bool = True,
 ) -> tuple[list[Instruction], TruncationCount]:
-    """Instructions whose completions say the true reasons of the planted world.
+    """Instructions whose completions state the true reasons of the planted world.
 
     Args:
       prompting: renders the prompts.
-      pairs: from `visits_to_explain`.
-      seed: of the wording.
+      pairs: result of `visits_to_explain`.
+      seed: seed of the wording.
       named: whether explanations name places.
 
     Raises:
@@ -140,21 +144,21 @@ def planted_explanations(
     data = prompting.data
     if data.world is None:
         raise UserError("planted explanations need a planted world")
-    users, items, made = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
+    users, items, visits_before = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
     cases = [
         Case(
             item=prompting.items[item],
             history=[prompting.items[i] for i in before],
-            reasons=why,
+            reasons=reasons,
             user=prompting.user(user),
             meta={
                 "user": str(data.dataset.user_ids[user]),
                 "item": str(data.dataset.item_ids[item]),
-                "reasons": why.describe(),
+                "reasons": reasons.describe(),
             },
         )
-        for (user, item, before, _), why in zip(
-            pairs, data.world.reasons(users, items, made), strict=True
+        for (user, item, before, _), reasons in zip(
+            pairs, data.world.reasons(users, items, visits_before), strict=True
         )
     ]
     return build_instructions(
@@ -168,14 +172,20 @@ def planted_explanations(
     )
 
 
-def prompting(asked: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
-    """How `config.instruct` renders prompts."""
-    if tokenizer is None or not asked.max_prompt_tokens:
-        return Prompting(data, asked.template, history=asked.history)
+def prompting(cfg: Any, data: RunData, tokenizer: Tokenizer | None) -> Prompting:
+    """Prompts as `config.instruct` renders them, within its token budget if there is a tokenizer.
+
+    Args:
+      cfg: the section `instruct`, or its typed form.
+      data: data of the run.
+      tokenizer: tokenizer of the base, if any.
+    """
+    if tokenizer is None or not cfg.max_prompt_tokens:
+        return Prompting(data, cfg.template, history=cfg.history)
     return Prompting(
         data,
-        asked.template,
-        history=asked.history,
+        cfg.template,
+        history=cfg.history,
         count_tokens=lambda text: len(tokenizer.encode(text)),
-        max_tokens=asked.max_prompt_tokens,
+        max_tokens=cfg.max_prompt_tokens,
     )

@@ -1,4 +1,4 @@
-"""Pairs of a user and an item made ready to be explained: prompt, history shown, rows."""
+"""Explanation requests: user-item pairs with their prompt, tokens and shown history."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from xrec_jax.text.prompts.render import CountTokens, Prompt, render_prompt, sel
 from xrec_jax.text.prompts.templates import generic, names
 from xrec_jax.text.records.explanations import Pair, Planted, PlantedReason, prompt_hash
 
-# What a pair may say beside its ids.
-_GIVEN: dict[str, tuple[type, str]] = {
+# Optional fields of a pair: type, and its name in messages.
+_OPTIONAL: dict[str, tuple[type, str]] = {
     "rank": (numbers.Integral, "a whole number"),
     "score": (numbers.Real, "a number"),
     "system": (str, "text"),
@@ -36,14 +36,15 @@ _GIVEN: dict[str, tuple[type, str]] = {
 
 
 class Asked(NamedTuple):
-    """A pair as a recommender or a user gave it.
+    """A user-item pair to explain.
 
     Attributes:
-      user: row.
-      item: row.
-      rank: from 1; None where no recommender gave it, as the next two.
-      score: of the recommender.
-      system: the recommender.
+      user: row of the user.
+      item: row of the item.
+      rank: rank of the item in a recommendation list, from 1; None without a recommender, as the
+        following two.
+      score: score of the recommender.
+      system: name of the recommender.
     """
 
     user: int
@@ -54,16 +55,16 @@ class Asked(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A pair with its prompt.
+    """A request for an explanation: a user-item pair with its prompt.
 
     Attributes:
       asked: the pair.
-      prompt: what is asked.
-      digest: its hash.
-      ids: its tokens; empty where nobody reads any.
-      history: item rows of the entries shown, oldest first.
-      seed: of its random choices, from 0 to 2**32 - 1; a function of the pair alone. 0 where the
-        most likely token is always taken.
+      prompt: text of the prompt.
+      digest: hash of the prompt.
+      ids: tokens of the prompt; empty without a tokenizer.
+      history: item rows of the shown history entries, oldest first.
+      seed: seed of sampling, from 0 to 2**32 - 1, a function of the pair alone; 0 with greedy
+        decoding.
     """
 
     asked: Asked
@@ -75,16 +76,19 @@ class Case(NamedTuple):
 
 
 class CaseMaker:
-    """Renders the prompts of a run's pairs, over all of a user's events.
+    """Builds explanation requests: renders and tokenizes prompts over all events of a user.
 
-    The prompt is that of the `instruct` stage. One that the model could not take together with its
-    answer loses more of its oldest entries.
+    The prompt is that of the `instruct` stage. A prompt that does not fit the model together with
+    its answer loses more of its oldest history entries.
 
     Args:
-      config: of the run.
-      data: of the run.
-      tokenizer: of the base; None where only the template writes.
-      max_positions: tokens that the model takes; 0 without a model.
+      config: configuration of the run.
+      data: data of the run.
+      tokenizer: tokenizer of the base; None if only the template explainer is used.
+      max_positions: largest number of tokens that the model takes; 0 without a model.
+
+    Raises:
+      UserError: if the answer leaves no room for a prompt.
     """
 
     def __init__(
@@ -117,22 +121,32 @@ class CaseMaker:
         self.cut = 0  # prompts that lost entries because of the model's limit
 
     def identity(self) -> str:
-        """A digest of how prompts are rendered."""
-        made = self._prompting
-        parts = [repr(made.template), made.latest, made.max_tokens, self._room, self._chat]
+        """Digest of all settings that determine the prompts."""
+        prompting = self._prompting
+        parts = [
+            repr(prompting.template),
+            prompting.latest,
+            prompting.max_tokens,
+            self._room,
+            self._chat,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def probe(self) -> None:
-        """Raises a `UserError` if the tables lack a column that the prompts need."""
+        """Renders one prompt to check the tables.
+
+        Raises:
+          UserError: if they lack a column that the prompts need.
+        """
         if self.data.dataset.num_users and self.data.dataset.num_items:
             self(Asked(0, 0))
 
     def __call__(self, asked: Asked) -> Case:
-        """The pair with its prompt; see `many`."""
+        """Request of one pair; see `many`."""
         return self.many([asked])[0]
 
     def many(self, pairs: Sequence[Asked]) -> list[Case]:
-        """Pairs with their prompts, in order; tokens are counted for all of them at once.
+        """Requests of pairs, in order; all prompts are tokenized at once.
 
         Raises:
           UserError: if a column is missing, or a prompt is too long even without any history.
@@ -143,12 +157,14 @@ class CaseMaker:
         if self.tokenizer is not None:
             ids = self.tokenizer.encode_batch([prompt.text for prompt in prompts])
             for place, asked in enumerate(pairs):
+                # First the configured budget, which counts the text without the chat template.
                 if self._most is not None and len(ids[place]) > self._most:
                     count = self._prompting.count_tokens
                     prompts[place] = self._render(asked, shown[place], count, self._most)
                     ids[place] = self.tokenizer.encode(prompts[place].text)
                 if self._templated:
                     ids[place] = self._read(prompts[place].text)
+                # Then the model's limit, with the template's tokens and room for the answer.
                 if len(ids[place]) > self._room:
                     prompts[place] = self._render(asked, shown[place], self._read, self._room)
                     ids[place] = self._read(prompts[place].text)
@@ -166,7 +182,7 @@ class CaseMaker:
         ]
 
     def _shown(self, asked: Asked) -> list[int]:
-        """Item rows of the history that a prompt may show, oldest first."""
+        """Item rows of the history entries that a prompt may show, oldest first."""
         start = self._histories.start
         events = self._histories.items[start[asked.user] : start[asked.user + 1]].tolist()
         return select_history(events, latest=self._prompting.latest, without=asked.item)
@@ -182,18 +198,18 @@ class CaseMaker:
         count_tokens: CountTokens | None = None,
         max_tokens: int | None = None,
     ) -> Prompt:
-        made = self._prompting
+        prompting = self._prompting
         return render_prompt(
-            made.template,
-            item=made.items[asked.item],
-            user=made.user(asked.user),
-            history=[made.items[row] for row in shown],
+            prompting.template,
+            item=prompting.items[asked.item],
+            user=prompting.user(asked.user),
+            history=[prompting.items[row] for row in shown],
             count_tokens=count_tokens,
             max_tokens=max_tokens,
         )
 
     def user(self, row: int) -> dict[str, Any] | None:
-        """A row of the user table, if there is one."""
+        """Row of the user table, if there is one."""
         return self._prompting.user(row)
 
     @functools.cached_property
@@ -205,13 +221,13 @@ class CaseMaker:
         return {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
 
     def asked(self, pair: Mapping[str, Any] | Sequence[Any]) -> Asked:
-        """A pair given by ids.
+        """Converts a pair of ids to rows.
 
         Args:
-          pair: (user, item), or a record with these keys and perhaps `rank`, `score` and `system`.
+          pair: (user, item), or a record with these keys and optional `rank`, `score` and `system`.
 
         Raises:
-          UserError: if it is something else, or an id is not in the data; names the nearest.
+          UserError: if it has another form, or an id is not in the data; names the nearest one.
         """
         if isinstance(pair, Mapping):
             record: Mapping[str, Any] = pair
@@ -219,7 +235,7 @@ class CaseMaker:
             record = {"user": pair[0], "item": pair[1]}
         else:
             raise UserError(f"a pair is (user, item) or a record with these keys, not {pair!r}")
-        found = []
+        indices = []
         for key, rows in (("user", self._user_rows), ("item", self._item_rows)):
             if key not in record:
                 raise UserError(f"a pair has no {key!r}: {files.plain(dict(record))}")
@@ -228,24 +244,24 @@ class CaseMaker:
             if str(record[key]) not in rows:
                 hint = did_you_mean(str(record[key]), rows)
                 raise UserError(f"no {key} {record[key]!r} in the data{hint}")
-            found.append(rows[str(record[key])])
-        for key, (kind, what) in _GIVEN.items():
+            indices.append(rows[str(record[key])])
+        for key, (kind, expected) in _OPTIONAL.items():
             value = record.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise UserError(f"a pair's {key!r} must be {what}, not {value!r}")
+                raise UserError(f"a pair's {key!r} must be {expected}, not {value!r}")
         rank = record.get("rank")
         if rank is not None and not 0 < rank < 2**31:
             raise UserError(f"a pair's 'rank' must be a number from 1, not {rank!r}")
-        return Asked(found[0], found[1], *(record.get(key) for key in _GIVEN))
+        return Asked(indices[0], indices[1], *(record.get(key) for key in _OPTIONAL))
 
     def named(self, row: int) -> dict[str, Any]:
-        """A row of the item table: its id as `item_id`, its plain name as `name_column`."""
+        """Row of the item table, with the id as `item_id` and the title as `name_column`."""
         own = {"item_id": str(self.data.dataset.item_ids[row])}
         return {**self._prompting.items[row], **own, self.name_column: str(self._titles[row])}
 
     @functools.cached_property
     def name_column(self) -> str:
-        """The column of an item's name, one of its own where the table has none."""
+        """Column of item titles; a new one if the table has none."""
         return title_column(self.data.dataset) or "title"
 
     @functools.cached_property
@@ -261,16 +277,17 @@ class CaseMaker:
         return _id_column(self.data.dataset.users, self.data.dataset.user_ids)
 
     def pair(self, case: Case) -> Pair:
-        """The record of a pair; see `text.records.Pair`."""
-        asked, made, data = case.asked, self._prompting, self.data
-        user = made.user(asked.user)
+        """Record of a request; see `text.records.explanations.Pair`."""
+        asked, prompting, data = case.asked, self._prompting, self.data
+        user = prompting.user(asked.user)
+        # Only a planted world knows the true reasons.
         planted, reasons = None, None
         if data.world is not None:
             users, items = np.array([asked.user]), np.array([asked.item])
             after = self._histories.lengths[users]  # the state after all of the user's events
             true = data.world.reasons(users, items, after)[0]
             planted, reasons = _planted(true), true.describe()
-        profile = made.template.render_user(user) if made.template.user and user else None
+        profile = prompting.template.render_user(user) if prompting.template.user and user else None
         return {
             "user": str(data.dataset.user_ids[asked.user]),
             "item": str(data.dataset.item_ids[asked.item]),
@@ -286,18 +303,20 @@ class CaseMaker:
                 {
                     "item": str(data.dataset.item_ids[row]),
                     "title": str(self._titles[row]),
-                    "attributes": _without(made.items[row], self._item_key),
+                    "attributes": _without(prompting.items[row], self._item_key),
                 }
                 for row in case.history
             ],
-            "attributes": _without(made.items[asked.item], self._item_key),
+            "attributes": _without(prompting.items[asked.item], self._item_key),
             "planted": planted,
             "reasons": reasons,
         }
 
 
 def _planted(true: Any) -> Planted:
-    def told(reasons: Sequence[Any]) -> list[PlantedReason]:
+    """Record of the planted reasons of a pair."""
+
+    def records(reasons: Sequence[Any]) -> list[PlantedReason]:
         return [
             {
                 "attribute": reason.attribute,
@@ -308,11 +327,11 @@ def _planted(true: Any) -> Planted:
             for reason in reasons
         ]
 
-    return {"for": told(true.for_), "against": told(true.against)}
+    return {"for": records(true.for_), "against": records(true.against)}
 
 
 def _id_column(table: Any, ids: np.ndarray) -> str | None:
-    """The column that holds the ids themselves."""
+    """Column that holds the ids themselves, judged by its first rows; None without one."""
     if table is None:
         return None
     for column in table.columns:
@@ -326,9 +345,9 @@ def _without(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
 
 
 def case_maker(config: Any, rundir: RunDir, data: RunData) -> CaseMaker:
-    """Of a run; its base, if it has one, says how long prompts may be, whoever reads them.
+    """Builder of a run's requests, with the limits of its base for all explainers.
 
-    So one pair has one prompt, whichever explainer answers it.
+    One pair thus has one prompt, whichever explainer answers it.
     """
     path = run_base.base_path(config, rundir)
     if not config.llm.path and not path.exists():
@@ -342,11 +361,11 @@ def case_maker(config: Any, rundir: RunDir, data: RunData) -> CaseMaker:
 
 
 def choose_prompts(config: Any, data: RunData, prompt: str) -> None:
-    """Sets the template of prompts in `config.instruct`.
+    """Sets the prompt template in `config.instruct`.
 
     Args:
-      config: of the run; changed.
-      data: of the run.
+      config: configuration of the run; changed in place.
+      data: data of the run.
       prompt: a registered name or "generic"; "" for the run's own, which is generic in a run that
         neither tunes nor has a world.
 
@@ -363,7 +382,7 @@ def choose_prompts(config: Any, data: RunData, prompt: str) -> None:
 
 
 def use_generic_prompts(config: Any, data: RunData) -> None:
-    """Lets `config.instruct` render prompts from whatever columns the tables have.
+    """Sets a template in `config.instruct` that shows all columns of the tables.
 
     Raises:
       UserError: if there is no item table, or one without columns.
@@ -371,21 +390,22 @@ def use_generic_prompts(config: Any, data: RunData) -> None:
     items, users = data.dataset.items, data.dataset.users
     if items is None:
         raise UserError("prompts need a table of items: their titles and features")
+    # Ids say nothing to a language model.
     columns = [c for c in items.columns if c != _id_column(items, data.dataset.item_ids)]
     title = title_column(data.dataset) or (columns[0] if columns else items.columns[0])
     profile = [] if users is None else users.columns
-    made = generic(
+    template = generic(
         item_columns=[column for column in columns if column != title] or [title],
         title=title,
         user_columns=[c for c in profile if c != _id_column(users, data.dataset.user_ids)],
     )
     with config.ignore_type():
         config.instruct.template = {
-            "name": made.name,
-            "body": made.body,
-            "entry": made.entry,
-            "item": made.item,
-            "user": made.user,
-            "no_history": made.no_history,
-            "unknown": made.unknown,
+            "name": template.name,
+            "body": template.body,
+            "entry": template.entry,
+            "item": template.item,
+            "user": template.user,
+            "no_history": template.no_history,
+            "unknown": template.unknown,
         }

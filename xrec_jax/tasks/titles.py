@@ -1,4 +1,4 @@
-"""Titles of items: which column of the item table holds them."""
+"""Titles of items and their column in the item table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from xrec_jax.text.prompts.layout import text_value
 
 
 def title_column(dataset: Dataset) -> str | None:
-    """The column of the item table that names an item, if it has one."""
+    """Column of the item table with the titles, if there is one."""
     if dataset.title is not None or dataset.items is None:
         return dataset.title
     return tables.title_column(dataset.items.columns)
 
 
 def titles(dataset: Dataset) -> np.ndarray:
-    """A readable name of every item as prompts spell it: `[num_items]`; its id without one."""
+    """Title of every item as in prompts, `[num_items]`; the id of an item without one."""
     table, column = dataset.items, title_column(dataset)
     if table is None or column is None:
         return dataset.item_ids

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import optax
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.sections import read_section
 
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -40,11 +41,6 @@ class OptimizerConfig:
     weight_decay: float
     clip_norm: float
 
-    @classmethod
-    def of(cls, config: Any) -> Self:
-        """Reads the fields from a config section, which may hold further keys."""
-        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
-
     def check(self) -> None:
         """Checks the numbers.
 
@@ -75,7 +71,7 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     Raises:
       UserError: on an unknown schedule or a share outside 0 to 1.
     """
-    cfg = OptimizerConfig.of(config)
+    cfg = read_section(OptimizerConfig, config)
     peak = cfg.learning_rate
     if not 0.0 <= cfg.warmup < 1.0:
         raise UserError(f"warmup={cfg.warmup} must be a share of the steps, 0 to below 1")
@@ -106,7 +102,7 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     Raises:
       UserError: on an unknown optimiser, or a negative learning rate.
     """
-    cfg = OptimizerConfig.of(config)
+    cfg = read_section(OptimizerConfig, config)
     cfg.check()
     rate = schedule(config, total_steps)
     if cfg.optimizer == "adam":

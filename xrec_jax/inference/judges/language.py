@@ -58,7 +58,7 @@ def load_judge(
       UserError: if there is none, or it was trained on other weights.
     """
     adapter = run_base.adapter_of(path or judge_path(rundir), base, stage=STAGE)
-    ask = asking(config, base.tokenizer, most=base.model.config.max_positions)
+    ask = asking(config, base.tokenizer, max_positions=base.model.config.max_positions)
     # A finished run may be opened on more devices than it had.
     parts = batch_divisor(mesh)
     batch = -(-config.judge.batch // parts) * parts
