@@ -180,15 +180,15 @@ def test_a_text_that_names_the_item_is_not_another_items():
         "c": "Opal is one",
     }
     cases = [
-        items.RatedCase(
+        items.RatedItem(
             f"i{name}", "", PROMPT.format(age=30, name=title), {"s": f"{text} and more words here"}
         )
         for (name, text), title in zip(about.items(), ("Jade", "Onyx", "Opal"), strict=True)
     ]
     for seed in range(30):
         [check] = [s for s in forms.choose(cases, pairs=2, gold=1, seed=seed) if s.gold]
-        wrong = check.case.texts["s"].lower()
-        assert check.case.title.lower() not in wrong
+        wrong = check.rated.texts["s"].lower()
+        assert check.rated.title.lower() not in wrong
 
 
 def test_the_same_arguments_make_the_same_files(kit, run, tmp_path):

@@ -82,13 +82,13 @@ def make(
         else _of_run(workdir, systems, allow_imports=allow_imports)
     )
     shown = forms.choose(cases, pairs=pairs, gold=gold, seed=seed)
-    made = [forms.sheet(shown, preferences=preferences, seed=seed, number=1)]
+    made = [forms.form(shown, preferences=preferences, seed=seed, number=1)]
     memory.require(raters * len(made[0].html), f"--raters={raters}: the sheets")
     made += [
-        forms.sheet(shown, preferences=preferences, seed=seed, number=number + 1)
+        forms.form(shown, preferences=preferences, seed=seed, number=number + 1)
         for number in range(1, raters)
     ]
-    names = list(shown[0].case.texts)
+    names = list(shown[0].rated.texts)
     key = {
         "format": rating_exports.KEY_FORMAT,
         "version": 1,
@@ -99,12 +99,12 @@ def make(
         "high": forms.HIGH,
         "cases": [
             {
-                "item": one.case.item,
-                "group": one.case.group,
-                "title": one.case.title,
+                "item": one.rated.item,
+                "group": one.rated.group,
+                "title": one.rated.title,
                 "gold": one.gold,
                 "broken": one.broken,
-                "texts": dict(one.case.texts),
+                "texts": dict(one.rated.texts),
             }
             for one in shown
         ],
@@ -129,9 +129,9 @@ def make(
         log(line)
 
 
-def _tells(shown: Sequence[forms.Shown], names: Sequence[str]) -> list[str]:
+def _tells(shown: Sequence[forms.FormItem], names: Sequence[str]) -> list[str]:
     """Warnings about what could tell a rater who wrote a text."""
-    texts = [text for one in shown for text in one.case.texts.values()]
+    texts = [text for one in shown for text in one.rated.texts.values()]
     named = [name for name in names if any(map(finder([name]).search, texts))]
     return [
         f"warning: the word {name!r} stands in a text, and is a system's name" for name in named
@@ -140,7 +140,7 @@ def _tells(shown: Sequence[forms.Shown], names: Sequence[str]) -> list[str]:
 
 def _of_run(
     workdir: epath.PathLike, systems: Sequence[str], *, allow_imports: bool
-) -> list[items.RatedCase]:
+) -> list[items.RatedItem]:
     """Cases of a run, whose data is compared with what it was started on, where it has a config."""
     rundir = RunDir(workdir, allow_imports=allow_imports)
     if rundir.config_path.exists():

@@ -1,1 +1,1 @@
-"""Level 8: gathers what `evaluation.audit` looks at."""
+"""Collects the data and texts of a config or run for the checks of `evaluation.audit`."""

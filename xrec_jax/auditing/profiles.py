@@ -1,4 +1,4 @@
-"""`xrec audit` of the file of profiles and descriptions that the `joint` stage may read."""
+"""Audit of the file of profiles and descriptions that the `joint` stage may read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xrec_jax.joint.states.file_texts import read_states_file
 
 
 def profiles_path(config: Any) -> str:
-    """The file: `audit.profiles`, else the one that the config's joint stage reads; "" for none."""
+    """Path of the file: `audit.profiles`, or the one of the config's joint stage; "" for none."""
     if config.audit.get("profiles"):
         return config.audit.profiles
     states = config.joint.states
@@ -19,7 +19,7 @@ def profiles_path(config: Any) -> str:
 
 
 def profile_findings(config: Any, data: RunData) -> list[Finding | None]:
-    """Checks of that file against the data of the config; none without a file.
+    """Checks the file of profiles against the data of the config; empty without a file.
 
     Raises:
       UserError: if the file cannot be read, or there are no events to compare it with.

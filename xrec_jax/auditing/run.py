@@ -1,4 +1,4 @@
-"""`xrec audit`: faults of a config's data, split and texts; and those of a finished run."""
+"""Audit of the data, split and texts of a config or a run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from xrec_jax.evaluation import audit as checks
 
 
 def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
-    """Looks for faults in a run's data and texts, and writes them to its `audit.json`.
+    """Audits a run's data and texts, and writes the findings to its `audit.json`.
 
     Args:
-      rundir: of the run; what its stages left so far is looked at.
-      config: of the run.
-      data: of the run.
+      rundir: directory of the run; texts of the stages that are done are checked.
+      config: configuration of the run.
+      data: data of the run.
 
     Raises:
-      UserError: a file that `config.audit` names cannot be read.
+      UserError: if a file of `config.audit` cannot be read.
     """
     outcomes = [
         *check_data(config, data),
@@ -33,14 +33,14 @@ def audit_run(rundir: RunDir, config: Any, data: RunData) -> checks.Audit:
         *texts.check_files(config),
         *profiles.profile_findings(config, data),
     ]
-    found = checks.collect(outcomes)
+    audit = checks.collect(outcomes)
     if is_primary():
-        write_json(rundir.path / "audit.json", found.record())
-    return found
+        write_json(rundir.path / "audit.json", audit.record())
+    return audit
 
 
 def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
-    """Checks events and split; nothing where a config has no recommender's data."""
+    """Checks events and split; empty for a config without interactions."""
     if not data.dataset.num_items:
         return []
     rules = protocol(config, data)
@@ -52,12 +52,12 @@ def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
 
 
 def protocol(config: Any, data: RunData) -> checks.Protocol:
-    """How the events were split, by which findings are judged."""
+    """Protocol of the split, on which the severity of findings depends."""
     return checks.Protocol(data.split.kind, config.data.split.order)
 
 
 def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:
-    """Name, sizes and protocol of what was audited."""
+    """Name, sizes and protocol of the audited data."""
     dataset, split = data.dataset, data.split
     return {
         "name": dataset.name,
@@ -65,12 +65,12 @@ def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:
         "items": dataset.num_items,
         "events": len(dataset.interactions),
         "split": str(protocol),
-        "parts": {part: len(getattr(split, part)) for part in ("train", "valid", "test")},
+        "parts": {name: len(getattr(split, name)) for name in ("train", "valid", "test")},
     }
 
 
 def _unfiltered(config: ConfigDict, dataset: Dataset) -> Dataset | None:
-    """Reads the files again with repeats kept, where the filters dropped some; else None."""
+    """Reads the files again with duplicates kept; None if the filters dropped none."""
     if not dataset.notes.get("duplicates_dropped"):
         return None
     as_read = config.copy_and_resolve_references()

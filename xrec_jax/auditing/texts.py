@@ -1,4 +1,4 @@
-"""What `xrec audit` looks at beside data and split: files of texts, and the texts of a run."""
+"""Audit of texts: files named by the config, the instruction set, and the texts of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xrec_jax.text.records.fields import text_of
 Outcomes = list[checks.Finding | None]
 _WRITERS = ("model", "explainer", "system")
 _TEXTS = ("completion", "text", "explanation")
-# What the lines of a file need; where several are named, one of them.
+# Keys that the records of a file need; of several alternatives, one.
 _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "instructions": (("prompt", "messages"), ("completion", "messages")),
     "prompts": (("prompt",),),
@@ -31,52 +31,54 @@ _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def file_roles(config: Any) -> list[str]:
-    """Names of the files that `config.audit` gives."""
+    """Roles for which `config.audit` names a file."""
     return [role for role in (*_NEEDED, "ratings", "profiles") if config.audit.get(role)]
 
 
 def check_files(config: Any) -> Outcomes:
-    """Checks the files that `config.audit` names, each by itself and against each other.
+    """Checks the files of `config.audit`, each by itself and against each other.
 
     Raises:
       UserError: if a file cannot be read or its lines lack a key.
     """
     paths = config.audit
-    found = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
+    records_of = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
     cases = {
         role: checks.read_cases(records)
-        for role, records in found.items()
+        for role, records in records_of.items()
         if role != "explanations"
     }
     outcomes: Outcomes = []
+    # Prompts by themselves, then sets against each other, then what was answered to them.
     for role in ("instructions", "judgements", "prompts"):
         if role in cases:
             outcomes += checks.check_prompts(cases[role], role)
     if "prompts" in cases:
         outcomes.append(checks.repeated(cases["prompts"], "prompts"))
     outcomes += _overlaps(cases)
-    if "instructions" in found:
+    if "instructions" in records_of:
         outcomes += checks.check_answers(
-            _completions(found["instructions"], cases["instructions"]), "instructions"
+            _completions(records_of["instructions"], cases["instructions"]), "instructions"
         )
     answers: list[checks.Answer] = []
-    if "explanations" in found:
-        answers, ids = _answers(found, cases, paths)
+    if "explanations" in records_of:
+        answers, ids = _answers(records_of, cases, paths)
         outcomes += checks.check_ids(answers, ids, "explanations") if ids else []
         outcomes += checks.check_answers(answers, "explanations")
-    if "judgements" in found:
+    if "judgements" in records_of:
+        # Texts are recognised by prompt and wording, which gives the writer of each judged one.
         written = {(a.case.text, level(a.text)): a.writer for a in answers if a.case is not None}
-        judged = checks.read_judgements(found["judgements"], cases["judgements"])
+        judged = checks.read_judgements(records_of["judgements"], cases["judgements"])
         outcomes += checks.check_judgements(judged, written)
-    if "attributes" in found:
-        outcomes += checks.check_attributes(checks.read_attributes(found["attributes"]))
+    if "attributes" in records_of:
+        outcomes += checks.check_attributes(checks.read_attributes(records_of["attributes"]))
     if paths.get("ratings"):
         outcomes += checks.check_ratings(_table(paths.ratings))
     return outcomes
 
 
 def _overlaps(cases: Mapping[str, list[checks.Case]]) -> Outcomes:
-    """Sets that are trained on against the evaluated prompts and against each other."""
+    """Checks training sets against the evaluated prompts and against each other."""
     outcomes: Outcomes = []
     for role, other, tuned in (
         ("instructions", "prompts", True),
@@ -92,23 +94,26 @@ def _overlaps(cases: Mapping[str, list[checks.Case]]) -> Outcomes:
 
 
 def tunes(config: Any) -> bool:
-    """Whether the run of a config makes an instruction set."""
+    """True if the stages of a config include instruction tuning."""
     return "instruct" in config.stages
 
 
 def check_tuning(config: Any, data: RunData) -> Outcomes:
-    """Checks the instruction set that the `instruct` stage of a config makes.
+    """Checks the instruction set of the `instruct` stage of a config.
 
     Raises:
-      UserError: if the stage could not make it.
+      UserError: if the set cannot be built.
     """
     if not tunes(config):
         return []
-    found = instructions.instructions(config, data, seed=config.seeds[0])
+    instruction_set = instructions.instructions(config, data, seed=config.seeds[0])
     return _check_parts(
         *(
-            [{**one.meta, "prompt": one.prompt, "completion": one.completion} for one in part]
-            for part in (found.train, found.held_out)
+            [
+                {**example.meta, "prompt": example.prompt, "completion": example.completion}
+                for example in split
+            ]
+            for split in (instruction_set.train, instruction_set.held_out)
         )
     )
 
@@ -116,7 +121,7 @@ def check_tuning(config: Any, data: RunData) -> Outcomes:
 def _check_parts(
     train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]
 ) -> Outcomes:
-    """Checks what is tuned on, and that none of it is held out."""
+    """Checks an instruction set, and that its two splits do not overlap."""
     tuned, held = checks.read_cases(train), checks.read_cases(held_out)
     answers = _completions([*train, *held_out], [*tuned, *held])
     return [
@@ -131,25 +136,31 @@ def check_run(rundir: RunDir) -> Outcomes:
     outcomes: Outcomes = []
     lines = files.read_json_lines
     folder = rundir.path / "instructions"
-    parts = [lines(folder / f"{part}.jsonl") for part in ("train", "held_out")]
+    # The instruction set as the run wrote it, whatever the config says today.
+    parts = [lines(folder / f"{split}.jsonl") for split in ("train", "held_out")]
     train = [_flat(record) for record in parts[0]]
     if all(parts):
         outcomes += _check_parts(train, [_flat(record) for record in parts[1]])
     folder = rundir.path / "explanations"
     answered = run_records.held_out_answers(rundir, "prompt")
-    if answered:  # what `instruct` generated
-        asked = checks.read_cases(answered)
+    if answered:  # answers to held-out prompts, by stage `instruct`
+        prompts = checks.read_cases(answered)
         outcomes += checks.check_answers(
             [
                 checks.Answer(
-                    str(row), writer, _said(one[writer]), case, str(one.get(f"{writer}_stop") or "")
+                    str(row),
+                    writer,
+                    _said(entry[writer]),
+                    case,
+                    str(entry.get(f"{writer}_stop") or ""),
                 )
                 for writer in ("base", "tuned")
-                for row, (one, case) in enumerate(zip(answered, asked, strict=True), start=1)
-                if writer in one
+                for row, (entry, case) in enumerate(zip(answered, prompts, strict=True), start=1)
+                if writer in entry
             ],
             "held_out",
         )
+    # The explained pairs must not be among the tuned prompts; answers must fit their prompts.
     pairs = run_records.pairs(rundir)
     if pairs:
         cases = checks.read_cases(pairs)
@@ -164,24 +175,25 @@ def check_run(rundir: RunDir) -> Outcomes:
             ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
             outcomes += checks.check_ids(_first_of_each(answers), ids, "explanations")
             outcomes += checks.check_answers(answers, "explanations")
+    # A judge that saw each pair in one order only may have judged the order.
     verdicts = run_records.verdicts(rundir)
     if verdicts:
-        orders = [("", str(one["first"]), str(one["second"])) for one in verdicts]
+        orders = [("", str(entry["first"]), str(entry["second"])) for entry in verdicts]
         outcomes.append(checks.shown_in_one_order(orders, "verdicts"))
     return outcomes
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """An instruction of either form with `prompt` and `completion`."""
+    """Converts an instruction of either form to one with `prompt` and `completion`."""
     if "messages" not in record:
         return dict(record)
     turns = record["messages"]
-    asked = [turn["content"] for turn in turns if turn["role"] == "user"]
-    return {**record, "prompt": asked[0], "completion": turns[-1]["content"]}
+    prompts = [turn["content"] for turn in turns if turn["role"] == "user"]
+    return {**record, "prompt": prompts[0], "completion": turns[-1]["content"]}
 
 
 def _has_turns(record: Mapping[str, Any]) -> bool:
-    """Whether the `messages` of a record, if it has any, hold a prompt."""
+    """True if the `messages` of a record, if any, contain a prompt."""
     turns = record.get("messages", [{"role": "user", "content": ""}])
     return (
         isinstance(turns, list)
@@ -191,34 +203,36 @@ def _has_turns(record: Mapping[str, Any]) -> bool:
 
 
 def _first_of_each(answers: Sequence[checks.Answer]) -> list[checks.Answer]:
-    """One answer of each writer to each prompt: equal prompts are answered once a pair."""
+    """Keeps one answer of each writer to each prompt: equal prompts are answered per pair."""
     return list({(answer.writer, answer.prompt_id): answer for answer in answers}.values())
 
 
 def _joined(
     records: Iterable[Mapping[str, Any]], hashes: Sequence[str], cases: Sequence[checks.Case]
 ) -> list[checks.Answer]:
+    """Answers of a run's explanation records, with their prompts by hash."""
     by_hash = dict(zip(hashes, cases, strict=True))
     return [
         checks.Answer(
-            str(one["prompt_hash"]),
-            str(one["explainer"]),
-            str(one["text"]),
-            by_hash.get(str(one["prompt_hash"])),
-            str(one.get("stop") or ""),
+            str(record["prompt_hash"]),
+            str(record["explainer"]),
+            str(record["text"]),
+            by_hash.get(str(record["prompt_hash"])),
+            str(record.get("stop") or ""),
         )
-        for one in records
+        for record in records
     ]
 
 
 def _said(value: Any) -> str:
-    """The text of an answer; null is none."""
+    """Text of an answer; "" for null."""
     return "" if value is None else str(value)
 
 
 def _completions(
     records: Iterable[Mapping[str, Any]], cases: Iterable[checks.Case]
 ) -> list[checks.Answer]:
+    """Answers of an instruction set, numbered from 1."""
     return [
         checks.Answer(str(row), "the set", _said(_flat(record)["completion"]), case)
         for row, (record, case) in enumerate(zip(records, cases, strict=True), start=1)
@@ -226,32 +240,35 @@ def _completions(
 
 
 def _answers(
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    records_of: Mapping[str, Sequence[Mapping[str, Any]]],
     cases: Mapping[str, Sequence[checks.Case]],
     paths: Any,
 ) -> tuple[list[checks.Answer], list[str]]:
-    """Explanations with their prompts, those of a writer in the order of the prompts; prompt ids.
+    """Joins explanations with their prompts.
 
-    The ids are empty where explanations carry their own prompts.
+    Returns:
+      The answers, those of a writer in the order of the prompts, and the ids of all prompts; no ids
+      if explanations carry their own prompts.
     """
-    records = found["explanations"]
+    records = records_of["explanations"]
     key = next((key for key in ("prompt_id", "prompt_hash") if key in records[0]), "prompt")
     place: dict[str, int] = {}
     ids: list[str] = []
+    # Prompts come with the explanations, or from a file of their own that names them by id or hash.
     if key == "prompt":
         for number, record in enumerate(records, start=1):
             if "prompt" not in record:
                 raise UserError(f"{paths.explanations}, record {number}: no key 'prompt'")
         by_place = checks.read_cases(records)
         place = {str(record["prompt"]): row for row, record in reversed([*enumerate(records)])}
-    elif "prompts" not in found:
+    elif "prompts" not in records_of:
         raise UserError(
             f"audit.explanations={paths.explanations}: its lines name prompts by {key!r}, so "
             "audit.prompts must name the file of prompts"
         )
     else:
         by_place = list(cases["prompts"])
-        for row, record in enumerate(found["prompts"]):
+        for row, record in enumerate(records_of["prompts"]):
             if key not in record:
                 raise UserError(f"{paths.prompts}, record {row + 1}: no {key!r} to join answers by")
             ids.append(str(record[key]))
@@ -263,14 +280,14 @@ def _answers(
         for name in (key, text, *([writer] if writer else [])):
             if name not in record:
                 raise UserError(f"{paths.explanations}, record {number}: no key {name!r}")
-        found_at = place.get(str(record[key]))
-        asked = str(record[key]) if key != "prompt" else str(number)
+        prompt_row = place.get(str(record[key]))
+        prompt_id = str(record[key]) if key != "prompt" else str(number)
         answers.append(
             checks.Answer(
-                asked,
+                prompt_id,
                 str(record[writer]) if writer else "the file",
                 _said(record[text]),
-                None if found_at is None else by_place[found_at],
+                None if prompt_row is None else by_place[prompt_row],
                 str(record.get("stop") or ""),
             )
         )
@@ -280,7 +297,7 @@ def _answers(
 
 
 def _read(spec: str, role: str) -> list[dict[str, Any]]:
-    """Records of a role's files, joined by "+"; instructions with `prompt` and `completion`."""
+    """Reads the records of a role's files; instructions get `prompt` and `completion`."""
     records: list[dict[str, Any]] = []
     for path in files.joined(spec):
         before = len(records)
@@ -300,11 +317,11 @@ def _read(spec: str, role: str) -> list[dict[str, Any]]:
 
 
 def _check(record: dict[str, Any], role: str, where: str) -> None:
-    """Refuses what no check can read; an answer that is null is one without text."""
+    """Validates the types of a record; a null answer counts as an empty text."""
     if role == "instructions" and not _has_turns(record):
         raise UserError(f"{where}: expected messages with role and content, one of a user")
-    asks = _flat(record) if role == "instructions" else record
-    if (role != "explanations" or "prompt" in record) and not isinstance(asks["prompt"], str):
+    flat = _flat(record) if role == "instructions" else record
+    if (role != "explanations" or "prompt" in record) and not isinstance(flat["prompt"], str):
         raise UserError(f"{where}: expected a text as prompt")
     if role == "judgements":
         for key in ("first", "second"):
@@ -316,12 +333,12 @@ def _check(record: dict[str, Any], role: str, where: str) -> None:
             if key in record and role == "explanations":
                 text_of(record, key, where)
         for key in _TEXTS:
-            if asks.get(key) is not None:
-                text_of(asks, key, where)
+            if flat.get(key) is not None:
+                text_of(flat, key, where)
 
 
 def _table(spec: str) -> list[dict[str, str]]:
-    """Rows of tables, joined by "+", with the columns `item`, `model` and one a question."""
+    """Reads rating tables, with columns `item`, `model` and one per question."""
     tables = []
     for path in files.joined(spec):
         table = read_rows(path)
@@ -333,11 +350,11 @@ def _table(spec: str) -> list[dict[str, str]]:
         if {"question", "value"} <= {*table.names}:
             raise UserError(f"audit.ratings={path}: a column a question is needed, not 'question'")
         tables.append(table)
-    found = joined(tables)
-    for note in found.notes:
+    merged = joined(tables)
+    for note in merged.notes:
         log(f"audit.ratings={note}")
     theirs = {"system": "model", "group": "dataset"}
     return [
-        {theirs.get(name, name): _said(row.get(name)) for name in found.names}
-        for _, row in found.rows
+        {theirs.get(name, name): _said(row.get(name)) for name in merged.names}
+        for _, row in merged.rows
     ]

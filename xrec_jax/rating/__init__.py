@@ -1,1 +1,1 @@
-"""Level 8: blind rating forms for people, and what they answered."""
+"""Blind rating forms for people, and their answers."""

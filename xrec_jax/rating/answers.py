@@ -1,4 +1,4 @@
-"""Files that raters saved: checked against the key, and unblinded."""
+"""Answer files saved by raters: validated against the key, and unblinded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_key(path: epath.PathLike) -> dict[str, Any]:
     """Reads a `KEY.json`.
 
     Raises:
-      UserError: if it is none.
+      UserError: if the file is not a key, or damaged.
     """
     key = read_json(path)
     if not isinstance(key, dict) or key.get("format") != KEY_FORMAT:
@@ -34,14 +34,14 @@ def read_key(path: epath.PathLike) -> dict[str, Any]:
 
 
 def _whole(key: Mapping[str, Any]) -> bool:
-    """Whether a key holds all that answers are read by."""
+    """True if a key has all entries that reading answers needs."""
     try:
         cases, systems, questions = key["cases"], key["systems"], key["questions"]
         marks = key["low"], key["high"]
         steps = [step for sheet in key["sheets"].values() for step in sheet["steps"].values()]
         texts = [case[name] for case in cases for name in ("item", "group", "gold", "broken")]
         return (
-            all(isinstance(found, list) and found for found in (cases, systems, questions))
+            all(isinstance(values, list) and values for values in (cases, systems, questions))
             and all(isinstance(text, str) for text in (*systems, *questions, *texts))
             and all(isinstance(mark, (int, float)) and mark is not True for mark in marks)
             and marks[0] < marks[1]
@@ -52,6 +52,7 @@ def _whole(key: Mapping[str, Any]) -> bool:
 
 
 def _is_step(step: Mapping[str, Any], cases: int, systems: Sequence[str]) -> bool:
+    """True if a step of the key names an existing case and one or two different systems."""
     named = [step[name] for name in (("system",) if "system" in step else ("first", "second"))]
     return (
         type(step["case"]) is int
@@ -64,19 +65,19 @@ def _is_step(step: Mapping[str, Any], cases: int, systems: Sequence[str]) -> boo
 def read(
     paths: Sequence[epath.PathLike], *, key: epath.PathLike, partial: bool = False
 ) -> tuple[Answers, list[GoldCheck], dict[str, list[float]]]:
-    """Merges the files of several raters.
+    """Merges the answer files of several raters.
 
     Args:
-      paths: of saved files, one a rater.
-      key: path of the key to their sheets.
-      partial: take unfinished files too.
+      paths: paths of the files, one per rater.
+      key: path of the key to their forms.
+      partial: whether to accept unfinished files.
 
     Returns:
-      The answers without those to gold checks, the gold checks, and the seconds of every screen.
+      The answers without gold checks, the gold checks, and each rater's seconds per screen.
 
     Raises:
-      UserError: if a file belongs to another key, is damaged or unfinished, or if a rater comes
-        twice. Names the file.
+      UserError: if a file belongs to another key, is damaged or unfinished, or if a rater has two
+        files. Names the file.
     """
     opened = read_key(key)
     ratings: list[Rating] = []
@@ -86,6 +87,7 @@ def read(
     seen: dict[str, epath.PathLike] = {}
     for path in paths:
         record = _export(path, opened, key)
+        # Two files of one rater would be counted as two people, however the name is spaced.
         rater = " ".join(record["rater"].split())
         if rater.casefold() in seen:
             raise UserError(
@@ -101,10 +103,11 @@ def read(
                 f"{path}: rater {rater!r} answered {screens} of {len(steps)} screens; wait for the "
                 "rest, or take what is there with --partial"
             )
-        said = _unblind(rater, answers, opened)
-        ratings += said.ratings
-        preferences += said.preferences
+        unblinded = _unblind(rater, answers, opened)
+        ratings += unblinded.ratings
+        preferences += unblinded.preferences
         gold += _gold(rater, answers, opened)
+        # Times are kept for a median only, so single bad values are dropped.
         times = [answer.get("seconds") for answer in record["answers"].values()]
         if known := [float(time) for time in times if isinstance(time, (int, float)) and time > 0]:
             seconds[rater] = known
@@ -114,6 +117,7 @@ def read(
 
 
 def _export(path: epath.PathLike, key: Mapping[str, Any], key_path: epath.PathLike) -> dict:
+    """Reads an answer file and checks that it belongs to a form of the key."""
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != EXPORT_FORMAT:
         raise UserError(f"{path}: not a file that a rating sheet saved")
@@ -129,27 +133,28 @@ def _export(path: epath.PathLike, key: Mapping[str, Any], key_path: epath.PathLi
     return record
 
 
-# A step's entry of the key, the answers by question, and the questions without one.
+# A step's entry in the key, its answers by question, and the questions left open.
 _Step = tuple[dict[str, Any], dict[str, Any], list[str]]
 
 
 def _values(
     answers: Mapping[str, Any], steps: Mapping[str, Any], key: Mapping[str, Any], path: Any
 ) -> list[_Step]:
+    """Validates the answers to all steps of a form, in the order of the key."""
     for step in answers:
         if step not in steps:
             raise UserError(f"{path}: screen {step!r} is not on its sheet; was the file edited?")
-    found = []
+    result = []
     for step, meaning in steps.items():
         answer = answers.get(step, {})
         values = answer.get("values", {}) if isinstance(answer, dict) else None
         if not isinstance(values, dict):
             raise UserError(f"{path}, screen {step}: no 'values' in it; was the file edited?")
-        asked = key["questions"] if "system" in meaning else [PREFERENCE]
+        questions = key["questions"] if "system" in meaning else [PREFERENCE]
         for question, value in values.items():
             where = f"{path}, screen {step}: {question} is {value!r}"
-            if question not in asked:
-                raise UserError(f"{where}, which was not asked; asked: {', '.join(asked)}")
+            if question not in questions:
+                raise UserError(f"{where}, which was not asked; asked: {', '.join(questions)}")
             if question == PREFERENCE:
                 if not isinstance(value, str) or value not in SHARES:
                     raise UserError(f"{where}, not one of {', '.join(SHARES)}")
@@ -160,11 +165,12 @@ def _values(
                 or not key["low"] <= value <= key["high"]
             ):
                 raise UserError(f"{where}, not a number from {key['low']} to {key['high']}")
-        found.append((meaning, values, [q for q in asked if q not in values]))
-    return found
+        result.append((meaning, values, [q for q in questions if q not in values]))
+    return result
 
 
 def _unblind(rater: str, answers: Iterable[_Step], key: Mapping[str, Any]) -> Answers:
+    """Ratings and preferences of one rater with the systems' names; without gold checks."""
     ratings, preferences = [], []
     place = {name: number for number, name in enumerate(key["systems"])}
     for meaning, values, _ in answers:
@@ -181,24 +187,24 @@ def _unblind(rater: str, answers: Iterable[_Step], key: Mapping[str, Any]) -> An
             else:
                 system = meaning["system"]
                 ratings.append(Rating(rater, item, system, question, float(value), group))
-    # In the order of the key, not of what this rater happened to see first.
+    # In the order of the key, which does not depend on the order of the form.
     ratings.sort(key=lambda rating: place[rating.system])
-    preferences.sort(key=lambda two: (place[two.first], place[two.second]))
+    preferences.sort(key=lambda preference: (place[preference.first], place[preference.second]))
     return Answers(tuple(ratings), tuple(preferences))
 
 
 def _gold(rater: str, answers: Iterable[_Step], key: Mapping[str, Any]) -> list[GoldCheck]:
-    """The checks whose broken text was rated or compared."""
+    """Gold checks whose broken text was rated or compared."""
     values: dict[int, float | None] = {}
     shares: dict[int, list[float]] = {}
-    for meaning, given, _ in answers:
+    for meaning, marks, _ in answers:
         number, case = meaning["case"], key["cases"][meaning["case"]]
-        if not case["gold"] or not given:
+        if not case["gold"] or not marks:
             continue
         if meaning.get("system") == case["broken"]:
-            values[number] = given.get(GOLD_QUESTION)
+            values[number] = marks.get(GOLD_QUESTION)
         elif case["broken"] in (meaning.get("first"), meaning.get("second")):
-            share = SHARES[given[PREFERENCE]]
+            share = SHARES[marks[PREFERENCE]]
             shares.setdefault(number, []).append(
                 share if meaning["first"] == case["broken"] else 1 - share
             )

@@ -1,4 +1,4 @@
-"""Blind rating sheets: which texts a rater sees, in which order, and the key to them."""
+"""Blind rating forms: selection and order of the texts, and the key to them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from xrec_jax import rating
 from xrec_jax.core.errors import UserError
-from xrec_jax.rating.items import RatedCase
+from xrec_jax.rating.items import RatedItem
 from xrec_jax.text.words import has_blanks, spaced
 
 LOW, HIGH = 1, 10
-# The answers to a comparison, as they stand in an export.
+# Answers to a comparison in a saved file, as the share of the first text.
 SHARES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 QUESTIONS = (
     {
@@ -36,7 +36,7 @@ QUESTIONS = (
         "high": "very much",
     },
     {
-        # A high mark is good for every question, as in LLMXRec's published ratings.
+        # High ratings are good for all questions, as in LLMXRec's published ratings.
         "id": "redundancy",
         "label": "To the point",
         "text": "Is the text free of repetition and of words that say nothing?",
@@ -45,71 +45,79 @@ QUESTIONS = (
     },
 )
 GOLD_KINDS = ("other item", "shuffled words")
-_ENOUGH = 6  # words that a text needs to look broken when it is broken
+_ENOUGH = 6  # words that a text needs for a corruption to be noticeable
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """A case of the kit.
+class FormItem:
+    """A recommendation in a rating form.
 
     Attributes:
-      case: what is shown; one of its texts is broken if this is a gold check.
-      gold: how that text was broken, "" for an ordinary case.
-      broken: the system in whose place it stands.
+      rated: the recommendation with its texts; in a gold check, one of them is broken.
+      gold: kind of corruption of that text, one of `GOLD_KINDS`; "" for an ordinary item.
+      broken: system whose text is replaced by the broken one.
     """
 
-    case: RatedCase
+    rated: RatedItem
     gold: str = ""
     broken: str = ""
 
 
-def choose(cases: Sequence[RatedCase], *, pairs: int, gold: int, seed: int) -> list[Shown]:
-    """Draws the cases of a kit: `pairs` ordinary ones, then `gold` checks on further ones.
+def choose(items: Sequence[RatedItem], *, pairs: int, gold: int, seed: int) -> list[FormItem]:
+    """Draws the items of the forms: `pairs` ordinary ones, then `gold` checks on further ones.
 
-    A check looks like any other case, but one text is about another item or has its words shuffled.
+    A gold check looks like any other item, but one text is about another item or has its words
+    shuffled.
+
+    Args:
+      items: recommendations to draw from.
+      pairs: number of ordinary items.
+      gold: number of gold checks.
+      seed: seed of all choices.
 
     Raises:
-      UserError: if there are not enough cases.
+      UserError: if there are not enough items.
     """
     rng = np.random.default_rng(seed)
-    order = [cases[row] for row in rng.permutation(len(cases))]
+    order = [items[row] for row in rng.permutation(len(items))]
     if len(order) < pairs + gold:
         raise UserError(
             f"--pairs={pairs} with --gold={gold} needs {pairs + gold} recommendations, there are "
             f"{len(order)}; lower them, or explain more (config.explain.users)"
         )
-    chosen, spare = [Shown(case) for case in order[:pairs]], iter(order[pairs:])
-    while len(chosen) < pairs + gold:
-        case = next(spare, None)
-        if case is None:
+    form_items, spare = [FormItem(item) for item in order[:pairs]], iter(order[pairs:])
+    while len(form_items) < pairs + gold:
+        item = next(spare, None)
+        if item is None:
             raise UserError(
                 f"--gold={gold}: too few recommendations are left whose texts can be broken; "
                 "lower --gold or --pairs"
             )
-        kind = GOLD_KINDS[(len(chosen) - pairs) % len(GOLD_KINDS)]
-        if (check := _broken(case, kind, order, rng)) is not None:
-            chosen.append(check)
-    return chosen
+        kind = GOLD_KINDS[(len(form_items) - pairs) % len(GOLD_KINDS)]
+        if (check := _broken(item, kind, order, rng)) is not None:
+            form_items.append(check)
+    return form_items
 
 
 def _broken(
-    case: RatedCase, kind: str, cases: Sequence[RatedCase], rng: np.random.Generator
-) -> Shown | None:
-    """The case with one text broken; None if none of them can be."""
-    names = [name for name, text in case.texts.items() if len(set(_pieces(text))) >= _ENOUGH]
+    item: RatedItem, kind: str, items: Sequence[RatedItem], rng: np.random.Generator
+) -> FormItem | None:
+    """Gold check with one text of the item broken; None if no text can be broken."""
+    names = [name for name, text in item.texts.items() if len(set(_pieces(text))) >= _ENOUGH]
     if not names:
         return None
-    # The template's texts are always about their item, so that breaking one shows.
+    # The template's texts are always about their item, so a broken one is noticeable.
     system = "template" if "template" in names else names[rng.integers(len(names))]
-    text = case.texts[system]
+    text = item.texts[system]
+    # Either the words in another order, or the text of another item that does not fit this one.
     if kind == "shuffled words":
         words = _pieces(text)
         blank = " " if has_blanks(text) else ""
         new = blank.join(words[i] for i in rng.permutation(len(words)))
     else:
-        places = rng.permutation(len(cases))
-        others = (cases[i].texts[system] for i in places if _another(cases[i], case))
-        title = case.title.lower()
+        places = rng.permutation(len(items))
+        others = (items[i].texts[system] for i in places if _another(items[i], item))
+        title = item.title.lower()
         new = next(
             (
                 other
@@ -120,27 +128,27 @@ def _broken(
         )
     if new == text:
         return None
-    return Shown(dataclasses.replace(case, texts={**case.texts, system: new}), kind, system)
+    return FormItem(dataclasses.replace(item, texts={**item.texts, system: new}), kind, system)
 
 
 def _pieces(text: str) -> list[str]:
-    """What stands between blanks, and each character where a script writes none."""
+    """Words between blanks; single characters in scripts that are written without blanks."""
     return spaced(text).split()
 
 
-def _another(one: RatedCase, other: RatedCase) -> bool:
-    """Whether the two are about different items, as far as one can tell."""
-    return one.prompt != other.prompt and (not one.title or one.title != other.title)
+def _another(first: RatedItem, second: RatedItem) -> bool:
+    """True if two recommendations are of different items, as far as titles tell."""
+    return first.prompt != second.prompt and (not first.title or first.title != second.title)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sheet:
-    """One rater's sheet.
+class Form:
+    """Form of one rater.
 
     Attributes:
-      id: of its content; exports carry it.
+      id: hash of its content, which answer files carry.
       html: the page.
-      steps: what stands behind every step; a part of the key.
+      steps: case and systems of every step, for the key.
     """
 
     id: str
@@ -148,33 +156,36 @@ class Sheet:
     steps: dict[str, dict[str, Any]]
 
 
-def sheet(shown: Sequence[Shown], *, preferences: int, seed: int, number: int) -> Sheet:
-    """One rater's page: cases, texts and sides in an order of its own, no name of a system.
+def form(form_items: Sequence[FormItem], *, preferences: int, seed: int, number: int) -> Form:
+    """Builds the page of one rater, with its own order of items, texts and sides.
 
     Args:
-      shown: cases.
-      preferences: comparisons a case; -1 for every two systems.
-      seed: of the kit.
-      number: of the sheet, from 1.
+      form_items: items of the form.
+      preferences: comparisons per item; -1 for all pairs of systems.
+      seed: seed shared by the forms.
+      number: number of the form, from 1.
     """
     rng = np.random.default_rng([seed, number])
     contexts: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
     key: dict[str, dict[str, Any]] = {}
-    order = [int(row) for row in rng.permutation(len(shown))]
+    order = [int(row) for row in rng.permutation(len(form_items))]
     # Every system is as often first as second, up to one.
-    sides = {two: int(rng.integers(2)) for two in itertools.combinations(shown[0].case.texts, 2)}
+    sides = {
+        pair: int(rng.integers(2)) for pair in itertools.combinations(form_items[0].rated.texts, 2)
+    }
+    # The page holds texts without names; only the key says whose they are.
     for place, row in enumerate(order):
-        case = shown[row].case
+        case = form_items[row].rated
         contexts.append(case.context())
         systems = list(case.texts)
         for system in rng.permutation(systems):
             steps.append({"kind": "rate", "texts": [case.texts[system].strip()]})
             key[str(len(steps))] = {"case": row, "system": str(system)}
             steps[-1] |= {"id": str(len(steps)), "case": place}
-        for two in _compared(systems, preferences, row, rng):
-            sides[two] += 1
-            first, second = two if sides[two] % 2 else two[::-1]
+        for pair in _compared(systems, preferences, row, rng):
+            sides[pair] += 1
+            first, second = pair if sides[pair] % 2 else pair[::-1]
             texts = [case.texts[first].strip(), case.texts[second].strip()]
             steps.append({"kind": "compare", "texts": texts})
             key[str(len(steps))] = {"case": row, "first": first, "second": second}
@@ -188,13 +199,13 @@ def sheet(shown: Sequence[Shown], *, preferences: int, seed: int, number: int) -
         "steps": steps,
     }
     id_ = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    return Sheet(id_, _page({"sheet": id_, **content}), key)
+    return Form(id_, _page({"sheet": id_, **content}), key)
 
 
 def _compared(
     systems: Sequence[str], count: int, row: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """The comparisons of a case: all, or a share that goes round so that all are equally often."""
+    """Pairs of systems to compare for an item: all, or `count` in turn, equally often overall."""
     every = list(itertools.combinations(systems, 2))
     if count < 0 or count >= len(every):
         return [every[i] for i in rng.permutation(len(every))]
@@ -202,6 +213,7 @@ def _compared(
 
 
 def _page(content: Mapping[str, Any]) -> str:
+    """Fills the page's template with style, script and content."""
     # Only a "<" can end a script element, or open a comment that swallows its end.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     page = _file("sheet.html")

@@ -1,4 +1,4 @@
-"""What people are asked to rate: recommendations with the texts of several systems."""
+"""Items to be rated: recommendations with the explanations of several systems."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from xrec_jax.text.records.fields import text_of, value_of
 
 
 @dataclasses.dataclass(frozen=True)
-class RatedCase:
-    """A recommendation and what several systems wrote about it.
+class RatedItem:
+    """A recommendation with the explanations of several systems.
 
     Attributes:
-      item: names the recommendation in the results.
+      item: name of the recommendation in the results.
       group: data set, or "".
-      prompt: what the systems were asked.
-      texts: system to explanation.
-      pair: the `text.records.Pair` of a run, None for explanations from elsewhere.
+      prompt: prompt that the systems answered.
+      texts: explanation of each system.
+      pair: the `text.records.explanations.Pair` of a run; None for explanations from files.
     """
 
     item: str
@@ -38,26 +38,25 @@ class RatedCase:
 
     @property
     def title(self) -> str:
-        """The recommended item's name, "" if unknown."""
+        """Title of the recommended item; "" if unknown."""
         return self.context().get("item", {"title": ""})["title"]
 
     def context(self) -> dict[str, Any]:
-        """What a rater is shown beside the text: what the systems knew, without the request.
+        """Context shown to a rater: what the systems were told, without the instruction.
 
         Returns:
           `profile` (or None), `history` and `item`, whose entries have `title` and `note`; or only
-          `prompt`, the whole text, where it follows no registered template and nothing else is
-          known.
+          `prompt`, the whole text, if it follows no registered template and there is no record.
         """
         return context(self.prompt) or _of_pair(self.pair) or {"prompt": self.prompt.strip()}
 
 
-def of_run(rundir: RunDir, systems: Sequence[str] = ()) -> list[RatedCase]:
-    """Cases of a run's `explanations` folder.
+def of_run(rundir: RunDir, systems: Sequence[str] = ()) -> list[RatedItem]:
+    """Items of a run's `explanations` folder.
 
     Args:
-      rundir: of a run with a finished stage `explain`.
-      systems: explainers; none for all of them.
+      rundir: directory of a run with a finished stage `explain`.
+      systems: explainers; empty for all of them.
 
     Raises:
       UserError: if there are no explanations, or an explainer is unknown.
@@ -76,7 +75,7 @@ def of_run(rundir: RunDir, systems: Sequence[str] = ()) -> list[RatedCase]:
     chosen = _chosen(systems, list(records), f"{folder}")
     answered = {name: join(pairs, records[name], where=folder / f"{name}.jsonl") for name in chosen}
     return [
-        RatedCase(
+        RatedItem(
             item=f"{pair['user']} {pair['item']}",
             group="",
             prompt=pair["prompt"],
@@ -87,20 +86,20 @@ def of_run(rundir: RunDir, systems: Sequence[str] = ()) -> list[RatedCase]:
     ]
 
 
-def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCase]:
-    """Cases of explanation files from elsewhere.
+def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedItem]:
+    """Items of explanation files.
 
     Args:
-      names: JSON lines with `prompt`, `model` (or `explainer`) and `completion` (or `text`); or two
-        files `PROMPTS+EXPLANATIONS`, the first with `prompt_id` and `prompt`, the second with
-        `prompt_id` in place of `prompt`. A model missing from a record is the file's name. Prompts
+      names: paths of JSON lines with `prompt`, `model` (or `explainer`) and `completion` (or
+        `text`); or two files `PROMPTS+EXPLANATIONS`, the first with `prompt_id` and `prompt`, the
+        second with `prompt_id` in place of `prompt`. The model defaults to the file's name. Prompts
         may have a `dataset`, which becomes the group.
-      systems: models; none for all. Only prompts that each of them answered are kept.
+      systems: models; empty for all. Only prompts answered by all of them are kept.
 
     Raises:
       UserError: names the file, the line and the column, or an unknown system.
     """
-    cases: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     known: dict[str, None] = {}
     for name in names:
         *prompts_names, texts_name = joined(name)
@@ -111,31 +110,31 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
         stem = re.sub(r"\.jsonl(\.gz)?$", "", os.path.basename(texts_name))
         for number, record in numbered_records(texts_name):
             where = f"{texts_name}, line {number}"
-            asked = record
+            source = record
             if prompts_name:
-                asked = prompts.get(value_of(record, "prompt_id", where), {})
-                if not asked:
+                source = prompts.get(value_of(record, "prompt_id", where), {})
+                if not source:
                     id_ = record["prompt_id"]
                     raise UserError(f"{where}: {prompts_name} has no prompt_id {id_!r}")
-            prompt = text_of(asked, "prompt", where)
-            group = str(asked.get("dataset") or "")
+            prompt = text_of(source, "prompt", where)
+            group = str(source.get("dataset") or "")
             key = next((key for key in ("model", "explainer") if record.get(key)), "")
             system = text_of(record, key, where) if key else stem
             text = text_of(record, "completion" if "completion" in record else "text", where)
             item = prompt_hash(prompt)[:12]
-            if "prompt_id" in asked:
-                item = text_of(asked, "prompt_id", where)
-            # A prompt that one file has trimmed and another one whole is the same.
-            asked_alike = group, " ".join(prompt.split())
-            case = cases.setdefault(asked_alike, {"item": item, "prompt": prompt, "texts": {}})
-            if case["texts"].setdefault(system, text) != text:  # files may repeat an answer
+            if "prompt_id" in source:
+                item = text_of(source, "prompt_id", where)
+            # Files may differ in the white space of one and the same prompt.
+            prompt_key = group, " ".join(prompt.split())
+            entry = entries.setdefault(prompt_key, {"item": item, "prompt": prompt, "texts": {}})
+            if entry["texts"].setdefault(system, text) != text:  # files may repeat an answer
                 raise UserError(f"{where}: {system} answers this prompt again, with another text")
             known.setdefault(system)
     chosen = _chosen(systems, list(known), ", ".join(names))
     kept = [
-        RatedCase(case["item"], group, case["prompt"], {s: case["texts"][s] for s in chosen})
-        for (group, _), case in cases.items()
-        if all(case["texts"].get(s, "").strip() for s in chosen)
+        RatedItem(entry["item"], group, entry["prompt"], {s: entry["texts"][s] for s in chosen})
+        for (group, _), entry in entries.items()
+        if all(entry["texts"].get(s, "").strip() for s in chosen)
     ]
     if not kept:
         raise UserError(f"{', '.join(names)}: no prompt was answered by all of {', '.join(chosen)}")
@@ -143,20 +142,21 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedCas
 
 
 def _by_id(path: str) -> dict[Any, dict[str, Any]]:
-    """The records of a file of prompts."""
-    found: dict[Any, dict[str, Any]] = {}
+    """Reads a file of prompts, by `prompt_id`."""
+    by_id: dict[Any, dict[str, Any]] = {}
     for number, record in numbered_records(path):
         where = f"{path}, line {number}"
         text_of(record, "prompt", where)
-        known = found.setdefault(value_of(record, "prompt_id", where), record)
+        known = by_id.setdefault(value_of(record, "prompt_id", where), record)
         if known["prompt"] != record["prompt"]:
             raise UserError(
                 f"{where}: prompt_id={record['prompt_id']!r} stands there twice, with two prompts"
             )
-    return found
+    return by_id
 
 
 def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[str]:
+    """Selects the requested systems, without repeats; all if none is requested."""
     if not known:
         raise UserError(f"{where}: no explanation in it")
     for name in systems:
@@ -166,11 +166,11 @@ def _chosen(systems: Sequence[str], known: Sequence[str], where: str) -> list[st
 
 
 def context(prompt: str) -> dict[str, Any]:
-    """What stands in a prompt, see `RatedCase.context`; empty if no registered template fits."""
-    found = read_prompt(prompt)
-    if found is None:
+    """Parses a prompt, see `RatedItem.context`; empty if no registered template fits."""
+    match = read_prompt(prompt)
+    if match is None:
         return {}
-    template, parsed = found
+    template, parsed = match
 
     def shown(text: str, fields: Mapping[str, str | None], slot: str, number: int) -> dict:
         title = next((f for f in layout.fields_of(slot) if f != "index"), None)
@@ -192,7 +192,7 @@ def context(prompt: str) -> dict[str, Any]:
 
 
 def _of_pair(pair: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The same from a run's record, for prompts of a template of the run's own."""
+    """Context from a run's record, for prompts of an unregistered template."""
     if pair is None:
         return {}
 

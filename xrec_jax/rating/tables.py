@@ -23,52 +23,55 @@ def _cell(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
 
 
 def _table(title: str, systems: Systems, columns: Mapping[str, str], first: str = "system") -> str:
-    """Rows that have one of the columns; columns that some row has. Empty if there are none."""
+    """Table of the non-empty rows and columns, under a title; "" if there are none."""
     named = {
         metric: text
         for metric, text in columns.items()
-        if any(metric in found for found in systems.values())
+        if any(metric in metrics for metrics in systems.values())
     }
     rows = [
-        [name, *(_cell(found.get(m), 3 if m.endswith("/p") else 2) for m in named)]
-        for name, found in systems.items()
-        if any(metric in found for metric in named)
+        [name, *(_cell(metrics.get(m), 3 if m.endswith("/p") else 2) for m in named)]
+        for name, metrics in systems.items()
+        if any(metric in metrics for metric in named)
     ]
     return f"{title}\n{text_table([first, *named.values()], rows)}" if rows else ""
 
 
 def matrix(systems: Systems) -> str:
-    """Share of comparisons that the row's system won against the column's, ties counted half."""
+    """Matrix of the shares of comparisons that the row's system won, ties counted half."""
     ratios = {}
-    for name, found in systems.items():
-        if " vs " in name and "win/ratio" in found:
+    for name, metrics in systems.items():
+        if " vs " in name and "win/ratio" in metrics:
             first, second = name.split(" vs ", 1)
-            ratios[first, second] = found["win/ratio"]["value"]
-            ratios[second, first] = 1 - found["win/ratio"]["value"]
+            ratios[first, second] = metrics["win/ratio"]["value"]
+            ratios[second, first] = 1 - metrics["win/ratio"]["value"]
     names = list(dict.fromkeys(name for pair in ratios for name in pair))
     rows = [
-        [one, *(f"{ratios[one, other]:.2f}" if (one, other) in ratios else "-" for other in names)]
-        for one in names
+        [row, *(f"{ratios[row, other]:.2f}" if (row, other) in ratios else "-" for other in names)]
+        for row in names
     ]
     return text_table(["won against", *names], rows) if rows else ""
 
 
 def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
-    """All tables of a result of `rate.collect`, as text.
+    """Formats all tables of a result of `rate collect`.
 
     Args:
-      result: as `ratings.json` holds it.
-      exclude: raters that the figures leave out, marked as such.
+      result: content of `ratings.json`.
+      exclude: raters excluded from the figures, to be marked.
     """
     blocks = []
-    for stage, found in result.items():
+    for stage, estimates in result.items():
         if stage == "raters":
             continue
+        # One mapping holds single systems, comparisons of two, and the agreement of raters.
         systems = {
-            name: row for name, row in found.items() if name != _AGREEMENT and " vs " not in name
+            name: row
+            for name, row in estimates.items()
+            if name != _AGREEMENT and " vs " not in name
         }
-        pairs = {name: row for name, row in found.items() if " vs " in name}
-        questions = _questions(found, "/mean")
+        pairs = {name: row for name, row in estimates.items() if " vs " in name}
+        questions = _questions(estimates, "/mean")
         head = f"{stage.partition('/')[2]}: " if "/" in stage else ""
         blocks.append(
             _table(
@@ -91,7 +94,7 @@ def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
             )
         )
         blocks.append(matrix(pairs))
-        alphas = found.get(_AGREEMENT, {})
+        alphas = estimates.get(_AGREEMENT, {})
         rows = {
             question: {
                 metric.partition("/")[2]: value
@@ -109,8 +112,8 @@ def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def _questions(found: Systems, suffix: str) -> list[str]:
-    metrics = dict.fromkeys(metric for row in found.values() for metric in row)
+def _questions(systems: Systems, suffix: str) -> list[str]:
+    metrics = dict.fromkeys(metric for row in systems.values() for metric in row)
     return [metric.removesuffix(suffix) for metric in metrics if metric.endswith(suffix)]
 
 
@@ -131,15 +134,15 @@ def _raters(raters: Systems, exclude: Sequence[str]) -> str:
         return ""
     used = {m: name for m, name in _RATERS.items() if any(m in row for row in raters.values())}
     rows = []
-    for name, found in raters.items():
+    for name, metrics in raters.items():
         cells = []
         for metric in used:
-            value = found.get(metric)
+            value = metrics.get(metric)
             whole = metric.startswith("answers/") and value
             if metric == "gold/passed" and value:
                 cells.append(f"{round(value['value'] * value['count'])} of {value['count']}")
             else:
                 cells.append(f"{value['value']:.0f}" if whole and value else _cell(value))
-        said = (["left out"] if name in exclude else []) + remarks(found)
-        rows.append([name, *cells, "; ".join(said)])
+        notes = (["left out"] if name in exclude else []) + remarks(metrics)
+        rows.append([name, *cells, "; ".join(notes)])
     return "raters\n" + text_table(["rater", *used.values(), ""], rows)

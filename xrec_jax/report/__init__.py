@@ -1,1 +1,1 @@
-"""Tables, plots and pages made from a run directory."""
+"""HTML report and plots of a run directory."""

@@ -1,4 +1,4 @@
-"""The figures at the top of the page: at most six, each with one sentence."""
+"""Headline figures at the top of the page: at most six, each with one sentence."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST = 6
 
 
 class Headline(NamedTuple):
-    """One of the figures.
+    """A headline figure.
 
     Attributes:
-      label: above it.
-      value: markup.
-      sentence: below it.
-      target: section that says more.
+      label: name of the figure.
+      value: markup of the figure.
+      sentence: explanation below the figure.
+      target: id of the section with the details.
     """
 
     label: str
@@ -31,26 +31,26 @@ class Headline(NamedTuple):
     target: str
 
 
-def headlines(material: Material) -> list[Headline]:
-    """What the run can say of itself, the most telling first."""
-    found = [
-        *_ranking(material),
-        *_joint(material),
-        *_planted(material),
-        *_grounding(material),
-        *_wins(material),
-        *_people(material),
-        *_perplexity(material),
-        *_attributes(material),
-        *_bias(material),
-        *_audit(material),
+def headlines(run_files: Material) -> list[Headline]:
+    """Headline figures of a run, the most important first."""
+    figures = [
+        *_ranking(run_files),
+        *_joint(run_files),
+        *_planted(run_files),
+        *_grounding(run_files),
+        *_wins(run_files),
+        *_people(run_files),
+        *_perplexity(run_files),
+        *_attributes(run_files),
+        *_bias(run_files),
+        *_audit(run_files),
     ]
-    return found[:MOST]
+    return figures[:MOST]
 
 
-def band(found: list[Headline]) -> Html | None:
-    """The figures as a list."""
-    if not found:
+def band(figures: list[Headline]) -> Html | None:
+    """Markup of the headline figures; None without any."""
+    if not figures:
         return None
     return tag(
         "ul",
@@ -61,7 +61,7 @@ def band(found: list[Headline]) -> Html | None:
                 tag("p", h.value, class_="big"),
                 tag("p", h.sentence, class_="why"),
             )
-            for h in found
+            for h in figures
         ),
         class_="band",
         role="list",
@@ -69,72 +69,80 @@ def band(found: list[Headline]) -> Html | None:
     )
 
 
-def _ranking(material: Material) -> Iterator[Headline]:
-    systems, name = material.stage("recommend"), ranking.main_metric(material)
+def _ranking(run_files: Material) -> Iterator[Headline]:
+    systems, name = run_files.stage("recommend"), ranking.main_metric(run_files)
     order = ranking.ranked(systems, name)
     if not order:
         return
     best, bound = systems[order[0]][name], metric(systems, ranking.BOUND, name)
-    said = f"{wording.label(order[0])} ranks best of {len(order)}."
+    sentence = f"{wording.label(order[0])} ranks best of {len(order)}."
     if len(order) == 1:
-        said = f"How well {wording.label(order[0])} ranks the held-out items."
+        sentence = f"How well {wording.label(order[0])} ranks the held-out items."
     if known(bound) and bound["value"] > 0:
-        said += f" That is {percent(best['value'] / bound['value'], 0)} of what is possible here."
-    yield Headline(wording.ranking(name), figure(best, digits=4), said, ranking.ID)
+        sentence += (
+            f" That is {percent(best['value'] / bound['value'], 0)} of what is possible here."
+        )
+    yield Headline(wording.ranking(name), figure(best, digits=4), sentence, ranking.ID)
 
 
-def _joint(material: Material) -> Iterator[Headline]:
-    found = summary.headline(material)
-    if found is not None:
-        yield Headline(*found, summary.ID)
+def _joint(run_files: Material) -> Iterator[Headline]:
+    values = summary.headline(run_files)
+    if values is not None:
+        yield Headline(*values, summary.ID)
 
 
-def _planted(material: Material) -> Iterator[Headline]:
-    systems = material.stage("assess")
+def _planted(run_files: Material) -> Iterator[Headline]:
+    systems = run_files.stage("assess")
     tuned, base = (metric(systems, s, "planted/f1") for s in ("tuned", "base"))
     if not known(tuned):
         return
-    said = "How well tuned explanations name the true reasons"
-    told = [f"{percent(base['value'])} before tuning"] if known(base) else []
+    sentence = "How well tuned explanations name the true reasons"
+    references = [f"{percent(base['value'])} before tuning"] if known(base) else []
     chance = metric(systems, "tuned shuffled", "planted/f1")
-    told += [f"{percent(chance['value'])} by chance"] if known(chance) else []
-    said += f"; {', '.join(told)}." if told else "."
-    yield Headline("True reasons, F1", figure(tuned, share=True, digits=1), said, "faithfulness")
+    references += [f"{percent(chance['value'])} by chance"] if known(chance) else []
+    sentence += f"; {', '.join(references)}." if references else "."
+    yield Headline(
+        "True reasons, F1", figure(tuned, share=True, digits=1), sentence, "faithfulness"
+    )
 
 
-def _grounding(material: Material) -> Iterator[Headline]:
-    systems = material.stage("assess")
+def _grounding(run_files: Material) -> Iterator[Headline]:
+    systems = run_files.stage("assess")
     name = "grounding/hallucinated_titles"
     tuned, base = (metric(systems, s, name) for s in ("tuned", "base"))
     if known(tuned) and tuned.get("count"):
-        said = "Of the titles that tuned texts cite, this share is not in the history"
-        said += f"; {percent(base['value'])} before tuning." if known(base) else "."
-        yield Headline("Titles made up", figure(tuned, share=True, digits=1), said, "faithfulness")
+        sentence = "Of the titles that tuned texts cite, this share is not in the history"
+        sentence += f"; {percent(base['value'])} before tuning." if known(base) else "."
+        yield Headline(
+            "Titles made up", figure(tuned, share=True, digits=1), sentence, "faithfulness"
+        )
 
 
-def _wins(material: Material) -> Iterator[Headline]:
-    systems = material.stage("judge")
+def _wins(run_files: Material) -> Iterator[Headline]:
+    systems = run_files.stage("judge")
     ratio = _tuned_over_base(systems)
-    said = "How often the judge prefers the tuned text to the base's; 50\u00a0% is no difference."
+    sentence = (
+        "How often the judge prefers the tuned text to the base's; 50\u00a0% is no difference."
+    )
     if not known(ratio):
         ratio = metric(systems, "tuned", "win/ratio")
-        said = "How often the judge prefers the tuned text to the others'."
+        sentence = "How often the judge prefers the tuned text to the others'."
     if not known(ratio):
         return
     judge = systems.get("judge", {})
     accuracy, prior = judge.get("test/accuracy"), judge.get("baseline/pair_prior")
     if known(accuracy) and known(prior) and accuracy["value"] <= prior["value"]:
-        said += " Read with care: the judge is no better than guessing from the names."
-    yield Headline("Win ratio", figure(ratio, share=True, digits=1), said, "wins")
+        sentence += " Read with care: the judge is no better than guessing from the names."
+    yield Headline("Win ratio", figure(ratio, share=True, digits=1), sentence, "wins")
 
 
 def _tuned_over_base(systems: Mapping[str, Any]) -> Any:
-    """The win ratio of the two, whichever of them is named first; None where there is none."""
+    """Win ratio of the tuned texts over the base's; None if they were not compared."""
     return wins.cells_of(systems).get(("tuned", "base"), {}).get("ratio")
 
 
-def _people(material: Material) -> Iterator[Headline]:
-    systems = dict(ratings.named_estimates((material.ratings or {}).get("rate")))
+def _people(run_files: Material) -> Iterator[Headline]:
+    systems = dict(ratings.named_estimates((run_files.ratings or {}).get("rate")))
     ratio = _tuned_over_base(systems)
     if known(ratio):
         yield Headline(
@@ -145,22 +153,22 @@ def _people(material: Material) -> Iterator[Headline]:
         )
 
 
-def _perplexity(material: Material) -> Iterator[Headline]:
-    systems, name = material.stage("instruct"), "held_out/perplexity"
+def _perplexity(run_files: Material) -> Iterator[Headline]:
+    systems, name = run_files.stage("instruct"), "held_out/perplexity"
     tuned, base = (metric(systems, s, name) for s in ("tuned", "base"))
     if known(tuned):
-        said = "On held-out explanations, tuned; lower is better"
-        said += f". {figure_text(base['value'])} before tuning." if known(base) else "."
-        yield Headline("Perplexity", figure(tuned, digits=2), said, "language")
+        sentence = "On held-out explanations, tuned; lower is better"
+        sentence += f". {figure_text(base['value'])} before tuning." if known(base) else "."
+        yield Headline("Perplexity", figure(tuned, digits=2), sentence, "language")
 
 
 def figure_text(value: float) -> str:
-    """A plain number of two decimals at most."""
+    """Formats a number with at most two decimals."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _attributes(material: Material) -> Iterator[Headline]:
-    systems = material.stage("attributes")
+def _attributes(run_files: Material) -> Iterator[Headline]:
+    systems = run_files.stage("attributes")
     wins = total = 0
     for key, estimate in systems.get("tuned", {}).items():
         majority = metric(systems, "majority", key)
@@ -176,8 +184,8 @@ def _attributes(material: Material) -> Iterator[Headline]:
         )
 
 
-def _bias(material: Material) -> Iterator[Headline]:
-    tuned = bias.effects(material.stage("bias").get("tuned", {}))
+def _bias(run_files: Material) -> Iterator[Headline]:
+    tuned = bias.effects(run_files.stage("bias").get("tuned", {}))
     if tuned:
         strong = sum(p is not None and p < bias.LEVEL for _, p in tuned.values())
         yield Headline(
@@ -188,9 +196,9 @@ def _bias(material: Material) -> Iterator[Headline]:
         )
 
 
-def _audit(material: Material) -> Iterator[Headline]:
-    if material.audit is not None:
-        count = material.audit.get("count", {})
+def _audit(run_files: Material) -> Iterator[Headline]:
+    if run_files.audit is not None:
+        count = run_files.audit.get("count", {})
         yield Headline(
             "Audit",
             tag("span", f"{whole(count.get('error', 0))} errors"),

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, no network, no other file."""
+"""The report: one self-contained HTML page, without network access or other files."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ def write_report(
     data: RunData | None = None,
     more: Sequence[BuildSection] = (),
 ) -> epath.Path:
-    """Writes `report.html` from what the run directory holds.
+    """Writes `report.html` from the files of a run directory.
 
     Args:
-      rundir: a run, finished or not; sections without data are left out, and the page says how to
+      rundir: directory of a run, finished or not; the page names sections without data and how to
         get them.
-      config: of the run, with today's defaults; default: as it was stored.
-      data: of the run. Without it the page does not say how large the data is, and knows only the
-        titles that stand in the explained pairs.
-      more: builds the sections of stages of one's own, which come last; None: nothing to show.
+      config: configuration of the run with current defaults; None for the stored one.
+      data: data of the run. Without it the page lacks sizes, and knows only the titles of the
+        explained pairs.
+      more: builders of the sections of user-defined stages, which come last; they return None if
+        there is nothing to show.
 
     Returns:
-      The page.
+      Path of the page.
 
     Raises:
       UserError: if this is not a run directory, or one of its files is damaged.
@@ -58,19 +59,19 @@ def write_report(
     return path
 
 
-def render(material: Material, more: Sequence[BuildSection] = ()) -> str:
-    """The page as text."""
-    found: list[Section] = []
+def render(run_files: Material, more: Sequence[BuildSection] = ()) -> str:
+    """Renders the page as text."""
+    sections: list[Section] = []
     missing: list[ModuleType] = []
     for module in PAGE:
-        section = module.build(material)
+        section = module.build(run_files)
         if section is not None:
-            found.append(section)
+            sections.append(section)
         elif module in SECTIONS:
             missing.append(module)
-    found += [section for build in more if (section := build(material)) is not None]
+    sections += [section for build in more if (section := build(run_files)) is not None]
     style, script = _resource("page.css"), _resource("page.js")
-    name = str(material.config.get("name") or material.name)
+    name = str(run_files.config.get("name") or run_files.name)
     text = string.Template(_resource("page.html")).substitute(
         policy=escape(_policy(script)),
         title=escape(f"{name}: report"),
@@ -78,12 +79,12 @@ def render(material: Material, more: Sequence[BuildSection] = ()) -> str:
         subtitle=escape(_SUBTITLE),
         style=style,
         script=script,
-        nav=_nav(found, missing),
-        band=band(headlines(material)) or "",
-        sections=join(_section(section) for section in found),
+        nav=_nav(sections, missing),
+        band=band(headlines(run_files)) or "",
+        sections=join(_section(section) for section in sections),
         missing=_missing(missing) or "",
     )
-    return text.encode("utf-8", "replace").decode()  # half a character pair cannot be written
+    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be written
 
 
 def _resource(name: str) -> str:
@@ -91,7 +92,7 @@ def _resource(name: str) -> str:
 
 
 def _policy(script: str) -> str:
-    """Lets the browser run the page's own script and nothing else, and load nothing at all."""
+    """Content security policy: only the page's own script may run, and nothing may be loaded."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -99,8 +100,8 @@ def _policy(script: str) -> str:
     )
 
 
-def _nav(found: Sequence[Section], missing: Sequence[ModuleType]) -> Html:
-    links = [tag("li", tag("a", section.title, href=f"#{section.id}")) for section in found]
+def _nav(sections: Sequence[Section], missing: Sequence[ModuleType]) -> Html:
+    links = [tag("li", tag("a", section.title, href=f"#{section.id}")) for section in sections]
     if missing:
         links.append(tag("li", tag("a", "Not in this report", href="#missing")))
     return tag("ul", *links, role="list")
@@ -135,7 +136,7 @@ def _missing(modules: Sequence[ModuleType]) -> Html | None:
 def publish(
     rundir: RunDir, data: RunData | None, config: Any = None, *, more: Sequence[BuildSection] = ()
 ) -> None:
-    """Writes the page on the first process; the others wait for it."""
+    """Writes the page on the primary process, while the others wait."""
     if is_primary():
         log(f"report: {write_report(rundir, config, data=data, more=more)}")
     barrier("report written")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-# A palette that stays apart for colour-blind readers (Okabe and Ito, 2008).
+# A palette for colour-blind readers (Okabe and Ito, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#666666"
 
@@ -18,29 +18,31 @@ _GREY = "#666666"
 def curves(
     records: Iterable[Mapping[str, Any]], metric: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """System to its curves of a metric over epochs, one a seed.
+    """Curves of a metric over epochs, for each system and seed.
 
     Args:
-      records: lines of `metrics.jsonl`, of stages `recommend/SYSTEM/SEED`.
-      metric: its name.
+      records: lines of `metrics.jsonl`; those of stages `recommend/SYSTEM/SEED` are used.
+      metric: name of the metric.
 
     Returns:
       `{system: (epochs [points], values [seeds, points])}`; seeds that stopped early end in NaN.
     """
-    found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    points_of: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for record in records:
         stage = str(record["stage"]).split("/")
         if len(stage) == 3 and stage[0] == "recommend" and record.get(metric) is not None:
-            found[stage[1]][stage[2]].append((record["train/epoch"], record[metric]))
-    out = {}
-    for system, seeds in found.items():
+            points_of[stage[1]][stage[2]].append((record["train/epoch"], record[metric]))
+    result = {}
+    for system, seeds in points_of.items():
         epochs = np.array(sorted({epoch for points in seeds.values() for epoch, _ in points}))
         values = np.full((len(seeds), len(epochs)), np.nan)
         for row, points in zip(values, seeds.values(), strict=True):
             for epoch, value in points:
                 row[np.searchsorted(epochs, epoch)] = value
-        out[system] = epochs, values
-    return out
+        result[system] = epochs, values
+    return result
 
 
 def learning_curves(
@@ -50,13 +52,13 @@ def learning_curves(
     k: int = 10,
     bound: float | None = None,
 ) -> bool:
-    """Draws training loss and validation NDCG@k of every system, a thin line a seed.
+    """Plots training loss and validation NDCG@k of every system, with one line per seed.
 
     Args:
       records: lines of `metrics.jsonl`.
-      path: PNG to write.
+      path: path of the PNG file to write.
       k: cut-off.
-      bound: the best NDCG@k that any recommender can expect, if known.
+      bound: best expected NDCG@k of any recommender, if known.
 
     Returns:
       False if matplotlib is not installed.
@@ -66,16 +68,18 @@ def learning_curves(
     except ImportError:
         return False
     records = list(records)
+    # Not pyplot: it keeps figures open and may need a display.
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2)
+    # Losses of different models have different units, so each is relative to its first epoch.
     losses = {
         system: (epochs, values / values[:, :1])
         for system, (epochs, values) in curves(records, "train/loss").items()
     }
     scores = curves(records, f"valid/ndcg@{k}")
-    for panel, found in zip(panels, (losses, scores), strict=True):
+    for panel, system_curves in zip(panels, (losses, scores), strict=True):
         for colour, (system, (epochs, values)) in zip(
-            _COLOURS, sorted(found.items()), strict=False
+            _COLOURS, sorted(system_curves.items()), strict=False
         ):
             for number, line in enumerate(values):
                 known = ~np.isnan(line)

@@ -1,1 +1,1 @@
-"""SVG charts without a library: lines, rows, panels and marked phrases."""
+"""Inline SVG charts: lines, rows, panels; and highlighted phrases of texts."""

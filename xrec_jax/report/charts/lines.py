@@ -1,7 +1,7 @@
-"""Charts with two axes, drawn as SVG: curves over epochs and distributions.
+"""SVG charts with two axes: curves over epochs and distributions.
 
-Colours are classes (`k0`, `k1`, ...): the style sheet gives each a light and a dark tone. A chart
-is drawn about as large as it is shown, on a phone as on a desk, so that its text stays readable.
+Colours are classes (`k0`, `k1`, ...), each with a light and a dark tone in the style sheet. Charts
+are drawn at about their displayed size, on phones and desktops alike, so that text stays readable.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from xrec_jax.report.html.numbers import decimal
 
 WIDTH, HEIGHT = 400, 245
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
-_MOST_POINTS = 240  # of a line; more cannot be told apart
+_MOST_POINTS = 240  # of a line; more cannot be distinguished
 
 
 class Line(NamedTuple):
     """A curve.
 
     Attributes:
-      label: names it in the legend; lines that share one (seeds of a system) share its colour.
+      label: name in the legend; lines with one label (seeds of a system) share its colour.
       colour: class, such as `k0`.
       x: `[points]`.
-      y: `[points]`; NaN is left out.
+      y: `[points]`; NaN is skipped.
     """
 
     label: str
@@ -68,22 +68,23 @@ def line_chart(
     logarithmic: bool = False,
     whole_x: bool = False,
 ) -> Html | None:
-    """Curves with axes, grid and legend; a pointer, a finger or the arrow keys read values off.
+    """Line chart with axes, grid and legend; values can be read with pointer, touch or arrow keys.
 
     Args:
-      lines: what is drawn.
-      title: of the figure.
-      x_label: of the horizontal axis.
+      lines: curves to draw.
+      title: title of the figure.
+      x_label: label of the horizontal axis.
       from_zero: whether the vertical axis starts at zero.
-      bound: a horizontal line.
-      bound_label: its name.
-      digits: of the values that are read off.
-      logarithmic: vertical axis.
-      whole_x: only whole numbers under the horizontal axis.
+      bound: value of a horizontal reference line.
+      bound_label: name of that line.
+      digits: decimals of the values that are read.
+      logarithmic: whether the vertical axis is logarithmic.
+      whole_x: whether ticks of the horizontal axis are whole numbers only.
 
     Returns:
-      None if there is no point.
+      The figure; None if there is no point.
     """
+    # Only finite points can be drawn, and only so many can be told apart.
     clean = []
     for line in lines:
         points = np.array([line.x, line.y], float)
@@ -97,6 +98,7 @@ def line_chart(
             clean.append((line, points))
     if not clean:
         return None
+    # The axes cover all points and the reference line, with a margin except at zero.
     every = np.concatenate([points for _, points in clean], axis=1)
     low, high = float(every[1].min()), float(every[1].max())
     if bound is not None:
@@ -123,6 +125,7 @@ def line_chart(
     if bound is not None:
         y = f"{at_y(bound):.1f}"
         marks.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="bound"))
+    # Each line is drawn, and its values are embedded for the script that reads them off.
     data, legend = [], dict[str, Html]()
     for line, points in clean:
         places = [(f"{at_x(x):.1f}", f"{at_y(y):.1f}") for x, y in points.T.tolist()]
@@ -143,6 +146,7 @@ def line_chart(
         legend.setdefault(line.label, key(line.colour, line.label))
     if bound is not None and bound_label:
         legend[bound_label] = key("bound", f"{bound_label} {decimal(bound, digits)}")
+    # Screen readers get the first and last value of each line.
     described = "; ".join(
         f"{line.label} from {decimal(points[1, 0], digits)} to {decimal(points[1, -1], digits)}"
         for line, points in clean
@@ -177,19 +181,20 @@ def _grid(
     logarithmic: bool,
     whole_x: bool = False,
 ) -> Html:
+    """Grid lines and tick labels of both axes."""
     marks = []
-    found = ticks(left, right, 6)
+    positions = ticks(left, right, 6)
     if whole_x:
-        found = [x for x in found if abs(x - round(x)) < 1e-9]
-    step = found[1] - found[0] if len(found) > 1 else 1.0
-    for x in found:
+        positions = [x for x in positions if abs(x - round(x)) < 1e-9]
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    for x in positions:
         place = f"{at_x(x):.1f}"
         marks.append(tag("text", _tick_text(x, step), x=place, y=HEIGHT - 19, class_="middle"))
-    found = ticks(bottom, top, 5)
+    positions = ticks(bottom, top, 5)
     if logarithmic:
-        found = [10.0**y for y in found]
-    step = found[1] - found[0] if len(found) > 1 else 1.0
-    for y in found:
+        positions = [10.0**y for y in positions]
+    step = positions[1] - positions[0] if len(positions) > 1 else 1.0
+    for y in positions:
         place = f"{at_y(y):.1f}"
         text = decimal(y, 2) if logarithmic else _tick_text(y, step)
         marks.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=place, y2=place, class_="grid"))
@@ -206,21 +211,25 @@ def histogram(
     mark: float | None = None,
     mark_label: str = "",
 ) -> Html | None:
-    """Distributions of several samples as steps over common bins, in shares of each sample.
+    """Histograms of several samples over common bins, as shares of each sample.
 
     Args:
-      samples: label to colour class and values.
-      title: of the figure.
-      x_label: of the axis.
-      bins: about how many.
-      mark: a vertical line.
-      mark_label: its name.
+      samples: colour class and values of each sample, by label.
+      title: title of the figure.
+      x_label: label of the horizontal axis.
+      bins: approximate number of bins.
+      mark: position of a vertical reference line.
+      mark_label: name of that line.
+
+    Returns:
+      The figure; None if there is no value.
     """
     kept = {name: (c, np.asarray(v, float)) for name, (c, v) in samples.items() if len(v)}
     if not kept:
         return None
     highest = max(float(values.max()) for _, values in kept.values())
     highest = max(highest, mark or 0.0, 1.0)
+    # Values are counts, so bins are whole numbers wide.
     step = max(1.0, math.ceil(highest / bins))
     edges = np.arange(0, highest + 2 * step, step)
     shares = {name: np.histogram(v, edges)[0] / len(v) for name, (_, v) in kept.items()}

@@ -1,4 +1,4 @@
-"""Small charts side by side: one metric each, a row a system."""
+"""Panels of small charts, one metric each with a row per system; and tables of differences."""
 
 from __future__ import annotations
 
@@ -13,66 +13,75 @@ from xrec_jax.report.run_files import Material
 
 
 def grid(charts: Iterable[Html | None], *, wide: bool = False) -> Html | None:
-    """Charts in as many columns as there is room for; None if there is none."""
+    """Arranges charts in as many columns as fit; None without charts."""
     kept = [chart for chart in charts if chart is not None]
     return tag("div", *kept, class_="grid wide" if wide else "grid") if kept else None
 
 
 def is_pair(system: str) -> bool:
-    """Whether a system's name is a comparison, such as `tuned vs base`."""
+    """True if a name is of a comparison, such as `tuned vs base`."""
     return " vs " in system
 
 
 def metrics_of(systems: Mapping[str, Mapping[str, Any]], group: str) -> list[str]:
-    """Names of a group's metrics, in the order they are met; without p-values."""
-    found = [
+    """Names of a group's metrics in order of appearance, without p-values."""
+    names = [
         name
         for system, metrics in systems.items()
         if not is_pair(system)
         for name in metrics
         if name.startswith(f"{group}/") and not name.endswith(("/p", "_p"))
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 def panel(
-    material: Material,
+    run_files: Material,
     systems: Mapping[str, Mapping[str, Any]],
     name: str,
     *,
     order: Sequence[str] | None = None,
     missing: Sequence[str] = (),
 ) -> Html | None:
-    """One metric of every system that has it.
+    """Chart of one metric with a row for every system that has it.
 
     Args:
-      material: of the page.
-      systems: of a stage.
-      name: of the metric.
-      order: of the systems; by default explainers as everywhere.
-      missing: systems that should have it; those that do not are named below.
+      run_files: files of the run.
+      systems: metrics of the systems of a stage.
+      name: name of the metric.
+      order: order of the systems; by default that of explainers.
+      missing: systems expected to have the metric; those that lack it are named below.
+
+    Returns:
+      The figure; None if no system has the metric and none is expected to.
     """
     named = [s for s in systems if not is_pair(s) and measured(systems[s].get(name))]
-    order = [n for n in (order or material.explainers(named)) if n in named]
+    order = [n for n in (order or run_files.explainers(named)) if n in named]
     lacking = [s for s in missing if s not in order]
-    what = wording.meaning(name)
+    meaning = wording.meaning(name)
     if not order:
         if not lacking:
             return None
-        return card(what.label, what.sentence, _line("Could not be measured on any explainer."))
-    rows = [Row(wording.label(s), material.colour(s), systems[s][name]) for s in order]
+        return card(
+            meaning.label, meaning.sentence, _line("Could not be measured on any explainer.")
+        )
+    rows = [Row(wording.label(s), run_files.colour(s), systems[s][name]) for s in order]
     estimates = [row.estimate for row in rows]
+    # Differences of shares may lie outside 0 to 1 and are then no percentages of anything.
     inside = all(0 <= x <= 1 for e in estimates for x in (e["value"], *(bounds(e) or ())))
-    share = what.share and inside
+    share = meaning.share and inside
     digits = 1 if share else 3
     more = _line(f"Nothing to measure: {wording.listed(lacking)}.") if lacking else None
+    # A chart of nothing but zeros says no more than a sentence.
     if all(e["value"] == 0 and not any(bounds(e) or ()) for e in estimates):
         zero = figure(estimates[0], share=share, digits=1 if share else 0, interval=False)
-        return card(what.label, what.sentence, _line(zero, f" for {wording.listed(order)}."), more)
+        return card(
+            meaning.label, meaning.sentence, _line(zero, f" for {wording.listed(order)}."), more
+        )
     return interval_chart(
         rows,
-        title=what.label,
-        note=what.sentence,
+        title=meaning.label,
+        note=meaning.sentence,
         share=share,
         digits=digits,
         axis=(0.0, 1.0) if share else None,
@@ -81,16 +90,16 @@ def panel(
 
 
 def measured(estimate: Mapping[str, Any] | None) -> bool:
-    """Whether there is a value, and of at least one case: a share of nothing is none."""
+    """True if an estimate has a value over at least one case."""
     return known(estimate) and estimate is not None and estimate.get("count") != 0
 
 
-def _line(*said: object) -> Html:
-    return tag("p", *said, class_="said")
+def _line(*content: object) -> Html:
+    return tag("p", *content, class_="said")
 
 
 def panels(
-    material: Material,
+    run_files: Material,
     systems: Mapping[str, Mapping[str, Any]],
     group: str,
     *,
@@ -98,15 +107,15 @@ def panels(
     order: Sequence[str] | None = None,
     missing: bool = False,
 ) -> Html | None:
-    """Metrics of a group: the main ones as charts, the rest in a table that opens.
+    """Metrics of a group: the main ones as charts, the rest in a collapsed table.
 
     Args:
-      material: of the page.
-      systems: of a stage.
-      group: before the metric's name.
-      main: names without the group; by default all.
-      order: of the systems; by default explainers as everywhere.
-      missing: whether a chart names the systems that could not be measured.
+      run_files: files of the run.
+      systems: metrics of the systems of a stage.
+      group: prefix of the metrics' names.
+      main: names of the main metrics without the prefix; by default all.
+      order: order of the systems; by default that of explainers.
+      missing: whether charts name the systems that could not be measured.
     """
     every = metrics_of(systems, group)
     first = [f"{group}/{name}" for name in main if f"{group}/{name}" in every] or every
@@ -115,11 +124,11 @@ def panels(
         for s, metrics in systems.items()
         if not is_pair(s) and any(name.startswith(f"{group}/") for name in metrics)
     ]
-    named = [s for s in (order or material.explainers(named)) if s in named]
-    asked = named if missing else ()
+    named = [s for s in (order or run_files.explainers(named)) if s in named]
+    expected = named if missing else ()
     if not any(known(systems[s].get(name)) for s in named for name in every):
         return None
-    charts = grid(panel(material, systems, name, order=order, missing=asked) for name in first)
+    charts = grid(panel(run_files, systems, name, order=order, missing=expected) for name in first)
     rest = [name for name in every if name not in first]
     if not rest or charts is None:
         return charts
@@ -145,9 +154,16 @@ def _cell(estimate: Mapping[str, Any] | None) -> Html:
 
 
 def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html | None:
-    """A table of paired differences, such as those of `tuned vs base`, a column a comparison.
+    """Table of paired differences, such as those of `tuned vs base`, one column per comparison.
 
     Reads `GROUP/METRIC_difference` and the p-value of the same metric or of the group.
+
+    Args:
+      systems: metrics of the systems and comparisons of a stage.
+      *groups: prefixes of the metrics to show.
+
+    Returns:
+      The table; None without differences.
     """
     columns: dict[str, None] = {}
     rows: dict[str, dict[str, Html]] = {}
@@ -162,29 +178,32 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html 
             if group not in groups or not short.endswith("difference") or not known(estimate):
                 continue
             short = short.removesuffix("difference").rstrip("_")
-            what = wording.meaning(short).label if short else wording.humanised(group)
+            label = wording.meaning(short).label if short else wording.humanised(group)
             p = next((metrics[k] for k in _p_names(group, short) if known(metrics.get(k))), None)
             clear = p is not None and p["value"] < 0.05
             strong = strong or clear
             columns[column] = None
-            rows.setdefault(what, {})[column] = _difference(estimate, p, clear)
+            rows.setdefault(label, {})[column] = _difference(estimate, p, clear)
     if not rows:
         return None
     none = tag("span", "-", class_="none")
-    made = table(
+    body = table(
         ("Difference", *columns),
-        [[what, *(cells.get(column, none) for column in columns)] for what, cells in rows.items()],
+        [
+            [label, *(cells.get(column, none) for column in columns)]
+            for label, cells in rows.items()
+        ],
         caption="Paired differences",
         class_="numbers",
     )
     note = tag("p", tag("span", "\u2605", class_="star"), " p < 0.05", class_="note")
-    return tag("div", made, note if strong else None)
+    return tag("div", body, note if strong else None)
 
 
 def _p_names(group: str, short: str) -> list[str]:
-    """Where the p-value of a difference stands: by its metric's name, or shorter for the main one.
+    """Names under which the p-value of a difference may be stored.
 
-    The main metric of a group has none but `GROUP/p`, that of readouts `GROUP/readout_p`.
+    The main metric of a group has only `GROUP/p`, that of readouts `GROUP/readout_p`.
     """
     start = "readout_" if short.startswith("readout_") else ""
     main = short.removeprefix(start) in ("", "f1", "accuracy")
@@ -192,7 +211,7 @@ def _p_names(group: str, short: str) -> list[str]:
 
 
 def _difference(estimate: Mapping[str, Any], p: Mapping[str, Any] | None, clear: bool) -> Html:
-    """A difference, its interval, and below them what the test says."""
+    """A difference with its interval, and the result of its test below."""
     tested = [p_value(p["value"])] if p is not None else []
     if estimate.get("count"):
         tested.append(f"{estimate['count']:,} case{'' if estimate['count'] == 1 else 's'}")

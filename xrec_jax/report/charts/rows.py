@@ -1,7 +1,7 @@
 """Charts made of rows and cells: values with intervals, and a matrix of win ratios.
 
-They are lists and tables with small drawings inside. The drawings use shares of the width, so they
-fit any screen, and all text stays text.
+They are lists and tables with small drawings inside. The drawings use relative widths, so that they
+fit any screen and all text stays text.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Row(NamedTuple):
 
     Attributes:
       label: text or markup.
-      colour: class.
+      colour: class of the colour.
       estimate: value and bounds.
-      mark: what follows the figure, such as a star.
+      mark: content after the figure, such as a star.
     """
 
     label: object
@@ -30,14 +30,14 @@ class Row(NamedTuple):
 
 
 def key(colour: str, label: object) -> Html:
-    """An entry of a legend."""
+    """Entry of a legend."""
     return tag("span", tag("i", class_=colour, aria_hidden="true"), label)
 
 
 def domain(
     estimates: Sequence[Estimate], *, include: Sequence[float] = (), zero: bool = True
 ) -> tuple[float, float]:
-    """Bounds of an axis on which all values and intervals lie, with a little room."""
+    """Bounds of an axis that covers all values and intervals, with a margin."""
     every = [float(x) for x in include] + ([0.0] if zero else [])
     for estimate in estimates:
         every += [float(estimate["value"]), *(bounds(estimate) or ())]
@@ -61,19 +61,22 @@ def interval_chart(
     axis: tuple[float, float] | None = None,
     more: object = None,
 ) -> Html | None:
-    """Values with 95 % intervals, one under the other on a common axis.
+    """Chart of values with 95 % intervals on a common axis, one row each.
 
     Args:
-      rows: top to bottom; what has no value is left out; a text is a heading of those below it.
-      title: of the figure.
-      note: a short sentence under it.
-      digits: of the figures.
-      share: figures in per cent.
-      reference: a vertical line.
-      reference_label: its name.
-      bars: whether a bar from zero stands behind the dot.
-      axis: bounds of the axis; default: all that is drawn.
-      more: what stands below.
+      rows: rows from top to bottom, those without a value are skipped; a text is a heading.
+      title: title of the figure.
+      note: a short sentence under the title.
+      digits: decimals of the figures.
+      share: whether to write figures in per cent.
+      reference: position of a vertical reference line.
+      reference_label: name of that line.
+      bars: whether to draw bars from zero behind the dots.
+      axis: bounds of the axis; by default those of all values.
+      more: content below the chart.
+
+    Returns:
+      The figure; None if no row has a value.
     """
     rows = [row for row in rows if isinstance(row, str) or known(row.estimate)]
     estimates = [row.estimate for row in rows if not isinstance(row, str)]
@@ -95,7 +98,7 @@ def interval_chart(
 
 
 def card(title: str, note: object, *content: object) -> Html:
-    """The frame of a chart."""
+    """Frame of a chart with title and note."""
     return tag(
         "figure",
         tag("figcaption", title),
@@ -114,15 +117,16 @@ def interval_list(
     reference: float | None = None,
     bars: bool = True,
 ) -> Html:
-    """The rows of an interval chart, each of which has a value."""
+    """Rows of an interval chart, all of which must have a value."""
     low, high = axis
     place = lambda x: f"{100 * min(1, max(0, (x - low) / (high - low))):.2f}%"  # noqa: E731
-    out = []
+    items = []
     for row in rows:
         if isinstance(row, str):
-            out.append(tag("li", row, class_="heading"))
+            items.append(tag("li", row, class_="heading"))
             continue
-        value, found = row.estimate["value"], bounds(row.estimate)
+        # From back to front: bar, reference line, whiskers, dot.
+        value, interval = row.estimate["value"], bounds(row.estimate)
         marks: list[Html] = []
         if bars:
             start, end = sorted((0.0 if low <= 0 <= high else low, value))
@@ -131,13 +135,13 @@ def interval_list(
         if reference is not None:
             at = place(reference)
             marks.append(tag("line", x1=at, x2=at, y1=0, y2=24, class_="reference"))
-        if found is not None:
-            ends = [place(x) for x in found]
+        if interval is not None:
+            ends = [place(x) for x in interval]
             marks.append(tag("line", x1=ends[0], x2=ends[1], y1=12, y2=12, class_="whisker"))
             marks += [tag("line", x1=x, x2=x, y1=8, y2=16, class_="whisker") for x in ends]
         marks.append(tag("circle", cx=place(value), cy=12, r=4, class_="dot"))
         drawing = tag("svg", *marks, height=24, class_="track", aria_hidden="true")
-        out.append(
+        items.append(
             tag(
                 "li",
                 tag("span", row.label, class_="label"),
@@ -151,18 +155,18 @@ def interval_list(
                 class_=row.colour,
             )
         )
-    return tag("ul", *out, class_="intervals", role="list")
+    return tag("ul", *items, class_="intervals", role="list")
 
 
 def matrix(
     names: Sequence[str], cells: Mapping[tuple[str, str], Mapping[str, Any]], *, caption: str
 ) -> Html:
-    """A square of win ratios: the row's system against the column's.
+    """Square matrix of win ratios: the row's system against the column's.
 
     Args:
-      names: of the systems, in the order of rows and columns.
-      cells: `(row, column)` to `ratio` (an estimate) and `notes` (a line under it).
-      caption: what the table shows.
+      names: names of the systems in the order of rows and columns.
+      cells: `ratio` (an estimate) and `notes` (lines under it) of each `(row, column)`.
+      caption: caption of the table.
     """
     head = tag("tr", tag("td", class_="corner"), *(tag("th", name, scope="col") for name in names))
     body = []
@@ -174,17 +178,26 @@ def matrix(
                 line.append(tag("td", tag("span", "\u00b7", aria_hidden="true"), class_="self"))
                 continue
             value = cell["ratio"]["value"]
+            # The further from a draw, the stronger the cell's colour.
             side = "more" if value >= 0.5 else "less"
             strength = min(1.0, abs(value - 0.5) * 2)
             inside = [tag("strong", figure(cell["ratio"], share=True, digits=1, interval=False))]
-            found = bounds(cell["ratio"])
-            if found is not None:
-                text = f"[{decimal(100 * found[0], 1)}, {decimal(100 * found[1], 1)}]"
+            interval = bounds(cell["ratio"])
+            if interval is not None:
+                text = f"[{decimal(100 * interval[0], 1)}, {decimal(100 * interval[1], 1)}]"
                 inside.append(tag("span", text, class_="interval"))
             inside += [tag("small", note) for note in cell.get("notes", ())]
-            told = f"{row} against {column}: {plain_figure(cell['ratio'], share=True, digits=1)}"
+            description = (
+                f"{row} against {column}: {plain_figure(cell['ratio'], share=True, digits=1)}"
+            )
             line.append(
-                tag("td", *inside, class_=side, style=f"--strength:{strength:.3f}", title=told)
+                tag(
+                    "td",
+                    *inside,
+                    class_=side,
+                    style=f"--strength:{strength:.3f}",
+                    title=description,
+                )
             )
         body.append(tag("tr", *line))
     return tag(

@@ -1,1 +1,1 @@
-"""Escaped markup and formatted numbers."""
+"""Markup with automatic escaping, and formatted numbers."""

@@ -1,7 +1,7 @@
 """Markup that is safe by construction: text is escaped unless it is `Html` already.
 
-Everything of the page that comes from a run (names, titles, texts, numbers) passes through `tag`,
-so a title such as `<script>` can never become an element.
+All content from a run (names, titles, texts, numbers) passes through `tag`, so a title such as
+`<script>` can never become an element.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ _VOID = frozenset({"br", "hr", "input", "link", "meta"})
 
 
 class Html(str):
-    """Markup, as against text."""
+    """Markup, as opposed to text."""
 
     __slots__ = ()
 
 
 def escape(value: object) -> Html:
-    """`value` as markup: unchanged if it is `Html`, else its text with `&<>"'` escaped."""
+    """Converts a value to markup: `Html` is unchanged, other text gets `&<>"'` escaped."""
     return value if isinstance(value, Html) else Html(html.escape(str(value), quote=True))
 
 
 def join(parts: Iterable[object], separator: str = "") -> Html:
-    """Parts one after the other, each escaped unless it is markup; None is left out."""
+    """Joins parts, each escaped unless it is markup; None is skipped."""
     return Html(separator.join(escape(part) for part in parts if part is not None))
 
 
 def tag(name: str, *children: object, **attributes: object) -> Html:
-    """One element.
+    """Builds an element.
 
     Args:
-      name: of the element.
-      *children: text or markup; None is left out.
+      name: name of the element.
+      *children: text or markup; None is skipped.
       **attributes: a trailing underscore is dropped, others become hyphens (`class_`,
-        `aria_label`); None and False leave an attribute out, True gives it no value.
+        `aria_label`); None and False omit an attribute, True gives it no value.
     """
     written = []
     for key, value in attributes.items():
@@ -52,12 +52,12 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
 def table(
     header: Iterable[object], rows: Iterable[Iterable[object]], *, caption: str, class_: str = ""
 ) -> Html:
-    """A table whose first column names the row, in a box of its own that scrolls sideways.
+    """Builds a table with row headers, in a box that scrolls sideways.
 
     Args:
       header: cells of the head.
-      rows: cells, the first of each names its row.
-      caption: what the table shows, for readers of the screen.
+      rows: cells of each row, of which the first is its header.
+      caption: caption for screen readers.
       class_: further classes of the table.
     """
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
@@ -82,10 +82,10 @@ def table(
 
 
 def embedded_json(value: Any) -> Html:
-    """JSON that may stand in a `<script>` element: no text in it can end the element.
+    """JSON for a `<script>` element, which no text in it can end.
 
     `<`, `>` and `&` are written as escapes, which JSON reads back as the same characters; so are
-    the two line separators that older scripts do not take inside a string.
+    the two line separators that older scripts reject inside a string.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":

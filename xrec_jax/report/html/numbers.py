@@ -1,4 +1,4 @@
-"""Figures of `evaluation.json` as they stand on the page."""
+"""Formatting of the figures of `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NARROW = "\u202f"  # a thin space that does not break
 
 
 def decimal(value: float, digits: int = 3) -> str:
-    """Such as `0.094`, `1,204` and a true minus sign; fewer digits for larger numbers."""
+    """Formats as `0.094` or `1,204`, with a true minus sign; fewer digits for larger numbers."""
     if not math.isfinite(value):
         return "-"
     size = abs(value)
@@ -31,22 +31,22 @@ def decimal(value: float, digits: int = 3) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Such as `63.2 %`."""
+    """Formats a share as `63.2 %`."""
     return f"{decimal(100 * value, digits)}{NARROW}%" if math.isfinite(value) else "-"
 
 
 def whole(value: float) -> str:
-    """Such as `5,000`."""
+    """Formats a whole number as `5,000`."""
     return f"{round(value):,}".replace("-", MINUS)
 
 
 def p_value(value: float) -> str:
-    """Such as `p = 0.013`; never zero."""
+    """Formats a p-value as `p = 0.013`; never as zero."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def known(estimate: Estimate | None) -> bool:
-    """Whether there is a finite value."""
+    """True if an estimate has a finite value."""
     return (
         estimate is not None
         and isinstance(estimate.get("value"), (int, float))
@@ -55,7 +55,7 @@ def known(estimate: Estimate | None) -> bool:
 
 
 def bounds(estimate: Estimate) -> tuple[float, float] | None:
-    """The 95 % interval, or None."""
+    """95 % interval of an estimate, or None."""
     low, high = estimate.get("low"), estimate.get("high")
     return None if low is None or high is None else (float(low), float(high))
 
@@ -63,34 +63,36 @@ def bounds(estimate: Estimate) -> tuple[float, float] | None:
 def figure(
     estimate: Estimate | None, *, digits: int = 3, share: bool = False, interval: bool = True
 ) -> Html:
-    """A figure with its interval; the exact value stands in the element's `value`.
+    """Formats an estimate with its interval; the exact value is in the element's `value`.
 
     Args:
-      estimate: of `evaluation.json`; None for a dash.
-      digits: after the point.
-      share: written in per cent.
-      interval: whether the interval follows.
+      estimate: entry of `evaluation.json`; None for a dash.
+      digits: number of decimals.
+      share: whether to write it in per cent.
+      interval: whether to append the interval.
     """
     if estimate is None or not known(estimate):
         return tag("span", "-", class_="none")
     write = percent if share else decimal
-    value, found = estimate["value"], bounds(estimate)
+    value, interval_bounds = estimate["value"], bounds(estimate)
     parts: list[object] = [tag("data", write(value, digits), value=repr(value))]
-    if interval and found is not None:
-        low, high = (decimal(100 * x if share else x, digits) for x in found)
+    if interval and interval_bounds is not None:
+        low, high = (decimal(100 * x if share else x, digits) for x in interval_bounds)
         parts += [" ", tag("span", f"[{low}, {high}]", class_="interval")]
     return join(parts)
 
 
 def metric(systems: Mapping[str, Mapping[str, Any]], system: str, name: str) -> Any:
-    """A figure of a system, or None where there is none."""
+    """Estimate of a system's metric, or None."""
     return systems.get(system, {}).get(name)
 
 
 def plain_figure(estimate: Estimate, *, digits: int = 3, share: bool = False) -> str:
-    """A figure with its interval as text, for labels that are read aloud."""
+    """Formats an estimate with its interval as plain text, for labels of screen readers."""
     write = percent if share else decimal
-    text, found = write(estimate["value"], digits), bounds(estimate)
-    if found is not None:
-        text += f", interval {write(found[0], digits)} to {write(found[1], digits)}"
+    text, interval_bounds = write(estimate["value"], digits), bounds(estimate)
+    if interval_bounds is not None:
+        text += (
+            f", interval {write(interval_bounds[0], digits)} to {write(interval_bounds[1], digits)}"
+        )
     return text

@@ -1,4 +1,4 @@
-"""Sections of the report, in the order of the page."""
+"""Sections of the report in the order of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xrec_jax.report.sections import (
 )
 from xrec_jax.report.sections.joint import summary
 
-# Each has ID, TITLE, HOW (how a run gets it) and build(material) -> Section or None.
+# Each has ID, TITLE, HOW (how to get it) and build(run_files) -> Section or None.
 SECTIONS: tuple[ModuleType, ...] = (
     ran,
     ranking,
@@ -36,5 +36,5 @@ SECTIONS: tuple[ModuleType, ...] = (
     pairs,
 )
 
-# A stage that few runs have: a page without it does not name it as missing.
+# The joint section is of a stage that few runs have, so it is not listed as missing.
 PAGE: tuple[ModuleType, ...] = (*SECTIONS[:2], summary, *SECTIONS[2:])

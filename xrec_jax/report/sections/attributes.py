@@ -1,4 +1,4 @@
-"""Attributes told from prompts that lack them, beside always giving the commonest value."""
+"""Attribute prediction from prompts without the attribute, beside a majority baseline."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _DATA = (
 )
 
 
-def build(material: Material) -> Section | None:
-    """None before the stage `attributes` is done."""
-    systems = material.stage("attributes")
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None before the stage `attributes` is done."""
+    systems = run_files.stage("attributes")
     names: list[str] = list(
         dict.fromkeys(
             key.split("/", 1)[0]
@@ -36,11 +36,11 @@ def build(material: Material) -> Section | None:
         )
     )
     shown = dict(systems)
-    if _MAJORITY in systems:  # what is always the same answer is so by readout too
+    if _MAJORITY in systems:  # a constant answer is the same by readout
         own = systems[_MAJORITY]
         again = {k.replace("/", "/readout_", 1): v for k, v in own.items()}
         shown[_MAJORITY] = {**again, **own}
-    blocks = [_attribute(material, shown, name) for name in names]
+    blocks = [_attribute(run_files, shown, name) for name in names]
     if not any(blocks):
         return None
     lead = (
@@ -51,20 +51,20 @@ def build(material: Material) -> Section | None:
 
 
 def _data(systems: Mapping[str, Any]) -> Html | None:
-    """What was asked, in a line."""
-    found = systems.get("data", {})
+    """Sentence on the number of questions and users."""
+    figures = systems.get("data", {})
     parts = [
-        f"{whole(found[f'data/{name}']['value'])} {what}"
-        for name, what in _DATA
-        if known(found.get(f"data/{name}")) and found[f"data/{name}"]["value"]
+        f"{whole(figures[f'data/{name}']['value'])} {description}"
+        for name, description in _DATA
+        if known(figures.get(f"data/{name}")) and figures[f"data/{name}"]["value"]
     ]
     return tag("p", f"{', '.join(parts)}.", class_="note") if parts else None
 
 
-def _attribute(material: Material, systems: dict, name: str) -> Html | None:
-    others = material.explainers(s for s in systems if s != _MAJORITY and not is_pair(s))
+def _attribute(run_files: Material, systems: dict, name: str) -> Html | None:
+    others = run_files.explainers(s for s in systems if s != _MAJORITY and not is_pair(s))
     body = panels(
-        material,
+        run_files,
         systems,
         name,
         main=_MAIN,

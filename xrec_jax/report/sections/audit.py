@@ -1,4 +1,4 @@
-"""What the audit found in data, split and texts."""
+"""Findings of the audit in data, split and texts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ HOW = "Run xrec audit --workdir=DIR for this run."
 _SIGNS = {"error": "\u2716", "warning": "\u25b2", "info": "\u25cf"}
 
 
-def build(material: Material) -> Section | None:
-    """None without `audit.json`."""
-    audit = material.audit
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None without `audit.json`."""
+    audit = run_files.audit
     if audit is None:
         return None
     findings, passed = audit.get("findings", ()), audit.get("passed", ())
@@ -27,8 +27,8 @@ def build(material: Material) -> Section | None:
     parts: list[Html] = [_finding(finding) for finding in findings]
     if passed:
         names = join([tag("code", name) for name in passed], " ")
-        found = f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed"
-        parts.append(tag("details", tag("summary", found), tag("p", names, class_="passed")))
+        summary = f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed"
+        parts.append(tag("details", tag("summary", summary), tag("p", names, class_="passed")))
     return Section(ID, TITLE, lead, tag("div", *parts))
 
 

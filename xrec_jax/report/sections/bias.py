@@ -15,13 +15,14 @@ from xrec_jax.report.run_files import Material, Section
 ID, TITLE = "bias", "Bias between groups"
 HOW = "Add the stage assess to config.stages; assess.groups names columns of the user table."
 LEVEL = 0.05
-LARGEST = 6  # differences of a chart that are shown although they do not stand
+LARGEST = 6  # differences of a chart that are shown even if not significant
 
 
 def effects(metrics: Mapping[str, Any]) -> dict[str, tuple[Any, float | None]]:
-    """`GROUP/METRIC` to effect size and Holm-adjusted p-value; without what belongs to another."""
-    found: dict[str, tuple[Any, float | None]] = {}
+    """Effect size and Holm-adjusted p-value of each `GROUP/METRIC`."""
+    result: dict[str, tuple[Any, float | None]] = {}
     apart = without_spread(metrics)
+    # Keys such as `GROUP/METRIC_p` belong to an effect and are none themselves.
     for key, estimate in metrics.items():
         of_another = any(
             key.endswith(end) and (base in metrics or base in apart)
@@ -30,37 +31,38 @@ def effects(metrics: Mapping[str, Any]) -> dict[str, tuple[Any, float | None]]:
         )
         if known(estimate) and "/" in key and not of_another:
             p = metrics.get(f"{key}_p")
-            found[key] = (estimate, float(p["value"]) if p is not None and known(p) else None)
-    return found
+            result[key] = (estimate, float(p["value"]) if p is not None and known(p) else None)
+    return result
 
 
 def without_spread(metrics: Mapping[str, Any]) -> list[str]:
-    """`GROUP/METRIC` of groups that are apart but do not vary: there is no g, only `_p`."""
+    """Each `GROUP/METRIC` whose groups differ without varying, so that only `_p` exists, no g."""
     bases = [key.removesuffix("_difference") for key in metrics if key.endswith("_difference")]
     return [base for base in bases if base not in metrics and f"{base}_p" in metrics]
 
 
 def varies(estimate: Mapping[str, Any]) -> bool:
-    """False where both groups have one and the same value throughout."""
+    """False if all values of both groups are equal."""
     return not (estimate["value"] == 0 and bounds(estimate) in (None, (0.0, 0.0)))
 
 
-def build(material: Material) -> Section | None:
-    """None before the stage `assess` has compared groups."""
-    systems = {s: effects(m) for s, m in material.stage("bias").items()}
-    systems = {s: found for s, found in systems.items() if found}
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None before the stage `assess` has compared groups."""
+    systems = {s: effects(m) for s, m in run_files.stage("bias").items()}
+    systems = {s: effects_of for s, effects_of in systems.items() if effects_of}
     if not systems:
         return None
-    every = [estimate for found in systems.values() for estimate, _ in found.values()]
+    # All charts share one symmetric axis, so that they can be compared.
+    every = [estimate for effects_of in systems.values() for estimate, _ in effects_of.values()]
     low, high = domain(every)
     limit = max(abs(low), abs(high), 0.3)
     charts = [
-        _forest(material, name, systems[name], (-limit, limit))
-        for name in sorted(material.explainers(systems), key=is_pair)
+        _forest(run_files, name, systems[name], (-limit, limit))
+        for name in sorted(run_files.explainers(systems), key=is_pair)
     ]
-    apart = sum(len(without_spread(m)) for m in material.stage("bias").values())
-    strong = sum(_stands(p) for found in systems.values() for _, p in found.values())
-    tested = sum(len(found) for found in systems.values())
+    apart = sum(len(without_spread(m)) for m in run_files.stage("bias").values())
+    strong = sum(_stands(p) for effects_of in systems.values() for _, p in effects_of.values())
+    tested = sum(len(effects_of) for effects_of in systems.values())
     lead = join(
         [
             "Hedges g: the difference of two groups' means in standard deviations; 0.2 is small, "
@@ -82,17 +84,19 @@ def _stands(p: float | None) -> bool:
 
 
 def _forest(
-    material: Material,
+    run_files: Material,
     name: str,
-    found: Mapping[str, tuple[Any, float | None]],
+    all_effects: Mapping[str, tuple[Any, float | None]],
     axis: tuple[float, float],
 ) -> Html | None:
-    """What stands and what is largest, the rest in a list that opens."""
-    drawn = {key: one for key, one in found.items() if varies(one[0])}
+    """Forest plot of significant and large effects, with the others in a collapsed list."""
+    drawn = {key: effect for key, effect in all_effects.items() if varies(effect[0])}
     order = sorted(drawn, key=lambda key: -abs(drawn[key][0]["value"]))
     shown = [k for n, k in enumerate(order) if n < LARGEST or _stands(drawn[k][1])]
-    colour = material.colour(name)
-    more = tag("div", _rest(drawn, set(order) - set(shown), colour, axis), _same(found, drawn))
+    colour = run_files.colour(name)
+    more = tag(
+        "div", _rest(drawn, set(order) - set(shown), colour, axis), _same(all_effects, drawn)
+    )
     title, note = wording.humanised(wording.label(name)), None
     if is_pair(name):
         first, second = map(wording.label, name.split(" vs ", 1))
@@ -118,7 +122,7 @@ def _rest(
     colour: str,
     axis: tuple[float, float],
 ) -> Html | None:
-    """Comparisons that are small and do not stand, by group."""
+    """Collapsed list of small, insignificant effects, by group."""
     groups: dict[str, list[Row]] = {}
     for key in drawn:
         if key in kept:
@@ -127,28 +131,29 @@ def _rest(
     if not groups:
         return None
     rows: list[Row | str] = []
-    for group, of in groups.items():
-        rows += [_heading(group), *of]
-    said = f"{len(kept)} smaller difference{'' if len(kept) == 1 else 's'}, none of which stands"
+    for group, members in groups.items():
+        rows += [_heading(group), *members]
+    summary = f"{len(kept)} smaller difference{'' if len(kept) == 1 else 's'}, none of which stands"
     inside = interval_list(rows, axis=axis, digits=2, reference=0.0, bars=False)
-    return tag("details", tag("summary", said), inside)
+    return tag("details", tag("summary", summary), inside)
 
 
 def _same(
-    found: Mapping[str, tuple[Any, float | None]], drawn: Mapping[str, tuple[Any, float | None]]
+    all_effects: Mapping[str, tuple[Any, float | None]],
+    drawn: Mapping[str, tuple[Any, float | None]],
 ) -> Html | None:
-    """How many comparisons are left out, since nothing varies in them."""
-    gone = [key for key in found if key not in drawn]
-    if not gone:
+    """Note on comparisons that are omitted because nothing varies in them."""
+    dropped = [key for key in all_effects if key not in drawn]
+    if not dropped:
         return None
-    names = dict.fromkeys(_what(key) for key in gone)
+    names = dict.fromkeys(_what(key) for key in dropped)
     return tag(
-        "p", f"{len(gone)} left out, where nothing varies: {', '.join(names)}.", class_="note"
+        "p", f"{len(dropped)} left out, where nothing varies: {', '.join(names)}.", class_="note"
     )
 
 
-def _row(key: str, one: tuple[Any, float | None], colour: str, *, group: bool = False) -> Row:
-    estimate, p = one
+def _row(key: str, effect: tuple[Any, float | None], colour: str, *, group: bool = False) -> Row:
+    estimate, p = effect
     mark = None
     if _stands(p):
         mark = tag(
@@ -157,17 +162,19 @@ def _row(key: str, one: tuple[Any, float | None], colour: str, *, group: bool = 
     label: object = _what(key)
     if group:
         column, _, value = key.partition("/")[0].partition("=")
-        of = [f"{wording.humanised(column)}: ", tag("span", value, class_="whole")]
-        label = join([label, " ", tag("small", *(of if value else [wording.humanised(column)]))])
+        description = [f"{wording.humanised(column)}: ", tag("span", value, class_="whole")]
+        label = join(
+            [label, " ", tag("small", *(description if value else [wording.humanised(column)]))]
+        )
     return Row(label, colour if _stands(p) else f"{colour} faint", estimate, mark)
 
 
 def _what(key: str) -> str:
-    """Such as `Words` for `age=18-24/words`."""
+    """Label of a metric, such as `Words` for `age=18-24/words`."""
     return wording.meaning(f"grounding/{key.partition('/')[2]}").label
 
 
 def _heading(group: str) -> str:
-    """Such as `Age: 18-24 against all others` for `age=18-24`."""
+    """Heading of a group, such as `Age: 18-24 against all others` for `age=18-24`."""
     column, _, value = group.partition("=")
     return f"{wording.humanised(column)}{f': {value} against all others' if value else ''}"

@@ -1,4 +1,4 @@
-"""Are the explanations true: planted reasons, grounding, counterfactuals."""
+"""Faithfulness of the explanations: planted reasons, grounding, counterfactuals."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _GROUPS = (
 )
 
 
-def build(material: Material) -> Section | None:
-    """None before the stage `assess` is done."""
-    systems = material.stage("assess")
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None before the stage `assess` is done."""
+    systems = run_files.stage("assess")
     blocks = []
     for group, title, main, sentence in _GROUPS:
-        body = panels(material, systems, group, main=main, missing=True)
+        body = panels(run_files, systems, group, main=main, missing=True)
         if group == "planted" and SHUFFLED in systems:
             sentence += _CHANCE
         if body is not None:

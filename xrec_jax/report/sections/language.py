@@ -24,9 +24,9 @@ _TITLES = {
 _CURVES = (("train/loss", "training", "k0"), ("valid/loss", "held out", "k1"))
 
 
-def build(material: Material) -> Section | None:
-    """None while no language model was trained."""
-    body = [grid(_charts(material), wide=True), _perplexity(material)]
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None if no language model was trained."""
+    body = [grid(_charts(run_files), wide=True), _perplexity(run_files)]
     if not any(body):
         return None
     lead = (
@@ -36,30 +36,30 @@ def build(material: Material) -> Section | None:
     return Section(ID, TITLE, lead, tag("div", *body))
 
 
-def _charts(material: Material) -> list[Html | None]:
+def _charts(run_files: Material) -> list[Html | None]:
     stages: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in material.metrics:
+    for record in run_files.metrics:
         if not str(record["stage"]).startswith("recommend/"):
             stages[str(record["stage"])].append(record)
     charts = []
     for stage, records in stages.items():
         lines = []
         for name, title, colour in _CURVES:
-            found = [r for r in records if r.get(name) is not None]
-            x = [float(r.get("train/epoch", r.get("step", 0))) for r in found]
-            lines.append(Line(title, colour, x, [float(r[name]) for r in found]))
+            logged = [r for r in records if r.get(name) is not None]
+            x = [float(r.get("train/epoch", r.get("step", 0))) for r in logged]
+            lines.append(Line(title, colour, x, [float(r[name]) for r in logged]))
         charts.append(line_chart(lines, title=_TITLES.get(stage, stage), x_label="epoch", digits=3))
     return charts
 
 
-def _perplexity(material: Material) -> Html | None:
+def _perplexity(run_files: Material) -> Html | None:
     rows = []
-    for stage, what in (("pretrain", "own texts"), ("instruct", "held-out explanations")):
-        for system, metrics in material.stage(stage).items():
+    for stage, texts in (("pretrain", "own texts"), ("instruct", "held-out explanations")):
+        for system, metrics in run_files.stage(stage).items():
             if known(metrics.get("held_out/perplexity")):
                 rows.append(
                     [
-                        f"{label(system)} on {what}",
+                        f"{label(system)} on {texts}",
                         figure(metrics["held_out/perplexity"]),
                         figure(metrics.get("held_out/loss")),
                     ]

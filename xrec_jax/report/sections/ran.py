@@ -1,4 +1,4 @@
-"""What ran: the stages, the data, the settings and how to run it again."""
+"""Summary of the run: stages, data, settings and commands to repeat it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HOW = ""
 _PACKAGES = ("xrec_jax", "jax", "flax", "optax", "numpy")
 
 
-def build(material: Material) -> Section:
-    """Always there."""
-    config = material.config
+def build(run_files: Material) -> Section:
+    """Builds the section, which every page has."""
+    config = run_files.config
     stages = tuple(config.get("stages", ()))
     lead = (
         f"Configuration {config.get('name') or 'without a name'}, stages "
@@ -28,9 +28,9 @@ def build(material: Material) -> Section:
     )
     body = tag(
         "div",
-        tag("div", _facts(material), class_="facts"),
-        _stages(material),
-        _again(material),
+        tag("div", _facts(run_files), class_="facts"),
+        _stages(run_files),
+        _again(run_files),
         tag(
             "details",
             tag("summary", "The whole configuration"),
@@ -46,11 +46,12 @@ def build(material: Material) -> Section:
     return Section(ID, TITLE, lead, body)
 
 
-def _facts(material: Material) -> Html:
-    config = material.config
+def _facts(run_files: Material) -> Html:
+    """Table of data, models and devices."""
+    config = run_files.config
     data, llm = config.get("data", {}), config.get("llm", {})
     facts: list[tuple[str, object]] = []
-    sizes = material.sizes or {}
+    sizes = run_files.sizes or {}
     name = sizes.get("name") or data.get("name") or data.get("format", "")
     facts.append(("Data", "planted world" if data.get("format") == "world" else name))
     for key in ("users", "items", "events"):
@@ -59,6 +60,7 @@ def _facts(material: Material) -> Html:
     parts = sizes.get("parts") or {}
     if parts:
         facts.append(("Train, validation, test", ", ".join(whole(n) for n in parts.values())))
+    # Configs of older runs may lack keys, so every one is optional.
     split = data.get("split", {})
     if split and data.get("format") != "none":
         kind = str(split.get("kind", "")).replace("_", "-")
@@ -87,19 +89,20 @@ def _facts(material: Material) -> Html:
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
-def _stages(material: Material) -> Html | None:
-    """Steps, time and speed of everything that was trained, from the metric log."""
+def _stages(run_files: Material) -> Html | None:
+    """Table of steps, time and speed of all trainings, from the metric log."""
+    # Counters are cumulative, so the last record of each stage has the totals.
     last: dict[str, Mapping[str, Any]] = {}
-    for record in material.metrics:
+    for record in run_files.metrics:
         last[str(record["stage"])] = record
     if not last:
         return None
@@ -130,18 +133,18 @@ def _stages(material: Material) -> Html | None:
     )
 
 
-def _again(material: Material) -> Html:
+def _again(run_files: Material) -> Html:
     """Commands that repeat or refresh the run."""
-    name = material.config.get("name") or "NAME"
-    where = f"--workdir=runs/{material.name}"
+    name = run_files.config.get("name") or "NAME"
+    option = f"--workdir=runs/{run_files.name}"
     commands = (
-        (f"xrec run --config=configs/{name}.py {where}", "the whole run; a rerun resumes"),
-        (f"xrec evaluate {where}", "all figures again, from the checkpoints"),
-        (f"xrec report {where}", "this page again"),
+        (f"xrec run --config=configs/{name}.py {option}", "the whole run; a rerun resumes"),
+        (f"xrec evaluate {option}", "all figures again, from the checkpoints"),
+        (f"xrec report {option}", "this page again"),
     )
     lines = []
-    for command, what in commands:
-        lines += [tag("span", f"# {what}\n", class_="remark"), f"{command}\n"]
+    for command, purpose in commands:
+        lines += [tag("span", f"# {purpose}\n", class_="remark"), f"{command}\n"]
     return tag(
         "div",
         tag("h3", "Run it again"),

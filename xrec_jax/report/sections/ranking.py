@@ -1,4 +1,4 @@
-"""The ranking table, with intervals and the best that can be expected."""
+"""Ranking metrics with intervals, paired differences and the upper bound."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ HOW = "Add the stage recommend to config.stages."
 BOUND = "upper_bound"
 
 
-def cutoff(material: Material) -> int:
-    """The cut-off that is shown first: 10 where the run has it, else the middle one."""
-    return main_cutoff(material.config.get("ranking", {}).get("ks") or ())
+def cutoff(run_files: Material) -> int:
+    """Cut-off of the main metric: 10 if the run has it, otherwise the middle one."""
+    return main_cutoff(run_files.config.get("ranking", {}).get("ks") or ())
 
 
-def main_metric(material: Material) -> str:
-    """Such as `test/ndcg@10`."""
-    return f"test/ndcg@{cutoff(material)}"
+def main_metric(run_files: Material) -> str:
+    """Name of the main metric, such as `test/ndcg@10`."""
+    return f"test/ndcg@{cutoff(run_files)}"
 
 
 def ranked(systems: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
-    """Systems but the bound, the best first."""
-    found = [s for s in systems if s != BOUND and known(systems[s].get(name))]
-    return sorted(found, key=lambda s: -systems[s][name]["value"])
+    """Systems without the upper bound, best first."""
+    names = [s for s in systems if s != BOUND and known(systems[s].get(name))]
+    return sorted(names, key=lambda s: -systems[s][name]["value"])
 
 
-def build(material: Material) -> Section | None:
-    """None before the stage `recommend` is done."""
-    systems = material.stage("recommend")
-    main, k = main_metric(material), cutoff(material)
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None before the stage `recommend` is done."""
+    systems = run_files.stage("recommend")
+    main, k = main_metric(run_files), cutoff(run_files)
     order = ranked(systems, main)
     if not order:
         return None
@@ -53,7 +53,7 @@ def build(material: Material) -> Section | None:
         "user has not seen is a candidate. Intervals are 95\u00a0%, drawn over users and seeds."
     )
     top = interval_chart(
-        [Row(wording.label(s), material.colour(s), systems[s][main]) for s in order],
+        [Row(wording.label(s), run_files.colour(s), systems[s][main]) for s in order],
         title=f"{wording.ranking(main)}, test",
         digits=4,
         note="Near the top of the list counts more; 1 would put the held-out item first for all.",
@@ -62,9 +62,10 @@ def build(material: Material) -> Section | None:
         if not known(bound)
         else (f"upper bound {bound['value']:.4f}: the planted world's own order"),
     )
-    against = _against_best(material, order, main)
+    # Beside the main metric, others at its cut-off, and recall at the largest one.
+    against = _against_best(run_files, order, main)
     names = [f"test/{kind}@{k}" for kind in ("ndcg", "hit", "mrr")]
-    ks = sorted(material.config.get("ranking", {}).get("ks") or ())
+    ks = sorted(run_files.config.get("ranking", {}).get("ks") or ())
     if ks and ks[-1] != k:
         names.append(f"test/recall@{ks[-1]}")
     unmasked = f"test_unmasked/ndcg@{k}"
@@ -106,20 +107,20 @@ def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> H
     )
 
 
-def _against_best(material: Material, order: list[str], main: str) -> Html | None:
-    """Paired differences to the best system, from the values of every user."""
+def _against_best(run_files: Material, order: list[str], main: str) -> Html | None:
+    """Chart of paired differences to the best system, from per-user values."""
     best, *others = order
-    own = _per_user(material, best, main)
+    own = _per_user(run_files, best, main)
     if own is None:
         return None
-    resamples = int(material.config.get("ranking", {}).get("resamples", 1000))
+    resamples = int(run_files.config.get("ranking", {}).get("resamples", 1000))
     rows = []
     for name in others:
-        values = _per_user(material, name, main)
+        values = _per_user(run_files, name, main)
         if values is None or values.shape[1] != own.shape[1]:
             continue
         estimate: Estimate = paired_difference(values, own, resamples=resamples)
-        rows.append(Row(wording.label(name), material.colour(name), estimate))
+        rows.append(Row(wording.label(name), run_files.colour(name), estimate))
     if not rows:
         return None
     return interval_chart(
@@ -134,18 +135,18 @@ def _against_best(material: Material, order: list[str], main: str) -> Html | Non
     )
 
 
-def _per_user(material: Material, system: str, name: str) -> np.ndarray | None:
-    """`[seeds, users]` values of a metric, or None where they are not there."""
+def _per_user(run_files: Material, system: str, name: str) -> np.ndarray | None:
+    """Values `[seeds, users]` of a metric, or None if they were not saved."""
     runs = []
-    for seed in material.config.get("seeds", ()):
-        path = material.rundir.per_user(f"recommend/{system}/{seed}")
+    for seed in run_files.config.get("seeds", ()):
+        path = run_files.rundir.per_user(f"recommend/{system}/{seed}")
         if not path.exists():
             continue
-        arrays = run_records.per_user(material.rundir, f"recommend/{system}/{seed}")
+        arrays = run_records.per_user(run_files.rundir, f"recommend/{system}/{seed}")
         if name not in arrays:
             return None
         runs.append(arrays[name])
     if len({len(values) for values in runs}) > 1:
-        folder = material.rundir.per_user(f"recommend/{system}").with_suffix("")
+        folder = run_files.rundir.per_user(f"recommend/{system}").with_suffix("")
         raise UserError(f"{folder}: its seeds were tested on different numbers of users")
     return np.stack(runs) if runs else None

@@ -1,4 +1,4 @@
-"""What people said: means, preferences, agreement, and how far the raters can be trusted."""
+"""Human ratings: means, preferences, agreement and checks of the raters."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _RATERS = {
 _ALPHAS = ("ordinal", "interval", "nominal")
 
 
-def build(material: Material) -> Section | None:
-    """None without `ratings.json`."""
-    if not material.ratings:
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None without `ratings.json`."""
+    if not run_files.ratings:
         return None
-    raters = dict(named_estimates(material.ratings.get("raters")))
-    groups = {k: v for k, v in material.ratings.items() if k.split("/")[0] == "rate"}
+    raters = dict(named_estimates(run_files.ratings.get("raters")))
+    groups = {k: v for k, v in run_files.ratings.items() if k.split("/")[0] == "rate"}
     parts: list[Html | None] = []
     for key, value in groups.items():
         if "/" in key:
             parts.append(tag("h3", key.split("/", 1)[1]))
-        parts += _group(material, dict(named_estimates(value)))
+        parts += _group(run_files, dict(named_estimates(value)))
     parts.append(_raters(raters))
     if not any(parts):
         return None
@@ -47,17 +47,17 @@ def build(material: Material) -> Section | None:
     return Section(ID, TITLE, lead, tag("div", *parts))
 
 
-def _group(material: Material, systems: Mapping[str, Any]) -> list[Html | None]:
-    """What was rated of one data set."""
+def _group(run_files: Material, systems: Mapping[str, Any]) -> list[Html | None]:
+    """Charts and tables of one data set."""
     questions = dict.fromkeys(
         key.removesuffix("/mean")
         for metrics in systems.values()
         for key in metrics
         if key.endswith("/mean")
     )
-    means = [_means(material, systems, question) for question in questions]
+    means = [_means(run_files, systems, question) for question in questions]
     return [
-        grid([*means, _strengths(material, systems)]),
+        grid([*means, _strengths(run_files, systems)]),
         comparisons(systems, *questions),
         _preferences(systems),
         _agreement(systems),
@@ -65,7 +65,7 @@ def _group(material: Material, systems: Mapping[str, Any]) -> list[Html | None]:
 
 
 def named_estimates(value: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping of metric names to estimates anywhere in a value, with the key it stands at."""
+    """Yields every mapping of metrics to estimates at any depth of a value, with its key."""
     if not isinstance(value, Mapping):
         return
     own = {k: v for k, v in value.items() if isinstance(v, Mapping) and "value" in v}
@@ -76,17 +76,17 @@ def named_estimates(value: Any, name: str = "") -> Iterator[tuple[str, dict[str,
             yield from named_estimates(inner, str(key))
 
 
-def _means(material: Material, systems: Mapping[str, Any], question: str) -> Html | None:
+def _means(run_files: Material, systems: Mapping[str, Any], question: str) -> Html | None:
     key = f"{question}/mean"
-    names = material.explainers(n for n in systems if known(systems[n].get(key)))
-    rows = [Row(wording.label(n), material.colour(n), systems[n][key]) for n in names]
+    names = run_files.explainers(n for n in systems if known(systems[n].get(key)))
+    rows = [Row(wording.label(n), run_files.colour(n), systems[n][key]) for n in names]
     return interval_chart(rows, title=wording.humanised(question), digits=2, note="Mean rating.")
 
 
-def _strengths(material: Material, systems: Mapping[str, Any]) -> Html | None:
+def _strengths(run_files: Material, systems: Mapping[str, Any]) -> Html | None:
     key = "bradley_terry/strength"
-    names = material.explainers(n for n in systems if known(systems[n].get(key)))
-    rows = [Row(wording.label(n), material.colour(n), systems[n][key]) for n in names]
+    names = run_files.explainers(n for n in systems if known(systems[n].get(key)))
+    rows = [Row(wording.label(n), run_files.colour(n), systems[n][key]) for n in names]
     return interval_chart(
         rows,
         title="Bradley-Terry strength",
@@ -105,19 +105,19 @@ def _preferences(systems: Mapping[str, Any]) -> Html | None:
     return tag("div", tag("h3", "Row preferred to column"), matrix(names, cells, caption=caption))
 
 
-def _agreement(found: Mapping[str, Any]) -> Html | None:
+def _agreement(systems: Mapping[str, Any]) -> Html | None:
     alphas: dict[str, dict[str, Any]] = {}
-    for name, metrics in found.items():
+    for name, metrics in systems.items():
         for key, estimate in metrics.items():
             question, _, level = key.rpartition("/alpha_")
             if level in _ALPHAS and not is_pair(name):
                 alphas.setdefault(question, {})[level] = estimate
     if not alphas:
         return None
-    levels = [x for x in _ALPHAS if any(x in of for of in alphas.values())]
+    levels = [x for x in _ALPHAS if any(x in values for values in alphas.values())]
     rows = [
-        [wording.humanised(question), *(figure(of.get(level)) for level in levels)]
-        for question, of in alphas.items()
+        [wording.humanised(question), *(figure(values.get(level)) for level in levels)]
+        for question, values in alphas.items()
     ]
     return tag(
         "div",

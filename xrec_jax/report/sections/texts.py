@@ -1,4 +1,4 @@
-"""The explanations as texts: length, whether they end, variety, likeness to references."""
+"""Text metrics of the explanations: length, completeness, variety, overlap with references."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _OVERLAP = {
 _SHOWN = ("text/bleu", "text/rouge_l")
 
 
-def build(material: Material) -> Section | None:
-    """None while nothing was written."""
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None without explanations."""
     systems: dict[str, dict[str, Any]] = {}
     for stage in ("instruct", "explain", "assess"):  # later stages have more texts
-        for system, metrics in material.stage(stage).items():
+        for system, metrics in run_files.stage(stage).items():
             if not is_pair(system):
                 named = {_of_references(k): v for k, v in metrics.items()}
                 systems.setdefault(system, {}).update(
@@ -41,10 +41,10 @@ def build(material: Material) -> Section | None:
     systems = {system: metrics for system, metrics in systems.items() if metrics}
     lengths = {
         label(name): (
-            material.colour(name),
-            [word_count(r["text"]) for r in material.answers[name]],
+            run_files.colour(name),
+            [word_count(r["text"]) for r in run_files.answers[name]],
         )
-        for name in material.explainers()
+        for name in run_files.explainers()
     }
     chart = histogram(
         lengths,
@@ -57,20 +57,21 @@ def build(material: Material) -> Section | None:
         system: {k: v for k, v in metrics.items() if k not in _OVERLAP}
         for system, metrics in systems.items()
     }
-    charts = [grid([chart], wide=True), panels(material, counted, "text", main=_MAIN)]
-    likeness = _overlap(material, systems)
+    charts = [grid([chart], wide=True), panels(run_files, counted, "text", main=_MAIN)]
+    likeness = _overlap(run_files, systems)
     if not any(charts) and likeness is None:
         return None
     lead = "What can be counted without asking whether the reasons are true."
-    if material.more_pairs:
+    if run_files.more_pairs:
         lead += f" The distribution is of the first {MOST_PAIRS:,} texts."
     return Section(ID, TITLE, lead, tag("div", *charts, likeness))
 
 
 def _of_references(name: str) -> str:
-    """`over_control/bleu` for `held_out/over_control_bleu`, `text/bleu` for `held_out/bleu`.
+    """Maps `held_out/over_control_bleu` to `over_control/bleu`, `held_out/bleu` to `text/bleu`.
 
-    Stage `assess` names so what it compares with references; other names stay as they are.
+    Stage `assess` names so the metrics of held-out answers, which have references; the names
+    of other metrics stay.
     """
     short = name.removeprefix("held_out/")
     if short == name or not any(word in name for word in ("bleu", "rouge")):
@@ -82,23 +83,23 @@ def _of_references(name: str) -> str:
     return name if short.startswith("control_") else f"text/{short}"
 
 
-def _overlap(material: Material, systems: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    """BLEU and ROUGE beside the same against references of other cases."""
+def _overlap(run_files: Material, systems: Mapping[str, Mapping[str, Any]]) -> Html | None:
+    """Tables of BLEU and ROUGE beside the control with references of other cases."""
     rows: dict[str, list[list[object]]] = {}
     for name, title in _OVERLAP.items():
         control = name.replace("text/", "control_shuffled/")
         beyond = name.replace("text/", "over_control/")
-        for system in material.explainers(systems):
+        for system in run_files.explainers(systems):
             metrics = systems[system]
             if known(metrics.get(name)):
-                found = (metrics.get(key) for key in (name, control, beyond))
+                estimates = (metrics.get(key) for key in (name, control, beyond))
                 rows.setdefault(name, []).append(
-                    [f"{title}, {label(system)}", *(figure(e, digits=2) for e in found)]
+                    [f"{title}, {label(system)}", *(figure(e, digits=2) for e in estimates)]
                 )
     if not rows:
         return None
     header = ("Overlap", "Own reference", "Another's", "Difference")
-    made = [
+    tables = [
         table(
             header,
             [row for name in names for row in rows.get(name, ())],
@@ -117,8 +118,8 @@ def _overlap(material: Material, systems: Mapping[str, Mapping[str, Any]]) -> Ht
             "with shuffled references.",
             class_="note",
         ),
-        made[0],
-        tag("details", tag("summary", "BLEU-1, ROUGE-1 and ROUGE-2"), *made[1:])
-        if made[1:]
+        tables[0],
+        tag("details", tag("summary", "BLEU-1, ROUGE-1 and ROUGE-2"), *tables[1:])
+        if tables[1:]
         else None,
     )

@@ -15,21 +15,21 @@ ID, TITLE = "learning", "Learning curves"
 HOW = "The recommenders of the stage recommend write them into metrics.jsonl as they train."
 
 
-def build(material: Material) -> Section | None:
-    """None while no recommender has logged an epoch."""
-    main = main_metric(material).replace("test/", "valid/")
-    bound = metric(material.stage("recommend"), BOUND, main_metric(material))
+def build(run_files: Material) -> Section | None:
+    """Builds the section; None before a recommender has logged an epoch."""
+    main = main_metric(run_files).replace("test/", "valid/")
+    bound = metric(run_files.stage("recommend"), BOUND, main_metric(run_files))
     charts = []
     for name, title, start in (
         ("train/loss", "Training loss, share of the first epoch's", False),
         (main, f"{wording.ranking(main)} on validation", True),
     ):
         lines = []
-        for system, (epochs, values) in curves(material.metrics, name).items():
+        for system, (epochs, values) in curves(run_files.metrics, name).items():
             if name == "train/loss":
                 values = values / values[:, :1]
             lines += [
-                Line(wording.label(system), material.colour(system), epochs.tolist(), row.tolist())
+                Line(wording.label(system), run_files.colour(system), epochs.tolist(), row.tolist())
                 for row in values
             ]
         limit = bound["value"] if name == main and known(bound) else None
