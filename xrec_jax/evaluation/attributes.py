@@ -1,7 +1,7 @@
-"""How well attributes are told: strict reading of answers, figures, baselines, paired tests.
+"""Evaluation of attribute prediction: strict parsing, metrics, constant baselines, paired tests.
 
-An answer that cannot be read is wrong. For a number it counts as the largest error that a value of
-the training part could have, so refusing to answer never pays.
+An answer that cannot be parsed is wrong. For a number it counts as the largest error that a value
+of the training split could have, so refusing to answer never pays.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Answer = Value | None
 
 
 def parse_answer(text: str, attributes: Sequence[Attribute]) -> dict[str, Answer]:
-    """Reads an answer strictly.
+    """Parses an answer strictly.
 
-    The whole text must be one JSON object. Further keys do no harm; a missing key or a value that
-    is not allowed fails for that key alone.
+    The whole text must be one JSON object. Further keys are ignored; a missing key or an invalid
+    value fails for that key alone.
 
     Returns:
-      A value for every attribute's key, None where it failed.
+      The value of every attribute by its key; None if it failed.
     """
-    found = strict_object(text) or {}
+    values = strict_object(text) or {}
     return {
-        attribute.key: attribute.read(found.get(attribute.key, None)) for attribute in attributes
+        attribute.key: attribute.read(values.get(attribute.key, None)) for attribute in attributes
     }
 
 
 def check_disjoint(train: Iterable[str], held_out: Iterable[str]) -> None:
-    """Makes sure that no user stands on both sides of a split.
+    """Checks that no user is on both sides of a split.
 
     Raises:
-      UserError: names their number and one of them.
+      UserError: names the number of such users and one of them.
     """
     both = sorted(set(train) & set(held_out))
     if both:
@@ -48,7 +48,7 @@ def check_disjoint(train: Iterable[str], held_out: Iterable[str]) -> None:
 def best_constants(
     attribute: Attribute, known: Sequence[Value], *, within: float
 ) -> dict[str, Value]:
-    """What to answer always, for each metric, by the values of the training part.
+    """Best constant answer for each metric, from the values of the training split.
 
     Returns:
       For "accuracy" the most frequent value; for numbers also for "mae" the median (the lower of
@@ -61,39 +61,39 @@ def best_constants(
         raise UserError(f"attribute {attribute.key!r} does not occur in the training part")
     count = Counter(known)
     values = sorted(count, key=lambda value: (isinstance(value, str), value))
-    found: dict[str, Value] = {"accuracy": max(values, key=lambda value: count[value])}
+    best: dict[str, Value] = {"accuracy": max(values, key=lambda value: count[value])}
     if attribute.numeric:
         numbers = np.sort(np.array(known, np.float64))
-        found["mae"] = float(numbers[(len(numbers) - 1) // 2])
+        best["mae"] = float(numbers[(len(numbers) - 1) // 2])
         near = [int(np.sum(np.abs(numbers - float(value)) <= within)) for value in values]
-        found["within"] = values[int(np.argmax(near))]
-    return found
+        best["within"] = values[int(np.argmax(near))]
+    return best
 
 
 def errors(
-    attribute: Attribute, truth: Sequence[Value], told: Sequence[Answer], known: Sequence[Value]
+    attribute: Attribute, truth: Sequence[Value], answers: Sequence[Answer], known: Sequence[Value]
 ) -> np.ndarray:
-    """Absolute errors of a number, `[n]`; of a failed answer the largest among known values."""
+    """Absolute errors of a number, `[n]`; a failed answer has the largest of any known value."""
     del attribute
     true = np.array(truth, np.float64)
     range_ = np.array([float(value) for value in known])
     worst = np.maximum(np.abs(true - range_.min()), np.abs(range_.max() - true))
-    given = np.array([np.nan if value is None else float(value) for value in told])
-    return np.where(np.isnan(given), worst, np.abs(given - true))
+    numbers = np.array([np.nan if value is None else float(value) for value in answers])
+    return np.where(np.isnan(numbers), worst, np.abs(numbers - true))
 
 
-def right(truth: Sequence[Value], told: Sequence[Answer]) -> np.ndarray:
-    """`[n]` float64, 1 where an answer is the true value."""
-    return np.array([float(a == b) for a, b in zip(truth, told, strict=True)])
+def right(truth: Sequence[Value], answers: Sequence[Answer]) -> np.ndarray:
+    """Correctness of answers, `[n]` float64: 1 for the true value, otherwise 0."""
+    return np.array([float(a == b) for a, b in zip(truth, answers, strict=True)])
 
 
 class Users:
-    """Cases grouped by user, for intervals that draw whole users.
+    """Questions grouped by user, for bootstrap intervals over users.
 
     Args:
-      names: `[n]` the user of each case.
+      names: `[n]` user of each question.
       resamples: bootstrap samples; 0 for no interval.
-      seed: of the draws; the same for every figure, so that they are paired.
+      seed: seed of the resamples, the same for every metric, so that they are paired.
     """
 
     def __init__(self, names: Sequence[str], *, resamples: int = 1000, seed: int = 0):
@@ -102,57 +102,60 @@ class Users:
         self.cases, self._resamples, self._seed = len(names), resamples, seed
 
     def sums(self, columns: np.ndarray) -> np.ndarray:
-        """Sums of each user: `[n, columns]` -> `[users, columns]`."""
-        out = np.zeros((self.count, columns.shape[1]))
-        np.add.at(out, self.index, columns)
-        return out
+        """Sums over each user's questions: `[n, columns]` -> `[users, columns]`."""
+        sums = np.zeros((self.count, columns.shape[1]))
+        np.add.at(sums, self.index, columns)
+        return sums
 
-    def _draws(self, sums: np.ndarray) -> np.ndarray:
+    def _resample(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over resampled users, `[resamples, columns]`."""
         rng = np.random.default_rng(self._seed)
         share = np.full(self.count, 1 / self.count)
-        step = max(1, (1 << 22) // self.count)
+        step = max(1, (1 << 22) // self.count)  # bounds the memory of the counts
         parts = [
             rng.multinomial(self.count, share, size=min(step, self._resamples - done)) @ sums
             for done in range(0, self._resamples, step)
         ]
         return np.concatenate(parts)
 
-    def _estimate(self, value: float, drawn: np.ndarray) -> Estimate:
-        low, high = np.nanquantile(drawn, [0.025, 0.975])
+    def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
         return {"value": value, "low": float(low), "high": float(high), "count": self.count}
 
     def mean(self, values: np.ndarray) -> Estimate:
-        """Mean over cases, `[n]`."""
+        """Mean over questions of values `[n]`, with an interval over users."""
         sums = self.sums(np.stack([values, np.ones(len(values))], axis=1))
         value = float(values.mean())
         if not self._resamples or self.count < 2:
             return exact(value, self.count)
-        drawn = self._draws(sums)
-        return self._estimate(value, drawn[:, 0] / drawn[:, 1])
+        resampled = self._resample(sums)
+        return self._estimate(value, resampled[:, 0] / resampled[:, 1])
 
-    def macro_f1(self, truth: Sequence[Value], told: Sequence[Answer]) -> Estimate:
-        """Mean F1 of the classes that are true of some case.
+    def macro_f1(self, truth: Sequence[Value], answers: Sequence[Answer]) -> Estimate:
+        """Mean F1 over the classes that occur among the true values.
 
-        The classes are the same for every system, so systems compare; a failed answer is a miss of
-        its true class. In a resample only classes that it holds count.
+        The classes are the same for every system, so that systems can be compared; a failed answer
+        misses its true class. In a resample only the classes that occur in it count.
         """
         classes = sorted(set(truth), key=str)
-        true, given = (
-            np.array([[value == one for one in classes] for value in part], np.float64)
-            for part in (truth, told)
+        true, predicted = (
+            np.array([[value == label for label in classes] for value in side], np.float64)
+            for side in (truth, answers)
         )
-        columns = np.concatenate([true * given, (1 - true) * given, true * (1 - given)], axis=1)
+        columns = np.concatenate(
+            [true * predicted, (1 - true) * predicted, true * (1 - predicted)], axis=1
+        )
         sums = self.sums(columns)
         value = float(_macro(sums.sum(axis=0)[None])[0])
         if not self._resamples or self.count < 2:
             return exact(value, self.count)
-        return self._estimate(value, _macro(self._draws(sums)))
+        return self._estimate(value, _macro(self._resample(sums)))
 
     def difference_p(self, first: np.ndarray, second: np.ndarray) -> float:
-        """Two-sided p-value of no difference; the unit is the user.
+        """Two-sided p-value of no difference, with users as units.
 
-        McNemar's exact test where every user has one case and values are 0 or 1, else signs of the
-        users' total differences are flipped.
+        McNemar's exact test if every user has one question and values are 0 or 1; otherwise a
+        sign-flip test of the users' total differences.
         """
         binary = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
         if self.count == self.cases and binary:
@@ -172,46 +175,45 @@ def _macro(counts: np.ndarray) -> np.ndarray:
 def figures(
     attribute: Attribute,
     truth: Sequence[Value],
-    told: Sequence[Answer],
+    answers: Sequence[Answer],
     users: Users,
     *,
     known: Sequence[Value],
     within: float,
     prefix: str = "",
 ) -> dict[str, Estimate]:
-    """Figures of one attribute.
+    """Metrics of one attribute.
 
     Args:
-      attribute: what was asked.
-      truth: `[n]`.
-      told: `[n]`, None where the answer failed.
-      users: of the cases.
-      known: values of the training part.
-      within: a number this near counts as near.
-      prefix: before the metric's name.
+      attribute: attribute of the questions.
+      truth: `[n]` true values.
+      answers: `[n]` answers, None if parsing failed.
+      users: users of the questions.
+      known: values of the training split.
+      within: largest error of a number that counts as near.
+      prefix: prefix of the metrics' names.
 
     Returns:
-      accuracy; macro_f1 where the values are a choice, mae where they are numbers, within_K for
-      numbers that are no choice.
+      accuracy; macro_f1 for a choice, mae for numbers, within_K for numbers that are no choice.
     """
     name = f"{attribute.name}/{prefix}"
-    table = {f"{name}accuracy": users.mean(right(truth, told))}
+    table = {f"{name}accuracy": users.mean(right(truth, answers))}
     if attribute.values:
-        table[f"{name}macro_f1"] = users.macro_f1(truth, told)
+        table[f"{name}macro_f1"] = users.macro_f1(truth, answers)
     if attribute.numeric:
-        away = errors(attribute, truth, told, known)
-        table[f"{name}mae"] = users.mean(away)
-        if not attribute.values:  # a choice among few numbers has no need of "near"
-            near = np.array([value is not None for value in told]) & (away <= within)
+        distance = errors(attribute, truth, answers, known)
+        table[f"{name}mae"] = users.mean(distance)
+        if not attribute.values:  # "near" means little in a choice among few numbers
+            near = np.array([value is not None for value in answers]) & (distance <= within)
             table[f"{name}within_{within:g}"] = users.mean(near.astype(np.float64))
     return table
 
 
 def parse_failures(
-    attribute: Attribute, told: Sequence[Answer], users: Users
+    attribute: Attribute, answers: Sequence[Answer], users: Users
 ) -> dict[str, Estimate]:
-    """Share of the answers that could not be read."""
-    failed = np.array([float(value is None) for value in told])
+    """Share of the answers that could not be parsed."""
+    failed = np.array([float(value is None) for value in answers])
     return {f"{attribute.name}/parse_failures": users.mean(failed)}
 
 
@@ -223,16 +225,18 @@ def constant_figures(
     known: Sequence[Value],
     within: float,
 ) -> dict[str, Estimate]:
-    """Figures of answering always the same, each with the constant that is best for it."""
+    """Metrics of constant answers, each with the constant that is best for it."""
     best = best_constants(attribute, known, within=within)
     table: dict[str, Estimate] = {}
     for metric, value in best.items():
-        made = figures(attribute, truth, [value] * len(truth), users, known=known, within=within)
-        wanted = {"accuracy": ("accuracy", "macro_f1")}.get(metric, (metric,))
+        all_figures = figures(
+            attribute, truth, [value] * len(truth), users, known=known, within=within
+        )
+        kept = {"accuracy": ("accuracy", "macro_f1")}.get(metric, (metric,))
         table |= {
-            name: one
-            for name, one in made.items()
-            if name.rpartition("/")[2].startswith(tuple(wanted))
+            name: estimate
+            for name, estimate in all_figures.items()
+            if name.rpartition("/")[2].startswith(tuple(kept))
         }
     return table
 
@@ -247,7 +251,7 @@ def compare(
     known: Sequence[Value],
     prefix: str = "",
 ) -> dict[str, Estimate]:
-    """Paired comparison of two systems on the same cases: differences, and p of none.
+    """Paired comparison of two systems on the same questions.
 
     Returns:
       accuracy_difference (first minus second) and p; for numbers mae_difference and mae_p.
@@ -270,13 +274,13 @@ def compare(
 def compare_constant(
     attribute: Attribute,
     truth: Sequence[Value],
-    told: Sequence[Answer],
+    answers: Sequence[Answer],
     users: Users,
     *,
     known: Sequence[Value],
     prefix: str = "",
 ) -> dict[str, Estimate]:
-    """`compare` with answering always the same: the constant that is best for each difference."""
+    """Paired comparison with constant answers: for each metric with the best constant."""
     best = best_constants(attribute, known, within=0.0)
     table: dict[str, Estimate] = {}
     for metric, names in (
@@ -284,8 +288,10 @@ def compare_constant(
         ("mae", ("mae_difference", "mae_p")),
     ):
         if metric in best:
-            same = [best[metric]] * len(truth)
-            made = compare(attribute, truth, told, same, users, known=known, prefix=prefix)
-            wanted = [f"{attribute.name}/{prefix}{name}" for name in names]
-            table |= {name: made[name] for name in wanted}
+            constant = [best[metric]] * len(truth)
+            differences = compare(
+                attribute, truth, answers, constant, users, known=known, prefix=prefix
+            )
+            kept = [f"{attribute.name}/{prefix}{name}" for name in names]
+            table |= {name: differences[name] for name in kept}
     return table

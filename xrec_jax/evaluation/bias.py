@@ -1,10 +1,10 @@
-"""Do explanations differ between groups of users: effect sizes, corrected for their number.
+"""Differences of explanations between groups of users, with multiple-testing correction.
 
 LLMXRec's open question 1. A column with two groups gives one comparison, first group minus second
 in order of their names. A column with more gives one for each group, against all others together.
-Groups with fewer than `least` users are left out on both sides; numbers with many values are cut
+Groups with fewer than `least` users are excluded on both sides; numbers with many values are binned
 into thirds. A user with several explanations counts once, with their mean. Holm's correction is
-over the whole family: all columns, groups, figures and explainers of one call.
+over the whole family: all columns, groups, metrics and explainers of one call.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ REST = "all others"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A figure of two groups of users.
+    """Comparison of a metric between two groups of users.
 
     Attributes:
-      explainer: whose texts; "A vs B" for what A changes in B's figures.
-      column: of the user table.
+      explainer: name of the explainer; "A vs B" for differences of A's and B's metrics.
+      column: column of the user table.
       first: a group.
-      second: the other, or `REST`.
-      metric: name of the figure.
-      effect: first minus second.
-      p: of the effect, corrected for the family.
-      means: of both groups.
+      second: the other group, or `REST`.
+      metric: name of the metric.
+      effect: effect of first minus second.
+      p: p-value of the effect, corrected for the family.
+      means: means of both groups.
     """
 
     explainer: str
@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """COLUMN/METRIC, or COLUMN=GROUP/METRIC for a group against all others."""
+        """Name as COLUMN/METRIC, or COLUMN=GROUP/METRIC for a group against all others."""
         group = f"={self.first}" if self.second == REST else ""
         return f"{self.column}{group}/{self.metric}"
 
@@ -74,23 +74,23 @@ def explanation_figures(
     *,
     sentiment: Callable[[str], float] = word_list_sentiment,
 ) -> dict[str, np.ndarray]:
-    """What is compared between groups, for each text.
+    """Metrics of each text that are compared between groups.
 
     Args:
-      texts: of one explainer.
-      groundings: of the texts; without them only `words` and `sentiment`.
-      sentiment: from a text to a number.
+      texts: texts of one explainer.
+      groundings: groundings of the texts; without them only `words` and `sentiment` are returned.
+      sentiment: scores a text.
 
     Returns:
-      Name to `[texts]`; NaN where a text has no such figure, such as the share of hallucinated
-      titles of a text that names none.
+      Values `[texts]` by name; NaN if undefined for a text, such as the share of hallucinated
+      titles of a text without titles.
     """
     figures = {
         "words": np.array([word_count(text) for text in texts], np.float64),
         "sentiment": np.array([sentiment(text) for text in texts], np.float64),
     }
     if groundings:
-        found = grounding_metrics(groundings, resamples=0).per_text
+        per_text = grounding_metrics(groundings, resamples=0).per_text
         names = (
             "item_named",
             "history_cited",
@@ -98,14 +98,14 @@ def explanation_figures(
             "attributes",
             "attributes_precision",
         )
-        figures |= {name: found[f"grounding/{name}"] for name in names}
+        figures |= {name: per_text[f"grounding/{name}"] for name in names}
     return figures
 
 
 def thirds(cells: Iterable[Any]) -> list[str | None]:
-    """Groups of a column's cells: numbers with many values as thirds such as "30 to 43".
+    """Groups of a column's cells, where numbers with many values become thirds as "30 to 43".
 
-    Thirds are cut so that equal numbers stay together; an empty cell belongs to no group.
+    Equal numbers stay in one third; an empty cell belongs to no group.
     """
     cells = list(cells)
     numbers = [_number(cell) for cell in cells]
@@ -119,11 +119,10 @@ def thirds(cells: Iterable[Any]) -> list[str | None]:
         third: f"{values[place == third].min():g} to {values[place == third].max():g}"
         for third in np.unique(place)
     }
-    found = [
+    return [
         None if number is None else labels[np.searchsorted(cuts, number, side="left")]
         for number in numbers
     ]
-    return found
 
 
 def compare_groups(
@@ -134,15 +133,15 @@ def compare_groups(
     changes: Iterable[tuple[str, str]] = (("tuned", "base"),),
     least: int = LEAST,
 ) -> list[Comparison]:
-    """Compares groups of users.
+    """Compares the texts of groups of users.
 
     Args:
-      figures: explainer to `explanation_figures`; of the same cases for all explainers.
-      groups: column of the user table to its cell for each case.
-      users: whose case it is; default: each case is a user of its own.
-      changes: pairs (A, B) of explainers, where both are there: does A widen B's gap? The figures
-        of A minus those of B, case by case, are compared between groups like any other.
-      least: users of a group; figures of smaller groups are not compared.
+      figures: `explanation_figures` of each explainer, all of the same cases.
+      groups: cells of each case, by column of the user table.
+      users: user of each case; by default each case is a user of its own.
+      changes: pairs (A, B) of explainers; if both exist, their differences case by case are
+        compared between groups like any metric: does A widen B's gap?
+      least: smallest number of users of a group; smaller groups are not compared.
 
     Raises:
       UserError: if lengths differ.
@@ -155,6 +154,7 @@ def compare_groups(
     lengths |= set() if users is None else {len(users)}
     if len(lengths) > 1:
         raise UserError(f"bias: figures, groups and users differ in length: {sorted(lengths)}")
+    # Differences of two explainers are treated as one more explainer.
     place = _places(users if users is not None else range(*lengths))
     compared = {name: dict(named) for name, named in figures.items()}
     for first, second in changes:
@@ -164,81 +164,95 @@ def compare_groups(
                 for metric, values in figures[first].items()
                 if metric in figures[second]
             }
-    found: list[Comparison] = []
+    # A user is the unit of every test, whatever the number of their explanations.
+    comparisons: list[Comparison] = []
     for explainer, named in compared.items():
         for metric, values in named.items():
             mean = _per_user(values, place)
             for column, cells in columns.items():
                 group = dict(zip(place.tolist(), cells, strict=True))
                 labels = np.array([group[user] or "" for user in range(len(mean))])
-                found += _column(explainer, column, metric, mean, labels, least)
-    adjusted = holm({str(place): one.effect.p for place, one in enumerate(found)})
-    return [dataclasses.replace(one, p=adjusted[str(i)]) for i, one in enumerate(found)]
+                comparisons += _column(explainer, column, metric, mean, labels, least)
+    adjusted = holm(
+        {str(place): comparison.effect.p for place, comparison in enumerate(comparisons)}
+    )
+    return [
+        dataclasses.replace(comparison, p=adjusted[str(i)])
+        for i, comparison in enumerate(comparisons)
+    ]
 
 
 def bias_estimates(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Estimate]]:
-    """Comparisons as figures of `evaluation.json`.
+    """Comparisons as entries of `evaluation.json`.
 
     Returns:
-      Explainer to names: `COLUMN/METRIC` is Hedges' g with its interval, `_difference` behind it
-      the difference in the figure's own unit, `_p` the corrected p-value. Groups that are apart
-      without any spread have no unit to say how far: they have no g, but the other two.
+      For each explainer, `COLUMN/METRIC` with Hedges' g and its interval, `_difference` in the unit
+      of the metric and the corrected p-value `_p`. Groups that differ without any spread have no
+      g, as it is in units of the spread, but the other two.
     """
     table: dict[str, dict[str, Estimate]] = {}
-    for one in comparisons:
-        effect, count = one.effect, sum(one.effect.counts)
-        row = table.setdefault(one.explainer, {})
+    for comparison in comparisons:
+        effect, count = comparison.effect, sum(comparison.effect.counts)
+        row = table.setdefault(comparison.explainer, {})
         if math.isfinite(effect.size):
-            row[one.name] = {
+            row[comparison.name] = {
                 "value": effect.size,
                 "low": effect.low,
                 "high": effect.high,
                 "count": count,
             }
-        row[f"{one.name}_difference"] = exact(effect.difference, count)
-        row[f"{one.name}_p"] = exact(one.p, count)
+        row[f"{comparison.name}_difference"] = exact(effect.difference, count)
+        row[f"{comparison.name}_p"] = exact(comparison.p, count)
     return table
 
 
 def _column(
     explainer: str, column: str, metric: str, values: np.ndarray, labels: np.ndarray, least: int
 ) -> list[Comparison]:
-    there = ~np.isnan(values) & (labels != "")
-    values, labels = values[there], labels[there]
+    """Compares a metric between the groups of a column; values and labels are of users."""
+    present = ~np.isnan(values) & (labels != "")
+    values, labels = values[present], labels[present]
     names, counts = np.unique(labels, return_counts=True)
-    kept = [str(name) for name in names[counts >= max(least, 2)]]
-    inside = np.isin(labels, kept)
+    names_kept = [str(name) for name in names[counts >= max(least, 2)]]
+    inside = np.isin(labels, names_kept)
     values, labels = values[inside], labels[inside]
-    if len(kept) < 2:
+    if len(names_kept) < 2:
         return []
-    sides = [(kept[0], kept[1])] if len(kept) == 2 else [(name, REST) for name in kept]
-    found = []
+    sides = (
+        [(names_kept[0], names_kept[1])]
+        if len(names_kept) == 2
+        else [(name, REST) for name in names_kept]
+    )
+    comparisons = []
     for first, second in sides:
-        one, other = values[labels == first], values[labels != first]
-        means = (float(one.mean()), float(other.mean()))
-        if not np.ptp(one) and not np.ptp(other):
-            if np.isclose(one[0], other[0], rtol=1e-12, atol=0):
-                one, other = np.zeros_like(one), np.zeros_like(other)  # equal, to the last bit
-            else:  # without what rounding leaves of a mean
-                one, other = np.full_like(one, one[0]), np.full_like(other, other[0])
+        group, rest = values[labels == first], values[labels != first]
+        means = (float(group.mean()), float(rest.mean()))
+        # Means of equal values differ by rounding alone, which must not become an effect.
+        if not np.ptp(group) and not np.ptp(rest):
+            if np.isclose(group[0], rest[0], rtol=1e-12, atol=0):
+                group, rest = np.zeros_like(group), np.zeros_like(rest)
+            else:
+                group, rest = np.full_like(group, group[0]), np.full_like(rest, rest[0])
         with warnings.catch_warnings():  # scipy's on values that hardly differ
             warnings.simplefilter("ignore", RuntimeWarning)
-            effect = group_effect(one, other)
-        found.append(Comparison(explainer, column, first, second, metric, effect, effect.p, means))
-    return found
+            effect = group_effect(group, rest)
+        comparisons.append(
+            Comparison(explainer, column, first, second, metric, effect, effect.p, means)
+        )
+    return comparisons
 
 
 def _places(users: Iterable[Hashable]) -> np.ndarray:
-    """Numbers of users from 0, in order of first appearance."""
+    """Numbers users from 0 in order of first appearance."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(user, len(known)) for user in users], np.int64)
 
 
 def _per_user(values: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Mean of each user's cases that have a value; NaN where none has."""
-    there = ~np.isnan(values)
-    count = np.bincount(place[there], minlength=place.max() + 1)
-    total = np.bincount(place[there], values[there], minlength=place.max() + 1)
+    """Mean over each user's cases that have a value; NaN if none has."""
+    present = ~np.isnan(values)
+    count = np.bincount(place[present], minlength=place.max() + 1)
+    total = np.bincount(place[present], values[present], minlength=place.max() + 1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

@@ -15,9 +15,9 @@ _NDCG = re.compile(r"test/ndcg@(\d+)")
 
 
 def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """The metrics that a table of recommenders shows, at the cut-offs that they were tested at."""
+    """Metrics of a table of recommenders, at the cut-offs that were evaluated."""
     names = {name for figures in systems.values() for name in figures}
-    ks = [int(found[1]) for found in map(_NDCG.fullmatch, names) if found]
+    ks = [int(match[1]) for match in map(_NDCG.fullmatch, names) if match]
     k, last = main_cutoff(ks), 20 if 20 in ks else max(ks, default=20)
     return (
         f"test/ndcg@{k}",
@@ -29,7 +29,7 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
 
 
 def cell(estimate: Mapping[str, Any] | None) -> str:
-    """A figure with its interval: `.1040 [.0921, .1163]`."""
+    """Formats an estimate with its interval as `.1040 [.0921, .1163]`."""
     if estimate is None or estimate["value"] is None or math.isnan(estimate["value"]):
         return "-"
     number = lambda x: f"{x:.4f}".removeprefix("0")  # noqa: E731
@@ -39,21 +39,21 @@ def cell(estimate: Mapping[str, Any] | None) -> str:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, as wide as their widest cell."""
+    """Formats a table with left-aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()  # noqa: E731
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
 def ranking_table(systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a system; seen items masked except in the last column; 95 % intervals."""
+    """Table of recommenders with 95 % intervals; the last column does not mask seen items."""
     columns = ranking_columns(systems)
-    rows = [[name, *(cell(found.get(c)) for c in columns)] for name, found in systems.items()]
+    rows = [[name, *(cell(figures.get(c)) for c in columns)] for name, figures in systems.items()]
     return text_table(["system", *columns], rows)
 
 
 def figures_table(table: dict[str, dict[str, Estimate]]) -> str:
-    """Base and tuned model as text."""
+    """Table of the metrics of base and tuned model."""
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     rows = [
         [system, *(f"{row[name]['value']:.3f}" if name in row else "-" for name in names)]
@@ -63,7 +63,7 @@ def figures_table(table: dict[str, dict[str, Estimate]]) -> str:
 
 
 def side_by_side(record: dict[str, Any], *, width: int = 46) -> str:
-    """Base and tuned answer in two columns."""
+    """Formats base and tuned answer in two columns."""
     columns = [textwrap.wrap(record[name], width) or ["(nothing)"] for name in ("base", "tuned")]
     height = max(map(len, columns))
     lines = [f"{'base':<{width}} | tuned", f"{'-' * width}-+-{'-' * width}"]

@@ -1,24 +1,24 @@
-"""Are the history items that an explanation cites the ones that moved the recommender?
+"""Counterfactual faithfulness: effect of the cited history items on the recommender.
 
 After ERASER (DeYoung et al., ACL 2020), with a control of equal size. For a pair of a user with
 history H and a recommended item, let l(S) be the item's log-probability over the catalogue for a
-user with history S; what H holds takes no part in the catalogue, in whatever part S of it. With C
-the cited entries and R as many uncited ones, drawn at random several times:
+user with history S; all items of H are excluded from the catalogue, for every subset S. With C the
+cited entries and R as many uncited ones, drawn at random several times:
 
     comprehensiveness = (l(H) - l(H without C)) - mean_R (l(H) - l(H without R))
     sufficiency       = l(only C) - mean_R l(only R)
 
 Both are in nats, 0 for citations no better than random ones and higher for better ones. (ERASER's
-sufficiency is l(H) - l(only C), where less is better; as a difference to the control the sign is
-turned so that more is better throughout.) R is drawn from the entries that the explanation could
-have cited, those shown in the prompt: recent entries matter more to a sequential model, and a
-control from all of a long history would flatter every explanation. What remains of it is part of
-the truth: an explanation that names only the last visit does name what moved such a model, so read
-both measures beside those of texts that cite at random.
+sufficiency is l(H) - l(only C), where less is better; as a difference to the control, the sign is
+reversed so that more is always better.) R is drawn from the entries that the explanation could have
+cited, those shown in the prompt: recent entries matter more to a sequential model, and a control
+from all of a long history would flatter every explanation. Some of this advantage is real: an
+explanation that names only the last visit does name what moved such a model. Compare both measures
+with those of texts that cite at random.
 
 A sequential model reads the edited history, in which older entries move into its window. A model
 with a user table estimates the user anew, for whole and edited histories alike (`fold_in`). A
-popularity count has no user side: nothing can be measured.
+popularity model does not depend on the history, so nothing can be measured.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_me
 class Counterfactual:
     """Log-probabilities of recommended items under edited histories, `[pairs]` float64 each.
 
-    NaN, all but `full`, where nothing is cited or fewer uncited entries were shown than cited.
+    All but `full` are NaN if nothing is cited or fewer uncited than cited entries were shown.
 
     Attributes:
       full: l(H).
@@ -64,29 +64,34 @@ class Counterfactual:
 
     @property
     def measured(self) -> np.ndarray:
-        """`[pairs]` bool: where the two measures exist."""
+        """Mask `[pairs]` of the pairs for which both measures exist."""
         return ~np.isnan(self.without_cited)
 
     @property
     def comprehensiveness(self) -> np.ndarray:
-        """`[pairs]` nats."""
+        """Comprehensiveness relative to the control, `[pairs]` nats."""
         return self.without_others - self.without_cited
 
     @property
     def sufficiency(self) -> np.ndarray:
-        """`[pairs]` nats."""
+        """Sufficiency relative to the control, `[pairs]` nats."""
         return self.only_cited - self.only_others
 
     def estimates(
         self, *, users: Sequence[Hashable] | None = None, resamples: int = 1000, seed: int = 0
     ) -> dict[str, Estimate]:
-        """Means over the measured pairs with intervals, and the share that could be measured.
+        """Means over the measured pairs with intervals, and the share of measured pairs.
 
-        Pairs of one user are drawn together. `counterfactual/fall` is l(H) - l(H without C) without
-        the control. Where no pair could be measured only `counterfactual/measured` is there.
+        Pairs of one user are resampled together. `counterfactual/fall` is l(H) - l(H without C),
+        without the control. If no pair is measured, only `counterfactual/measured` is returned.
+
+        Args:
+          users: user of each pair; by default each pair has a user of its own.
+          resamples: bootstrap samples.
+          seed: seed of the resamples.
         """
         measured = self.measured
-        found = {"counterfactual/measured": exact(float(measured.mean()), len(measured))}
+        result = {"counterfactual/measured": exact(float(measured.mean()), len(measured))}
         if measured.any():
             values = {
                 "comprehensiveness": self.comprehensiveness,
@@ -94,13 +99,13 @@ class Counterfactual:
                 "fall": self.full - self.without_cited,
             }
             numbers = owners(users)
-            found |= estimates(
+            result |= estimates(
                 {f"counterfactual/{name}": v[None, measured] for name, v in values.items()},
                 users=None if numbers is None else numbers[measured].tolist(),
                 resamples=resamples,
                 seed=seed,
             )
-        return found
+        return result
 
 
 def counterfactual(
@@ -117,25 +122,25 @@ def counterfactual(
     draws: int = 8,
     seed: int = 0,
 ) -> Counterfactual:
-    """Measures what cited history items did for recommendations.
+    """Measures the effect of cited history items on recommendations.
 
     Args:
-      model: the recommender that made them.
+      model: the recommender.
       params: its parameters.
       frozen: its arrays from the training data.
-      users: `[pairs]` rows.
+      users: `[pairs]` rows of the users.
       items: `[pairs]` rows of the recommended items.
-      histories: of each pair the item rows that the recommender saw, oldest first.
-      cited: of each pair the item rows that the explanation cites; rows that are not in the history
-        are passed over (they are a matter of grounding), and so are those that were not shown.
-      shown: of each pair the item rows that it could have cited; by default the whole history.
+      histories: item rows that the recommender read for each pair, oldest first.
+      cited: item rows that each explanation cites; those that are not in the history (a matter of
+        grounding) or were not shown are ignored.
+      shown: item rows that each explanation could have cited; by default the whole history.
       mesh: devices.
-      draws: random sets of uncited entries a pair.
-      seed: of the draws; those of a pair depend on nothing but the seed and the pair.
+      draws: random sets of uncited entries per pair.
+      seed: seed of the draws; those of a pair depend only on the seed and the pair.
 
     Raises:
-      UserError: if the recommender has no user side, the lists differ in length or are empty, or
-        there is no draw.
+      UserError: if the recommender does not depend on users, the lists differ in length or are
+        empty, or `draws` is not positive.
     """
     lengths = {len(users), len(items), len(histories), len(cited)}
     if shown is not None:
@@ -149,6 +154,7 @@ def counterfactual(
         raise UserError(f"draws={draws} must be positive")
     with use_mesh(mesh):
         tables = item_and_user_tables(model, params, frozen)
+        # Only a sequential model reads an edited history; others need the user estimated anew.
         prior = None
         if not model.history_length:
             if tables.user is None:
@@ -158,6 +164,7 @@ def counterfactual(
                     "with users"
                 )
             prior = user_prior(tables.user, model.num_users)
+        # All versions of all histories are scored as one list, in batches of equal shape.
         edited: list[np.ndarray] = []
         owner: list[int] = []
         places: list[slice] = []
@@ -177,11 +184,11 @@ def counterfactual(
         )
     result = np.full((5, len(users)), np.nan)
     for pair, place in enumerate(places):
-        found = values[place]
-        result[0, pair] = found[0]
-        if len(found) > 1:
-            others = found[3:].reshape(2, draws).mean(axis=1)
-            result[1:, pair] = found[1], others[0], found[2], others[1]
+        version_values = values[place]
+        result[0, pair] = version_values[0]
+        if len(version_values) > 1:
+            others = version_values[3:].reshape(2, draws).mean(axis=1)
+            result[1:, pair] = version_values[1], others[0], version_values[2], others[1]
     return Counterfactual(*result)
 
 
@@ -192,11 +199,11 @@ def _versions(
     draws: int,
     key: tuple[int, int, int],
 ) -> list[np.ndarray]:
-    """The whole history; without C, only C, and of every draw without R, then only R."""
-    could = np.ones(len(history), bool) if shown is None else np.isin(history, list(shown))
-    named = could & np.isin(history, list(cited))
-    count, others = int(named.sum()), np.flatnonzero(could & ~named)
-    if count == 0 or len(others) < count:
+    """Whole history; without C; only C; for all draws without R; for all draws only R."""
+    citable = np.ones(len(history), bool) if shown is None else np.isin(history, list(shown))
+    chosen = citable & np.isin(history, list(cited))
+    count, others = int(chosen.sum()), np.flatnonzero(citable & ~chosen)
+    if count == 0 or len(others) < count:  # no control of equal size
         return [history]
     drawn = [np.zeros(len(history), bool) for _ in range(draws)]
     for number, mask in enumerate(drawn):
@@ -204,8 +211,8 @@ def _versions(
         mask[others[order[:count]]] = True
     return [
         history,
-        history[~named],
-        history[named],
+        history[~chosen],
+        history[chosen],
         *(history[~mask] for mask in drawn),
         *(history[mask] for mask in drawn),
     ]
@@ -214,22 +221,23 @@ def _versions(
 def _log_probs(
     model, mesh, params, tables, prior, users, items, histories, owner, edited
 ) -> np.ndarray:
-    """`[versions]` log-probabilities of the owners' items, a batch at a time."""
+    """Log-probabilities `[versions]` of the owners' items, computed in batches."""
     width = _wide(max((len(history) for history in histories), default=1))
     size = max(1, min(_wide(len(edited)), 1024, CELLS // max(model.num_items, width)))
     size += -size % batch_divisor(mesh)
     users, items = np.asarray(users), np.asarray(items)
+    # Masked items are those of the whole history, so that versions share one catalogue.
     seen = distinct(_padded(histories, width, width))
     results = []
     for first in range(0, len(edited), size):
         rows = np.arange(first, first + size).clip(max=len(edited) - 1)
-        of = owner[rows]
-        read = model.history_length or width
-        kept = _padded([edited[row] for row in rows], read, read)
+        pairs = owner[rows]
+        length = model.history_length or width
+        kept = _padded([edited[row] for row in rows], length, length)
         batch = {
-            "user": users[of].astype(np.int32),
-            "target": items[of].astype(np.int32),
-            "seen": seen[of],
+            "user": users[pairs].astype(np.int32),
+            "target": items[pairs].astype(np.int32),
+            "seen": seen[pairs],
             "history": np.maximum(kept, 0) if model.history_length else kept,
             "length": (kept >= 0).sum(axis=1).astype(np.int32),
         }
@@ -239,7 +247,7 @@ def _log_probs(
 
 
 def _wide(length: int) -> int:
-    """A size of at least `length`: few shapes, few compilations."""
+    """Smallest size of a coarse grid that is at least `length`, to compile few shapes."""
     width = 64
     while width < length:
         width *= 4
@@ -247,7 +255,7 @@ def _wide(length: int) -> int:
 
 
 def _padded(lists: Sequence[Any], last: int, width: int) -> np.ndarray:
-    """The `last` members of lists, -1 behind: `[lists, width]` int32."""
+    """Pads the last members of lists with -1: `[lists, width]` int32."""
     rows = np.full((len(lists), width), -1, np.int32)
     for row, members in zip(rows, lists, strict=True):
         kept = np.asarray(members, np.int32)[-last:]

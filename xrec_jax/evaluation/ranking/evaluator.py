@@ -23,7 +23,7 @@ CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device betw
 
 
 class Model(Protocol):
-    """What ranking needs of a recommender (see `recommenders.Recommender`)."""
+    """Interface of a recommender for ranking (see `recommenders.Recommender`)."""
 
     @property
     def num_items(self) -> int: ...
@@ -38,12 +38,12 @@ class Model(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PerUser:
-    """Metrics of every evaluated user, kept for paired tests.
+    """Metrics of every evaluated user, for paired tests.
 
     Attributes:
       users: `[evaluated]` rows of the users, ascending.
-      masked: metric name to `[evaluated]` values, seen items masked.
-      unmasked: the same with every item a candidate.
+      masked: values `[evaluated]` by metric name, with seen items masked.
+      unmasked: the same with every item as a candidate.
     """
 
     users: np.ndarray
@@ -58,7 +58,7 @@ class PerUser:
 
 
 def _bucket(size: int, base: int) -> int:
-    """`size` rounded up to `base` times a power of four: few shapes, few compilations."""
+    """Rounds `size` up to `base` times a power of four, to compile few shapes."""
     width = base
     while width < size:
         width *= 4
@@ -70,14 +70,14 @@ class RankingEvaluator:
 
     Args:
       model: the recommender.
-      seen: the events before the held-out ones, a user's history and the items to mask.
-      held_out: the held-out events.
+      seen: events before the held-out ones: users' histories, and the items to mask.
+      held_out: held-out events.
       mesh: devices.
       ks: cut-offs of the metrics.
-      users_per_batch: at most this many users at a time (fewer where the catalogue is large).
+      users_per_batch: largest number of users of a batch (less for a large catalogue).
 
     Raises:
-      UserError: if nothing is held out.
+      UserError: if there is no held-out event.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RankingEvaluator:
         self._cache: list[dict[str, jax.Array]] | None = None
 
     def __call__(self, params: Any, frozen: Mapping[str, jax.Array]) -> PerUser:
-        """Evaluates parameters; every process gets the result.
+        """Evaluates parameters; all processes get the same result.
 
         Raises:
           UserError: if a held-out item's score is NaN or infinite.
@@ -111,6 +111,7 @@ class RankingEvaluator:
         ranks = [
             rank_batch(self._model, self._mesh, params, tables, batch) for batch in self._batches()
         ]
+        # Batches are grouped by shape; ranks go back to the order of users and their targets.
         per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
         for (users, _, _), batch in zip(self._plan, gather(ranks), strict=True):
             count = self._targets.lengths[users]
@@ -126,10 +127,10 @@ class RankingEvaluator:
         return PerUser(self.users, masked, unmasked)
 
     def _make_plan(self) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Batches as (users, width of seen lists, width of targets), alike users together."""
+        """Batches as (users, width of seen lists, width of targets), grouped by shape."""
         seen, count = self._history.lengths[self.users], self._targets.lengths[self.users]
         if len(self.users) * seen.max() <= CELLS // 4:
-            # One shape for all; rounded, so that validation and test share it.
+            # One shape for all, rounded so that validation and test share it.
             seen_width = np.full(len(self.users), -(-int(seen.max() + 1) // 64) * 64)
         else:
             seen_width = np.array([_bucket(size, 64) for size in seen])
@@ -143,6 +144,7 @@ class RankingEvaluator:
                     yield users[first : first + size], int(width), int(targets)
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
+        """Yields the batches of the plan; small ones stay on the device for the next call."""
         if self._cache is not None:
             yield from self._cache
             return
@@ -165,11 +167,11 @@ class RankingEvaluator:
 
 
 def check_scored(scored: int, total: int) -> None:
-    """Refuses figures of a recommender whose scores are not numbers.
+    """Checks that a recommender's scores of held-out items are finite.
 
     Args:
-      scored: held-out items whose score is neither NaN nor infinite.
-      total: held-out items.
+      scored: number of held-out items whose score is neither NaN nor infinite.
+      total: number of held-out items.
 
     Raises:
       UserError: if the two differ.
@@ -183,7 +185,7 @@ def check_scored(scored: int, total: int) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def item_and_user_tables(model: Model, params: Any, frozen: Mapping[str, jax.Array]) -> Any:
-    """`model.tables`, compiled once for equal models."""
+    """Computes `model.tables`, compiled once for equal models."""
     return model.tables(params, frozen)
 
 
@@ -203,14 +205,14 @@ def rank_batch(model: Model, mesh: Mesh, params: Any, tables: Any, batch: dict) 
 
 
 def _pad_rows(users: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """`users`, the last one repeated until the mesh divides their number."""
+    """Repeats the last user until the mesh divides their number."""
     return np.pad(users, (0, -len(users) % batch_divisor(mesh)), mode="edge")
 
 
 def user_batch(
     model: Model, history: Histories, users: np.ndarray, width: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """A ranking batch on the devices: `user`, `seen` `[batch, width]` and what the model reads.
+    """Ranking batch on the devices: `user`, `seen` `[batch, width]` and inputs of the model.
 
     The last user is repeated until the mesh divides the batch.
     """
@@ -223,7 +225,7 @@ def user_batch(
 
 
 def distinct(items: np.ndarray) -> np.ndarray:
-    """`items` `[rows, width]` with each item once a row; repeats become -1 (padding)."""
+    """Replaces repeats in the rows of `items` `[rows, width]` by -1 (padding); sorts each row."""
     order = np.sort(items, axis=1)
     order[:, 1:][order[:, 1:] == order[:, :-1]] = -1
     return order
@@ -235,7 +237,7 @@ class Recommendations:
 
     Attributes:
       users: `[users]` rows.
-      items: `[users, k]` rows, best first; -1 where fewer than k items are unseen.
+      items: `[users, k]` rows, best first; -1 if fewer than k items are unseen.
       scores: `[users, k]` float32.
     """
 
@@ -254,7 +256,7 @@ def recommend(
     k: int,
     mesh: Mesh,
 ) -> Iterator[Recommendations]:
-    """Yields the k best unseen items of `users`, a batch at a time, in the order given."""
+    """Yields the k best unseen items of `users` in batches, in the order of `users`."""
     with use_mesh(mesh):
         tables = item_and_user_tables(model, params, frozen)
     k = min(k, model.num_items)

@@ -1,4 +1,4 @@
-"""Log-probability of one item of the catalogue, blocked and sharded as ranks are."""
+"""Log-probabilities of items over the catalogue, blocked and sharded as ranks are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from xrec_jax.evaluation.ranking.ranks import Score, _pick, _scan_blocks
 from xrec_jax.parallel.mesh import mesh_axes
 
-_LOW = -1e30  # a finite start of a running maximum
+_LOW = -1e30  # finite start of a running maximum
 
 
 def target_log_probs(
@@ -24,12 +24,12 @@ def target_log_probs(
     mesh: Mesh | None = None,
     block: int = 1 << 16,
 ) -> jax.Array:
-    """`s_target - log sum over unseen j of exp s_j`, the catalogue never alive as a whole.
+    """Log-softmax over unseen items, `s_target - log sum_j exp s_j`, one block at a time.
 
     Args:
       state: `[batch, dim]` user states.
       table: `[padded_items, dim]`, split by rows over the mesh.
-      seen: `[batch, seen]` int32 items that take no part; -1 is padding. The target always does.
+      seen: `[batch, seen]` int32 items to exclude; -1 is padding. The target is never excluded.
       target: `[batch]` int32.
       score: `(state, table) -> [batch, rows]`.
       num_items: items in the catalogue.
@@ -41,6 +41,7 @@ def target_log_probs(
     """
     seen = jnp.where(seen == target[:, None], -1, seen)
 
+    # Each device folds its own rows with a running maximum; then the devices' sums are joined.
     def local(state, rows, seen, target):
         shard = jax.lax.axis_index(axes) if axes else 0
         line = jnp.arange(len(state))[:, None]
@@ -49,6 +50,7 @@ def target_log_probs(
             own, top, total = carry
             value, inside = _pick(scores, ids, target[:, None])
             own = jnp.where(inside, value, own)
+            # Seen items outside this block get an index beyond it, which "drop" ignores.
             place = seen - ids[0]
             place = jnp.where((place < 0) | (place >= scores.shape[1]), scores.shape[1], place)
             scores = scores.at[line, place].set(-jnp.inf, mode="drop")

@@ -1,4 +1,4 @@
-"""Ranking metrics of one user from the ranks of the held-out items, each defined once."""
+"""Ranking metrics of users from the ranks of their held-out items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def main_cutoff(ks: Iterable[int]) -> int:
-    """The cut-off that is shown first: 10 where a run has it, else the middle one."""
+    """Cut-off of the main metric: 10 if a run has it, otherwise the middle one."""
     ks = sorted(ks)
     return 10 if 10 in ks or not ks else ks[len(ks) // 2]
 
@@ -16,7 +16,7 @@ def main_cutoff(ks: Iterable[int]) -> int:
 def ranking_metrics(
     ranks: np.ndarray, start: np.ndarray, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Recall, Hit, NDCG and MRR at each k, one value a user.
+    """Recall, Hit, NDCG and MRR at each k, with one value per user.
 
     With R the ranks of a user's held-out items:
 
@@ -39,12 +39,12 @@ def ranking_metrics(
     gain = 1.0 / np.log2(1.0 + ranks)
     best = np.minimum.reduceat(ranks, first)
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(count.max())))])
-    out = {}
+    metrics = {}
     for k in ks:
-        near = ranks <= k
-        hits = np.add.reduceat(near.astype(np.float64), first)
-        out[f"recall@{k}"] = hits / count
-        out[f"hit@{k}"] = (hits > 0).astype(np.float64)
-        out[f"ndcg@{k}"] = np.add.reduceat(near * gain, first) / ideal[np.minimum(count, k)]
-        out[f"mrr@{k}"] = np.where(best <= k, 1.0 / best, 0.0)
-    return out
+        within = ranks <= k
+        hits = np.add.reduceat(within.astype(np.float64), first)
+        metrics[f"recall@{k}"] = hits / count
+        metrics[f"hit@{k}"] = (hits > 0).astype(np.float64)
+        metrics[f"ndcg@{k}"] = np.add.reduceat(within * gain, first) / ideal[np.minimum(count, k)]
+        metrics[f"mrr@{k}"] = np.where(best <= k, 1.0 / best, 0.0)
+    return metrics

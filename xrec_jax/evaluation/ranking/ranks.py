@@ -25,7 +25,7 @@ class Ranks(NamedTuple):
     Attributes:
       masked: among items the user has not seen, and the held-out ones.
       unmasked: among all items.
-      scored: whether the item has a score, neither NaN nor +inf: bool.
+      scored: bool, whether the score is neither NaN nor +inf.
     """
 
     masked: jax.Array
@@ -34,7 +34,7 @@ class Ranks(NamedTuple):
 
 
 def _blocks(rows: int, limit: int) -> int:
-    """Rows of a block: the largest divisor of `rows` that is at most `limit`."""
+    """Number of rows of a block: the largest divisor of `rows` that is at most `limit`."""
     return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
 
 
@@ -42,7 +42,7 @@ def _scan_blocks(score, state, table, first_row, num_items, limit, body, carry):
     """Folds `body(carry, scores, ids)` over blocks of the table; padding scores -inf."""
     size = _blocks(table.shape[0], limit)
 
-    def one(index, carry):
+    def fold_block(index, carry):
         rows = jax.lax.dynamic_slice_in_dim(table, index * size, size)
         ids = first_row + index * size + jnp.arange(size)
         scores = jnp.where(ids < num_items, score(state, rows), -jnp.inf)
@@ -50,13 +50,13 @@ def _scan_blocks(score, state, table, first_row, num_items, limit, body, carry):
 
     count = table.shape[0] // size
     if count == 1:
-        return one(0, carry)
-    return jax.lax.fori_loop(0, count, one, carry)
+        return fold_block(0, carry)
+    return jax.lax.fori_loop(0, count, fold_block, carry)
 
 
-def _pick(scores: jax.Array, ids: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scores of `wanted` `[b, n]` in a block, and which of them the block holds."""
-    place = wanted - ids[0]
+def _pick(scores: jax.Array, ids: jax.Array, items: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scores of `items` `[b, n]` in a block, and a mask of those that the block holds."""
+    place = items - ids[0]
     inside = (place >= 0) & (place < scores.shape[1])
     place = jnp.clip(place, 0, scores.shape[1] - 1)
     return jnp.take_along_axis(scores, place, axis=1), inside
@@ -90,6 +90,7 @@ def target_ranks(
       mesh: the mesh that `table` is split over.
       block: rows scored at a time.
     """
+    # A seen item that is held out as well must stay a candidate.
     masked_away = (seen >= 0) & ~(seen[:, :, None] == target[:, None, :]).any(-1)
 
     def local(state, rows, seen, target, masked_away):
@@ -115,6 +116,8 @@ def target_ranks(
         zero = jnp.zeros(target.shape, jnp.int32)
         if axes:
             zero = jax.lax.pcast(zero, axes, to="varying")
+        # The own scores must be known before anything is counted: two passes over several blocks,
+        # but one over a single block, whose scores are then computed once.
         if _blocks(rows.shape[0], block) == rows.shape[0]:
 
             def both(_, scores, ids):
@@ -136,12 +139,13 @@ def target_ranks(
         run = local
     own, above, above_seen = run(state, table, seen, target, masked_away)
 
+    # Targets of one user counted each other by score alone; ties among them go by position.
     real = (target >= 0)[:, None, :]
-    other, mine = own[:, None, :], own[:, :, None]
+    other, this = own[:, None, :], own[:, :, None]
     earlier = jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
-    not_lower_targets = (~(other < mine) & real).sum(-1)
-    # Another target counts against this one if it scores higher (or NaN), or ties and is earlier.
-    ahead = ~(other <= mine) | ((other == mine) & earlier)
+    not_lower_targets = (~(other < this) & real).sum(-1)
+    # Another target ranks ahead if it scores higher (or NaN), or ties and is earlier.
+    ahead = ~(other <= this) | ((other == this) & earlier)
     unmasked = above - not_lower_targets + (ahead & real).sum(-1)
     return Ranks(unmasked - above_seen, unmasked, scored=own < jnp.inf)
 
@@ -157,12 +161,12 @@ def top_k(
     mesh: Mesh | None = None,
     block: int = 1 << 16,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k best unseen items of each user.
+    """Finds the k best unseen items of each user.
 
     Args:
       state: `[batch, dim]` user states.
       table: `[padded_items, dim]`, split by rows over the mesh.
-      seen: `[batch, seen]` int32 items to leave out; -1 is padding.
+      seen: `[batch, seen]` int32 items to exclude; -1 is padding.
       k: length of a list.
       score: `(state, table) -> [batch, rows]`.
       num_items: items in the catalogue.
@@ -170,9 +174,10 @@ def top_k(
       block: rows scored at a time.
 
     Returns:
-      Items `[batch, k]` int32, best first, -1 where fewer than k are unseen; scores `[batch, k]`.
+      Items `[batch, k]` int32, best first, -1 if fewer than k are unseen; scores `[batch, k]`.
     """
 
+    # Each device keeps the k best of its own rows; only these short lists are merged.
     def local(state, rows, seen):
         shard = jax.lax.axis_index(axes) if axes else 0
 
