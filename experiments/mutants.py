@@ -404,10 +404,10 @@ _AUDIT = (
     Mutant(
         "audit_sees_copies_only_word_for_word",
         "xrec_jax/evaluation/audit/prompts.py",
-        "shared = [(place, found) for place, found in matches if found is not None]",
+        "shared = [(place, match) for place, match in matches if match is not None]",
         "shared = [\n"
-        "        (place, found) for place, found in matches\n"
-        "        if found is not None and cases[place].text == others[found].text\n"
+        "        (place, match) for place, match in matches\n"
+        "        if match is not None and prompts[place].text == others[match].text\n"
         "    ]",
         ("tests/evaluation/test_audit_prompts.py::test_overlap",),
     ),

@@ -3,7 +3,7 @@
 import dataclasses
 
 from xrec_jax.evaluation import audit
-from xrec_jax.evaluation.audit.cases import Case
+from xrec_jax.evaluation.audit.contents import PromptContent
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES
 
 ANIMALS = (
@@ -18,7 +18,7 @@ PROMPT = (
 
 def case(place):
     title = f"{ANIMALS[place]} Story"
-    return Case(PROMPT.format(title), "zoo", "", "t", title, ("Plain Tale", "Old Song"))
+    return PromptContent(PROMPT.format(title), "zoo", "", "t", title, ("Plain Tale", "Old Song"))
 
 
 def clean(writer="ours", said=None):
@@ -86,7 +86,7 @@ def test_empty_long_and_cut():
     assert not hits(changed(0, "适合你，因为你喜欢。"))
     assert not hits(changed(0, "เหมาะกับคุณ"))  # Thai puts no sign to a sentence's end
     assert hits(changed(0, "يناسبك،")) == {"cut_off": 1}
-    answers = [dataclasses.replace(one, case=None) for one in clean()]
+    answers = [dataclasses.replace(one, prompt=None) for one in clean()]
     assert {"too_long", "of_another_row"}.isdisjoint(found(answers))  # nothing known of the prompt
 
 
@@ -121,7 +121,7 @@ def test_answers_of_the_next_row():
     assert "of_another_row" not in hits(clean(said=lambda place: place * 5 % 14))
     shown = [
         dataclasses.replace(
-            one, case=dataclasses.replace(case(place), history=(f"{ANIMALS[place - 1]} Story",))
+            one, prompt=dataclasses.replace(case(place), history=(f"{ANIMALS[place - 1]} Story",))
         )
         for place, one in enumerate(clean(said=lambda place: place - 1))
     ]

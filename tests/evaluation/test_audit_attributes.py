@@ -3,7 +3,7 @@
 import json
 
 from xrec_jax.evaluation import audit
-from xrec_jax.evaluation.audit.cases import recommended_lines
+from xrec_jax.evaluation.audit.contents import recommended_lines
 
 
 def prompt(place, tags="calm", keys='"gender": "male or female", "price": "<number>"'):

@@ -33,7 +33,7 @@ def grid(datasets=("ml", "steam", "mind"), prompts=10, label=None):
 
 
 def read(records):
-    return audit.read_judgements(records, audit.read_cases(records))
+    return audit.read_judgements(records, audit.read_contents(records))
 
 
 def found(records, written=None):
@@ -68,7 +68,7 @@ def test_groups_and_systems_are_recovered():
         (f"ml system {a}", f"ml system {b}") for a, b in itertools.combinations((1, 2, 3, 4), 2)
     ]
     assert pairs[:6] == expected and pairs[6][0] == "steam system 1"
-    written = {(one.case.text, one.first): "ape" for one in judged[:10]}
+    written = {(one.prompt.text, one.first): "ape" for one in judged[:10]}
     named = systems_of(judged, groups, written)
     assert named[0] == ("ape", "ml system 2") and named[6] == ("steam system 1", "steam system 2")
     # A system of which a third of the texts was written anew is still the same one.

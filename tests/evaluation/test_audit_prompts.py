@@ -3,7 +3,7 @@
 import pytest
 
 from xrec_jax.evaluation import audit
-from xrec_jax.evaluation.audit.cases import LOOSE, CaseIndex, read_case, same_case
+from xrec_jax.evaluation.audit.contents import LOOSE, ContentIndex, read_content, same_request
 from xrec_jax.text.prompts import published
 from xrec_jax.text.prompts.render import render_prompt
 
@@ -41,7 +41,7 @@ CLEAN = [*records(map(movie, TITLES)), *records(map(game, TITLES), "steam")]
 
 
 def test_clean_prompts():
-    cases = audit.read_cases(CLEAN)
+    cases = audit.read_contents(CLEAN)
     outcomes = [
         *audit.check_prompts(cases, "prompts"),
         audit.repeated(cases, "prompts"),
@@ -52,36 +52,36 @@ def test_clean_prompts():
 
 
 def test_reading():
-    case = read_case("\n " + movie("Matrix, The") + " \n", dataset="ml")
+    case = read_content("\n " + movie("Matrix, The") + " \n", dataset="ml")
     assert case.template == "llmxrec_movie" and case.title == "Matrix, The"
     assert case.history == ("Alien", "Brazil", "Clue") and case.shown == ("alien", "brazil", "clue")
     assert case.target == "matrix" and set(case.user) == {"31", "female", "baker"}
-    loose = read_case(
+    loose = read_content(
         "Books so far:\n1. Emma; price: 3\n2) Dune\nA line.\nWe suggest this title:\nUlysses.\nWhy?"
     )
     assert (loose.template, loose.title, loose.history) == (LOOSE, "Ulysses", ("Emma", "Dune"))
     assert loose.user is None
     for text in ("Why this film?", "1. Emma\nWhy?", "We recommend:\nEmma"):
-        assert not read_case(text).read
+        assert not read_content(text).read
 
 
 def test_target_in_history():
     known = [movie("The Alien (1979)", ("Clue", "Alien (1979)")), movie("CLUE!")]
-    cases = audit.read_cases([*records(known), *CLEAN])
+    cases = audit.read_contents([*records(known), *CLEAN])
     found = by_code(audit.check_prompts(cases, "prompts"))["target_in_history"]
     assert (found.count, found.total, found.severity) == (2, 62, "warning")
     assert found.examples[0] == "ml: 2 of 32 (6.25 %), in 2 as the latest entry"
     assert found.examples[1] == "row 1 (ml): 'The Alien (1979)' is entry 2 of 2"
     # Another year is another film; a title within a title is not that title.
     other = [movie("Alien (1979)", ("Alien (1986)", "Aliens")), movie("Brazil", ("Brazil nuts",))]
-    assert not counts(audit.check_prompts(audit.read_cases(records(other)), "x"))
-    serious = audit.read_cases(records([*known, *map(movie, TITLES[:18])]))
+    assert not counts(audit.check_prompts(audit.read_contents(records(other)), "x"))
+    serious = audit.read_contents(records([*known, *map(movie, TITLES[:18])]))
     assert by_code(audit.check_prompts(serious, "x"))["target_in_history"].severity == "error"
 
 
 def test_prompts_of_another_dataset():
     wrong = records([game("Doom"), game("Quake")], "ml")
-    cases = audit.read_cases([*CLEAN, *wrong])
+    cases = audit.read_contents([*CLEAN, *wrong])
     found = by_code(audit.check_prompts(cases, "judgements"))["prompt_of_another_dataset"]
     assert (found.count, found.total, found.severity) == (2, 62, "error")
     assert found.examples[0].startswith("row 61 (ml): laid out as steam, ")
@@ -92,7 +92,7 @@ def test_collapse():
     titles = ["Doom"] * 18 + ["Quake", "Myst", "Worms"] * 4
     prompts = [game(title, (f"Old {place}", "Rust")) for place, title in enumerate(titles)]
     made = records(prompts, "steam", recommender="popular") + records(map(movie, TITLES))
-    found = by_code(audit.check_prompts(audit.read_cases(made), "prompts"))[
+    found = by_code(audit.check_prompts(audit.read_contents(made), "prompts"))[
         "recommendation_collapse"
     ]
     assert (found.count, found.total, found.severity) == (1, 2, "warning")
@@ -101,14 +101,14 @@ def test_collapse():
         "steam, popular: 4 items in 30 prompts that show 35 titles; 'Doom' in 60 %; as uneven "
         "as 3.0 equal items" in found.examples[0]
     )
-    few = audit.read_cases(made[:19])  # too few to tell
+    few = audit.read_contents(made[:19])  # too few to tell
     assert "recommendation_collapse" not in by_code(audit.check_prompts(few, "prompts"))
-    again = audit.read_cases([made[0]] * 40)  # one prompt, however often it stands there
+    again = audit.read_contents([made[0]] * 40)  # one prompt, however often it stands there
     assert "recommendation_collapse" not in by_code(audit.check_prompts(again, "prompts"))
 
 
 def test_unread_and_repeated():
-    cases = audit.read_cases([*CLEAN, {"prompt": "Why?"}, CLEAN[3], {"prompt": " Why? \n"}])
+    cases = audit.read_contents([*CLEAN, {"prompt": "Why?"}, CLEAN[3], {"prompt": " Why? \n"}])
     found = by_code([*audit.check_prompts(cases, "prompts"), audit.repeated(cases, "prompts")])
     assert found["unread_prompts"].count == 2 and found["unread_prompts"].severity == "info"
     assert found["repeated_prompts"].count == 2
@@ -127,16 +127,16 @@ def test_unread_and_repeated():
     ],
 )
 def test_same_case(other, same):
-    first, second = read_case(movie("Zulu")), read_case(movie(**{"title": "Zulu", **other}))
-    assert same_case(first, second) == same_case(second, first) == same
-    assert CaseIndex([first]).find(second) == (0 if same else None)
+    first, second = read_content(movie("Zulu")), read_content(movie(**{"title": "Zulu", **other}))
+    assert same_request(first, second) == same_request(second, first) == same
+    assert ContentIndex([first]).find(second) == (0 if same else None)
 
 
 def test_overlap():
     # The evaluated prompts show more of the history, with other titles of the same three rows.
     longer = [movie(title, ("Zorro", "Alien", "Brazil", "Clue")) for title in TITLES[:4]]
-    evaluated = audit.read_cases([*records(longer), *records([game("Doom")], "steam")])
-    tuned = audit.read_cases(
+    evaluated = audit.read_contents([*records(longer), *records([game("Doom")], "steam")])
+    tuned = audit.read_contents(
         [*records(map(movie, TITLES[2:7])), *records([" " + game("Doom")], "steam")]
     )
     found = audit.overlap(tuned, evaluated, "instructions", "prompts")
@@ -153,8 +153,10 @@ def test_other_form():
         item = {"title": "A", "category": "b", "sub_category": "c"}
         return render_prompt(template, item=item, history=[]).text
 
-    tuned = audit.read_cases([*records([news(published.NEWS)], "mind"), *records([movie("Zulu")])])
-    asked = audit.read_cases(
+    tuned = audit.read_contents(
+        [*records([news(published.NEWS)], "mind"), *records([movie("Zulu")])]
+    )
+    asked = audit.read_contents(
         [*records([news(published.NEWS_ASKED)], "mind"), *records([movie("Zulu", TITLES)])]
     )
     found = audit.other_form(tuned, asked, "instructions", "prompts")

@@ -153,8 +153,8 @@ def test_a_run_keeps_items_of_one_title_apart(tmp_path):
     # A run whose config spells out its prompts opens again.
     assert [one["item"] for one in api.restore(tmp_path / "w").recommend(["ann"])] == ["d"]
     # The audit of the run does not take one hat for the other; of prompts alone it cannot tell.
-    apart = audit.prompts.target_in_history(audit.read_cases(pairs), "pairs")
+    apart = audit.prompts.target_in_history(audit.read_contents(pairs), "pairs")
     bare = audit.prompts.target_in_history(
-        audit.read_cases([{"prompt": one["prompt"]} for one in pairs]), "pairs"
+        audit.read_contents([{"prompt": one["prompt"]} for one in pairs]), "pairs"
     )
     assert (apart and apart.count) in (None, 0) and bare is not None

@@ -11,7 +11,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation import audit as checks
-from xrec_jax.evaluation.audit.cases import level
+from xrec_jax.evaluation.audit.contents import level
 from xrec_jax.evaluation.ratings.rows import joined, read_rows
 from xrec_jax.inference import run_records
 from xrec_jax.tasks import instructions
@@ -43,32 +43,35 @@ def check_files(config: Any) -> Outcomes:
     """
     paths = config.audit
     records_of = {role: _read(paths[role], role) for role in _NEEDED if paths.get(role)}
-    cases = {
-        role: checks.read_cases(records)
+    prompt_contents = {
+        role: checks.read_contents(records)
         for role, records in records_of.items()
         if role != "explanations"
     }
     outcomes: Outcomes = []
     # Prompts by themselves, then sets against each other, then what was answered to them.
     for role in ("instructions", "judgements", "prompts"):
-        if role in cases:
-            outcomes += checks.check_prompts(cases[role], role)
-    if "prompts" in cases:
-        outcomes.append(checks.repeated(cases["prompts"], "prompts"))
-    outcomes += _overlaps(cases)
+        if role in prompt_contents:
+            outcomes += checks.check_prompts(prompt_contents[role], role)
+    if "prompts" in prompt_contents:
+        outcomes.append(checks.repeated(prompt_contents["prompts"], "prompts"))
+    outcomes += _overlaps(prompt_contents)
     if "instructions" in records_of:
         outcomes += checks.check_answers(
-            _completions(records_of["instructions"], cases["instructions"]), "instructions"
+            _completions(records_of["instructions"], prompt_contents["instructions"]),
+            "instructions",
         )
     answers: list[checks.Answer] = []
     if "explanations" in records_of:
-        answers, ids = _answers(records_of, cases, paths)
+        answers, ids = _answers(records_of, prompt_contents, paths)
         outcomes += checks.check_ids(answers, ids, "explanations") if ids else []
         outcomes += checks.check_answers(answers, "explanations")
     if "judgements" in records_of:
         # Texts are recognised by prompt and wording, which gives the writer of each judged one.
-        written = {(a.case.text, level(a.text)): a.writer for a in answers if a.case is not None}
-        judged = checks.read_judgements(records_of["judgements"], cases["judgements"])
+        written = {
+            (a.prompt.text, level(a.text)): a.writer for a in answers if a.prompt is not None
+        }
+        judged = checks.read_judgements(records_of["judgements"], prompt_contents["judgements"])
         outcomes += checks.check_judgements(judged, written)
     if "attributes" in records_of:
         outcomes += checks.check_attributes(checks.read_attributes(records_of["attributes"]))
@@ -77,7 +80,7 @@ def check_files(config: Any) -> Outcomes:
     return outcomes
 
 
-def _overlaps(cases: Mapping[str, list[checks.Case]]) -> Outcomes:
+def _overlaps(prompt_contents: Mapping[str, list[checks.PromptContent]]) -> Outcomes:
     """Checks training sets against the evaluated prompts and against each other."""
     outcomes: Outcomes = []
     for role, other, tuned in (
@@ -86,10 +89,16 @@ def _overlaps(cases: Mapping[str, list[checks.Case]]) -> Outcomes:
         ("attributes", "prompts", False),
         ("judgements", "instructions", False),
     ):
-        if role in cases and other in cases:
-            outcomes.append(checks.overlap(cases[role], cases[other], role, other, tuned=tuned))
+        if role in prompt_contents and other in prompt_contents:
+            outcomes.append(
+                checks.overlap(
+                    prompt_contents[role], prompt_contents[other], role, other, tuned=tuned
+                )
+            )
             if role == "instructions":
-                outcomes.append(checks.other_form(cases[role], cases[other], role, other))
+                outcomes.append(
+                    checks.other_form(prompt_contents[role], prompt_contents[other], role, other)
+                )
     return outcomes
 
 
@@ -122,7 +131,7 @@ def _check_parts(
     train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]
 ) -> Outcomes:
     """Checks an instruction set, and that its two splits do not overlap."""
-    tuned, held = checks.read_cases(train), checks.read_cases(held_out)
+    tuned, held = checks.read_contents(train), checks.read_contents(held_out)
     answers = _completions([*train, *held_out], [*tuned, *held])
     return [
         *checks.check_prompts([*tuned, *held], "instruct"),
@@ -144,7 +153,7 @@ def check_run(rundir: RunDir) -> Outcomes:
     folder = rundir.path / "explanations"
     answered = run_records.held_out_answers(rundir, "prompt")
     if answered:  # answers to held-out prompts, by stage `instruct`
-        prompts = checks.read_cases(answered)
+        prompts = checks.read_contents(answered)
         outcomes += checks.check_answers(
             [
                 checks.Answer(
@@ -163,14 +172,18 @@ def check_run(rundir: RunDir) -> Outcomes:
     # The explained pairs must not be among the tuned prompts; answers must fit their prompts.
     pairs = run_records.pairs(rundir)
     if pairs:
-        cases = checks.read_cases(pairs)
-        outcomes += checks.check_prompts(cases, "pairs")
+        prompt_contents = checks.read_contents(pairs)
+        outcomes += checks.check_prompts(prompt_contents, "pairs")
         if train:
-            outcomes.append(checks.overlap(checks.read_cases(train), cases, "instruct", "pairs"))
+            outcomes.append(
+                checks.overlap(checks.read_contents(train), prompt_contents, "instruct", "pairs")
+            )
         hashes = [str(pair["prompt_hash"]) for pair in pairs]
         answers = []
         for path in run_records.explainer_files(rundir):
-            answers += _joined(run_records.explanations(rundir, path, "explainer"), hashes, cases)
+            answers += _joined(
+                run_records.explanations(rundir, path, "explainer"), hashes, prompt_contents
+            )
         if answers:
             ids = list(dict.fromkeys(hashes))  # two users may have the same prompt
             outcomes += checks.check_ids(_first_of_each(answers), ids, "explanations")
@@ -208,10 +221,12 @@ def _first_of_each(answers: Sequence[checks.Answer]) -> list[checks.Answer]:
 
 
 def _joined(
-    records: Iterable[Mapping[str, Any]], hashes: Sequence[str], cases: Sequence[checks.Case]
+    records: Iterable[Mapping[str, Any]],
+    hashes: Sequence[str],
+    prompt_contents: Sequence[checks.PromptContent],
 ) -> list[checks.Answer]:
     """Answers of a run's explanation records, with their prompts by hash."""
-    by_hash = dict(zip(hashes, cases, strict=True))
+    by_hash = dict(zip(hashes, prompt_contents, strict=True))
     return [
         checks.Answer(
             str(record["prompt_hash"]),
@@ -230,18 +245,18 @@ def _said(value: Any) -> str:
 
 
 def _completions(
-    records: Iterable[Mapping[str, Any]], cases: Iterable[checks.Case]
+    records: Iterable[Mapping[str, Any]], prompt_contents: Iterable[checks.PromptContent]
 ) -> list[checks.Answer]:
     """Answers of an instruction set, numbered from 1."""
     return [
         checks.Answer(str(row), "the set", _said(_flat(record)["completion"]), case)
-        for row, (record, case) in enumerate(zip(records, cases, strict=True), start=1)
+        for row, (record, case) in enumerate(zip(records, prompt_contents, strict=True), start=1)
     ]
 
 
 def _answers(
     records_of: Mapping[str, Sequence[Mapping[str, Any]]],
-    cases: Mapping[str, Sequence[checks.Case]],
+    prompt_contents: Mapping[str, Sequence[checks.PromptContent]],
     paths: Any,
 ) -> tuple[list[checks.Answer], list[str]]:
     """Joins explanations with their prompts.
@@ -259,7 +274,7 @@ def _answers(
         for number, record in enumerate(records, start=1):
             if "prompt" not in record:
                 raise UserError(f"{paths.explanations}, record {number}: no key 'prompt'")
-        by_place = checks.read_cases(records)
+        by_place = checks.read_contents(records)
         place = {str(record["prompt"]): row for row, record in reversed([*enumerate(records)])}
     elif "prompts" not in records_of:
         raise UserError(
@@ -267,7 +282,7 @@ def _answers(
             "audit.prompts must name the file of prompts"
         )
     else:
-        by_place = list(cases["prompts"])
+        by_place = list(prompt_contents["prompts"])
         for row, record in enumerate(records_of["prompts"]):
             if key not in record:
                 raise UserError(f"{paths.prompts}, record {row + 1}: no {key!r} to join answers by")

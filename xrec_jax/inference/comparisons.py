@@ -15,7 +15,7 @@ from xrec_jax.core.rng import Stream
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.evaluation import judging
-from xrec_jax.evaluation.audit.cases import CaseIndex, read_case
+from xrec_jax.evaluation.audit.contents import ContentIndex, read_content
 from xrec_jax.evaluation.statistics.intervals import Estimate
 from xrec_jax.evaluation.tables import cell, text_table
 from xrec_jax.inference import run_records
@@ -96,13 +96,13 @@ def without(contest: Contest, learned: Set[str]) -> Contest:
     """A contest without what the judge was trained on.
 
     A prompt is left out if one of those asks about the same recommendation, however it is worded or
-    cut (`audit.cases.same_case`): published sets ask about one case in several lengths.
+    cut (`audit.contents.same_case`): published sets ask one question in several lengths.
 
     Raises:
       UserError: if nothing is left.
     """
-    index = CaseIndex([read_case(text) for text in sorted(learned)])
-    kept = [n for n, text in enumerate(contest.prompts) if index.find(read_case(text)) is None]
+    index = ContentIndex([read_content(text) for text in sorted(learned)])
+    kept = [n for n, text in enumerate(contest.prompts) if index.find(read_content(text)) is None]
     gone = len(contest.prompts) - len(kept)
     if not gone:
         return contest

@@ -13,8 +13,7 @@ from xrec_jax.core.logging import Progress
 from xrec_jax.core.sections import read_section
 from xrec_jax.data.packing import Example
 from xrec_jax.data.run_data import RunData, need_world
-from xrec_jax.evaluation.audit.cases import Case as Asked
-from xrec_jax.evaluation.audit.cases import read_case, same_case
+from xrec_jax.evaluation.audit.contents import PromptContent, read_content, same_request
 from xrec_jax.evaluation.judging.readout import AnswerReader
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.tokenizer import Tokenizer
@@ -122,17 +121,18 @@ def _cases(records: Sequence[Judgement]) -> list[str]:
             group = representative[group]
         return group
 
-    similar: dict[tuple[str, str], list[tuple[str, Asked]]] = {}
+    similar: dict[tuple[str, str], list[tuple[str, PromptContent]]] = {}
     for group, prompt in prompts.items():
-        case = read_case(prompt)
-        if not case.read:
+        content = read_content(prompt)
+        if not content.read:
             continue
-        # Equal cases have these two in common; so few are compared with each other.
-        others = similar.setdefault((case.target, case.shown[-1] if case.shown else ""), [])
+        # Equal requests share item and latest entry, so only few have to be compared.
+        key = (content.target, content.shown[-1] if content.shown else "")
+        others = similar.setdefault(key, [])
         for other, known in others:
-            if same_case(known, case):
+            if same_request(known, content):
                 representative[first(group)] = first(other)
-        others.append((group, case))
+        others.append((group, content))
     return [first(record.group) for record in records]
 
 

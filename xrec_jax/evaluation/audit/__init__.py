@@ -1,13 +1,13 @@
-"""Audits: faults that would make a figure wrong or unfair, counted, shown by example, with advice.
+"""Audits: counts of faults that would make a result wrong or unfair, with examples and advice.
 
 Checks are pure functions that return a `Finding`; each module holds those of one subject and a
-`check_*` function that runs them all. `collect` sorts the outcomes of any number of them.
+`check_*` function that runs all of them. `collect` sorts the results.
 """
 
 from xrec_jax.evaluation.audit.answers import Answer, check_answers, check_ids
 from xrec_jax.evaluation.audit.attributes import check_attributes, read_attributes
-from xrec_jax.evaluation.audit.cases import Case, read_case, read_cases
 from xrec_jax.evaluation.audit.comparisons import Judgement, read_judgements
+from xrec_jax.evaluation.audit.contents import PromptContent, read_content, read_contents
 from xrec_jax.evaluation.audit.data import check_dataset
 from xrec_jax.evaluation.audit.findings import SEVERITIES, Audit, Finding, Protocol, collect
 from xrec_jax.evaluation.audit.judgements import check_judgements, shown_in_one_order
@@ -20,9 +20,9 @@ __all__ = [
     "SEVERITIES",
     "Answer",
     "Audit",
-    "Case",
     "Finding",
     "Judgement",
+    "PromptContent",
     "Protocol",
     "check_answers",
     "check_attributes",
@@ -37,8 +37,8 @@ __all__ = [
     "other_form",
     "overlap",
     "read_attributes",
-    "read_case",
-    "read_cases",
+    "read_content",
+    "read_contents",
     "read_judgements",
     "repeated",
     "shown_in_one_order",

@@ -1,4 +1,4 @@
-"""Checks of explanations: refusals, empty and cut-off texts, copies, and answers of other rows."""
+"""Checks of explanations: refusals, empty or truncated texts, copies, and shifted rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from xrec_jax.evaluation.audit.cases import Case, level
+from xrec_jax.evaluation.audit.contents import PromptContent, level
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, Severity, percent, plural
 from xrec_jax.evaluation.audit.prompts import short
 from xrec_jax.text.titles.normal import normal_title
@@ -22,44 +22,44 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _LIMIT = re.compile(r"\bwithin (\d+)\s+words", re.IGNORECASE)
-_WINDOW = 12  # words; two windows in a row that stand in the prompt are a copy
+_WINDOW = 12  # words; two consecutive windows that occur in the prompt are a copy
 _GOES_ON = tuple(",;:-(\u3001\u060c\uff0c\uff1a\uff1b\uff08")  # signs within a sentence
 _TELLING = 8  # characters; a shorter title is often a plain word
 _MOSTLY = 0.05  # share from which equal texts are more than chance
-_FAR = (5, 6, 7, 8)  # rows off: titles of these are named by chance
+_FAR = (5, 6, 7, 8)  # distances of rows whose titles are named by chance only
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An explanation with the prompt that it answers.
+    """An explanation with its prompt.
 
     Attributes:
-      prompt_id: names the prompt.
-      writer: the system that wrote it.
+      prompt_id: id of the prompt.
+      writer: system that wrote the explanation.
       text: the explanation.
-      case: its prompt; None where it is not known.
-      stop: why it ended, "" where not known; "length" for a limit.
+      prompt: content of the prompt; None if unknown.
+      stop: reason of the end of generation, "" if unknown; "length" for a limit.
     """
 
     prompt_id: str
     writer: str
     text: str
-    case: Case | None = None
+    prompt: PromptContent | None = None
     stop: str = ""
 
     @property
     def limit(self) -> int | None:
-        """The number of words that the prompt allows; None where it names none."""
-        found = _LIMIT.search(self.case.text) if self.case else None
-        return int(found[1]) if found else None
+        """Word limit of the prompt; None if it has none."""
+        match = _LIMIT.search(self.prompt.text) if self.prompt else None
+        return int(match[1]) if match else None
 
 
 def check_answers(answers: Sequence[Answer], role: str) -> list[Finding | None]:
-    """Runs every check of this module but `check_ids`.
+    """Runs all checks of this module except `check_ids`.
 
     Args:
-      answers: the explanations, those of a writer in the order of their prompts.
-      role: what the set is, for codes.
+      answers: explanations, those of a writer in the order of their prompts.
+      role: name of the set, for codes.
     """
     return [
         of_neighbour(answers, role),
@@ -74,19 +74,20 @@ def check_answers(answers: Sequence[Answer], role: str) -> list[Finding | None]:
 
 
 def check_ids(answers: Sequence[Answer], prompt_ids: Sequence[str], role: str) -> list[Finding]:
-    """Whether every prompt has one answer of every writer, and every answer a prompt.
+    """Checks that every prompt has one answer of every writer, and every answer a prompt.
 
     Args:
-      answers: the explanations.
+      answers: explanations.
       prompt_ids: ids of all prompts.
-      role: what the set is, for codes.
+      role: name of the set, for codes.
     """
+    # Missing answers and the like are listed as (writer, prompt id).
     known = set(prompt_ids)
     seen = Counter((answer.writer, answer.prompt_id) for answer in answers)
     writers = sorted({answer.writer for answer in answers})
     missing = [(w, name) for name in prompt_ids for w in writers if (w, name) not in seen]
     unknown = [(w, name) for w, name in seen if name not in known]
-    again = [(w, name) for (w, name), count in seen.items() if count > 1]
+    repeated = [(w, name) for (w, name), count in seen.items() if count > 1]
     names = Counter(prompt_ids)
     return [
         _ids(
@@ -112,7 +113,7 @@ def check_ids(answers: Sequence[Answer], prompt_ids: Sequence[str], role: str) -
             role,
             "answered_twice",
             "error",
-            again,
+            repeated,
             len(seen),
             "Prompts that a writer answered more than once: a join by prompt doubles rows.",
             "Keep one answer of a writer and prompt, by a rule made before reading them.",
@@ -151,7 +152,7 @@ def _ids(
 
 def _counted(
     answers: Sequence[Answer],
-    wrong: Callable[[Answer], str],
+    describe: Callable[[Answer], str],
     *,
     role: str,
     code: str,
@@ -159,13 +160,13 @@ def _counted(
     message: str,
     advice: str,
 ) -> Finding:
-    """A finding over answers; `wrong` describes one that is, and gives "" for one that is not."""
-    shown, hits, sizes = [], Counter[str](), Counter(answer.writer for answer in answers)
+    """Finding over answers; `describe` returns the fault of an answer, or "" for none."""
+    examples, hits, sizes = [], Counter[str](), Counter(answer.writer for answer in answers)
     for answer in answers:
-        what = wrong(answer)
-        if what:
+        description = describe(answer)
+        if description:
             if not hits[answer.writer]:
-                shown.append(f"{answer.writer}, prompt {answer.prompt_id}: {what}")
+                examples.append(f"{answer.writer}, prompt {answer.prompt_id}: {description}")
             hits[answer.writer] += 1
     counts = ", ".join(f"{w} {n:,} ({percent(n, sizes[w])})" for w, n in hits.most_common())
     several = len(sizes) > 1 and counts
@@ -176,20 +177,20 @@ def _counted(
         total=len(answers),
         message=message,
         advice=advice,
-        examples=tuple(([counts] if several else []) + shown)[:MAX_EXAMPLES],
+        examples=tuple(([counts] if several else []) + examples)[:MAX_EXAMPLES],
     )
 
 
 def refused(answers: Sequence[Answer], role: str) -> Finding:
-    """Texts that apologise or speak of their writer as a model."""
+    """Finds texts that apologise or call their writer a model."""
 
-    def wrong(answer: Answer) -> str:
-        found = _REFUSAL.search(answer.text)
-        return short(answer.text[found.start() :], 90) if found else ""
+    def describe(answer: Answer) -> str:
+        match = _REFUSAL.search(answer.text)
+        return short(answer.text[match.start() :], 90) if match else ""
 
     return _counted(
         answers,
-        wrong,
+        describe,
         role=role,
         code="refusals",
         severity="warning",
@@ -199,7 +200,7 @@ def refused(answers: Sequence[Answer], role: str) -> Finding:
 
 
 def empty(answers: Sequence[Answer], role: str) -> Finding:
-    """Texts without a word."""
+    """Finds texts without a word."""
     return _counted(
         answers,
         lambda answer: "" if re.search(r"\w", answer.text) else repr(answer.text),
@@ -212,24 +213,24 @@ def empty(answers: Sequence[Answer], role: str) -> Finding:
 
 
 def echoed(answers: Sequence[Answer], role: str) -> Finding:
-    """Texts that repeat a long stretch of their prompt."""
+    """Finds texts that repeat a long passage of their prompt."""
 
-    def wrong(answer: Answer) -> str:
+    def describe(answer: Answer) -> str:
         words = answer.text.split()
-        if answer.case is None or len(words) < 2 * _WINDOW:
+        if answer.prompt is None or len(words) < 2 * _WINDOW:
             return ""
-        before = False
+        copied_before = False
         for start in range(0, len(words) - _WINDOW + 1, _WINDOW):
             window = " ".join(words[start : start + _WINDOW])
-            now = window in answer.case.text
-            if now and before:
+            copied = window in answer.prompt.text
+            if copied and copied_before:
                 return short(window, 90)
-            before = now
+            copied_before = copied
         return ""
 
     return _counted(
         answers,
-        wrong,
+        describe,
         role=role,
         code="echoed",
         severity="warning",
@@ -239,9 +240,9 @@ def echoed(answers: Sequence[Answer], role: str) -> Finding:
 
 
 def cut_off(answers: Sequence[Answer], role: str) -> Finding:
-    """Texts that end within a sentence; a signature below an empty line is an end."""
+    """Finds texts that end within a sentence; a signature below an empty line counts as an end."""
 
-    def wrong(answer: Answer) -> str:
+    def describe(answer: Answer) -> str:
         text = answer.text.rstrip()
         last = re.split(r"\n\s*\n", text)[-1]
         signed = last != text and word_count(last) <= 6
@@ -252,7 +253,7 @@ def cut_off(answers: Sequence[Answer], role: str) -> Finding:
 
     return _counted(
         answers,
-        wrong,
+        describe,
         role=role,
         code="cut_off",
         severity="warning",
@@ -262,19 +263,19 @@ def cut_off(answers: Sequence[Answer], role: str) -> Finding:
 
 
 def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
-    """Texts longer than their prompt allows."""
+    """Finds texts longer than the limit of their prompt."""
     limited = [(answer, answer.limit) for answer in answers]
-    asked = [answer for answer, limit in limited if limit]
-    if not asked:
+    with_limit = [answer for answer, limit in limited if limit]
+    if not with_limit:
         return None
 
-    def wrong(answer: Answer) -> str:
+    def describe(answer: Answer) -> str:
         words, limit = word_count(answer.text), answer.limit
         return f"{words} of {limit} words" if limit and words > limit else ""
 
     return _counted(
-        asked,
-        wrong,
+        with_limit,
+        describe,
         role=role,
         code="too_long",
         severity="warning",
@@ -284,20 +285,22 @@ def too_long(answers: Sequence[Answer], role: str) -> Finding | None:
 
 
 def same_text(answers: Sequence[Answer], role: str) -> Finding:
-    """Texts of a writer that it gave to another prompt as well, of another item or history."""
+    """Finds texts that a writer gave to several prompts."""
     by_text: dict[tuple[str, str], dict[str, Answer]] = defaultdict(dict)
     for answer in answers:
-        asked = answer.case.text if answer.case else answer.prompt_id
-        by_text[answer.writer, level(answer.text)].setdefault(asked, answer)
-    given = {key: len(asked) for key, asked in by_text.items() if len(asked) > 1 and key[1]}
+        prompts = answer.prompt.text if answer.prompt else answer.prompt_id
+        by_text[answer.writer, level(answer.text)].setdefault(prompts, answer)
+    repeated = {
+        key: len(prompts) for key, prompts in by_text.items() if len(prompts) > 1 and key[1]
+    }
 
-    def wrong(answer: Answer) -> str:
-        count = given.get((answer.writer, level(answer.text)), 0)
+    def describe(answer: Answer) -> str:
+        count = repeated.get((answer.writer, level(answer.text)), 0)
         return f"{short(answer.text)} to {count} prompts" if count else ""
 
-    found = _counted(
+    finding = _counted(
         answers,
-        wrong,
+        describe,
         role=role,
         code="same_text",
         severity="info",
@@ -306,19 +309,19 @@ def same_text(answers: Sequence[Answer], role: str) -> Finding:
     )
     sizes = Counter(answer.writer for answer in answers)
     repeats: Counter[str] = Counter()
-    for (writer, _), count in given.items():
+    for (writer, _), count in repeated.items():
         repeats[writer] += count
     often = any(repeats[writer] > _MOSTLY * sizes[writer] for writer in repeats)
-    return dataclasses.replace(found, severity="warning" if often else "info")
+    return dataclasses.replace(finding, severity="warning" if often else "info")
 
 
 def reanswered(answers: Sequence[Answer], role: str) -> Finding:
-    """Prompts that a writer answered in different words."""
+    """Finds prompts to which a writer gave several different answers."""
     texts: dict[tuple[str, str], set[str]] = defaultdict(set)
     for answer in answers:
-        if answer.case:
-            texts[answer.writer, answer.case.text].add(level(answer.text))
-    several = {key: len(found) for key, found in texts.items() if len(found) > 1}
+        if answer.prompt:
+            texts[answer.writer, answer.prompt.text].add(level(answer.text))
+    several = {key: len(distinct) for key, distinct in texts.items() if len(distinct) > 1}
     return Finding(
         code=f"{role}/reanswered",
         severity="info",
@@ -334,21 +337,22 @@ def reanswered(answers: Sequence[Answer], role: str) -> Finding:
 
 
 def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
-    """Texts that speak of the item of the row before or after instead of their own one's.
+    """Finds texts that name the item of the previous or next row instead of their own.
 
-    A file whose rows were shifted has many. What rows further off would give by chance is counted
-    the same way, and where neighbours are not named much more often than those, nothing is found.
+    A file with shifted rows has many. The same is counted for rows further away, which are named by
+    chance; unless neighbours are named much more often than those, nothing is reported.
     """
     groups: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
-        if answer.case is not None and answer.case.read:
-            groups[answer.writer, answer.case.dataset].append(answer)
+        if answer.prompt is not None and answer.prompt.read:
+            groups[answer.writer, answer.prompt.dataset].append(answer)
     if not groups:
         return None
     shifted: list[tuple[Answer, Answer]] = []
+    # Rows are neighbours only within one writer and data set.
     for group in groups.values():
         texts = [f" {normal_title.__wrapped__(answer.text)} " for answer in group]
-        titles = [normal_title(answer.case.title) if answer.case else "" for answer in group]
+        titles = [normal_title(answer.prompt.title) if answer.prompt else "" for answer in group]
         names = functools.partial(_names, group, texts, titles)
         near = {place: off for off in (-1, 1) for place in names(off)}
         chance = [len(list(names(sign * off))) for off in _FAR for sign in (-1, 1)]
@@ -371,19 +375,19 @@ def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
 
 
 def _title(answer: Answer) -> str:
-    return short(answer.case.title if answer.case else "")
+    return short(answer.prompt.title if answer.prompt else "")
 
 
 def _names(
     group: Sequence[Answer], texts: Sequence[str], titles: Sequence[str], offset: int
 ) -> Iterable[int]:
-    """Places whose text names the title of the row `offset` further, and not its own."""
+    """Yields rows whose text names the title of the row `offset` further, and not its own."""
     for place, (answer, text) in enumerate(zip(group, texts, strict=True)):
-        if not 0 <= place + offset < len(group) or answer.case is None:
+        if not 0 <= place + offset < len(group) or answer.prompt is None:
             continue
         own, other = titles[place], titles[place + offset]
         if len(other) < _TELLING or other == own or f" {other} " not in text:
             continue
-        shown = {normal_title(title) for title in answer.case.history}
+        shown = {normal_title(title) for title in answer.prompt.history}
         if f" {own} " not in text and other not in shown:
             yield place

@@ -1,4 +1,4 @@
-"""Checks of sets that ask for attributes: answers that do not parse, frequent classes, leaks."""
+"""Checks of attribute questions: malformed answers, frequent classes, leaks."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xrec_jax.evaluation.audit.cases import recommended_lines
+from xrec_jax.evaluation.audit.contents import recommended_lines
 from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, percent
 from xrec_jax.evaluation.audit.prompts import short
 from xrec_jax.text.words import finder
 
 _LOOSE = re.compile(r'"([^"]+)"\s*:\s*("?)([^",}]*)\2')
 _KEYS = re.compile(r'"([^"\n]+)"\s*:')
-_MAJORITY = 0.6  # share of a class from which an accuracy needs it beside it
-_COMMON = 0.2  # share of prompts that have a line, from which it is part of the question
+_MAJORITY = 0.6  # share of a class from which an accuracy needs the majority baseline beside it
+_COMMON = 0.2  # share of prompts with a line from which it is part of the question
 _QUESTION = ("your mission", "infer", "predict", "tell", "answer", "what", "which")
-_LEAK = 0.1  # share of answers that stand in their prompts beyond what others' answers do
+_LEAK = 0.1  # share of answers in their own prompts beyond that in others' prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class AttributeRow:
-    """A question for attributes with its answer.
+    """A question about attributes with its answer.
 
     Attributes:
       prompt: the question.
-      completion: the answer as it stands.
-      answers: attribute to value, as texts; read loosely where the answer is no JSON.
+      completion: the answer in its original form.
+      answers: value of each attribute as text; parsed loosely if the answer is not JSON.
       valid: whether the answer is a JSON object.
     """
 
@@ -40,7 +40,7 @@ class AttributeRow:
 
 
 def read_attributes(records: Sequence[Mapping[str, Any]]) -> list[AttributeRow]:
-    """Rows from records with `prompt` and `completion`, a JSON object as text or as it is."""
+    """Reads records with `prompt` and `completion`, which is a JSON object or its text."""
     rows = []
     for record in records:
         completion = record["completion"]
@@ -50,19 +50,21 @@ def read_attributes(records: Sequence[Mapping[str, Any]]) -> list[AttributeRow]:
         except (ValueError, RecursionError):  # numbers too long and nesting too deep, too
             value = None
         valid = isinstance(value, dict)
-        found = value if valid else {key: text for key, _, text in _LOOSE.findall(text)}
-        answers = {str(key): str(one).strip() for key, one in found.items() if one is not None}
+        fields = value if valid else {key: text for key, _, text in _LOOSE.findall(text)}
+        answers = {
+            str(key): str(entry).strip() for key, entry in fields.items() if entry is not None
+        }
         rows.append(AttributeRow(str(record["prompt"]), text, answers, valid))
     return rows
 
 
 def check_attributes(rows: Sequence[AttributeRow]) -> list[Finding | None]:
-    """Runs every check of this module."""
+    """Runs all checks of this module."""
     return [malformed(rows), other_keys(rows), majority_class(rows), leaked(rows)]
 
 
 def malformed(rows: Sequence[AttributeRow]) -> Finding:
-    """Answers that are not a JSON object."""
+    """Finds answers that are not a JSON object."""
     wrong = [row for row in rows if not row.valid]
     texts = Counter(row.completion for row in wrong)
     return Finding(
@@ -79,12 +81,12 @@ def malformed(rows: Sequence[AttributeRow]) -> Finding:
 
 
 def other_keys(rows: Sequence[AttributeRow]) -> Finding:
-    """Answers with other keys than the form that their prompt shows."""
+    """Finds answers with other keys than the form in their prompt."""
     wrong: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
-        asked = set(_KEYS.findall(row.prompt))
-        if asked and row.answers and asked != set(row.answers):
-            wrong[tuple(sorted(asked)), tuple(sorted(row.answers))].append(place)
+        expected = set(_KEYS.findall(row.prompt))
+        if expected and row.answers and expected != set(row.answers):
+            wrong[tuple(sorted(expected)), tuple(sorted(row.answers))].append(place)
     return Finding(
         code="attributes/other_keys",
         severity="warning",
@@ -93,14 +95,14 @@ def other_keys(rows: Sequence[AttributeRow]) -> Finding:
         message="Answers whose keys are not those of the form in their prompt.",
         advice="Ask for the keys that the answers have, or a correct answer cannot be read.",
         examples=tuple(
-            f"asked for {', '.join(asked)}, answered {', '.join(given)}: {len(places)} times"
-            for (asked, given), places in list(wrong.items())[:MAX_EXAMPLES]
+            f"asked for {', '.join(expected)}, answered {', '.join(answered)}: {len(places)} times"
+            for (expected, answered), places in list(wrong.items())[:MAX_EXAMPLES]
         ),
     )
 
 
 def majority_class(rows: Sequence[AttributeRow]) -> Finding:
-    """The most frequent answer of every attribute: what an accuracy has to beat."""
+    """Reports the share of the most frequent answer of every attribute."""
     values: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for name, value in row.answers.items():
@@ -132,10 +134,10 @@ def majority_class(rows: Sequence[AttributeRow]) -> Finding:
 
 
 def leaked(rows: Sequence[AttributeRow]) -> Finding:
-    """Answers that stand in their prompt, more often than by chance.
+    """Finds attributes whose answers occur in their prompts more often than by chance.
 
-    Looked at are the prompt without the lines that many prompts share, which are the question, and
-    the lines on the recommended item. Chance is how often a value stands in prompts with another
+    Searched are the prompt without the lines that many prompts share, which form the question, and
+    the lines about the recommended item. Chance is the frequency of a value in prompts with another
     answer.
     """
     lines = Counter(line for row in rows for line in {*row.prompt.split("\n")})
@@ -148,20 +150,21 @@ def leaked(rows: Sequence[AttributeRow]) -> Finding:
         "recommended item": [_item_lines(row).casefold() for row in rows],
     }
     names = list(dict.fromkeys(name for row in rows for name in row.answers))
-    found = []
+    leaks = []
+    # An attribute is reported for the scope in which it exceeds chance most.
     for name in names:
-        asked = [place for place, row in enumerate(rows) if row.answers.get(name)]
+        answered = [place for place, row in enumerate(rows) if row.answers.get(name)]
         best = max(
-            ((_leak(rows, name, asked, texts), scope) for scope, texts in scopes.items()),
-            key=lambda one: len(one[0][0]) - one[0][1],
+            ((_leak(rows, name, answered, texts), scope) for scope, texts in scopes.items()),
+            key=lambda candidate: len(candidate[0][0]) - candidate[0][1],
         )
         (hits, chance), scope = best
-        if len(hits) - chance > max(2, _LEAK * len(asked)):
-            found.append((name, scope, hits, len(asked), chance))
+        if len(hits) - chance > max(2, _LEAK * len(answered)):
+            leaks.append((name, scope, hits, len(answered), chance))
     return Finding(
         code="attributes/answer_in_prompt",
         severity="error",
-        count=sum(len(hits) for _, _, hits, _, _ in found),
+        count=sum(len(hits) for _, _, hits, _, _ in leaks),
         total=sum(len(row.answers) for row in rows),
         message="Answers that stand in the prompt, of attributes where that is more frequent than "
         "chance: they are read there, not inferred.",
@@ -169,33 +172,35 @@ def leaked(rows: Sequence[AttributeRow]) -> Finding:
         examples=tuple(
             f"{name}: {len(hits):,} of {total:,} answers stand in the text on the {scope} "
             f"({chance:.0f} by chance); row {hits[0] + 1}: {rows[hits[0]].answers[name]!r}"
-            for name, scope, hits, total, chance in found[:MAX_EXAMPLES]
+            for name, scope, hits, total, chance in leaks[:MAX_EXAMPLES]
         ),
     )
 
 
 def _item_lines(row: AttributeRow) -> str:
-    """The recommended item: up to the next paragraph's question, which names the attributes."""
+    """Lines about the recommended item, up to the question, which names the attributes."""
     lines = recommended_lines(row.prompt)
     end = next((n for n, line in enumerate(lines) if line.casefold().startswith(_QUESTION)), 3)
     return "\n".join(lines[:end])
 
 
 def _leak(
-    rows: Sequence[AttributeRow], name: str, asked: Sequence[int], texts: Sequence[str]
+    rows: Sequence[AttributeRow], name: str, answered: Sequence[int], texts: Sequence[str]
 ) -> tuple[list[int], float]:
-    """Rows whose answer stands in their text, and how many would by chance."""
+    """Rows whose answer occurs in their text, and their number expected by chance."""
     by_value: dict[str, list[int]] = defaultdict(list)
-    for place in asked:
+    for place in answered:
         by_value[rows[place].answers[name].casefold()].append(place)
     hits: list[int] = []
     chance = 0.0
     for value, places in by_value.items():
         word = finder([value])
-        within = {place for place in asked if value in texts[place] and word.search(texts[place])}
-        mine = set(places)
-        hits += sorted(within & mine)
-        others = len(asked) - len(mine)
+        within = {
+            place for place in answered if value in texts[place] and word.search(texts[place])
+        }
+        own = set(places)
+        hits += sorted(within & own)
+        others = len(answered) - len(own)
         if others:
-            chance += len(mine) * len(within - mine) / others
+            chance += len(own) * len(within - own) / others
     return sorted(hits), chance

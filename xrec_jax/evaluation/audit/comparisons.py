@@ -1,4 +1,4 @@
-"""Judgements put in order: which rows belong together, and which systems they compare."""
+"""Structure of judgement files: groups of rows, and the systems that they compare."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xrec_jax.evaluation.audit.cases import Case, level
+from xrec_jax.evaluation.audit.contents import PromptContent, level
 
-_SHARED = 0.5  # of the texts of a smaller side, from which two sides are one system
+_SHARED = 0.5  # share of the smaller side's texts from which two sides are one system
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A comparison of two texts.
+    """Comparison of two texts.
 
     Attributes:
-      case: the prompt that both answer.
-      first: the text shown first.
-      second: the text shown second.
+      prompt: prompt that both answer.
+      first: text shown first.
+      second: text shown second.
       better: 1 or 2.
-      systems: who wrote the two; "" where the record does not say.
-      group: the record's own group, "" without.
+      systems: writers of the two texts; "" if the record does not name them.
+      group: group of the record, or "".
     """
 
-    case: Case
+    prompt: PromptContent
     first: str
     second: str
     better: int
@@ -34,57 +34,60 @@ class Judgement:
 
     @property
     def dataset(self) -> str:
-        """The data set that the record names."""
-        return self.case.dataset
+        """Data set of the record."""
+        return self.prompt.dataset
 
     @property
     def pair(self) -> tuple[str, frozenset[str]]:
-        """What is compared, in whichever order."""
-        return self.case.text, frozenset((self.first, self.second))
+        """Prompt and texts, regardless of their order."""
+        return self.prompt.text, frozenset((self.first, self.second))
 
     @property
     def winner(self) -> str:
-        """The better text."""
+        """Text of the winner."""
         return self.first if self.better == 1 else self.second
 
 
-def read_judgements(records: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> list[Judgement]:
-    """Judgements from records with prompt, first, second and better; texts are levelled.
+def read_judgements(
+    records: Sequence[Mapping[str, Any]], prompts: Sequence[PromptContent]
+) -> list[Judgement]:
+    """Reads records with prompt, first, second and better; white space is normalised.
 
-    `first_system`, `second_system` and `group` are read where a record has them.
+    `first_system`, `second_system` and `group` are optional.
     """
     return [
         Judgement(
-            case,
+            prompt,
             level(str(record["first"])),
             level(str(record["second"])),
             int(record["better"]),
             (str(record.get("first_system") or ""), str(record.get("second_system") or "")),
             str(record.get("group") or ""),
         )
-        for record, case in zip(records, cases, strict=True)
+        for record, prompt in zip(records, prompts, strict=True)
     ]
 
 
 def groups_of(judgements: Sequence[Judgement]) -> list[list[int]]:
-    """Rows that belong together.
+    """Groups the rows that belong together.
 
-    Those of one `group` or of one ordered pair of systems where the records say it. Else runs of
-    rows: a new one begins where the data set changes or a prompt comes again.
+    These are the rows of one `group` or of one ordered pair of systems if the records name them.
+    Otherwise groups are runs of rows: a new run begins when the data set changes or a prompt is
+    repeated.
     """
-    if all(one.group or all(one.systems) for one in judgements):
+    if all(judgement.group or all(judgement.systems) for judgement in judgements):
         named: dict[Any, list[int]] = defaultdict(list)
-        for row, one in enumerate(judgements):
-            named[one.dataset, one.group or one.systems].append(row)
+        for row, judgement in enumerate(judgements):
+            named[judgement.dataset, judgement.group or judgement.systems].append(row)
         return list(named.values())
     groups: list[list[int]] = []
     seen: set[str] = set()
-    for row, one in enumerate(judgements):
-        changed = row and one.dataset != judgements[row - 1].dataset
-        if not groups or changed or one.case.text in seen:
+    for row, judgement in enumerate(judgements):
+        changed = row and judgement.dataset != judgements[row - 1].dataset
+        if not groups or changed or judgement.prompt.text in seen:
             groups.append([])
             seen = set()
-        seen.add(one.case.text)
+        seen.add(judgement.prompt.text)
         groups[-1].append(row)
     return groups
 
@@ -94,29 +97,30 @@ def systems_of(
     groups: Sequence[Sequence[int]],
     written: Mapping[tuple[str, str], str] | None = None,
 ) -> list[tuple[str, str] | None]:
-    """Who wrote the two texts of every group's rows.
+    """Infers the writers of the two texts of each group's rows.
 
-    Where records do not say it, a side of a group is the same system as a side of another group
-    when they share most of their texts on the same prompts.
+    Unless records name them, a side of one group and a side of another are the same system if they
+    share most of their texts on the same prompts.
 
     Args:
-      judgements: all of them.
-      groups: from `groups_of`.
-      written: (prompt, text), both levelled, to the system known to have written it.
+      judgements: all judgements.
+      groups: result of `groups_of`.
+      written: system known to have written a text, by (prompt, text) with normalised white space.
 
     Returns:
-      Two names a group; None where the file does not tell, or contradicts itself.
+      Two names per group; None if the file does not tell, or contradicts itself.
     """
-    if all(all(one.systems) for one in judgements):
+    if all(all(judgement.systems) for judgement in judgements):
         return [judgements[rows[0]].systems for rows in groups]
     texts = [
         {
-            (judgements[row].case.text, (judgements[row].first, judgements[row].second)[side])
+            (judgements[row].prompt.text, (judgements[row].first, judgements[row].second)[side])
             for row in rows
         }
         for rows in groups
         for side in (0, 1)
     ]
+    # Sides are nodes 2 * group and 2 * group + 1 of a union-find, linked by texts in common.
     parent = list(range(len(texts)))
 
     def root(node: int) -> int:
@@ -138,6 +142,7 @@ def systems_of(
         if count >= _SHARED * min(len(texts[node]), len(texts[other])):
             parent[root(other)] = root(node)
             linked |= {node, other}
+    # A system gets the name of its known texts, or a number within its data set.
     names: dict[int, str] = {}
     numbers: dict[str, int] = defaultdict(int)
     for node, own in enumerate(texts):
@@ -154,10 +159,11 @@ def systems_of(
         best = max(votes, key=lambda name: votes[name], default="")
         known = best and votes[best] >= _SHARED * len(own)
         names[top] = best if known else f"{dataset} system {numbers[dataset]}".strip()
-    found: list[tuple[str, str] | None] = []
+    # A group is left out if nothing links it to others, or both its sides seem to be one system.
+    systems: list[tuple[str, str] | None] = []
     for place in range(len(groups)):
         first, second = 2 * place, 2 * place + 1
-        telling = first in linked or second in linked
+        identified = first in linked or second in linked
         pair = names[root(first)], names[root(second)]
-        found.append(pair if telling and pair[0] != pair[1] else None)
-    return found
+        systems.append(pair if identified and pair[0] != pair[1] else None)
+    return systems

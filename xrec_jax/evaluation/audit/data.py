@@ -1,4 +1,4 @@
-"""Checks of a data set as a whole, whatever the split."""
+"""Checks of a data set as a whole, regardless of its split."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from xrec_jax.evaluation.audit.findings import (
 
 
 def check_dataset(dataset: Dataset, unfiltered: Dataset | None = None) -> list[Finding | None]:
-    """Runs every check of this module.
+    """Runs all checks of this module.
 
     Args:
-      dataset: what models are trained on.
+      dataset: data that models are trained on.
       unfiltered: see `duplicate_pairs`.
     """
     return [
@@ -39,15 +39,14 @@ def check_dataset(dataset: Dataset, unfiltered: Dataset | None = None) -> list[F
 
 
 def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Finding:
-    """Events that repeat a user-item pair, within a part where the data came in parts.
+    """Finds events that repeat a user-item pair, within each split if the data came split.
 
-    The count is that of the files: repeats that the filters dropped are known from the notes of the
-    data set.
+    The count is that of the files: the notes of the data set tell the repeats that filters dropped.
 
     Args:
-      dataset: what models are trained on.
-      unfiltered: the same files read without filters, where the examples come from; by default
-        they come from `dataset`, which has none when repeats were dropped.
+      dataset: data that models are trained on.
+      unfiltered: the same files read without filters, for examples; by default they come from
+        `dataset`, which has none if repeats were dropped.
     """
     source = dataset if unfiltered is None else unfiltered
     events = source.interactions
@@ -55,6 +54,7 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
     if source.splits is not None:
         sizes = [len(part_events) for part_events in source.splits.values()]
         part = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
+    # Repeats are counted per user, item and split, encoded in one integer.
     rows = np.flatnonzero(filters.repeated(events, part, "first"))
     key = part[rows].astype(np.int64) * source.num_users + events.user[rows]
     distinct, repeats = np.unique(key * source.num_items + events.item[rows], return_counts=True)
@@ -88,7 +88,7 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
 
 
 def single_event_users(dataset: Dataset) -> Finding:
-    """Users with one event."""
+    """Finds users with one event."""
     single = np.bincount(dataset.interactions.user, minlength=dataset.num_users) == 1
     names = Names(dataset)
     return Finding(
@@ -103,7 +103,7 @@ def single_event_users(dataset: Dataset) -> Finding:
 
 
 def no_descriptions(dataset: Dataset) -> Finding:
-    """Whether there is no table of users, of items, or neither."""
+    """Reports missing tables of users and items."""
     tables = {"users": dataset.users, "items": dataset.items}
     missing = [kind for kind, table in tables.items() if table is None]
     return Finding(
@@ -118,7 +118,7 @@ def no_descriptions(dataset: Dataset) -> Finding:
 
 
 def without_description(dataset: Dataset, kind: str) -> Finding | None:
-    """Users or items whose row of the description table is missing or holds nothing.
+    """Finds users or items without a row in the description table, or with an empty one.
 
     Args:
       dataset: the data.
@@ -133,7 +133,7 @@ def without_description(dataset: Dataset, kind: str) -> Finding | None:
         checked = table.select(pl.all_horizontal(map(_is_empty, table.schema.items())))
         empty = checked.to_series().to_numpy()
         count = int(empty.sum())
-    else:  # ids alone: the notes know which count, not which ones
+    else:  # a table of ids alone: only the number is known, from the notes
         empty = np.zeros(len(ids), bool)
         count = dataset.notes.get(f"{kind}s_without_description", 0)
     return Finding(
@@ -148,6 +148,7 @@ def without_description(dataset: Dataset, kind: str) -> Finding | None:
 
 
 def _is_empty(column: tuple[str, pl.DataType]) -> pl.Expr:
+    """Expression that is true for empty cells of a column."""
     name, kind = column
     nothing = pl.col(name).is_null()
     if kind == pl.String:
@@ -158,7 +159,7 @@ def _is_empty(column: tuple[str, pl.DataType]) -> pl.Expr:
 
 
 def constant_rating(dataset: Dataset) -> Finding | None:
-    """Whether all ratings are equal."""
+    """Reports that all ratings are equal."""
     rating = dataset.interactions.rating
     if rating is None or not len(rating):
         return None
@@ -174,7 +175,7 @@ def constant_rating(dataset: Dataset) -> Finding | None:
 
 
 def concentration(dataset: Dataset) -> Finding:
-    """Share of events on the most popular 1 % of the items, and the Gini coefficient."""
+    """Reports the share of events on the most popular 1 % of items, and the Gini coefficient."""
     counts = np.bincount(dataset.interactions.item, minlength=dataset.num_items)
     ascending = np.sort(counts)
     top = -(-dataset.num_items // 100)
@@ -196,7 +197,7 @@ def concentration(dataset: Dataset) -> Finding:
 
 
 def gini(ascending: np.ndarray) -> float:
-    """Gini coefficient: 0 where all values are equal, towards 1 where one has everything.
+    """Gini coefficient: 0 for equal values, towards 1 if one has everything.
 
     Args:
       ascending: `[n]` values, not negative, sorted.
@@ -209,7 +210,7 @@ def gini(ascending: np.ndarray) -> float:
 
 
 def sparsity(dataset: Dataset) -> Finding:
-    """Share of all user-item pairs that have an event."""
+    """Reports the share of all user-item pairs with an event."""
     events = dataset.interactions
     pair = events.user.astype(np.int64) * dataset.num_items + events.item
     per_user = np.bincount(events.user, minlength=dataset.num_users)

@@ -1,7 +1,7 @@
-"""What an audit reports: findings, the protocol they are judged by, and their collection.
+"""Findings of an audit, the protocol of the split, and the collection of findings.
 
-A check is a pure function that returns a `Finding`, or None where it does not apply (no timestamps,
-no ratings). A finding that counts nothing is a check that passed.
+A check is a pure function that returns a `Finding`, or None if it does not apply (no timestamps, no
+ratings). A finding with count 0 is a passed check.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Row = int | np.integer[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The outcome of a check.
+    """Result of a check.
 
     Attributes:
-      code: names the check; stable, for scripts.
-      severity: "error": figures made from these data are wrong; "warning": they need a remark or a
+      code: stable name of the check, for scripts.
+      severity: "error": results from these data are wrong; "warning": they need a remark or a
         decision; "info": a property worth knowing.
-      count: how many cases there are; 0 for a check that passed.
-      total: how many there could be.
-      message: what is counted and why it matters.
-      advice: what to do about it.
-      examples: at most `MAX_EXAMPLES` cases, in the ids of the data.
+      count: number of cases; 0 for a passed check.
+      total: number of possible cases.
+      message: meaning of the count.
+      advice: recommended action.
+      examples: at most `MAX_EXAMPLES` cases, with ids of the data.
     """
 
     code: str
@@ -49,11 +49,11 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How the split was made.
+    """Protocol of the split.
 
     Attributes:
       kind: "leave_one_out", "ratio" or "given".
-      order: of "ratio", "time" or "random".
+      order: order of the events for "ratio", "time" or "random".
     """
 
     kind: str
@@ -61,11 +61,11 @@ class Protocol:
 
     @property
     def by_time(self) -> bool:
-        """Whether each user's held-out events are chosen as their latest."""
+        """True if the held-out events of each user are their latest ones."""
         return self.kind == "leave_one_out" or (self.kind == "ratio" and self.order == "time")
 
     def __str__(self) -> str:
-        """Such as `ratio by time`."""
+        """Formats as `ratio by time`."""
         if self.kind == "given":
             return self.kind
         return f"{self.kind} {'by time' if self.by_time else 'at random'}"
@@ -73,11 +73,11 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Outcomes of all checks.
+    """Results of all checks.
 
     Attributes:
-      findings: what was found, errors first, then warnings, then the rest.
-      passed: codes of the checks that found nothing.
+      findings: findings with cases: errors, then warnings, then information.
+      passed: codes of the checks without cases.
     """
 
     findings: tuple[Finding, ...]
@@ -88,7 +88,7 @@ class Audit:
         return sum(finding.severity == severity for finding in self.findings)
 
     def record(self) -> dict[str, Any]:
-        """The audit as JSON-ready values."""
+        """Converts the audit to JSON values."""
         return {
             "count": {severity: self.count(severity) for severity in SEVERITIES},
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
@@ -97,11 +97,11 @@ class Audit:
 
 
 def collect(outcomes: Iterable[Finding | None]) -> Audit:
-    """Sorts what checks returned: the most severe first, else in the order given."""
-    ran = [outcome for outcome in outcomes if outcome is not None]
-    found = [finding for finding in ran if finding.count]
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Audit(tuple(found), tuple(finding.code for finding in ran if not finding.count))
+    """Sorts the results of checks by severity, the most severe first."""
+    results = [outcome for outcome in outcomes if outcome is not None]
+    findings = [finding for finding in results if finding.count]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return Audit(tuple(findings), tuple(finding.code for finding in results if not finding.count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Names:
     """Readable names of the users and items of a data set.
 
     Attributes:
-      dataset: the data; an item's title is the column that the data set knows as such, or else the
-        first of text, or of words, whose name ends in "title" or "name".
+      dataset: the data; titles are in the column that the data set declares, or else in the first
+        column of text or of words whose name ends in "title" or "name".
     """
 
     dataset: Dataset
@@ -130,17 +130,17 @@ class Names:
         return None
 
     def user(self, row: Row) -> str:
-        """Such as `user 13`."""
+        """Formats as `user 13`."""
         return f"user {self.dataset.user_ids[row]}"
 
     def item(self, row: Row) -> str:
-        """Such as `item 'Toy Story' (1)`, without a title `item 1`."""
+        """Formats as `item 'Toy Story' (1)`; without a title as `item 1`."""
         title = None if self._titles is None else self._titles[int(row)]
         name = self.dataset.item_ids[row]
         return f"item {name}" if not title or not title.strip() else f"item {title!r} ({name})"
 
     def pair(self, user: Row, item: Row) -> str:
-        """Such as `user 13, item 'Toy Story' (1)`."""
+        """Formats as `user 13, item 'Toy Story' (1)`."""
         return f"{self.user(user)}, {self.item(item)}"
 
 
@@ -166,17 +166,17 @@ def first_rows(mask: np.ndarray) -> list[int]:
 
 
 def plural(count: Row, noun: str) -> str:
-    """Such as `1 user` and `1,682 users`."""
+    """Formats as `1 user` or `1,682 users`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Such as `44 %` and `0.25 %`; of nothing `0 %`."""
+    """Formats a share as `44 %` or `0.25 %`; a share of nothing as `0 %`."""
     return f"{100 * part / whole if whole else 0:.3g} %"
 
 
 def listing(texts: Sequence[str], conjunction: str = "and") -> str:
-    """Such as `a, b and c`."""
+    """Formats as `a, b and c`."""
     if len(texts) < 2:
         return "".join(texts)
     return f"{', '.join(texts[:-1])} {conjunction} {texts[-1]}"

@@ -1,4 +1,4 @@
-"""Checks of judgements that a judge learns from or is measured by."""
+"""Checks of judgements that a judge is trained on or evaluated with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from xrec_jax.evaluation.audit.findings import MAX_EXAMPLES, Finding, listing, p
 from xrec_jax.evaluation.audit.prompts import short
 
 _UNEVEN = 0.6  # share of one label
-_COPY = 0.9  # of a group's comparisons that stand in another one
-_GAIN = 0.02  # by which a guess from the pair must beat the constant answer
+_COPY = 0.9  # share of a group's comparisons in another one, from which it is a copy
+_GAIN = 0.02  # share by which a guess from the pair must beat the constant answer
 
 
 def check_judgements(
     judgements: Sequence[Judgement], written: Mapping[tuple[str, str], str] | None = None
 ) -> list[Finding | None]:
-    """Runs every check of this module.
+    """Runs all checks of this module.
 
     Args:
-      judgements: of one file, in its order.
+      judgements: judgements of one file, in its order.
       written: see `comparisons.systems_of`.
     """
     groups = groups_of(judgements)
@@ -38,14 +38,14 @@ def check_judgements(
 
 
 def label_imbalance(judgements: Sequence[Judgement]) -> Finding:
-    """Share of the more frequent label."""
-    label, count = Counter(one.better for one in judgements).most_common(1)[0]
+    """Reports the share of the more frequent label if it is uneven."""
+    label, count = Counter(judgement.better for judgement in judgements).most_common(1)[0]
     total = len(judgements)
-    # Three standard deviations of a fair coin: few rows may be uneven by chance.
+    # Three standard deviations of a fair coin, as few rows may be uneven by chance.
     uneven = count > _UNEVEN * total and count - total / 2 > 1.5 * total**0.5
     by_dataset: dict[str, Counter[int]] = defaultdict(Counter)
-    for one in judgements:
-        by_dataset[one.dataset][one.better] += 1
+    for judgement in judgements:
+        by_dataset[judgement.dataset][judgement.better] += 1
     return Finding(
         code="judgements/label_imbalance",
         severity="warning",
@@ -68,13 +68,13 @@ def pair_prior(
     groups: Sequence[Sequence[int]],
     systems: Sequence[tuple[str, str] | None],
 ) -> Finding:
-    """Labels that can be guessed from which systems are compared, without reading a text.
+    """Reports labels that can be guessed from the compared systems, without reading a text.
 
     A row's label is guessed as the most frequent one among the other rows of its pair of systems
-    (or of its group, where systems are not known), so no row guesses itself.
+    (or of its group, if systems are unknown), so that no row guesses itself.
     """
     total = len(judgements)
-    all_labels = Counter(one.better for one in judgements)
+    all_labels = Counter(judgement.better for judgement in judgements)
     counts: dict[object, Counter[int]] = defaultdict(Counter)
     key_of: list[object] = [None] * total
     for number, (rows, pair) in enumerate(zip(groups, systems, strict=True)):
@@ -84,19 +84,22 @@ def pair_prior(
             counts[key][judgements[row].better] += 1
 
     right = 0
-    for row, one in enumerate(judgements):
-        others = counts[key_of[row]] - Counter([one.better])
-        fallback = all_labels - Counter([one.better])
-        best = max(fallback, key=lambda label: (others[label], fallback[label]), default=one.better)
-        right += best == one.better
+    for row, judgement in enumerate(judgements):
+        others = counts[key_of[row]] - Counter([judgement.better])
+        fallback = all_labels - Counter([judgement.better])
+        best = max(
+            fallback, key=lambda label: (others[label], fallback[label]), default=judgement.better
+        )
+        right += best == judgement.better
     constant = max(all_labels.values())
-    telling = right - constant > max(_GAIN * total, total**0.5 / 2)
+    # More than the noise of as many guesses, and enough to matter.
+    informative = right - constant > max(_GAIN * total, total**0.5 / 2)
     certain = sum(max(labels.values()) == labels.total() for labels in counts.values())
     lopsided = sorted(counts.items(), key=lambda item: -max(item[1].values()) / item[1].total())
     return Finding(
         code="judgements/pair_prior",
         severity="warning",
-        count=right if telling else 0,
+        count=right if informative else 0,
         total=total,
         message=f"Labels guessed right from the pair of systems alone ({percent(right, total)}; "
         f"the constant answer {percent(constant, total)}); in {certain} of {len(counts)} pairs all "
@@ -124,7 +127,7 @@ def fixed_position(
     groups: Sequence[Sequence[int]],
     systems: Sequence[tuple[str, str] | None],
 ) -> Finding | None:
-    """Comparisons of systems that are shown in one order only."""
+    """Finds comparisons of systems that are shown in one order only."""
     orders = [
         (judgements[row].dataset, *pair)
         for rows, pair in zip(groups, systems, strict=True)
@@ -135,11 +138,11 @@ def fixed_position(
 
 
 def shown_in_one_order(orders: Sequence[tuple[str, str, str]], role: str) -> Finding:
-    """Comparisons of two systems that never stand in the other order.
+    """Finds comparisons of two systems that never occur in the other order.
 
     Args:
-      orders: data set, system shown first, system shown second; one a row.
-      role: what the rows are, for codes.
+      orders: data set, system shown first and system shown second of each row.
+      role: name of the rows, for codes.
     """
     present = Counter(orders)
     fixed = [row for row in orders if (row[0], row[2], row[1]) not in present]
@@ -167,11 +170,11 @@ def shown_in_one_order(orders: Sequence[tuple[str, str, str]], role: str) -> Fin
 
 
 def group_copies(judgements: Sequence[Judgement], groups: Sequence[Sequence[int]]) -> Finding:
-    """Groups whose comparisons stand in another group as well."""
-    # In the same order: the same pairs the other way round are what fair judging asks for.
+    """Finds groups whose comparisons are also in another group."""
+    # In the same order only: the same pairs in reverse are what fair judging requires.
     labels = [
         {
-            (judgements[row].case.text, judgements[row].first, judgements[row].second): (
+            (judgements[row].prompt.text, judgements[row].first, judgements[row].second): (
                 judgements[row].better
             )
             for row in rows
@@ -183,18 +186,24 @@ def group_copies(judgements: Sequence[Judgement], groups: Sequence[Sequence[int]
         for shown_as in own:
             holders[shown_as].append(number)
     common = Counter(
-        (one, other)
+        (first_group, second_group)
         for numbers in holders.values()
-        for place, one in enumerate(numbers)
-        for other in numbers[place + 1 :]
+        for place, first_group in enumerate(numbers)
+        for second_group in numbers[place + 1 :]
     )
     copies, shown = set(), []
-    for (one, other), count in sorted(common.items()):
-        if count < _COPY * min(len(labels[one]), len(labels[other])) or count < 2:
+    for (first_group, second_group), count in sorted(common.items()):
+        if count < _COPY * min(len(labels[first_group]), len(labels[second_group])) or count < 2:
             continue
-        copies.add(one if len(labels[one]) <= len(labels[other]) else other)
-        agree = sum(label == labels[other].get(key) for key, label in labels[one].items())
-        first, second = (_rows(judgements, groups[number]) for number in (one, other))
+        copies.add(
+            first_group if len(labels[first_group]) <= len(labels[second_group]) else second_group
+        )
+        agree = sum(
+            label == labels[second_group].get(key) for key, label in labels[first_group].items()
+        )
+        first, second = (
+            _rows(judgements, groups[number]) for number in (first_group, second_group)
+        )
         shown.append(f"{first} and {second}: {count} comparisons in common, {agree} labels agree")
     return Finding(
         code="judgements/group_copies",
@@ -217,9 +226,9 @@ def _rows(judgements: Sequence[Judgement], rows: Sequence[int]) -> str:
 def uneven_comparisons(
     judgements: Sequence[Judgement], groups: Sequence[Sequence[int]]
 ) -> Finding | None:
-    """Data sets that lack groups which others have, where another one has too many.
+    """Finds data sets with too few groups beside others with too many.
 
-    Only where groups are as long as each other is a grid of data sets and comparisons meant.
+    Applies only to groups of similar length, which suggest a grid of data sets and comparisons.
     """
     by_dataset: dict[str, list[Sequence[int]]] = defaultdict(list)
     for rows in groups:
@@ -250,15 +259,15 @@ def uneven_comparisons(
 
 
 def _apart(judgements: Sequence[Judgement]) -> list[str]:
-    """Data sets whose rows do not stand together, with the data sets in between."""
+    """Describes data sets with separated runs of rows, and the data sets in between."""
     runs: list[list[int]] = []
-    for row, one in enumerate(judgements):
-        if runs and judgements[runs[-1][-1]].dataset == one.dataset:
+    for row, judgement in enumerate(judgements):
+        if runs and judgements[runs[-1][-1]].dataset == judgement.dataset:
             runs[-1].append(row)
         else:
             runs.append([row])
     shown = []
-    for name in dict.fromkeys(one.dataset for one in judgements):
+    for name in dict.fromkeys(judgement.dataset for judgement in judgements):
         own = [place for place, run in enumerate(runs) if judgements[run[0]].dataset == name]
         for before, after in itertools.pairwise(own):
             between = [judgements[run[0]].dataset for run in runs[before + 1 : after]]
@@ -270,20 +279,20 @@ def _apart(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def contradictory_labels(judgements: Sequence[Judgement]) -> Finding:
-    """Comparisons judged more than once, with different winners."""
+    """Finds comparisons judged more than once, with different winners."""
     verdicts: dict[tuple[str, frozenset[str]], list[int]] = defaultdict(list)
-    for row, one in enumerate(judgements):
-        if one.first != one.second:
-            verdicts[one.pair].append(row)
-    again = [rows for rows in verdicts.values() if len(rows) > 1]
-    split = [rows for rows in again if len({judgements[row].winner for row in rows}) > 1]
+    for row, judgement in enumerate(judgements):
+        if judgement.first != judgement.second:
+            verdicts[judgement.pair].append(row)
+    repeated = [rows for rows in verdicts.values() if len(rows) > 1]
+    split = [rows for rows in repeated if len({judgements[row].winner for row in rows}) > 1]
     return Finding(
         code="judgements/contradictory_labels",
         severity="warning",
         count=len(split),
-        total=len(again),
+        total=len(repeated),
         message="Comparisons that are judged more than once and not alike: "
-        f"{percent(len(split), len(again))} of the repeated ones. No judge can agree with more "
+        f"{percent(len(split), len(repeated))} of the repeated ones. No judge can agree with more "
         "than one side of them.",
         advice="Report this disagreement as the ceiling of any judge's accuracy; keep ties.",
         examples=tuple(
@@ -294,8 +303,8 @@ def contradictory_labels(judgements: Sequence[Judgement]) -> Finding:
 
 
 def equal_texts(judgements: Sequence[Judgement]) -> Finding:
-    """Comparisons of a text with itself."""
-    rows = [row for row, one in enumerate(judgements) if one.first == one.second]
+    """Finds comparisons of a text with itself."""
+    rows = [row for row, judgement in enumerate(judgements) if judgement.first == judgement.second]
     return Finding(
         code="judgements/equal_texts",
         severity="warning",

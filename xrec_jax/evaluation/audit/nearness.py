@@ -1,4 +1,4 @@
-"""Overlap of profiles with descriptions of places, in words weighed by how rare they are."""
+"""TF-IDF similarity of profiles and descriptions of places."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from xrec_jax.evaluation.audit.findings import percent
 from xrec_jax.text.records.profiles import PairText, content_words
 from xrec_jax.text.titles.mask import TitleMasks
 
-TOP = 10  # best matching places among which a held-out one counts as told
-_DIGITS = 9  # of an overlap; what differs less is a tie, whatever the order of its sum
+TOP = 10  # best matching places among which a held-out one counts as revealed
+_DIGITS = 9  # of a similarity; smaller differences are ties, for any order of summation
 
 
 class Texts:
-    """Profiles of users `0 .. U-1` and descriptions of places `0 .. P-1`, without names of places.
+    """Profiles of users `0 .. U-1` and descriptions of places `0 .. P-1`, with masked place names.
 
     Args:
-      rows: records.
-      dataset: whose ids they have.
+      rows: records of the profile file.
+      dataset: data set with their ids.
     """
 
     def __init__(self, rows: Sequence[PairText], dataset: Dataset):
@@ -48,63 +48,64 @@ class Texts:
 
     @functools.cached_property
     def bags(self) -> list[dict[str, float]]:
-        """Content words of each description with their weights, at unit length."""
-        found = []
+        """Weights of the content words of each description, normalised to unit length."""
+        bags = []
         for weights in map(self.weights, self.places):
             length = math.sqrt(sum(value**2 for value in weights.values())) or 1.0
-            found.append({word: weights[word] / length for word in sorted(weights)})
-        return found
+            bags.append({word: weights[word] / length for word in sorted(weights)})
+        return bags
 
     @functools.cached_property
     def _columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Inverted index: places with a word, and its weights there."""
         places: dict[str, list[int]] = {}
         for place, bag in enumerate(self.bags):
             for word in bag:
                 places.setdefault(word, []).append(place)
         return {
-            word: (np.array(found), np.array([self.bags[place][word] for place in found]))
-            for word, found in places.items()
+            word: (np.array(holders), np.array([self.bags[place][word] for place in holders]))
+            for word, holders in places.items()
         }
 
     def weights(self, text: str) -> dict[str, float]:
-        """Content words of a text, by how rare they are among the descriptions."""
+        """Inverse document frequencies of the content words of a text."""
         words = sorted(set(content_words(text)))  # sums must not depend on the order of a set
         return {word: self._rare[word] for word in words if word in self._rare}
 
     def scores(self, weights: Mapping[str, float]) -> np.ndarray:
-        """`[P]` cosines of words with each description, times a constant."""
-        found = np.zeros(len(self.bags))
+        """Cosine similarities `[P]` of words with each description, up to a constant factor."""
+        scores = np.zeros(len(self.bags))
         for word in sorted(weights):
             places, values = self._columns[word]
-            found[places] += weights[word] * values
-        return found.round(_DIGITS)
+            scores[places] += weights[word] * values
+        return scores.round(_DIGITS)
 
     @functools.cached_property
     def _numbers(self) -> list[np.ndarray]:
-        """Numbers of the rows of users and of items, -1 for those without a text."""
+        """Text numbers of the rows of users and of items; -1 without a text."""
         sides = ((self.dataset.user_ids, self.users), (self.dataset.item_ids, self.items))
         return [np.array([known.get(str(name), -1) for name in ids]) for ids, known in sides]
 
     def held_out(self, split: Split) -> np.ndarray:
-        """`pairs` of validation and test."""
-        both = [self.pairs(part) for part in (split.valid, split.test)]
+        """Pairs (see `pairs`) of validation and test events."""
+        both = [self.pairs(events) for events in (split.valid, split.test)]
         return np.unique(np.concatenate(both), axis=0)
 
-    def pairs(self, part: Interactions) -> np.ndarray:
-        """`[n, 2]` events of a part whose user has a profile and whose place a description."""
+    def pairs(self, events: Interactions) -> np.ndarray:
+        """Distinct pairs `[n, 2]` of events whose user and place have texts."""
         user, item = self._numbers
-        found = np.stack([user[part.user], item[part.item]], axis=1)
-        return np.unique(found[(found >= 0).all(axis=1)], axis=0)
+        pairs = np.stack([user[events.user], item[events.item]], axis=1)
+        return np.unique(pairs[(pairs >= 0).all(axis=1)], axis=0)
 
     def another(self, seed: int) -> np.ndarray:
-        """For each user another one, drawn: `[U]`."""
+        """Random other user for each user, `[U]`."""
         order = rng.permutation(rng.fold(seed, Stream.AUDIT_PAIRS), len(self.users))
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)
         return other
 
     def named_pair(self, pair: np.ndarray) -> str:
-        """Such as `user 13, item 'Blue Bar' (7)`."""
+        """Formats as `user 13, item 'Blue Bar' (7)`."""
         user, item = list(self.users)[pair[0]], list(self.items)[pair[1]]
         title = self.titles[pair[1]]
         return f"user {user}, item {f'{title!r} ({item})' if title else item}"
@@ -112,13 +113,13 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """How well texts point to places, a value a pair of user and place.
+    """Similarity of texts and places, for pairs of a user and a place.
 
     Attributes:
       users: `[n]` numbers of the users.
-      area: `[n]` share of the places unknown to the user that match worse than the pair's place,
-        ties count half: the area under the ROC curve.
-      rank: `[n]` of the place among them, from 1; ties count against it.
+      area: `[n]` area under the ROC curve: share of the places unknown to the user that match worse
+        than the pair's place, ties count half.
+      rank: `[n]` rank of the place among them, from 1; ties count against it.
     """
 
     users: np.ndarray
@@ -126,17 +127,17 @@ class Overlap:
     rank: np.ndarray
 
     @property
-    def told(self) -> np.ndarray:
-        """`[n]` whether the place is among the `TOP` best."""
+    def in_top(self) -> np.ndarray:
+        """Mask `[n]` of the pairs whose place is among the `TOP` best."""
         return self.rank <= TOP
 
-    def said(self) -> str:
-        """Such as `9.1 % (area 0.585)`."""
-        return f"{percent(self.told.sum(), len(self.told))} (area {self.area.mean():.3f})"
+    def describe(self) -> str:
+        """Formats as `9.1 % (area 0.585)`."""
+        return f"{percent(self.in_top.sum(), len(self.in_top))} (area {self.area.mean():.3f})"
 
 
 def overlaps(texts: Texts, split: Split, *, seed: int = 0) -> dict[str, Overlap]:
-    """Overlap of texts with places; see `audit.profiles` for what is compared.
+    """Computes similarities of texts and places for the comparisons of `audit.profiles`.
 
     Returns:
       `held_out` and `train` for the profile; `other` for another user's profile, `visits` for the
@@ -151,6 +152,7 @@ def overlaps(texts: Texts, split: Split, *, seed: int = 0) -> dict[str, Overlap]
         known[user].add(place)
     for user, place in trains.tolist():
         trained[user].add(place)
+    # Beside a profile, two controls on the same held-out places: chance and mere taste.
     other = texts.another(seed)
 
     def profile(user: int) -> np.ndarray:
@@ -163,7 +165,7 @@ def overlaps(texts: Texts, split: Split, *, seed: int = 0) -> dict[str, Overlap]
                 words[word] = words.get(word, 0.0) + weight
         return texts.scores(words)
 
-    made = {}
+    result = {}
     for name, pairs, score in (
         ("held_out", held_out, profile),
         ("train", trains, profile),
@@ -172,14 +174,14 @@ def overlaps(texts: Texts, split: Split, *, seed: int = 0) -> dict[str, Overlap]
     ):
         area, rank = np.zeros(len(pairs)), np.zeros(len(pairs), np.int64)
         for user in np.unique(pairs[:, 0]).tolist():
-            found = score(user)
-            # Places that the drawn user knows are no fair competitors of the held-out one.
+            scores = score(user)
+            # Places that the random user knows are no fair competitors of the held-out one.
             seen = known[user] | (known[int(other[user])] if name == "other" else set())
-            rest = np.delete(found, sorted(seen))
+            rest = np.delete(scores, sorted(seen))
             for row in np.flatnonzero(pairs[:, 0] == user):
-                value = found[pairs[row, 1]]
+                value = scores[pairs[row, 1]]
                 above, equal = int((rest > value).sum()), int((rest == value).sum())
                 area[row] = 1.0 - (above + 0.5 * equal) / len(rest) if len(rest) else 0.5
                 rank[row] = 1 + above + equal
-        made[name] = Overlap(pairs[:, 0], area, rank)
-    return made
+        result[name] = Overlap(pairs[:, 0], area, rank)
+    return result

@@ -15,12 +15,12 @@ _RATERS = ("rater", "rater_id", "annotator", "user")
 def check_ratings(
     rows: Sequence[Mapping[str, str]], low: float = 1, high: float = 10
 ) -> list[Finding | None]:
-    """Runs every check of this module.
+    """Runs all checks of this module.
 
     Args:
-      rows: of a table with `item`, `model` and a column a scale.
-      low: the least score.
-      high: the largest score.
+      rows: rows of a table with `item`, `model` and a column for each scale.
+      low: smallest score.
+      high: largest score.
     """
     scales = [name for name in rows[0] if name not in (*_KEYS, *_RATERS)]
     return [
@@ -41,7 +41,7 @@ def _number(text: str | None) -> float:
 def out_of_scale(
     rows: Sequence[Mapping[str, str]], scales: Sequence[str], low: float, high: float
 ) -> Finding:
-    """Scores that are no number or outside the scale."""
+    """Finds scores that are no number or outside the scale."""
     wrong = [
         f"row {place + 1}, {name}: {row[name]!r}"
         for place, row in enumerate(rows)
@@ -60,10 +60,10 @@ def out_of_scale(
 
 
 def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> Finding:
-    """Items with the very marks of another item, on every scale of every model.
+    """Finds items with the same scores as another item, on all scales and for all models.
 
-    Data sets where marks that are dealt anew give nearly as many are passed over: with few marks
-    and few values equal rows are no wonder.
+    Data sets in which shuffled scores give nearly as many are skipped: with few scores and few
+    values, equal rows are to be expected.
     """
     rater = next((name for name in _RATERS if name in rows[0]), "")
     marks = [
@@ -74,28 +74,30 @@ def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> F
         for row in rows
         for name in scales
     ]
-    found = copies.copies(copies.rows_of(marks))
-    copied = {group: one for group, one in found.items() if one.copied}
+    by_group = copies.copies(copies.rows_of(marks))
+    copied = {
+        group: group_copies for group, group_copies in by_group.items() if group_copies.copied
+    }
     return Finding(
         "ratings/repeated_rows",
         "error",
-        sum(one.repeated for one in copied.values()),
-        sum(one.items for one in found.values()),
+        sum(group_copies.repeated for group_copies in copied.values()),
+        sum(group_copies.items for group_copies in by_group.values()),
         "Items with the very marks of an earlier item, for all models and on all scales, far more "
         "than chance gives: these answers were copied, and intervals that take each item for an "
         "observation of its own are far too narrow.",
         "Ask where the rows come from; until then draw equal rows as one (xrec rate collect "
         "--ratings does) and report the number of distinct rows.",
         tuple(
-            f"{group + ': ' if group else ''}{one}: items {listing(one.most[:4])}"
-            + (" and others" if len(one.most) > 4 else "")
-            for group, one in copied.items()
+            f"{group + ': ' if group else ''}{group_copies}: items {listing(group_copies.most[:4])}"
+            + (" and others" if len(group_copies.most) > 4 else "")
+            for group, group_copies in copied.items()
         )[:MAX_EXAMPLES],
     )
 
 
 def uneven(rows: Sequence[Mapping[str, str]]) -> Finding:
-    """Items that do not have exactly as many ratings of every model as most have."""
+    """Finds items whose number of ratings of a model differs from the usual one."""
     counts = Counter(
         ((row.get("dataset", ""), row.get("item", "")), row.get("model", "")) for row in rows
     )
@@ -120,7 +122,7 @@ def uneven(rows: Sequence[Mapping[str, str]]) -> Finding:
 
 
 def no_rater(rows: Sequence[Mapping[str, str]]) -> Finding:
-    """Whether the table says who rated."""
+    """Reports a missing column of raters."""
     known = any(name in rows[0] for name in _RATERS)
     return Finding(
         "ratings/no_rater",

@@ -1,4 +1,4 @@
-"""Checks of a split without regard to time: pairs in several parts, users and items left out."""
+"""Checks of a split regardless of time: pairs in several splits, cold users and items."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from xrec_jax.evaluation.audit.findings import (
     plural,
 )
 
-NEGLIGIBLE = 0.01  # share of the held-out events below which cold users and items are no warning
+NEGLIGIBLE = 0.01  # share of held-out events below which cold users and items are no warning
 
 
 def check_split(dataset: Dataset, split: Split, protocol: Protocol) -> list[Finding | None]:
-    """Runs every check of this module."""
+    """Runs all checks of this module."""
     return [
         short_histories(dataset, protocol),
         users_without_test_event(dataset, split, protocol),
@@ -31,11 +31,11 @@ def check_split(dataset: Dataset, split: Split, protocol: Protocol) -> list[Find
 
 
 def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
-    """Users with fewer than three events."""
+    """Finds users with fewer than three events."""
     size = np.bincount(dataset.interactions.user, minlength=dataset.num_users)
     short = (size > 0) & (size < 3)
     names = Names(dataset)
-    why = {
+    reason = {
         "leave_one_out": "they are in training only and no figure speaks of them.",
         "ratio": "they cannot fill training, validation and test.",
         "given": "little is known of them.",
@@ -45,7 +45,7 @@ def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
         severity="info" if protocol.kind == "given" else "warning",
         count=int(short.sum()),
         total=dataset.num_users,
-        message=f"Users with fewer than 3 events: {why}",
+        message=f"Users with fewer than 3 events: {reason}",
         advice="Set data.filters.user_core=3 or more to leave them out on purpose, or report how "
         "many users were evaluated.",
         examples=tuple(
@@ -55,7 +55,7 @@ def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
 
 
 def users_without_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
-    """Users that the test part of a given split leaves out; other splits have rules for them."""
+    """Finds users without a test event in a given split; other splits have rules for them."""
     if protocol.kind != "given":
         return None
     untested = np.bincount(split.test.user, minlength=dataset.num_users) == 0
@@ -72,11 +72,11 @@ def users_without_test_event(dataset: Dataset, split: Split, protocol: Protocol)
 
 
 def cold(dataset: Dataset, split: Split, kind: str) -> Finding:
-    """Users or items with held-out events and no training event.
+    """Finds users or items with held-out events but no training event.
 
     Args:
       dataset: the data.
-      split: its parts.
+      split: split of its events.
       kind: "user" or "item".
     """
     num = dataset.num_users if kind == "user" else dataset.num_items
@@ -105,8 +105,8 @@ def cold(dataset: Dataset, split: Split, kind: str) -> Finding:
 
 
 def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Finding:
-    """Held-out user-item pairs that training holds too."""
-    valid, test = (np.unique(_pairs(part, dataset)) for part in (split.valid, split.test))
+    """Finds held-out user-item pairs that are also in training."""
+    valid, test = (np.unique(_pairs(events, dataset)) for events in (split.valid, split.test))
     held_out = np.union1d(valid, test)
     train = _pairs(split.train, dataset)
     leaked = np.unique(train[_contains(held_out, train)])
@@ -125,8 +125,8 @@ def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Fin
 
 
 def pairs_in_valid_and_test(dataset: Dataset, split: Split, protocol: Protocol) -> Finding:
-    """User-item pairs that validation and test share."""
-    valid, test = (np.unique(_pairs(part, dataset)) for part in (split.valid, split.test))
+    """Finds user-item pairs that validation and test share."""
+    valid, test = (np.unique(_pairs(events, dataset)) for events in (split.valid, split.test))
     shared = test[_contains(valid, test)]
     return Finding(
         code="pairs_in_valid_and_test",
@@ -141,12 +141,12 @@ def pairs_in_valid_and_test(dataset: Dataset, split: Split, protocol: Protocol) 
 
 
 def _pairs(events: Interactions, dataset: Dataset) -> np.ndarray:
-    """`[n]` int64, one number for each user-item pair."""
+    """Encodes user-item pairs as integers, `[n]` int64."""
     return events.user.astype(np.int64) * dataset.num_items + events.item
 
 
 def _contains(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which of `[n]` values are among `[m]` ascending distinct ones; `[n]` bool."""
+    """Mask `[n]` of the values that are among `[m]` ascending distinct ones."""
     if not len(distinct):
         return np.zeros(len(values), bool)
     place = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)

@@ -1,4 +1,4 @@
-"""Checks of time: ties that leave the split to file order, and training on what came later."""
+"""Checks of time: ties that leave the split to file order, and training on later events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIE_ADVICE = (
 
 
 def check_times(dataset: Dataset, split: Split, protocol: Protocol) -> list[Finding | None]:
-    """Runs every check of this module."""
+    """Runs all checks of this module."""
     return [
         no_timestamps(dataset, protocol),
         tied_test_event(dataset, split, protocol),
@@ -37,7 +37,7 @@ def check_times(dataset: Dataset, split: Split, protocol: Protocol) -> list[Find
 
 
 def no_timestamps(dataset: Dataset, protocol: Protocol) -> Finding:
-    """Whether time is unknown, and with it every fault of time."""
+    """Reports missing timestamps, without which no check of time is possible."""
     events = dataset.interactions
     stands_in = "file order stands for time, and " if protocol.by_time else ""
     return Finding(
@@ -51,7 +51,7 @@ def no_timestamps(dataset: Dataset, protocol: Protocol) -> Finding:
 
 
 def tied_timestamps(dataset: Dataset) -> Finding | None:
-    """Events that share their timestamp with the same user's event before."""
+    """Reports events with the timestamp of the same user's previous event."""
     events = dataset.interactions
     if events.timestamp is None:
         return None
@@ -77,11 +77,11 @@ def tied_timestamps(dataset: Dataset) -> Finding | None:
 
 
 def tied_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
-    """Users whose first test event has the timestamp of the event before it (`tied_users`)."""
+    """Finds users whose first test event has the timestamp of the event before it."""
     if not protocol.by_time or split.train.timestamp is None:
         return None
     before = _joined(split.train, split.valid)
-    tied = _meet(before, split.test, dataset.num_users)
+    tied = _tied(before, split.test, dataset.num_users)
     names = Names(dataset)
 
     def example(row: int) -> str:
@@ -104,12 +104,12 @@ def tied_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Findi
 
 
 def tied_held_out_border(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
-    """Users with a tie where validation begins, where the test begins, or both."""
+    """Finds users with a tie at the beginning of validation, of the test, or of both."""
     if not protocol.by_time or split.train.timestamp is None:
         return None
     num_users = dataset.num_users
-    at_test = _meet(_joined(split.train, split.valid), split.test, num_users)
-    at_valid = _meet(split.train, split.valid, num_users)
+    at_test = _tied(_joined(split.train, split.valid), split.test, num_users)
+    at_valid = _tied(split.train, split.valid, num_users)
     names = Names(dataset)
     where = {(True, False): "validation", (False, True): "test", (True, True): "both"}
     return Finding(
@@ -129,7 +129,7 @@ def tied_held_out_border(dataset: Dataset, split: Split, protocol: Protocol) -> 
 
 
 def held_out_before_training(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
-    """Held-out events that are older than a training event of the same user."""
+    """Finds held-out events that are older than a training event of the same user."""
     if split.train.timestamp is None:
         return None
     known = _present(split.train, dataset.num_users)
@@ -162,7 +162,7 @@ def held_out_before_training(dataset: Dataset, split: Split, protocol: Protocol)
 
 
 def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
-    """Test events earlier than the latest training event of all users."""
+    """Finds test events earlier than the latest training event of all users."""
     if split.train.timestamp is None or not len(split.train):
         return None
     end, time = split.train.timestamp.max(), _times(split.test)
@@ -193,11 +193,11 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
 
 
 def _joined(*parts: Interactions) -> Interactions:
-    """Concatenates users, items and timestamps, which all parts must have."""
+    """Concatenates users, items and timestamps, which all of them must have."""
     return Interactions(
-        user=np.concatenate([part.user for part in parts]),
-        item=np.concatenate([part.item for part in parts]),
-        timestamp=np.concatenate([_times(part) for part in parts]),
+        user=np.concatenate([events.user for events in parts]),
+        item=np.concatenate([events.item for events in parts]),
+        timestamp=np.concatenate([_times(events) for events in parts]),
     )
 
 
@@ -208,12 +208,12 @@ def _times(events: Interactions) -> np.ndarray:
 
 
 def _present(events: Interactions, num_users: int) -> np.ndarray:
-    """`[users]` bool: who has an event."""
+    """Mask `[users]` of the users with an event."""
     return np.bincount(events.user, minlength=num_users) > 0
 
 
 def _extreme(events: Interactions, num_users: int, *, last: bool) -> np.ndarray:
-    """`[users]` each user's last or first timestamp; where a user has no event, any value."""
+    """Last or first timestamp of each user, `[users]`; arbitrary for users without an event."""
     times = _times(events)
     if not len(times):
         return np.zeros(num_users, times.dtype)
@@ -222,19 +222,19 @@ def _extreme(events: Interactions, num_users: int, *, last: bool) -> np.ndarray:
     return extreme
 
 
-def _meet(before: Interactions, after: Interactions, num_users: int) -> np.ndarray:
-    """`[users]` bool: whose last timestamp in `before` is the first one in `after`."""
+def _tied(before: Interactions, after: Interactions, num_users: int) -> np.ndarray:
+    """Mask `[users]` of the users whose last timestamp in `before` equals the first in `after`."""
     equal = _extreme(before, num_users, last=True) == _extreme(after, num_users, last=False)
     return equal & _present(before, num_users) & _present(after, num_users)
 
 
 def _event(events: Interactions, user: int, place: int) -> tuple[int, Any]:
-    """Item and timestamp of a user's first (0) or last (-1) event of a part."""
+    """Item and timestamp of a user's first (0) or last (-1) event."""
     row = np.flatnonzero(events.user == user)[place]
     return int(events.item[row]), _times(events)[row]
 
 
 def _text(time: Any) -> str:
-    """A timestamp in the unit of the file, whole numbers without a fraction."""
+    """Formats a timestamp in the unit of the file, whole numbers without a fraction."""
     time = time.item()
     return str(int(time)) if time == int(time) else str(time)
