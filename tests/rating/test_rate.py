@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import SHARED, needs_shared_data
 from xrec_jax.api import rate
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import json_lines, write_text
 from xrec_jax.evaluation.ratings.raters import GoldCheck
 from xrec_jax.rating import answers as rating_exports
@@ -160,7 +161,7 @@ def test_orders_differ_between_raters_and_sides_are_balanced(kit):
 
 
 def test_gold_checks_break_one_text(kit, run):
-    cases = {case.item: case for case in items.of_run(run)}
+    cases = {case.item: case for case in items.of_run(RunDir(run))}
     gold = [case for case in key_of(kit)["cases"] if case["gold"]]
     assert [case["gold"] for case in gold] == ["other item", "shuffled words"]
     for case in gold:
@@ -351,7 +352,7 @@ def test_texts_too_short_to_break_make_no_gold_check(tmp_path):
 
 def test_a_prompt_of_an_unknown_template_is_shown_from_the_pair(tmp_path):
     folder = explained(tmp_path, count=3, prompt="Sell {name} to someone of {age}.")
-    case = items.of_run(folder)[0]
+    case = items.of_run(RunDir(folder))[0]
     assert case.context() == {
         "profile": "A man of 20.",
         "history": [{"title": "Old Moon", "note": "price: 2"}],
