@@ -345,8 +345,8 @@ _JUDGING = (
     Mutant(
         "order_not_swapped",
         "xrec_jax/evaluation/judging/comparisons.py",
-        "judge(asked + asked, ones + others, others + ones)",
-        "judge(asked + asked, ones + ones, others + others)",
+        "judge(questions + questions, ones + others, others + ones)",
+        "judge(questions + questions, ones + ones, others + others)",
         ("tests/evaluation/test_judging.py::test_compare_asks_about_every_pair_in_both_orders",),
     ),
     Mutant(

@@ -1,6 +1,6 @@
-"""Fair judging: both orders, ties kept, intervals over prompts, beside baselines that never read.
+"""Fair judging: both presentation orders, ties, intervals over prompts, text-blind baselines.
 
-Any judge is a callable, see `comparisons.Judge`; a language model becomes one by `readout`.
+A judge is any callable, see `comparisons.Judge`; `readout` makes one of a language model.
 """
 
 from xrec_jax.evaluation.judging.baselines import constant, majority, pair_prior

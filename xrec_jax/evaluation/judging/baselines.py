@@ -1,4 +1,4 @@
-"""What a judge must beat: answers that never look at the texts."""
+"""Baselines of a judge: answers that do not depend on the texts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xrec_jax.core.errors import UserError
 
 
 def majority(labels: Sequence[int] | np.ndarray) -> int:
-    """The commoner label, 1 where both are as common.
+    """Most frequent label; 1 for a tie.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no label.
     """
     counts = Counter(int(label) for label in labels)
     if not counts:
@@ -23,24 +23,24 @@ def majority(labels: Sequence[int] | np.ndarray) -> int:
 
 
 def constant(labels: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    """`[count]` times the majority label of training."""
+    """Majority label of training, repeated `count` times."""
     return np.full(count, majority(labels))
 
 
 def pair_prior(
     pairs: Sequence[Hashable | None],
     labels: Sequence[int] | np.ndarray,
-    asked: Sequence[Hashable | None],
+    queries: Sequence[Hashable | None],
 ) -> np.ndarray:
-    """The majority label in training of the same pair of systems in the shown order.
+    """Majority label in training of the same ordered pair of systems.
 
-    Knows who wrote the two texts, and never reads them.
+    Depends on the writers of the two texts, never on the texts.
 
     Args:
-      pairs: `[training]` which two systems were compared, in which order; None: not known.
-      labels: `[training]` 1 or 2.
-      asked: `[rows]` pairs to answer for; one that is not known, or not in training, gets the
-        majority of all.
+      pairs: `[training]` ordered pairs of compared systems; None if unknown.
+      labels: `[training]` labels, 1 or 2.
+      queries: `[rows]` pairs to answer; one that is unknown or not in training gets the overall
+        majority.
 
     Returns:
       `[rows]` labels.
@@ -55,5 +55,5 @@ def pair_prior(
         if pair is not None:
             by_pair.setdefault(pair, []).append(int(label))
     rest = majority(labels)
-    known = {pair: majority(found) for pair, found in by_pair.items()}
-    return np.array([known.get(pair, rest) for pair in asked], int)
+    known = {pair: majority(labels_of_pair) for pair, labels_of_pair in by_pair.items()}
+    return np.array([known.get(pair, rest) for pair in queries], int)

@@ -1,4 +1,4 @@
-"""Agreement of a judge with labels, and whether its probabilities mean what they say."""
+"""Accuracy and calibration of a judge's probabilities."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from xrec_jax.evaluation.judging.resampling import clustered_mean, clusters, dra
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 BINS = 10
-_LEAST = 1e-12  # probability: a judge that is certain and wrong has a finite loss
+_LEAST = 1e-12  # bound of a probability, so that a certain and wrong judge has a finite loss
 
 
-def _checked(p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndarray):
+def _checked(
+    p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and a mask of label 1, after a check of shapes and ranges."""
     p, label = np.asarray(p_first, np.float64), np.asarray(better)
     if p.shape != label.shape or p.ndim != 1 or not p.size:
         raise UserError(f"labels and probabilities differ: {p.shape}, {label.shape}")
@@ -26,7 +29,7 @@ def _checked(p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.n
 
 
 def right(p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndarray) -> np.ndarray:
-    """`[rows]` 1 where the likelier answer is the label, 0 where not, 1/2 for none likelier.
+    """Correctness `[rows]`: 1 if the likelier answer is the label, 0 if not, 1/2 for a tie.
 
     Args:
       p_first: `[rows]` probability of label 1.
@@ -37,30 +40,29 @@ def right(p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndar
 
 
 def _confidence(p: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    sure = np.maximum(p, 1 - p)
+    """Confidences of the chosen answers, and the numbers of their bins."""
+    confidence = np.maximum(p, 1 - p)
     # Bin k holds confidences above 1/2 + k / (2 bins), its upper edge included.
-    numbers = np.ceil((sure - 0.5) * 2 * bins - 1e-9).astype(int) - 1
-    return sure, np.clip(numbers, 0, bins - 1)
+    numbers = np.ceil((confidence - 0.5) * 2 * bins - 1e-9).astype(int) - 1
+    return confidence, np.clip(numbers, 0, bins - 1)
 
 
 def expected_calibration_error(
     p_first: Sequence[float] | np.ndarray, better: Sequence[int] | np.ndarray, *, bins: int = BINS
 ) -> float:
-    """Mean over answers of |accuracy - mean confidence| of their bin.
+    """Expected calibration error: mean of |accuracy - mean confidence| of each answer's bin.
 
-    Guo et al., arXiv 1706.04599, equation 3.
-
-    The confidence of the chosen answer, max(p, 1 - p), is put into `bins` bins of equal width from
-    1/2 to 1.
+    Guo et al., arXiv 1706.04599, equation 3, with bins of equal width from 1/2 to 1 for the
+    confidence of the chosen answer, max(p, 1 - p).
 
     Args:
       p_first: `[rows]` probability of label 1.
       better: `[rows]` labels, 1 or 2.
-      bins: how many.
+      bins: number of bins.
     """
     p, first = _checked(p_first, better)
-    sure, numbers = _confidence(p, bins)
-    gap = right(p, 2 - first) - sure
+    confidence, numbers = _confidence(p, bins)
+    gap = right(p, 2 - first) - confidence
     return float(np.abs(np.bincount(numbers, gap, bins)).sum() / len(p))
 
 
@@ -73,52 +75,53 @@ def calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """`accuracy`, `log_loss` (nats), `brier` (squared error of p) and `ece`, clustered by prompt.
+    """Computes `accuracy`, `log_loss` (nats), `brier` and `ece`, with intervals over prompts.
 
-    Few answers in a bin make the calibration error larger than it is, as chance never cancels in
-    absolute values; drawing them anew does so once more. Its interval is therefore the reflected
-    one (the basic bootstrap), cut at 0. The value itself stays that of the definition: of a hundred
-    answers a judge that is perfectly calibrated has about 0.1.
+    The calibration error is biased upwards if bins hold few answers, as noise does not cancel in
+    absolute values, and resampling adds to this bias. Its interval is therefore the basic
+    (reflected) bootstrap interval, clipped at 0. The value itself follows the definition: with a
+    hundred answers, a perfectly calibrated judge has about 0.1.
 
     Args:
       p_first: `[rows]` probability of label 1.
       better: `[rows]` labels, 1 or 2.
-      prompts: `[rows]` what each belongs to.
-      bins: of the calibration error, see `expected_calibration_error`.
+      prompts: `[rows]` prompt of each answer.
+      bins: number of bins of the calibration error.
       resamples: bootstrap samples over prompts; 0 for no intervals.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Raises:
       UserError: if shapes differ, or a value is not valid.
     """
     p, first = _checked(p_first, better)
-    given = np.where(first, p, 1 - p)
+    likelihood = np.where(first, p, 1 - p)
     columns = {
         "accuracy": right(p, 2 - first),
-        "log_loss": -np.log(np.maximum(given, _LEAST)),
-        "brier": (1 - given) ** 2,
+        "log_loss": -np.log(np.maximum(likelihood, _LEAST)),
+        "brier": (1 - likelihood) ** 2,
     }
-    found = {
+    result = {
         name: clustered_mean(values, prompts, resamples=resamples, seed=seed)
         for name, values in columns.items()
     }
     numbered, count = clusters(prompts)
     ece = expected_calibration_error(p, 2 - first, bins=bins)
     if not resamples:
-        return found | {"ece": exact(ece, count)}
-    sure, numbers = _confidence(p, bins)
+        return result | {"ece": exact(ece, count)}
+    # Sums of accuracy minus confidence by prompt and bin give the error of every resample.
+    confidence, numbers = _confidence(p, bins)
     cells = np.zeros((len(p), bins + 1))
-    cells[np.arange(len(p)), numbers] = columns["accuracy"] - sure
+    cells[np.arange(len(p)), numbers] = columns["accuracy"] - confidence
     cells[:, bins] = 1.0
-    drawn = draws(count, resamples=resamples, seed=seed) @ sums(cells, numbered, count)
-    sampled = np.abs(drawn[:, :bins]).sum(axis=1) / drawn[:, bins]
+    resampled = draws(count, resamples=resamples, seed=seed) @ sums(cells, numbered, count)
+    sampled = np.abs(resampled[:, :bins]).sum(axis=1) / resampled[:, bins]
     low, high = np.quantile(sampled, [0.025, 0.975])
     if count < 2:
-        return found | {"ece": exact(ece, count)}
+        return result | {"ece": exact(ece, count)}
     reflected: Estimate = {
         "value": ece,
         "low": max(0.0, float(2 * ece - high)),
         "high": max(ece, float(2 * ece - low)),
         "count": count,
     }
-    return found | {"ece": reflected}
+    return result | {"ece": reflected}

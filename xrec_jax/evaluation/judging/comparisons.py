@@ -1,4 +1,4 @@
-"""What a judge says about pairs of systems, in both presentation orders."""
+"""Pairwise comparisons of systems by a judge, in both presentation orders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xrec_jax.text.words import word_count
 
 
 class Judge(Protocol):
-    """Anything that compares explanations, called with equally long sequences of texts.
+    """Interface of a judge, called with equally long sequences of texts.
 
-    Returns, for each, the probability that the explanation shown first is the better one; NaN where
-    it cannot tell because it could not read them.
+    Returns the probability of each that the explanation shown first is better; NaN if it could not
+    read them.
     """
 
     def __call__(
@@ -27,19 +27,20 @@ class Judge(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Comparisons:
-    """One row for each prompt and each pair of systems that both answered it.
+    """Table of comparisons, with a row for each prompt and pair of systems that answered it.
 
     Attributes:
-      systems: names.
-      prompts: `[rows]` int, number of the prompt; rows of one prompt are one cluster.
-      one: `[rows]` int, a system.
-      other: `[rows]` int, the system it is compared with.
-      forward: `[rows]` probability that `one` is better, shown first.
-      backward: `[rows]` probability that `other` is better, shown first.
-      words: `[rows, 2]` number of words of both.
+      systems: names of the systems.
+      prompts: `[rows]` int, number of the prompt; rows of one prompt form a cluster.
+      one: `[rows]` int, index of a system.
+      other: `[rows]` int, index of the system that it is compared with.
+      forward: `[rows]` probability that `one`, shown first, is better.
+      backward: `[rows]` probability that `other`, shown first, is better.
+      words: `[rows, 2]` numbers of words of both texts.
 
     Raises:
-      UserError: if shapes differ, a probability is not one, or a system meets itself.
+      UserError: if shapes differ, a probability is out of range, or a system is compared with
+        itself.
     """
 
     systems: tuple[str, ...]
@@ -69,43 +70,44 @@ class Comparisons:
 
     @property
     def probability(self) -> np.ndarray:
-        """`[rows]` probability that `one` is better, the mean of both orders."""
+        """Probability `[rows]` that `one` is better, averaged over both orders."""
         return (self.forward + 1.0 - self.backward) / 2.0
 
     def select(self, rows: np.ndarray) -> Comparisons:
-        """Some of the rows, by a mask or by numbers."""
-        found = {
+        """Selects rows by a mask or by indices."""
+        fields = {
             name: getattr(self, name)[rows]
             for name in ("prompts", "one", "other", "forward", "backward", "words")
         }
-        return dataclasses.replace(self, **found)
+        return dataclasses.replace(self, **fields)
 
     def pair(self, one: str, other: str) -> Comparisons:
-        """The rows of two systems, turned so that `one` is the first of them."""
+        """Selects the rows of two systems, oriented so that `one` is the first argument."""
         a, b = self.systems.index(one), self.systems.index(other)
         straight = (self.one == a) & (self.other == b)
         turned = (self.one == b) & (self.other == a)
         rows = straight | turned
         flip = turned[rows]
-        found = self.select(rows)
+        selected = self.select(rows)
         return dataclasses.replace(
-            found,
-            one=np.full(len(found), a),
-            other=np.full(len(found), b),
-            forward=np.where(flip, found.backward, found.forward),
-            backward=np.where(flip, found.forward, found.backward),
-            words=np.where(flip[:, None], found.words[:, ::-1], found.words),
+            selected,
+            one=np.full(len(selected), a),
+            other=np.full(len(selected), b),
+            forward=np.where(flip, selected.backward, selected.forward),
+            backward=np.where(flip, selected.forward, selected.backward),
+            words=np.where(flip[:, None], selected.words[:, ::-1], selected.words),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
       table: the comparisons.
-      refused: pairs that the judge could not read in one order or both; they are not in the table.
-      missing: pairs that were never asked about because a system has no text for the prompt.
+      refused: number of pairs that the judge could not read in at least one order; they are not in
+        the table.
+      missing: number of pairs without a text of one of the systems.
     """
 
     table: Comparisons
@@ -123,24 +125,26 @@ def compare(
     """Asks a judge about every pair of systems on every prompt, in both orders.
 
     Args:
-      judge: see `Judge`.
-      prompts: what the systems were asked.
-      texts: by system, a text for each prompt; None or an empty one where there is none.
-      numbers: which prompts are the same one, for intervals; default: those of equal text.
+      judge: the judge, see `Judge`.
+      prompts: prompts that the systems answered.
+      texts: texts of each system for all prompts; None or empty for a missing one.
+      numbers: number of each prompt, equal for equivalent ones, for intervals; by default prompts
+        of equal text are equivalent.
 
     Raises:
-      UserError: if there are fewer than two systems, lengths differ, the judge gives anything but
-        a probability for each, or nothing could be compared.
+      UserError: if there are fewer than two systems, lengths differ, the judge returns something
+        other than a probability for each pair, or no pair can be compared.
     """
     systems = tuple(texts)
     if len(systems) < 2:
         raise UserError(f"a comparison needs two systems or more, got {len(systems)}")
-    for system, given in texts.items():
-        if len(given) != len(prompts):
-            raise UserError(f"{system}: {len(given)} texts for {len(prompts)} prompts")
+    for system, own_texts in texts.items():
+        if len(own_texts) != len(prompts):
+            raise UserError(f"{system}: {len(own_texts)} texts for {len(prompts)} prompts")
     if numbers is None:
         known: dict[str, int] = {}
         numbers = [known.setdefault(prompt, len(known)) for prompt in prompts]
+    # A row for each prompt and pair of systems with both texts.
     rows, missing = [], 0
     for place in range(len(prompts)):
         for a, b in itertools.combinations(range(len(systems)), 2):
@@ -151,28 +155,32 @@ def compare(
                 missing += 1
     if not rows:
         raise UserError("nothing to compare: no prompt has texts of two systems")
-    asked = [prompts[row[0]] for row in rows]
+    questions = [prompts[row[0]] for row in rows]
     ones, others = [row[3] for row in rows], [row[4] for row in rows]
-    # One call, so that a judge may read what all pairs of a prompt share once.
-    found = np.asarray(judge(asked + asked, ones + others, others + ones), np.float64)
-    if found.shape != (2 * len(rows),):
+    # One call, so that a judge may read the shared beginning of a prompt's pairs only once.
+    probabilities = np.asarray(
+        judge(questions + questions, ones + others, others + ones), np.float64
+    )
+    if probabilities.shape != (2 * len(rows),):
         raise UserError(
-            f"the judge gave an array of shape {list(found.shape)} for {2 * len(rows)} pairs"
+            f"the judge gave an array of shape {list(probabilities.shape)} for {2 * len(rows)} "
+            "pairs"
         )
-    if not np.all(np.isnan(found) | ((found >= 0) & (found <= 1))):
+    if not np.all(np.isnan(probabilities) | ((probabilities >= 0) & (probabilities <= 1))):
         raise UserError("the judge must give probabilities from 0 to 1, or NaN for a refusal")
-    forward, backward = found[: len(rows)], found[len(rows) :]
-    read = ~(np.isnan(forward) | np.isnan(backward))
-    if not read.any():
+    # A pair read in one order only says nothing fair, so both orders are needed.
+    forward, backward = probabilities[: len(rows)], probabilities[len(rows) :]
+    readable = ~(np.isnan(forward) | np.isnan(backward))
+    if not readable.any():
         raise UserError(f"the judge could read none of the {len(rows)} pairs")
     words = np.array([[word_count(one), word_count(other)] for *_, one, other in rows])
     table = Comparisons(
         systems,
-        np.array([numbers[row[0]] for row in rows])[read],
-        np.array([row[1] for row in rows])[read],
-        np.array([row[2] for row in rows])[read],
-        forward[read],
-        backward[read],
-        words[read],
+        np.array([numbers[row[0]] for row in rows])[readable],
+        np.array([row[1] for row in rows])[readable],
+        np.array([row[2] for row in rows])[readable],
+        forward[readable],
+        backward[readable],
+        words[readable],
     )
-    return Compared(table, int((~read).sum()), missing)
+    return Compared(table, int((~readable).sum()), missing)

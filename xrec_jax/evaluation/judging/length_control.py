@@ -1,13 +1,14 @@
-"""Win ratios with the effect of length taken out.
+"""Length-controlled win ratios.
 
 In the spirit of AlpacaEval 2 (Dubois et al., arXiv 2404.04475, equation 1, without its term for the
-difficulty of the instruction): a verdict follows
+difficulty of the instruction), a verdict is modelled as
 
     logit P(i beats j) = s_i - s_j + b tanh((n_i - n_j) / d)
 
-with strengths s, numbers of words n and their standard deviation d over all comparisons. The ratio
-at equal length is the mean of 1 / (1 + exp(s_j - s_i)) over opponents. Where one system is always
-the longer, its strength and the effect of length cannot be told apart, and both share the credit.
+with strengths s, numbers of words n and d the standard deviation of their differences over all
+comparisons. The ratio at equal length is the mean of 1 / (1 + exp(s_j - s_i)) over opponents. If
+one system is always the longer, its strength and the effect of length cannot be separated, and both
+share the credit.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from xrec_jax.evaluation.judging.ratios import points
 from xrec_jax.evaluation.judging.resampling import clusters, interval, resampled
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
-_RIDGE = 1e-3  # on strengths and slope: keeps both finite where verdicts follow one perfectly
+_RIDGE = 1e-3  # penalty of strengths and slope; keeps both finite for separable verdicts
 _STEPS = 200
 _LONGEST = 1.0
 
 
 class LengthFit(NamedTuple):
-    """The fitted model.
+    """Fitted model.
 
     Attributes:
       strengths: `[systems]` nats, mean zero.
-      slope: nats for a text that is far longer.
+      slope: b in the module's equation, in nats.
     """
 
     strengths: np.ndarray
@@ -40,7 +41,7 @@ class LengthFit(NamedTuple):
 
 
 def difference(table: Comparisons) -> np.ndarray:
-    """`[rows]` tanh of the difference in words over its standard deviation around zero."""
+    """Length feature `[rows]`: tanh of the difference in words over its root mean square."""
     gap = (table.words[:, 0] - table.words[:, 1]).astype(np.float64)
     spread = np.sqrt(np.mean(gap**2))
     return np.tanh(gap / spread) if spread > 0 else gap
@@ -53,13 +54,13 @@ def fit(
     weight: np.ndarray | None = None,
     start: LengthFit | None = None,
 ) -> LengthFit:
-    """Most likely strengths and slope, with a slight ridge.
+    """Maximum-likelihood strengths and slope with a slight ridge, by Newton's method.
 
     Args:
       table: the comparisons.
-      gained: `[rows]` what `one` got of each, from 0 to 1.
-      weight: `[rows]` of each comparison; default 1.
-      start: where Newton's method begins.
+      gained: `[rows]` points of `one` in each, from 0 to 1.
+      weight: `[rows]` weights of the comparisons; by default 1.
+      start: initial values.
     """
     size = len(table.systems)
     cells, features = _cells(table)
@@ -69,6 +70,7 @@ def fit(
         guess[:size], guess[size] = start.strengths, start.slope
     ridge = np.full(size + 1, _RIDGE)
     for _ in range(_STEPS):
+        # Gradient and Hessian of the penalised log-likelihood; long steps are cut to stay stable.
         logit = guess[table.one] - guess[table.other] + guess[size] * features
         expected = 0.5 * (1.0 + np.tanh(logit / 2))
         residual = weight * (gained - expected)
@@ -96,11 +98,11 @@ def _cells(table: Comparisons) -> tuple[np.ndarray, np.ndarray]:
 def _hessian(
     table: Comparisons, cells: np.ndarray, features: np.ndarray, curve: np.ndarray, size: int
 ) -> np.ndarray:
-    """Sum of `curve x x'` over rows, x being +1, -1 and the length feature."""
-    met = np.bincount(cells, curve, size * size).reshape(size, size)
-    met = met + met.T
+    """Weighted Gram matrix: sum of `curve x x'` over rows, with x of +1, -1 and the feature."""
+    information = np.bincount(cells, curve, size * size).reshape(size, size)
+    information = information + information.T
     hessian = np.zeros((size + 1, size + 1))
-    hessian[:size, :size] = np.diag(met.sum(axis=1)) - met
+    hessian[:size, :size] = np.diag(information.sum(axis=1)) - information
     along = curve * features
     hessian[:size, size] = np.bincount(table.one, along, size) - np.bincount(
         table.other, along, size
@@ -111,10 +113,10 @@ def _hessian(
 
 
 def ratios_at_equal_length(strengths: np.ndarray) -> np.ndarray:
-    """`[systems]` mean probability to beat each of the others."""
+    """Mean probability `[systems]` of beating each of the others."""
     gap = strengths[:, None] - strengths[None, :]
-    chance = 0.5 * (1.0 + np.tanh(gap / 2))
-    return (chance.sum(axis=1) - 0.5) / (len(strengths) - 1)
+    probability = 0.5 * (1.0 + np.tanh(gap / 2))
+    return (probability.sum(axis=1) - 0.5) / (len(strengths) - 1)
 
 
 def length_controlled(
@@ -125,14 +127,14 @@ def length_controlled(
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Win ratio of each system as it would be at equal length.
+    """Length-controlled win ratio of each system, that is at equal length.
 
     Args:
       table: the comparisons.
       margin: see `ratios.points`.
       soft: see `ratios.points`.
-      resamples: bootstrap samples over prompts, a fit each; 0 for no intervals.
-      seed: of the draws.
+      resamples: bootstrap samples over prompts, each with a fit of its own; 0 for no intervals.
+      seed: seed of the resamples.
 
     Raises:
       UserError: if there is no comparison.
@@ -146,9 +148,9 @@ def length_controlled(
     if not resamples:
         return {name: exact(value[i], count) for i, name in enumerate(table.systems)}
 
-    def once(weight: np.ndarray) -> np.ndarray:
-        found = fit(table, gained, weight=weight[numbered], start=full)
-        return ratios_at_equal_length(found.strengths)
+    def refit(weight: np.ndarray) -> np.ndarray:
+        refitted = fit(table, gained, weight=weight[numbered], start=full)
+        return ratios_at_equal_length(refitted.strengths)
 
-    sampled = resampled(once, count, resamples=resamples, seed=seed)
+    sampled = resampled(refit, count, resamples=resamples, seed=seed)
     return {name: interval(value[i], sampled[:, i], count) for i, name in enumerate(table.systems)}

@@ -1,4 +1,4 @@
-"""Fair win ratios: both orders averaged, ties kept, any number of systems."""
+"""Win ratios from both presentation orders, with ties, for any number of systems."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from xrec_jax.evaluation.statistics.intervals import Estimate
 
 
 def points(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -> np.ndarray:
-    """What `one` gets of each comparison: 1 for a win, 1/2 for a tie, 0.
+    """Points of `one` in each comparison: 1 for a win, 1/2 for a tie, 0 for a loss.
 
-    A tie is a pair whose orders name different winners (or one of them none), or whose mean
-    probability lies nearer to 1/2 than `margin`.
+    A tie is a pair whose orders have different winners (or one of them none), or whose mean
+    probability is closer to 1/2 than `margin`.
 
     Args:
       table: the comparisons.
       margin: from 0 to below 1/2.
-      soft: take the mean probability itself instead.
+      soft: whether to return the mean probability instead.
 
     Returns:
-      `[rows]` float64; `other` gets the rest to 1.
+      `[rows]` float64; `other` has the complement to 1.
 
     Raises:
       UserError: on a margin out of range.
@@ -40,15 +40,15 @@ def points(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -> np
 
 
 def consistent(table: Comparisons) -> np.ndarray:
-    """`[rows]` bool: whether both orders name the same winner, or both none."""
+    """Mask `[rows]` of the comparisons with the same winner in both orders, or none in both."""
     return np.sign(table.forward - 0.5) == -np.sign(table.backward - 0.5)
 
 
 def position_bias(table: Comparisons) -> np.ndarray:
-    """`[rows]` share of both orders won by what is shown first (none: half a win), minus 1/2.
+    """Share of the two orders won by the text shown first, minus 1/2, `[rows]`.
 
-    0 on average for a judge without a preference for a place; 1/2 for one that always takes the
-    first, -1/2 for one that always takes the second.
+    On average 0 for a judge without a position bias, 1/2 for one that always prefers the first, and
+    -1/2 for one that always prefers the second. Undecided orders count as half a win.
     """
     first = [(p > 0.5) + 0.5 * (p == 0.5) for p in (table.forward, table.backward)]
     return (first[0] + first[1]) / 2.0 - 0.5
@@ -62,21 +62,21 @@ def win_ratios(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Points of each system over its comparisons with all others, 1/2 for no better than they.
+    """Mean points of each system over its comparisons with all others; 1/2 is average.
 
     Args:
       table: the comparisons.
       margin: see `points`.
       soft: see `points`.
       resamples: bootstrap samples over prompts; 0 for no intervals.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Raises:
       UserError: if there is no comparison.
     """
     gained, played = _shares(table, points(table, margin=margin, soft=soft))
-    found = clustered_ratios(gained, played, table.prompts, resamples=resamples, seed=seed)
-    return dict(zip(table.systems, found, strict=True))
+    ratios = clustered_ratios(gained, played, table.prompts, resamples=resamples, seed=seed)
+    return dict(zip(table.systems, ratios, strict=True))
 
 
 def tie_rates(
@@ -85,16 +85,16 @@ def tie_rates(
     """Share of each system's comparisons that are ties."""
     tied = (points(table, margin=margin) == 0.5) * 1.0
     members = _members(table)
-    found = clustered_ratios(
+    rates = clustered_ratios(
         tied[:, None] * members, members, table.prompts, resamples=resamples, seed=seed
     )
-    return dict(zip(table.systems, found, strict=True))
+    return dict(zip(table.systems, rates, strict=True))
 
 
 def win_matrix(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -> np.ndarray:
-    """`[systems, systems]` points of the row's system over the column's; ties are half a win.
+    """Points `[systems, systems]` of the row's system over the column's; ties are half a win.
 
-    Entry `[i, j]` plus entry `[j, i]` is the number of comparisons of the two.
+    Entries `[i, j]` and `[j, i]` add up to the number of comparisons of the two.
     """
     count = len(table.systems)
     gained = points(table, margin=margin, soft=soft)
@@ -107,8 +107,8 @@ def win_matrix(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -
 def pair_figures(
     table: Comparisons, *, margin: float = 0.0, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Estimate]]:
-    """`win/ratio` (of the first), `win/ties` and `win/consistency` for each "A vs B"."""
-    found = {}
+    """Computes `win/ratio` of the first, `win/ties` and `win/consistency` of each "A vs B"."""
+    figures = {}
     for one, other in itertools.combinations(table.systems, 2):
         rows = table.pair(one, other)
         if not len(rows):
@@ -119,20 +119,21 @@ def pair_figures(
             "win/ties": (gained == 0.5) * 1.0,
             "win/consistency": consistent(rows) * 1.0,
         }
-        found[f"{one} vs {other}"] = {
+        figures[f"{one} vs {other}"] = {
             name: clustered_mean(values, rows.prompts, resamples=resamples, seed=seed)
             for name, values in columns.items()
         }
-    return found
+    return figures
 
 
 def _members(table: Comparisons) -> np.ndarray:
-    """`[rows, systems]` 1 where a system takes part."""
+    """Indicator `[rows, systems]` of the systems in each comparison."""
     systems = np.arange(len(table.systems))
     return ((table.one[:, None] == systems) | (table.other[:, None] == systems)) * 1.0
 
 
 def _shares(table: Comparisons, gained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and participation of each system in each comparison, `[rows, systems]`."""
     systems = np.arange(len(table.systems))
     one, other = ((place[:, None] == systems) * 1.0 for place in (table.one, table.other))
     return one * gained[:, None] + other * (1.0 - gained)[:, None], one + other

@@ -1,7 +1,7 @@
-"""A language model's choice between two answers, read from probabilities, never from a sample.
+"""Probability of a language model's choice between two answers, computed without sampling.
 
-p(first) = exp(l_1) / (exp(l_1) + exp(l_2)) with the logits l of the two answer tokens that may
-follow the prompt; whatever the model would give to other tokens does not count.
+p(first) = exp(l_1) / (exp(l_1) + exp(l_2)) with the logits l of the two answer tokens after the
+prompt; the probability of other tokens is ignored.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from xrec_jax.llm.model.llama import Llama, positions_of
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_batch, put_replicated
 
-_WORTH = 64  # tokens of a shared beginning that are worth reading it apart
+_WORTH = 64  # tokens of a shared beginning from which it is read separately
 _WIDTH = 64  # shared beginnings are padded to a multiple of four times this, the rest of this
 Row = Sequence[int]
 
 
 class AnswerReader:
-    """Reads the probability of the first of two answer tokens after each row of tokens.
+    """Computes the probability of the first of two answer tokens after each row of tokens.
 
     Rows that share a beginning (a prompt whose answers are compared in many pairs and orders) can
-    be given as one group: the beginning is read once.
+    be passed as a group, whose beginning is read once.
 
     Args:
       model: the model's functions.
-      params: of the base, on the mesh.
-      adapter: of the judge; None is the base itself.
+      params: parameters of the base, on the mesh.
+      adapter: adapter of the judge; None for the base itself.
       answers: the two answer tokens.
       mesh: devices; use the object inside `use_mesh(mesh)`.
-      batch: global rows at a time; divisible by the devices along the batch.
+      batch: global rows per batch; divisible by the devices along the batch.
 
     Raises:
-      UserError: if the batch cannot be split, or both answers are one token.
+      UserError: if the batch cannot be split, or both answers are the same token.
     """
 
     def __init__(
@@ -76,12 +76,13 @@ class AnswerReader:
             hidden = model.hidden(params, batch["ids"], segments=batch["segments"], adapter=adapter)
             return choose(params, hidden, batch["last"])
 
+        # The key-value cache of a group's beginning, which all its rows then extend.
         def begin(params, adapter, ids, segments):
             lora = None if adapter is None else adapter.scaled()["layers"]
             x = model.embed(params, ids)
             contexts = [Whole(segments)] * layers
             _, caches = model.cached(params, x, positions_of(segments), contexts, lora=lora)
-            # One row stands for all: they are equal, and there are several only to be split.
+            # All rows are equal; there are several only because the batch is split over devices.
             return jax.tree.map(lambda cache: cache[:1], caches)
 
         def extend(params, adapter, caches, batch, start):
@@ -101,44 +102,50 @@ class AnswerReader:
         self._whole, self._begin, self._extend = jax.jit(whole), jax.jit(begin), jax.jit(extend)
 
     def __call__(self, rows: Sequence[Row], *, groups: Sequence[Sequence[int]] = ()) -> np.ndarray:
-        """Probability of the first answer after each row.
+        """Computes the probability of the first answer after each row.
 
         Args:
           rows: token ids, none empty.
-          groups: numbers of rows that begin alike; rows in none of them are read whole.
+          groups: indices of rows with a common beginning; other rows are read whole.
 
         Returns:
           `[rows]` float64.
 
         Raises:
-          UserError: if a row is empty or longer than the model takes.
+          UserError: if a row is empty or longer than the model allows.
         """
-        most = self._model.config.max_positions
+        max_positions = self._model.config.max_positions
         for number, row in enumerate(rows):
-            if not 0 < len(row) <= most:
-                raise UserError(f"row {number} has {len(row)} tokens; the model takes 1 to {most}")
-        out = np.full(len(rows), np.nan)
+            if not 0 < len(row) <= max_positions:
+                raise UserError(
+                    f"row {number} has {len(row)} tokens; the model takes 1 to {max_positions}"
+                )
+        probabilities = np.full(len(rows), np.nan)
         alone = np.ones(len(rows), bool)
         for members in groups:
             shared = _shared([rows[i] for i in members]) if len(members) > 2 else 0
             if shared >= _WORTH:
-                self._read_group(rows, members, shared, out)
+                self._read_group(rows, members, shared, probabilities)
                 alone[list(members)] = False
-        self._read_whole(rows, np.flatnonzero(alone), out)
-        return out
+        self._read_whole(rows, np.flatnonzero(alone), probabilities)
+        return probabilities
 
-    def _read_whole(self, rows: Sequence[Row], numbers: np.ndarray, out: np.ndarray) -> None:
+    def _read_whole(
+        self, rows: Sequence[Row], numbers: np.ndarray, probabilities: np.ndarray
+    ) -> None:
+        """Fills in the probabilities of rows that are read from their first token."""
         order = sorted(numbers.tolist(), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self._batch):
             members = order[start : start + self._batch]
             width = min(bucket(len(rows[members[-1]])), self._model.config.max_positions)
             batch = self._put([rows[i] for i in members], width)
-            found = self._whole(self._params, self._adapter, batch)
-            out[members] = gather(found)[: len(members)]
+            chosen = self._whole(self._params, self._adapter, batch)
+            probabilities[members] = gather(chosen)[: len(members)]
 
     def _read_group(
-        self, rows: Sequence[Row], members: Sequence[int], shared: int, out: np.ndarray
+        self, rows: Sequence[Row], members: Sequence[int], shared: int, probabilities: np.ndarray
     ) -> None:
+        """Fills in the probabilities of rows whose first `shared` tokens are read once."""
         width = min(_up(shared, 4 * _WIDTH), self._model.config.max_positions)
         ids, segments = (np.zeros((self._parts, width), np.int32) for _ in range(2))
         ids[:, :shared], segments[:, :shared] = rows[members[0]][:shared], 1
@@ -147,14 +154,14 @@ class AnswerReader:
         order = sorted(members, key=lambda i: len(rows[i]))
         start = put_replicated(np.int32(shared), self._mesh)
         for first in range(0, len(order), self._batch):
-            part = order[first : first + self._batch]
-            ends = [rows[i][shared:] for i in part]
+            chunk = order[first : first + self._batch]
+            ends = [rows[i][shared:] for i in chunk]
             batch = self._put(ends, _up(len(ends[-1]), _WIDTH))
-            found = self._extend(self._params, self._adapter, caches, batch, start)
-            out[part] = gather(found)[: len(part)]
+            chosen = self._extend(self._params, self._adapter, caches, batch, start)
+            probabilities[chunk] = gather(chosen)[: len(chunk)]
 
     def _put(self, rows: Sequence[Row], width: int) -> dict[str, jax.Array]:
-        """This process's part of a global batch, which the last row fills up."""
+        """Puts this process's rows of a global batch on its devices; the last row fills it up."""
         processes, process = jax.process_count(), jax.process_index()
         local = self._batch // processes
         ids, segments = (np.zeros((local, width), np.int32) for _ in range(2))
@@ -171,7 +178,7 @@ def _up(length: int, multiple: int) -> int:
 
 
 def _shared(rows: Sequence[Row]) -> int:
-    """Tokens that all rows begin with, one at least of each left over."""
+    """Length of the common beginning of all rows, which leaves at least one token of each."""
     first = rows[0]
     shared = min(min(common(first, row) for row in rows[1:]), *(len(row) - 1 for row in rows))
     return shared

@@ -1,4 +1,4 @@
-"""Bootstrap over prompts: rows of one prompt are not independent, so they are drawn together."""
+"""Cluster bootstrap over prompts: rows of one prompt are dependent, and resampled together."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 
 def clusters(prompts: Sequence[int] | Sequence[str] | np.ndarray) -> tuple[np.ndarray, int]:
-    """Prompts as numbers from 0 without gaps, `[rows]`, and how many there are."""
+    """Numbers prompts from 0 without gaps, `[rows]`; also returns how many there are."""
     _, numbered = np.unique(np.asarray(prompts), return_inverse=True)
     numbered = numbered.reshape(-1)
     return numbered, int(numbered.max(initial=-1)) + 1
 
 
 def draws(count: int, *, resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each of `count` prompts is drawn: `[resamples, count]`, rows sum to `count`."""
+    """Multinomial weights of `count` prompts, `[resamples, count]`; rows sum to `count`."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def sums(values: np.ndarray, numbered: np.ndarray, count: int) -> np.ndarray:
-    """Sums of rows over the rows of each prompt: `[rows, ...]` -> `[count, ...]`."""
-    out = np.zeros((count, *values.shape[1:]))
-    np.add.at(out, numbered, values)
-    return out
+    """Sums over the rows of each prompt: `[rows, ...]` -> `[count, ...]`."""
+    totals = np.zeros((count, *values.shape[1:]))
+    np.add.at(totals, numbered, values)
+    return totals
 
 
 def interval(value: float, sampled: np.ndarray, count: int) -> Estimate:
-    """A value with the percentile interval (95 %) of its samples; NaN ones are left out."""
+    """Estimate with the 95 % percentile interval of its finite samples."""
     sampled = sampled[np.isfinite(sampled)]
     if count < 2 or not sampled.size:
         return exact(value, count)
@@ -46,16 +46,16 @@ def clustered_mean(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over rows, with an interval from prompts drawn with replacement.
+    """Mean over rows, with a bootstrap interval over prompts.
 
     Args:
       values: `[rows]`.
-      prompts: `[rows]`, what each belongs to.
+      prompts: `[rows]` prompt of each row.
       resamples: bootstrap samples; 0 for no interval.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Returns:
-      The estimate; its count is that of the prompts.
+      The estimate, with the number of prompts as its count.
 
     Raises:
       UserError: if there is no row.
@@ -74,14 +74,15 @@ def clustered_ratios(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Estimate]:
-    """Ratios of sums, one a column, from the same draws of prompts.
+    """Ratios of sums for each column, from the same resamples of prompts.
 
     Args:
-      above: `[rows, columns]`.
-      below: `[rows, columns]`; a column's count is the number of prompts where it is not all 0.
-      prompts: `[rows]`.
+      above: `[rows, columns]` numerators.
+      below: `[rows, columns]` denominators; a column's count is the number of prompts with any
+        non-zero one.
+      prompts: `[rows]` prompt of each row.
       resamples: bootstrap samples; 0 for no interval.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Raises:
       UserError: if there is no row.
@@ -104,12 +105,12 @@ def clustered_ratios(
 def resampled(
     statistic: Callable[[np.ndarray], np.ndarray], count: int, *, resamples: int, seed: int = 0
 ) -> np.ndarray:
-    """A statistic of prompt weights for each draw: `[resamples, ...]`.
+    """Evaluates a statistic on the weights of each resample: `[resamples, ...]`.
 
     Args:
-      statistic: from weights `[count]` to an array; called once a draw.
-      count: of prompts.
-      resamples: how many.
-      seed: of the draws.
+      statistic: function from weights `[count]` to an array.
+      count: number of prompts.
+      resamples: number of resamples.
+      seed: seed of the resamples.
     """
     return np.array([statistic(weight) for weight in draws(count, resamples=resamples, seed=seed)])

@@ -1,9 +1,9 @@
 """Bradley-Terry strengths: P(i beats j) = 1 / (1 + exp(s_j - s_i)).
 
 Bradley and Terry (1952). Ties count as half a win each. One virtual tie between every two systems
-keeps the strengths finite where a system never lost or never won; beside hundreds of comparisons it
-changes nothing that matters. Systems that never met, not even by way of others, are held together
-by these ties alone: how far such are apart is then a convention, not a finding.
+keeps the strengths finite if a system never lost or never won; beside hundreds of comparisons its
+effect is negligible. Systems without any chain of comparisons between them are linked by these ties
+alone, so that their difference is a convention, not a result.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from xrec_jax.evaluation.judging.resampling import clusters, draws, interval, su
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
 _STEPS = 200
-_LONGEST = 1.0  # of a Newton step: curvature changes little within it
+_LONGEST = 1.0  # bound of a Newton step, within which the curvature changes little
 
 
 def bradley_terry(wins: np.ndarray, *, virtual_ties: float = 1.0) -> np.ndarray:
-    """Strengths that make the observed wins most likely.
-
-    Newton's method on the concave log-likelihood, steps kept short; any number of problems at once.
+    """Maximum-likelihood strengths, by Newton's method with bounded steps.
 
     Args:
-      wins: `[..., systems, systems]` wins of the row's over the column's, ties as halves; the
-        diagonal does not count.
-      virtual_ties: added between every two systems; above 0.
+      wins: `[..., systems, systems]` wins of the row's over the column's system, ties as halves;
+        the diagonal is ignored. Leading dimensions are separate problems.
+      virtual_ties: number of ties added between every two systems; positive.
 
     Returns:
       `[..., systems]` in nats, mean zero.
@@ -42,8 +40,8 @@ def bradley_terry(wins: np.ndarray, *, virtual_ties: float = 1.0) -> np.ndarray:
         raise UserError(f"wins must be a square table of two systems or more: {wins.shape}")
     if not np.all(np.isfinite(wins)) or np.any(wins < 0) or not virtual_ties > 0:
         raise UserError("wins must not be negative, and virtual_ties must be above 0")
-    away = 1.0 - np.eye(count)
-    wins = (wins + virtual_ties / 2) * away
+    off_diagonal = 1.0 - np.eye(count)
+    wins = (wins + virtual_ties / 2) * off_diagonal
     played = wins + wins.swapaxes(-1, -2)
     strengths = np.zeros(wins.shape[:-1])
     for _ in range(_STEPS):
@@ -51,7 +49,7 @@ def bradley_terry(wins: np.ndarray, *, virtual_ties: float = 1.0) -> np.ndarray:
         expected = 0.5 * (1.0 + np.tanh(gap / 2))
         gradient = (wins - played * expected).sum(axis=-1)
         curve = played * expected * (1.0 - expected)
-        # The ones fix the mean, which the likelihood leaves open.
+        # Adding ones fixes the mean, which the likelihood does not determine.
         hessian = curve.sum(axis=-1)[..., None] * np.eye(count) - curve + 1.0
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         longest = np.abs(step).max(axis=-1, keepdims=True)
@@ -69,14 +67,14 @@ def strengths(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Bradley-Terry strengths of all systems, with intervals from prompts drawn anew.
+    """Bradley-Terry strengths of all systems, with bootstrap intervals over prompts.
 
     Args:
       table: the comparisons.
       margin: see `ratios.points`.
       soft: see `ratios.points`.
       resamples: bootstrap samples; 0 for no intervals.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Raises:
       UserError: if there is no comparison.
@@ -91,9 +89,9 @@ def strengths(
     cells[rows, table.one * size + table.other] = gained
     cells[rows, table.other * size + table.one] = 1.0 - gained
     by_prompt = sums(cells, numbered, count)
-    found = bradley_terry(by_prompt.sum(axis=0).reshape(size, size))
+    fitted = bradley_terry(by_prompt.sum(axis=0).reshape(size, size))
     if not resamples:
-        return {name: exact(found[i], count) for i, name in enumerate(table.systems)}
+        return {name: exact(fitted[i], count) for i, name in enumerate(table.systems)}
     weight = draws(count, resamples=resamples, seed=seed)
     sampled = bradley_terry((weight @ by_prompt).reshape(resamples, size, size))
-    return {name: interval(found[i], sampled[:, i], count) for i, name in enumerate(table.systems)}
+    return {name: interval(fitted[i], sampled[:, i], count) for i, name in enumerate(table.systems)}

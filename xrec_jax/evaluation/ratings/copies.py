@@ -1,9 +1,8 @@
-"""Items whose whole row of marks is that of another item: answers that were copied, not given.
+"""Detection of copied ratings: items whose whole row of marks equals that of another item.
 
-An item's row is every mark that it got: of each rater, for each system, on each question. Two items
-may have equal rows by chance, where there are few marks or few values. What chance gives is counted
-with each text's marks moved to other items: that keeps what raters say of a text and how often, and
-breaks only what makes a row.
+The row of an item consists of all its marks: of each rater, for each system, on each question. With
+few marks or few values, rows may be equal by chance. Chance is estimated by permuting each text's
+marks over the items, which keeps the distribution of its marks and breaks the rows only.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from xrec_jax.evaluation.ratings.ratings import PREFERENCE, Answers
 
 Item = tuple[str, str]  # group and item
 _SHUFFLES = 20
-_LEAST = 2  # rows; fewer copies are never held against a table
-_TIMES = 3  # as many as by chance: items of one quality get equal marks more often than random ones
-# Who gave it, on which text, to which question; and the mark.
+_LEAST = 2  # copies that are always tolerated
+_TIMES = 3  # tolerated multiple of chance, as items of one quality get equal marks more often
+# (rater, text, question) and the mark.
 Mark = tuple[tuple[str, str, str], Hashable]
 Row = tuple[Mark, ...]
 
 
 class Copies(NamedTuple):
-    """How often items of a group have one and the same row.
+    """Equal rows among the items of a group.
 
     Attributes:
-      items: how many there are.
-      distinct: different rows among them.
-      marks: of an item, at most.
-      most: the items that share the most frequent row.
-      chance: items with the row of an earlier one, on average, where marks are moved.
+      items: number of items.
+      distinct: number of distinct rows.
+      marks: largest number of marks of an item.
+      most: items that share the most frequent row.
+      chance: mean number of items with the row of an earlier one after permuting the marks.
     """
 
     items: int
@@ -44,12 +43,12 @@ class Copies(NamedTuple):
 
     @property
     def repeated(self) -> int:
-        """Items that have the row of an earlier one."""
+        """Number of items with the row of an earlier one."""
         return self.items - self.distinct
 
     @property
     def copied(self) -> bool:
-        """Whether that is clearly more than chance."""
+        """True if repeated rows are clearly more frequent than by chance."""
         return self.repeated > _LEAST + _TIMES * self.chance
 
     def __str__(self) -> str:
@@ -61,56 +60,59 @@ class Copies(NamedTuple):
 
 
 def rows_of(marks: Iterable[tuple[Item, Mark]]) -> dict[Item, Row]:
-    """Every mark of each item, in an order that does not depend on that of the marks."""
-    found: dict[Item, list[Mark]] = defaultdict(list)
+    """Collects the marks of each item, in an order independent of the input's."""
+    marks_of: dict[Item, list[Mark]] = defaultdict(list)
     for item, mark in marks:
-        found[item].append(mark)
-    return {item: tuple(sorted(given, key=repr)) for item, given in found.items()}
+        marks_of[item].append(mark)
+    return {item: tuple(sorted(own_marks, key=repr)) for item, own_marks in marks_of.items()}
 
 
 def rows_of_answers(answers: Answers) -> dict[Item, Row]:
-    """`rows_of` of what raters said; a comparison is a mark of its two texts."""
+    """Collects the marks of each item from answers; a preference is a mark of its two texts."""
     marks: list[tuple[Item, Mark]] = [
-        ((one.group, one.item), ((one.rater, one.system, one.question), one.value))
-        for one in answers.ratings
+        (
+            (answer.group, answer.item),
+            ((answer.rater, answer.system, answer.question), answer.value),
+        )
+        for answer in answers.ratings
     ]
-    for one in answers.preferences:
-        turned = one.first > one.second
-        text = f"{one.second}\t{one.first}" if turned else f"{one.first}\t{one.second}"
-        share = 1 - one.share if turned else one.share
-        marks.append(((one.group, one.item), ((one.rater, text, PREFERENCE), share)))
+    for answer in answers.preferences:
+        turned = answer.first > answer.second
+        text = f"{answer.second}\t{answer.first}" if turned else f"{answer.first}\t{answer.second}"
+        share = 1 - answer.share if turned else answer.share
+        marks.append(((answer.group, answer.item), ((answer.rater, text, PREFERENCE), share)))
     return rows_of(marks)
 
 
 def copies(rows: Mapping[Item, Row], *, seed: int = 0) -> dict[str, Copies]:
-    """Counts equal rows, group by group.
+    """Counts equal rows of each group.
 
     Args:
-      rows: from `rows_of`.
-      seed: of the moves that tell what chance gives.
+      rows: result of `rows_of`.
+      seed: seed of the permutations that estimate chance.
     """
     by_group: dict[str, dict[str, Row]] = defaultdict(dict)
     for (group, item), row in rows.items():
         by_group[group][item] = row
-    found = {}
+    result = {}
     for group, own in by_group.items():
         places: dict[Row, list[str]] = defaultdict(list)
         for item, row in own.items():
             places[row].append(item)
         most = max(places.values(), key=len)
-        found[group] = Copies(
+        result[group] = Copies(
             len(own),
             len(places),
             max(map(len, own.values())),
             tuple(most),
             _by_chance(list(own.values()), seed) if len(places) < len(own) else 0.0,
         )
-    return found
+    return result
 
 
 def _by_chance(rows: list[Row], seed: int) -> float:
-    """Mean number of items with an earlier one's row where each text's marks are moved."""
-    # A text's marks stay together; of a single text those of each question.
+    """Mean number of items with an earlier one's row after permuting each text's marks."""
+    # The marks of a text are moved together; with a single text, those of each question.
     texts = {(key[0], key[1]) for row in rows for key, _ in row}
     parts = 2 if len(texts) > 1 else 3
     columns: dict[Hashable, list[Row]] = {}
@@ -118,7 +120,7 @@ def _by_chance(rows: list[Row], seed: int) -> float:
         for mark in row:
             column = columns.setdefault(mark[0][:parts], [()] * len(rows))
             column[place] = (*column[place], mark)
-    # Numbers instead of marks: rows are then compared as arrays.
+    # Marks are numbered, so that rows can be compared as bytes.
     table = np.stack([_numbered(column) for column in columns.values()], axis=1)
     rng = np.random.default_rng(seed)
     repeated = []
@@ -133,10 +135,10 @@ def _numbered(column: list[Row]) -> np.ndarray:
     return np.array([known.setdefault(cell, len(known)) for cell in column], np.int64)
 
 
-def clusters(rows: Mapping[Item, Row], found: Mapping[str, Copies]) -> dict[Item, int]:
-    """What a bootstrap draws as one: items of one row where rows are copied, else every item."""
+def clusters(rows: Mapping[Item, Row], copies_of: Mapping[str, Copies]) -> dict[Item, int]:
+    """Bootstrap clusters: items with equal rows in groups with copies, otherwise single items."""
     known: dict[Hashable, int] = {}
     return {
-        item: known.setdefault((item[0], row if found[item[0]].copied else item), len(known))
+        item: known.setdefault((item[0], row if copies_of[item[0]].copied else item), len(known))
         for item, row in rows.items()
     }

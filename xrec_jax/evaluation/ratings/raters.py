@@ -1,4 +1,4 @@
-"""How far a rater can be trusted: gold checks, time, agreement with the others, variation."""
+"""Reliability of raters: gold checks, response time, agreement with others, variation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from xrec_jax.evaluation.ratings.ratings import Answers, table
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 
-# Below these a rater is worth a second look; they decide nothing by themselves.
+# Thresholds of remarks about a rater; they exclude nobody by themselves.
 SECONDS = 5.0
 SAME = 0.9
 
 
 class GoldCheck(NamedTuple):
-    """What a rater said about a text that was broken on purpose.
+    """Answers of a rater to a text that was broken on purpose.
 
     Attributes:
-      rater: name.
-      kind: how it was broken.
-      value: rating of its reasonability; None where that was not asked.
-      shares: of the comparisons with sound texts: 1 where the broken one was preferred, 0.5 a tie.
+      rater: name of the rater.
+      kind: kind of corruption.
+      value: rating of its reasonability; None if not asked.
+      shares: outcome of the comparisons with sound texts: 1 if the broken one was preferred, 0.5
+        for a tie.
     """
 
     rater: str
@@ -33,14 +34,13 @@ class GoldCheck(NamedTuple):
 
 
 def passed(check: GoldCheck, usual: float) -> bool:
-    """Whether the rater saw that the text is broken.
+    """True if the rater noticed that the text is broken.
+
+    That is, it was rated below the rater's mean and did not win most of its comparisons.
 
     Args:
-      check: the answers.
-      usual: the rater's mean rating of sound texts for the same question.
-
-    Returns:
-      True if it was rated below the rater's mean and did not win most of its comparisons.
+      check: answers to the gold check.
+      usual: the rater's mean rating of sound texts on the same question.
     """
     below = check.value is None or check.value < usual
     return below and (not check.shares or sum(check.shares) <= len(check.shares) / 2)
@@ -50,25 +50,26 @@ def agreement_with_others(answers: Answers, rater: str) -> tuple[float, float, i
     """Compares a rater with the mean of the other raters of the same text and question.
 
     Returns:
-      Pearson's correlation, the mean over questions of those where both vary; the mean absolute
-      difference; and the number of values compared. NaN where there are none.
+      Pearson's correlation, averaged over the questions on which both vary; the mean absolute
+      difference; and the number of compared values. NaN if there are none.
     """
     correlations, distances = [], []
     for question in answers.questions:
-        asked = (r for r in answers.ratings if r.question == question)
-        names, _, values = table(asked, rows=lambda rating: rating.rater)
+        ratings = (r for r in answers.ratings if r.question == question)
+        names, _, values = table(ratings, rows=lambda rating: rating.rater)
         if rater not in names:
             continue
+        # Texts that the rater and at least one other have rated.
         own = names.index(rater)
         others = np.delete(values, own, axis=0)
         shared = ~np.isnan(values[own]) & ~np.isnan(others).all(axis=0)
         if not shared.any():
             continue
-        mine, theirs = values[own, shared], np.nanmean(others[:, shared], axis=0)
-        distances.extend(np.abs(mine - theirs))
-        if np.ptp(mine) > 0 and np.ptp(theirs) > 0:
-            correlations.append(float(np.corrcoef(mine, theirs)[0, 1]))
-    mean = lambda found: float(np.mean(found)) if found else float("nan")  # noqa: E731
+        own_values, mean_values = values[own, shared], np.nanmean(others[:, shared], axis=0)
+        distances.extend(np.abs(own_values - mean_values))
+        if np.ptp(own_values) > 0 and np.ptp(mean_values) > 0:
+            correlations.append(float(np.corrcoef(own_values, mean_values)[0, 1]))
+    mean = lambda numbers: float(np.mean(numbers)) if numbers else float("nan")  # noqa: E731
     return mean(correlations), mean(distances), len(distances)
 
 
@@ -79,70 +80,72 @@ def quality(
     seconds: Mapping[str, Sequence[float]] | None = None,
     gold_question: str = "reasonability",
 ) -> dict[str, dict[str, Estimate]]:
-    """Figures on every rater.
+    """Reliability metrics of every rater.
 
     Args:
-      answers: without the gold checks.
-      gold: the answers to those.
-      seconds: rater to the time of every screen, where it was measured.
-      gold_question: the question that `GoldCheck.value` answers.
+      answers: answers without gold checks.
+      gold: answers to gold checks.
+      seconds: times of all screens by rater, if measured.
+      gold_question: question of `GoldCheck.value`.
 
     Returns:
-      Rater to `answers/ratings`, `answers/preferences`, `gold/passed` (a share, count the number of
-      checks), `time/median` in seconds, `others/correlation`, `others/distance`,
-      `straight/same_answers` (share of texts with one value for every question, two or more asked)
-      and `straight/most_used` (share of the commonest value). What is not known is not there.
+      For each rater `answers/ratings`, `answers/preferences`, `gold/passed` (a share, with the
+      number of checks as its count), `time/median` in seconds, `others/correlation`,
+      `others/distance`, `straight/same_answers` (share of texts with the same value on all of
+      several questions) and `straight/most_used` (share of the most frequent value). Unknown
+      metrics are missing.
     """
     checks: dict[str, list[GoldCheck]] = defaultdict(list)
     for check in gold:
         checks[check.rater].append(check)
-    out = {}
+    result = {}
     for rater in answers.raters:
-        mine = [rating for rating in answers.ratings if rating.rater == rater]
+        own_ratings = [rating for rating in answers.ratings if rating.rater == rater]
         compared = sum(preference.rater == rater for preference in answers.preferences)
-        found = {"answers/ratings": exact(len(mine), len(mine))}
-        found["answers/preferences"] = exact(compared, compared)
-        usual = [rating.value for rating in mine if rating.question == gold_question]
+        figures = {"answers/ratings": exact(len(own_ratings), len(own_ratings))}
+        figures["answers/preferences"] = exact(compared, compared)
+        # Gold checks are relative to the rater's own scale; so is straight-lining below.
+        usual = [rating.value for rating in own_ratings if rating.question == gold_question]
         if checks[rater]:
             right = [passed(c, float(np.mean(usual)) if usual else np.inf) for c in checks[rater]]
-            found["gold/passed"] = exact(float(np.mean(right)), len(right))
+            figures["gold/passed"] = exact(float(np.mean(right)), len(right))
         if times := (seconds or {}).get(rater):
-            found["time/median"] = exact(float(np.median(times)), len(times))
+            figures["time/median"] = exact(float(np.median(times)), len(times))
         correlation, distance, number = agreement_with_others(answers, rater)
         if number:
-            found["others/correlation"] = exact(correlation, number)
-            found["others/distance"] = exact(distance, number)
+            figures["others/correlation"] = exact(correlation, number)
+            figures["others/distance"] = exact(distance, number)
         texts: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-        for rating in mine:
+        for rating in own_ratings:
             texts[rating.group, rating.item, rating.system].append(rating.value)
         several = [values for values in texts.values() if len(values) > 1]
         if several:
             flat = float(np.mean([len(set(values)) == 1 for values in several]))
-            found["straight/same_answers"] = exact(flat, len(several))
-        if mine:
-            [(_, most)] = Counter(rating.value for rating in mine).most_common(1)
-            found["straight/most_used"] = exact(most / len(mine), len(mine))
-        out[rater] = found
-    return out
+            figures["straight/same_answers"] = exact(flat, len(several))
+        if own_ratings:
+            [(_, most)] = Counter(rating.value for rating in own_ratings).most_common(1)
+            figures["straight/most_used"] = exact(most / len(own_ratings), len(own_ratings))
+        result[rater] = figures
+    return result
 
 
 def remarks(figures: Mapping[str, Estimate]) -> list[str]:
-    """What is suspicious about one rater's figures, in words."""
-    said = []
+    """Remarks on suspicious metrics of a rater."""
+    result = []
     gold = figures.get("gold/passed")
     if gold and gold["value"] < 1:
         missed = round((1 - gold["value"]) * gold["count"])
-        said.append(f"missed {missed} of {gold['count']} gold checks")
+        result.append(f"missed {missed} of {gold['count']} gold checks")
     time = figures.get("time/median")
     if time and time["value"] < SECONDS:
-        said.append(f"half of the screens took under {SECONDS:g} s")
+        result.append(f"half of the screens took under {SECONDS:g} s")
     others = figures.get("others/correlation")
     if others and others["value"] < 0:
-        said.append("rates against the others")
+        result.append("rates against the others")
     most = figures.get("straight/most_used")
     same = figures.get("straight/same_answers")
     if most and most["value"] >= SAME:
-        said.append(f"gave one value in {most['value']:.0%} of the answers")
+        result.append(f"gave one value in {most['value']:.0%} of the answers")
     elif same and same["value"] >= SAME:
-        said.append(f"gave all questions one value on {same['value']:.0%} of the texts")
-    return said
+        result.append(f"gave all questions one value on {same['value']:.0%} of the texts")
+    return result

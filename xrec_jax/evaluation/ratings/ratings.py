@@ -1,4 +1,4 @@
-"""People's ratings of explanations: reading them, and what they say about the systems."""
+"""Human ratings of explanations, and reading them from tables."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _LONG = ("item", "system", "question", "value")
 
 
 class Rating(NamedTuple):
-    """One value that a rater gave.
+    """Rating of a text on one question.
 
     Attributes:
-      rater: name; "" where a file does not say who rated.
-      item: what the text is about: a recommendation, a pair of user and item.
-      system: who wrote the text.
-      question: what was asked.
-      value: on the question's scale.
-      group: data set; items of two groups are different ones.
+      rater: name of the rater; "" if the file does not tell.
+      item: recommendation that the text is about.
+      system: writer of the text.
+      question: name of the question.
+      value: value on the question's scale.
+      group: data set; items of different groups are different.
     """
 
     rater: str
@@ -39,13 +39,13 @@ class Rating(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """One comparison of two systems' texts about the same item.
+    """Comparison of two systems' texts about the same item.
 
     Attributes:
-      rater: name.
+      rater: name of the rater.
       item: see `Rating`.
       first: a system.
-      second: another one.
+      second: another system.
       share: 1 if the first is better, 0 if the second, 0.5 for a tie.
       group: see `Rating`.
     """
@@ -60,12 +60,12 @@ class Preference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """All that raters said.
+    """Answers of raters.
 
     Attributes:
-      ratings: on scales.
+      ratings: ratings on scales.
       preferences: comparisons; may be empty.
-      notes: what was left out of a file, to be said.
+      notes: messages about skipped columns of a file.
     """
 
     ratings: tuple[Rating, ...]
@@ -74,29 +74,29 @@ class Answers:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Data sets, in the order of their first rating."""
+        """Data sets in the order of their first rating."""
         rated, compared = self.ratings, self.preferences
         return _distinct([*(r.group for r in rated), *(p.group for p in compared)])
 
     @property
     def raters(self) -> tuple[str, ...]:
-        """Raters, in the order of their first answer."""
+        """Raters in the order of their first answer."""
         rated, compared = self.ratings, self.preferences
         return _distinct([*(r.rater for r in rated), *(p.rater for p in compared)])
 
     @property
     def systems(self) -> tuple[str, ...]:
-        """Systems, in the order of their first answer."""
+        """Systems in the order of their first answer."""
         compared = ((p.first, p.second) for p in self.preferences)
         return _distinct([*(r.system for r in self.ratings), *(s for two in compared for s in two)])
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """Questions with a scale, in the order of their first answer."""
+        """Questions with a scale in the order of their first answer."""
         return _distinct(rating.question for rating in self.ratings)
 
     def only(self, *, group: str | None = None, without: Sequence[str] = ()) -> Answers:
-        """The answers of one group (None: of all), without those of some raters."""
+        """Selects the answers of a group (None: all groups), without some raters."""
         keep = lambda a: (group is None or a.group == group) and a.rater not in without  # noqa: E731
         return Answers(tuple(filter(keep, self.ratings)), tuple(filter(keep, self.preferences)))
 
@@ -106,35 +106,35 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_ratings(path: epath.PathLike) -> Answers:
-    """Reads a table of ratings: CSV or JSON lines, perhaps gzipped.
+    """Reads a table of ratings from CSV or JSON lines, optionally gzipped.
 
-    Long form: `rater,item,system,question,value`, a line a rating. A line with the question
+    Long form: `rater,item,system,question,value`, one line per rating. A line with the question
     "preference" compares `system` with the one in a column `versus`; its value is 1, 0.5 or 0 as in
-    `Preference`. Wide form, as LLMXRec published it: `item,system` and a column a question. Both
-    may have `dataset` and `rater`. `pair` stands for item, `model` and `explainer` for system. An
-    empty cell is an answer not given; a column that numbers the rows is left out, and `notes` say
-    so.
+    `Preference`. Wide form, as published by LLMXRec: `item,system` and one column per question.
+    Both may have `dataset` and `rater`. `pair` is an alias of item, `model` and `explainer` of
+    system. Empty cells are missing answers; a column of row numbers is skipped with a note.
 
     Raises:
-      UserError: names the file, the line and what is wrong with it.
+      UserError: names the file, the line and the problem.
     """
-    found = read_rows(path)
-    present = found.names
+    parsed = read_rows(path)
+    present = parsed.names
     long = "question" in present and "value" in present
     for name in _LONG if long else _LONG[:2]:
         if name not in present:
             raise UserError(f"{path}: it has no column {name!r}{did_you_mean(name, present)}")
-    asked = [name for name in present if name not in ("rater", "item", "system", "group")]
-    if not long and not asked:
+    questions = [name for name in present if name not in ("rater", "item", "system", "group")]
+    if not long and not questions:
         raise UserError(f"{path}: it has no column with ratings beside {', '.join(present)}")
+    # Keyed by what was rated, so that a second answer to the same question is noticed.
     spelt: dict[tuple[str, str], str] = {}
     ratings: dict[tuple[str, ...], Rating] = {}
     preferences: dict[tuple[str, ...], Preference] = {}
-    for line, row in found.rows:
+    for line, row in parsed.rows:
         where = f"{path}, line {line}"
         _check_names(row, spelt, where)
-        said = [(str(row.get("question") or ""), row.get("value"))] if long else []
-        for question, raw in said or [(name, row.get(name)) for name in asked]:
+        single = [(str(row.get("question") or ""), row.get("value"))] if long else []
+        for question, raw in single or [(name, row.get(name)) for name in questions]:
             if raw is None or raw == "":
                 continue
             value = _number(raw, f"{where}: {question or 'value'}")
@@ -151,14 +151,15 @@ def read_ratings(path: epath.PathLike) -> Answers:
                 continue
             if long and not question:
                 raise UserError(f"{where}: the question is empty")
-            one = Rating(rater, item, system, question, value, group)
-            _add(ratings, (rater, group, item, system, question), one, where)
+            rating = Rating(rater, item, system, question, value, group)
+            _add(ratings, (rater, group, item, system, question), rating, where)
     if not ratings and not preferences:
         raise UserError(f"{path}: no rating in it")
-    return Answers(tuple(ratings.values()), tuple(preferences.values()), found.notes)
+    return Answers(tuple(ratings.values()), tuple(preferences.values()), parsed.notes)
 
 
 def _add(into: dict, key: tuple[str, ...], answer: Rating | Preference, where: str) -> None:
+    """Adds an answer; a second one with the same key is an error."""
     if key in into:
         who = (
             f"rater {answer.rater!r}" if answer.rater else "one rater (there is no column 'rater')"
@@ -168,7 +169,7 @@ def _add(into: dict, key: tuple[str, ...], answer: Rating | Preference, where: s
 
 
 def _check_names(row: Mapping[str, Any], spelt: dict[tuple[str, str], str], where: str) -> None:
-    """Refuses names that would make two of one: "base" and "base ", 7 and 7.0."""
+    """Rejects names that would split one into two: "base" and "base ", 7 and 7.0."""
     for column in ("rater", "item", "system", "group", "question", "versus"):
         value = row.get(column)
         if isinstance(value, float):
@@ -204,14 +205,15 @@ def _number(raw: Any, where: str) -> float:
 def table(
     ratings: Iterable[Rating], *, rows: Callable[[Rating], Hashable]
 ) -> tuple[list[Any], list[tuple[str, str, str]], np.ndarray]:
-    """Ratings of one question as a matrix.
+    """Arranges the ratings of one question in a matrix.
 
     Args:
-      ratings: at most one for each row and unit.
-      rows: what makes a row: the rater, say.
+      ratings: ratings, at most one for each row and unit.
+      rows: function from a rating to its row, such as the rater.
 
     Returns:
-      Names of the rows, the units (group, item, system), and `[rows, units]`, NaN where none.
+      Names of the rows, the units (group, item, system), and values `[rows, units]` with NaN for
+      missing ones.
     """
     cells: dict[Hashable, dict[tuple[str, str, str], float]] = defaultdict(dict)
     units: dict[tuple[str, str, str], int] = {}
@@ -219,8 +221,8 @@ def table(
         unit = (rating.group, rating.item, rating.system)
         units.setdefault(unit, len(units))
         cells[rows(rating)][unit] = rating.value
-    out = np.full((len(cells), len(units)), np.nan)
+    matrix = np.full((len(cells), len(units)), np.nan)
     for number, row in enumerate(cells.values()):
         for unit, value in row.items():
-            out[number, units[unit]] = value
-    return list(cells), list(units), out
+            matrix[number, units[unit]] = value
+    return list(cells), list(units), matrix

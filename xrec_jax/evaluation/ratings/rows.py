@@ -1,4 +1,4 @@
-"""Rows of people's tables of ratings, with columns under one name each."""
+"""Rows of rating tables, with canonical names of the columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.csvfile import csv_rows, other_separator
 from xrec_jax.core.storage.files import numbered_records
 
-# Names that other people's files use for our columns.
+# Canonical name of each alias that files may use.
 ALIASES = {
     "pair": "item",
     "prompt_id": "item",
@@ -22,17 +22,17 @@ ALIASES = {
     "rater_id": "rater",
     "dataset": "group",
 }
-# Names under which pandas, R and spreadsheets write the numbers of rows.
+# Names that pandas, R and spreadsheets give to a column of row numbers.
 _INDEX = re.compile(r"(unnamed: ?\d+|index|level_0|row|rownames?|no\.?|nr\.?|#)?", re.IGNORECASE)
 
 
 class RatingRows(NamedTuple):
-    """A table of ratings.
+    """Rows of a table of ratings.
 
     Attributes:
-      names: columns, under our names.
-      rows: line and cells by column.
-      notes: what was left out, to be said.
+      names: canonical names of the columns.
+      rows: line number and cells by column.
+      notes: messages about skipped columns.
     """
 
     names: tuple[str, ...]
@@ -41,31 +41,31 @@ class RatingRows(NamedTuple):
 
 
 def read_rows(path: epath.PathLike) -> RatingRows:
-    """Reads CSV or JSON lines, perhaps gzipped.
+    """Reads CSV or JSON lines, optionally gzipped.
 
-    A column that numbers the rows, as pandas writes it, is no question and is left out.
+    A column of row numbers, as pandas writes it, is skipped.
 
     Raises:
-      UserError: names file and line of what is wrong: columns without a name or with the same one,
-        two that mean the same thing, a row of another length, no row.
+      UserError: names file and line of a problem: columns without a name, repeated columns or
+        aliases, a row of another length, no row.
     """
     plain = str(path).removesuffix(".gz")
     if plain.endswith(".csv"):
-        found = _of_csv(path)
+        parsed = _of_csv(path)
     elif plain.endswith(".jsonl"):
-        found = _of_records(path)
+        parsed = _of_records(path)
     else:
         raise UserError(f"{path}: ratings are read from .csv or .jsonl files, perhaps with .gz")
-    if not found.rows:
+    if not parsed.rows:
         raise UserError(f"{path}: no rating in it")
-    return found
+    return parsed
 
 
 def _of_csv(path: epath.PathLike) -> RatingRows:
     lines = csv_rows(path)
     first, header = next(lines, (1, []))
-    if way_out := other_separator(header):
-        raise UserError(f"{path}, line {first}: {way_out}")
+    if advice := other_separator(header):
+        raise UserError(f"{path}, line {first}: {advice}")
     rows = []
     for line, cells in lines:
         if len(cells) != len(header):
@@ -81,7 +81,7 @@ def _of_csv(path: epath.PathLike) -> RatingRows:
 def _named(
     header: Sequence[str], rows: Sequence[tuple[int, list[str]]], where: str
 ) -> tuple[dict[int, str], list[str]]:
-    """Place and name of every column that counts, and what is said of the others."""
+    """Index and name of every column to keep, and notes about the others."""
     names: dict[int, str] = {}
     notes = []
     for place, name in enumerate(header):
@@ -96,7 +96,7 @@ def _named(
 
 
 def _numbers_rows(cells: Sequence[str], *, nameless: bool) -> bool:
-    """Whether cells count up from 0 or 1; a nameless column need only tell the rows apart."""
+    """True if cells count up from 0 or 1; without a name, if they are any distinct numbers."""
     if not cells or not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
         return False
     numbers = list(map(int, cells))
@@ -106,26 +106,26 @@ def _numbers_rows(cells: Sequence[str], *, nameless: bool) -> bool:
 
 
 def _distinct(names: Mapping[int, str], where: str) -> dict[int, str]:
-    """The columns under our names.
+    """Canonical names of the columns.
 
     Raises:
-      UserError: if two of them have one name, or mean the same thing.
+      UserError: if two columns have the same name or are aliases.
     """
-    found: dict[str, int] = {}
+    place_of: dict[str, int] = {}
     for place, name in names.items():
         ours = ALIASES.get(name, name)
-        if ours in found:
-            other = names[found[ours]]
+        if ours in place_of:
+            other = names[place_of[ours]]
             if other == name:
                 raise UserError(
-                    f"{where}: column {name!r} stands twice (columns {found[ours] + 1} and "
+                    f"{where}: column {name!r} stands twice (columns {place_of[ours] + 1} and "
                     f"{place + 1}); rename or delete one"
                 )
             raise UserError(
                 f"{where}: {other!r} and {name!r} both name the {ours}; rename or delete one"
             )
-        found[ours] = place
-    return {place: name for name, place in found.items()}
+        place_of[ours] = place
+    return {place: name for name, place in place_of.items()}
 
 
 def _of_records(path: epath.PathLike) -> RatingRows:
@@ -145,7 +145,7 @@ def _plain(record: Mapping[str, Any], where: str) -> Iterator[Any]:
 
 
 def joined(tables: Iterable[RatingRows]) -> RatingRows:
-    """Rows of several tables, one below the other."""
+    """Concatenates the rows of several tables."""
     tables = list(tables)
     return RatingRows(
         tuple(dict.fromkeys(name for table in tables for name in table.names)),

@@ -1,8 +1,8 @@
-"""What ratings say: means, differences, preferences, agreement, with intervals over items.
+"""Summary of ratings: means, differences, preferences, agreement, with intervals over items.
 
-Every function takes `clusters`, which items a bootstrap draws as one (see `rating_copies`): a row
-that was copied to fifty items is one answer, not fifty. Without it each item is drawn by itself.
-Counts are of what is drawn.
+All functions take `clusters` of items that the bootstrap resamples together (see `copies`): a row
+that was copied to fifty items is one answer, not fifty. By default each item is its own cluster.
+Counts are numbers of clusters.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Named = dict[str, dict[str, Estimate]]
 Clusters = Mapping[tuple[str, str], int]  # (group, item) to a number from 0
 
 
-def _drawn(items: Iterable[tuple[str, str]], clusters: Clusters | None) -> np.ndarray:
-    """What each item is drawn with: `[items]`."""
+def _cluster_of(items: Iterable[tuple[str, str]], clusters: Clusters | None) -> np.ndarray:
+    """Cluster of each item, `[items]`."""
     items = list(items)
     return np.array([n if clusters is None else clusters[item] for n, item in enumerate(items)])
 
@@ -42,27 +42,29 @@ def means(
 ) -> Named:
     """Mean rating of every system and question: `{system: {"QUESTION/mean": ...}}`.
 
-    Intervals draw whole items, because the values of one item hang together. Raters are taken as
-    they are.
+    Intervals resample whole items, because the values of one item are dependent; the raters are
+    fixed.
     """
     items: dict[tuple[str, str], int] = {}
-    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values_of: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for rating in ratings:
-        case = items.setdefault((rating.group, rating.item), len(items))
-        found[rating.system, rating.question][case].append(rating.value)
-    totals, counts = np.zeros((2, len(items), len(found)))
-    for column, values in enumerate(found.values()):
-        for case, given in values.items():
-            totals[case, column], counts[case, column] = sum(given), len(given)
+        item = items.setdefault((rating.group, rating.item), len(items))
+        values_of[rating.system, rating.question][item].append(rating.value)
+    totals, counts = np.zeros((2, len(items), len(values_of)))
+    for column, values in enumerate(values_of.values()):
+        for item, own_values in values.items():
+            totals[item, column], counts[item, column] = sum(own_values), len(own_values)
     if not items:
         return {}
-    out: Named = defaultdict(dict)
+    result: Named = defaultdict(dict)
     estimated = clustered_ratios(
-        totals, counts, _drawn(items, clusters), resamples=resamples, seed=seed
+        totals, counts, _cluster_of(items, clusters), resamples=resamples, seed=seed
     )
-    for (system, question), mean in zip(found, estimated, strict=True):
-        out[system][f"{question}/mean"] = mean
-    return dict(out)
+    for (system, question), mean in zip(values_of, estimated, strict=True):
+        result[system][f"{question}/mean"] = mean
+    return dict(result)
 
 
 def differences(
@@ -75,14 +77,16 @@ def differences(
     """Paired differences: `{"A vs B": {"QUESTION/difference": ..., "QUESTION/p": ...}}`.
 
     An item's ratings by several raters are averaged first. p is two-sided, of a paired
-    randomisation test that turns items drawn as one together, and adjusted over the pairs of
-    systems of a question (Holm).
+    randomisation test that flips clusters of items, and adjusted over the pairs of systems of a
+    question (Holm).
     """
     cells: dict[str, dict[str, dict[tuple[str, str], list[float]]]] = {}
     for rating in ratings:
-        of = cells.setdefault(rating.question, {}).setdefault(rating.system, defaultdict(list))
-        of[rating.group, rating.item].append(rating.value)
-    out: Named = defaultdict(dict)
+        own_values = cells.setdefault(rating.question, {}).setdefault(
+            rating.system, defaultdict(list)
+        )
+        own_values[rating.group, rating.item].append(rating.value)
+    result: Named = defaultdict(dict)
     for question, systems in cells.items():
         p_values, shared = {}, {}
         for first, second in itertools.combinations(systems, 2):
@@ -91,19 +95,19 @@ def differences(
                 continue
             a, b = (np.array([np.mean(systems[s][item]) for item in both]) for s in (first, second))
             name = f"{first} vs {second}"
-            drawn = np.unique(_drawn(both, clusters), return_inverse=True)[1]
-            apart = clustered_mean(a - b, drawn, resamples=resamples, seed=seed)
-            together = sums(a - b, drawn, drawn.max() + 1)
-            out[name][f"{question}/difference"] = apart
+            cluster = np.unique(_cluster_of(both, clusters), return_inverse=True)[1]
+            difference = clustered_mean(a - b, cluster, resamples=resamples, seed=seed)
+            together = sums(a - b, cluster, cluster.max() + 1)
+            result[name][f"{question}/difference"] = difference
             p_values[name] = sign_flip(together, np.zeros(len(together)), seed=seed)
-            shared[name] = apart["count"]
+            shared[name] = difference["count"]
         for name, p in holm(p_values).items():
-            out[name][f"{question}/p"] = exact(p, shared[name])
-    return dict(out)
+            result[name][f"{question}/p"] = exact(p, shared[name])
+    return dict(result)
 
 
 def comparisons(answers: Sequence[Preference], *, clusters: Clusters | None = None) -> Comparisons:
-    """Preferences as the table that judges' verdicts are kept in; items are its prompts."""
+    """Converts preferences to a table of comparisons, in which items take the place of prompts."""
     systems = list(dict.fromkeys(name for a in answers for name in (a.first, a.second)))
     items: dict[tuple[str, str], int] = {}
     prompts = [
@@ -118,7 +122,7 @@ def comparisons(answers: Sequence[Preference], *, clusters: Clusters | None = No
         np.array(prompts, np.int64),
         np.array([systems.index(a.first) for a in answers], np.int64),
         np.array([systems.index(a.second) for a in answers], np.int64),
-        # A person is asked once, so the other order has nothing new to say.
+        # A person is asked in one order only, which stands for both.
         share,
         1 - share,
         np.zeros((len(answers), 2)),
@@ -132,20 +136,20 @@ def preferences(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Named:
-    """Shares of comparisons won, ties counted half, and of ties; Bradley-Terry strengths.
+    """Win ratios with ties counted half, tie rates, and Bradley-Terry strengths.
 
     Returns:
-      `{"A vs B": {"win/ratio": share of A, "win/ties": ...}}` for every pair that was compared, A
-      the system that was met first; and `{system: {"win/ratio", "win/ties",
-      "bradley_terry/strength"}}` over all of a system's comparisons.
+      `{"A vs B": {"win/ratio": share of A, "win/ties": ...}}` for every compared pair, with A the
+      system that occurs first; and `{system: {"win/ratio", "win/ties", "bradley_terry/strength"}}`
+      over all comparisons of a system.
     """
     if not answers:
         return {}
     table = comparisons(answers, clusters=clusters)
-    draws: Any = {"resamples": resamples, "seed": seed}
-    won, ties = win_ratios(table, **draws), tie_rates(table, **draws)
-    strength = strengths(table, **draws)
-    out: Named = {
+    options: Any = {"resamples": resamples, "seed": seed}
+    won, ties = win_ratios(table, **options), tie_rates(table, **options)
+    strength = strengths(table, **options)
+    result: Named = {
         name: {
             "win/ratio": won[name],
             "win/ties": ties[name],
@@ -153,24 +157,24 @@ def preferences(
         }
         for name in table.systems
     }
-    for name, figures in pair_figures(table, **draws).items():
-        out[name] = {metric: figures[metric] for metric in ("win/ratio", "win/ties")}
-    return out
+    for name, figures in pair_figures(table, **options).items():
+        result[name] = {metric: figures[metric] for metric in ("win/ratio", "win/ties")}
+    return result
 
 
 def agreement(
     answers: Answers, *, clusters: Clusters | None = None, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Krippendorff's alpha of every question, where more than one person rated.
+    """Krippendorff's alpha of every question; empty with fewer than two raters.
 
     Returns:
       `QUESTION/alpha_ordinal` and `QUESTION/alpha_interval`; for comparisons
-      `preference/alpha_nominal` and `preference/alpha_ordinal`, in which a tie lies between.
+      `preference/alpha_nominal` and `preference/alpha_ordinal`, with ties in the middle.
     """
     if len(answers.raters) < 2:
         return {}
     compared = [
-        # One direction for both orders, so that the same opinion is the same value.
+        # In a canonical direction, so that equal opinions are equal values.
         Rating(
             p.rater,
             p.item,
@@ -181,47 +185,47 @@ def agreement(
         )
         for p in answers.preferences
     ]
-    out = {}
+    result = {}
     for question in (*answers.questions, *([PREFERENCE] if compared else [])):
-        asked: Iterable[Rating] = (
+        question_ratings: Iterable[Rating] = (
             compared
             if question == PREFERENCE
             else (r for r in answers.ratings if r.question == question)
         )
-        _, units, values = table(asked, rows=lambda rating: rating.rater)
+        _, units, values = table(question_ratings, rows=lambda rating: rating.rater)
         for level in ("nominal" if question == PREFERENCE else "interval", "ordinal"):
-            out[f"{question}/alpha_{level}"] = alpha(
+            result[f"{question}/alpha_{level}"] = alpha(
                 values,
                 level=level,  # type: ignore[arg-type]
                 clusters=[unit[:2] if clusters is None else clusters[unit[:2]] for unit in units],
                 resamples=resamples,
                 seed=seed,
             )
-    return out
+    return result
 
 
 def summary(
     answers: Answers, *, clusters: Clusters | None = None, resamples: int = 1000, seed: int = 0
 ) -> Named:
-    """Everything that the answers say about systems, pairs of them ("A vs B"), and "agreement".
+    """All metrics of systems, of pairs of systems ("A vs B"), and of the raters' "agreement".
 
     Args:
-      answers: of one group.
-      clusters: items that are drawn as one.
+      answers: answers of one group.
+      clusters: cluster of each item.
       resamples: bootstrap samples; 0 for no intervals.
-      seed: of the draws.
+      seed: seed of the resamples.
 
     Returns:
-      What `means`, `differences`, `preferences` and `agreement` return, in one mapping.
+      The merged results of `means`, `differences`, `preferences` and `agreement`.
     """
-    draws: Any = {"clusters": clusters, "resamples": resamples, "seed": seed}
-    out: Named = {}
-    for found in (
-        means(answers.ratings, **draws),
-        differences(answers.ratings, **draws),
-        preferences(answers.preferences, **draws),
+    options: Any = {"clusters": clusters, "resamples": resamples, "seed": seed}
+    result: Named = {}
+    for part_result in (
+        means(answers.ratings, **options),
+        differences(answers.ratings, **options),
+        preferences(answers.preferences, **options),
     ):
-        for name, figures in found.items():
-            out.setdefault(name, {}).update(figures)
-    agreed = agreement(answers, **draws)
-    return out | ({"agreement": agreed} if agreed else {})
+        for name, figures in part_result.items():
+            result.setdefault(name, {}).update(figures)
+    agreed = agreement(answers, **options)
+    return result | ({"agreement": agreed} if agreed else {})

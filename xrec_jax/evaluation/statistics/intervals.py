@@ -1,4 +1,4 @@
-"""Bootstrap intervals over users and seeds; several cases of one user are drawn together."""
+"""Bootstrap intervals over users and seeds; all cases of a user are resampled together."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class Estimate(TypedDict):
-    """A figure of `evaluation.json`: low and high bound a 95 % interval, None where there is none.
+    """An entry of `evaluation.json`, with the bounds `low` and `high` of a 95 % interval, or None.
 
-    `count` is the number of users (or cases) behind the value. `note` says what is special about
-    it, such as why there is none: then the value is NaN, in the file null.
+    `count` is the number of users (or cases) of the value. `note` is a remark, such as why there is
+    no value: then the value is NaN, in the file null.
     """
 
     value: float
@@ -24,17 +24,17 @@ class Estimate(TypedDict):
 
 
 def without_meaning(note: str) -> Estimate:
-    """A figure that these cases cannot have, and why; null in `evaluation.json`."""
+    """Undefined estimate with the reason as its note; null in `evaluation.json`."""
     return {"value": math.nan, "low": None, "high": None, "count": 0, "note": note}
 
 
 def exact(value: float, count: int) -> Estimate:
-    """A figure without sampling error, such as a count or a bound computed from a model."""
+    """Estimate without an interval, such as a count or a computed bound."""
     return {"value": float(value), "low": None, "high": None, "count": count}
 
 
 def owners(users: Sequence[Hashable] | np.ndarray | None) -> np.ndarray | None:
-    """Users of cases as numbers from 0, `[cases]`; None where each case is a user of its own."""
+    """Numbers the users of cases from 0, `[cases]`; None if each case has a user of its own."""
     if users is None:
         return None
     known: dict[Hashable, int] = {}
@@ -44,9 +44,9 @@ def owners(users: Sequence[Hashable] | np.ndarray | None) -> np.ndarray | None:
 
 def user_sums(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Sums over the cases of each user: `[cases, ...]` -> `[users, ...]`; see `owners`."""
-    out = np.zeros((int(numbers.max()) + 1, *values.shape[1:]))
-    np.add.at(out, numbers, values)
-    return out
+    totals = np.zeros((int(numbers.max()) + 1, *values.shape[1:]))
+    np.add.at(totals, numbers, values)
+    return totals
 
 
 def bootstrap_means(
@@ -57,16 +57,16 @@ def bootstrap_means(
     seed: int = 0,
     chunk: int = 1 << 22,
 ) -> np.ndarray:
-    """Means of resampled data: users and seeds are both drawn with replacement.
+    """Means of bootstrap resamples, in which users and seeds are both drawn with replacement.
 
     Args:
-      values: `[..., seeds, users]`, the same users for every seed. The leading dimensions (metrics,
-        say) share the draws, so that differences between them are paired.
-      users: whose case each of the last dimension is, drawn with all that is theirs; by default
-        each is a user of its own.
-      resamples: how many.
-      seed: of the draws.
-      chunk: cells drawn at a time, which bounds memory.
+      values: `[..., seeds, cases]`, the same cases for every seed. The leading dimensions (such as
+        metrics) share the resamples, so that differences between them are paired.
+      users: user of each case, whose cases are resampled together; by default each case has a user
+        of its own.
+      resamples: number of resamples.
+      seed: seed of the resamples.
+      chunk: number of weights drawn at a time, which bounds memory.
 
     Returns:
       `[..., resamples]` float64.
@@ -78,6 +78,7 @@ def bootstrap_means(
     sizes: np.ndarray = np.ones(cases)
     if numbers is not None:
         flat, sizes = user_sums(flat, numbers), user_sums(sizes, numbers)
+    # Multinomial weights are the counts of users in a resample; seeds are drawn afterwards.
     count = len(flat)
     per_seed = np.empty((resamples, flat.shape[1]))
     step = max(1, chunk // count)
@@ -100,10 +101,10 @@ def estimate(
     """Mean over seeds and users with a percentile bootstrap interval.
 
     Args:
-      values: `[seeds, users]` or `[users]`.
+      values: `[seeds, cases]` or `[cases]`.
       users: see `bootstrap_means`.
       resamples: bootstrap samples; 0 for no interval.
-      seed: of the draws.
+      seed: seed of the resamples.
     """
     values = np.atleast_2d(np.asarray(values, np.float64))
     return estimates({"": values}, users=users, resamples=resamples, seed=seed)[""]
@@ -116,13 +117,13 @@ def estimates(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """`estimate` of several metrics of the same seeds and users, from the same draws.
+    """Estimates several metrics of the same seeds and users from the same resamples.
 
     Args:
-      values: metric name to `[seeds, users]`.
-      users: see `bootstrap_means`; the count is theirs.
+      values: `[seeds, cases]` by metric name.
+      users: see `bootstrap_means`; the count is their number.
       resamples: bootstrap samples; 0 for no interval.
-      seed: of the draws.
+      seed: seed of the resamples.
     """
     stacked = np.stack([np.asarray(value, np.float64) for value in values.values()])
     numbers = owners(users)
@@ -148,14 +149,14 @@ def paired_difference(
 ) -> Estimate:
     """Mean of `first - second` over the same users, with an interval.
 
-    Seeds are averaged before the difference is taken, so the two may differ in number.
+    Seeds are averaged before the difference is taken, so their numbers may differ.
 
     Args:
-      first: `[seeds, users]`.
-      second: `[seeds, users]`.
+      first: `[seeds, cases]`.
+      second: `[seeds, cases]`.
       users: see `bootstrap_means`.
       resamples: bootstrap samples.
-      seed: of the draws.
+      seed: seed of the resamples.
     """
     difference = np.atleast_2d(first).mean(axis=0) - np.atleast_2d(second).mean(axis=0)
     return estimate(difference, users=users, resamples=resamples, seed=seed)

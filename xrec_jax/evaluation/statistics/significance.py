@@ -1,4 +1,4 @@
-"""Tests and effect sizes: paired and unpaired comparisons, and many of them at once."""
+"""Significance tests and effect sizes: paired and unpaired, and correction for many of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from xrec_jax.core.errors import UserError
 
-_LEAST_P = sys.float_info.min  # what is smaller would be rounded to 0
+_LEAST_P = sys.float_info.min  # smaller p-values would underflow to 0
 
 
 def _pair(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -33,24 +33,24 @@ def sign_flip(
 ) -> float:
     """Two-sided p-value of a paired randomisation test on the mean difference.
 
-    Exact where all sign patterns of the non-zero differences are at most `resamples`; else the
-    patterns are drawn and the observed one counts as one of them, so p is never 0.
+    Exact if there are at most `resamples` sign patterns of the non-zero differences; otherwise
+    patterns are sampled and the observed one counts as one of them, so that p is never 0.
 
     Args:
       first: `[n]`.
       second: `[n]`, of the same cases.
-      resamples: patterns drawn.
-      seed: of the draws.
+      resamples: number of sampled patterns.
+      seed: seed of the patterns.
 
     Raises:
-      UserError: if lengths differ or nothing is there.
+      UserError: if lengths differ or there is no value.
     """
     difference = _pair(first, second)
     difference = difference[difference != 0]
     if not difference.size:
         return 1.0
     n, observed = difference.size, abs(difference.sum())
-    slack = 1e-12 * np.abs(difference).sum()  # equal sums in another order differ by rounding
+    slack = 1e-12 * np.abs(difference).sum()  # equal sums may differ by rounding
     if n < 31 and 2**n <= resamples:
         every = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
         return float(np.mean(np.abs(every @ difference) >= observed - slack))
@@ -65,7 +65,7 @@ def sign_flip(
 
 
 def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float:
-    """Exact two-sided p-value that two systems are right equally often on the same cases."""
+    """McNemar's test: exact two-sided p-value of equal accuracy on the same cases."""
     difference = _pair(np.asarray(first, np.float64), np.asarray(second, np.float64))
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     if wins + losses == 0:
@@ -75,18 +75,18 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """A difference between two groups.
+    """Difference between two groups.
 
     Attributes:
-      difference: mean of the first minus mean of the second, in the values' own unit.
-      size: Hedges' g, the difference in pooled standard deviations, corrected for few cases; 0
-        where nothing varies and the means are equal.
-      low: lower end of the 95 % interval of `size`.
-      high: upper end.
-      p: Welch's test, two-sided. Where one group does not vary, Student's: ten equal values are no
-        proof of a group without spread. Where neither does, but the means differ, the exact one of
-        the randomisation test. Never 0.
-      counts: cases in both groups.
+      difference: mean of the first minus mean of the second, in the unit of the values.
+      size: Hedges' g, the difference in pooled standard deviations, corrected for few cases; 0 if
+        all values are equal.
+      low: lower bound of the 95 % interval of `size`.
+      high: upper bound.
+      p: two-sided p-value of Welch's test. If one group does not vary, of Student's test, as ten
+        equal values are no proof of a group without spread. If neither does, but the means differ,
+        of the exact randomisation test. Never 0.
+      counts: numbers of cases of both groups.
     """
 
     difference: float
@@ -114,7 +114,7 @@ def group_effect(
     pooled = float(np.sqrt(((n - 1) * var_a + (m - 1) * var_b) / (n + m - 2)))
     if pooled == 0:
         size = 0.0 if difference == 0 else float(np.copysign(np.inf, difference))
-        # Of all ways to deal the cases to the groups only one, or its mirror, is as far apart.
+        # Of all assignments of cases to groups only this one, or its mirror, is as extreme.
         p = 1.0 if difference == 0 else (1 + (n == m)) / math.comb(n + m, n)
         return Effect(difference, size, size, size, max(p, _LEAST_P), (n, m))
     size = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
@@ -129,7 +129,7 @@ def group_effect(
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and variance; of equal values exactly, where sums would leave a rounding error."""
+    """Mean and variance, exact for equal values, whose sums would have a rounding error."""
     if np.all(values == values[0]):
         return float(values[0]), 0.0
     return float(values.mean()), float(values.var(ddof=1))
@@ -139,20 +139,20 @@ def _welch(difference: float, a: float, b: float, df_a: int, df_b: int) -> float
     """Two-sided p-value of Welch's test (1947).
 
     Args:
-      difference: of the means.
+      difference: difference of the means.
       a: squared standard error of the first mean.
-      b: of the second.
+      b: squared standard error of the second mean.
       df_a: degrees of freedom of the first.
-      df_b: of the second.
+      df_b: degrees of freedom of the second.
     """
-    # By shares of the sum, because squares of tiny errors would underflow.
+    # As shares of the sum, because squares of tiny errors would underflow.
     first, second = a / (a + b), b / (a + b)
     freedom = 1 / (first**2 / df_a + second**2 / df_b)
     return max(float(2 * stats.t.sf(abs(difference) / np.sqrt(a + b), freedom)), _LEAST_P)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction: adjusted p-values that keep the family-wise error below their bound."""
+    """Adjusts p-values by Holm's method, which controls the family-wise error rate."""
     ranked = sorted(p_values.items(), key=lambda entry: entry[1])
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(ranked):

@@ -1,15 +1,15 @@
 """BLEU and ROUGE of explanations against references, and against references of other cases.
 
-The libraries count (sacrebleu's 13a words, case kept; rouge-score without stemming); what they
-count is kept for every text, so that corpus BLEU has a bootstrap interval like any mean. All
-figures are in per cent, as sacrebleu gives them. Words are those of `text.words`, in every script:
-rouge-score by itself knows a to z alone, and 13a takes a Chinese sentence for one word.
+The libraries count (sacrebleu's 13a words with case; rouge-score without stemming), and the counts
+of every text are kept, so that corpus BLEU has a bootstrap interval like any mean. All metrics are
+in per cent, as in sacrebleu. Words are those of `text.words`, in every script: rouge-score itself
+knows only a to z, and 13a takes a Chinese sentence for one word.
 
-A reference of another case is the control: texts that all read alike score high against it too.
-Only what a system scores above its control says that an explanation is about its own case. A second
-control scores the references among themselves: how alike people's texts are on different cases. A
-system whose texts are plainer than people's scores more than that against wrong references, so it
-must not be judged by the second control alone.
+References of other cases are the control: texts that are all alike score high against them, too.
+Only the difference to this control shows that an explanation is about its own case. A second
+control scores references against each other, that is the similarity of human texts on different
+cases. A system whose texts are plainer than human ones exceeds it even with wrong references, so
+the second control alone does not suffice.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
 def bleu_statistics(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """What corpus BLEU is computed from, for each text.
+    """Sufficient statistics of corpus BLEU for each text.
 
     Returns:
-      `[texts, 10]` float64: n-grams that match (orders 1 to 4), n-grams (1 to 4), words of the
-      text, words of the reference.
+      `[texts, 10]` float64: matching n-grams (orders 1 to 4), n-grams (1 to 4), words of the text,
+      words of the reference.
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    counter = BLEU(effective_order=True)  # on one text; the order has no part in the counts
+    counter = BLEU(effective_order=True)  # silences a warning; counts do not depend on it
     rows = []
     for text, reference in zip(texts, references, strict=True):
         score = counter.sentence_score(spaced(text), [spaced(reference)])
@@ -45,9 +45,9 @@ def bleu_statistics(texts: Sequence[str], references: Sequence[str]) -> np.ndarr
 
 
 def bleu(statistics: np.ndarray) -> np.ndarray:
-    """Corpus BLEU (Papineni et al. 2002) in per cent, smoothed as sacrebleu does by default.
+    """Corpus BLEU (Papineni et al. 2002) in per cent, with sacrebleu's default smoothing.
 
-    Where no n-gram of an order matches, half a match is assumed, then a quarter, and so on.
+    The first order without a match counts half a match, the next one a quarter, and so on.
 
     Args:
       statistics: `[..., 10]` sums of `bleu_statistics` over a corpus.
@@ -57,14 +57,14 @@ def bleu(statistics: np.ndarray) -> np.ndarray:
     """
     statistics = np.asarray(statistics, np.float64)
     matched, total = statistics[..., :ORDERS], statistics[..., ORDERS : 2 * ORDERS]
-    length, wanted = statistics[..., -2], statistics[..., -1]
+    length, reference_length = statistics[..., -2], statistics[..., -1]
     none = matched == 0
     smoothed = np.where(none, 0.5 ** np.cumsum(none, axis=-1), matched)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(total > 0, smoothed / np.where(total > 0, total, 1), 0.0)
-        short = np.exp(1 - wanted / np.where(length > 0, length, 1))
+        short = np.exp(1 - reference_length / np.where(length > 0, length, 1))
         geometric = np.exp(np.log(precision).mean(axis=-1))
-    penalty = np.where(length >= wanted, 1.0, short)
+    penalty = np.where(length >= reference_length, 1.0, short)
     return np.where(matched.any(axis=-1) & (length > 0), 100 * penalty * geometric, 0.0)
 
 
@@ -85,19 +85,19 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarr
 
 
 class _Words:
-    """What rouge-score takes for words, in every script; its own pattern is `[a-z0-9]+`."""
+    """Tokenizer for rouge-score in every script; its own pattern is `[a-z0-9]+`."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
 
 
 def next_reference(count: int) -> np.ndarray:
-    """The control that takes the reference of the next row, the first one's for the last."""
+    """Control order with the reference of the next row, and the first one's for the last."""
     return np.roll(np.arange(count), -1)
 
 
 def derangement(count: int, *, seed: int) -> np.ndarray:
-    """A seeded order in which nothing stays in its place: one random cycle through all rows.
+    """Random order without fixed points: one cycle through all rows.
 
     Raises:
       UserError: if there are fewer than two rows.
@@ -118,22 +118,22 @@ def overlap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, Estimate]]:
-    """Overlap with the references, beside two controls.
+    """Overlap with the references, beside controls.
 
-    Names: `text/bleu`, `text/bleu_1` (1-gram precision), `text/rouge_1`, `_2`, `_l`; the same with
-    `control_next/` against the next row's reference, `control_shuffled/` against a shuffled one,
-    and `control_references/` for each reference, taken as a text, against the next row's;
-    `over_control/` is the difference to the shuffled control, from the same draws of texts.
+    Metrics are `text/bleu`, `text/bleu_1` (1-gram precision), `text/rouge_1`, `_2`, `_l`; the same
+    with `control_next/` against the next row's reference, `control_shuffled/` against a shuffled
+    one, and `control_references/` of each reference against the next row's; `over_control/` is the
+    difference to the shuffled control, from the same resamples of texts.
 
     Args:
-      texts: of one system.
-      references: of the same cases.
-      controls: with two texts or more.
+      texts: texts of one system.
+      references: references of the same cases.
+      controls: whether to compute the controls, if there are two texts or more.
       resamples: bootstrap samples; 0 for no intervals.
-      seed: of shuffling and bootstrap.
+      seed: seed of shuffling and bootstrap.
 
     Returns:
-      Figures of each text (`text/` and `control_shuffled/rouge...`), and of the corpus.
+      Metrics of each text (`text/` and `control_shuffled/rouge...`), and of the corpus.
     """
     count = len(texts)
     places = {"text": (texts, np.arange(count))}
@@ -141,6 +141,7 @@ def overlap(
         places["control_shuffled"] = (texts, derangement(count, seed=seed))
         places["control_next"] = (texts, next_reference(count))
         places["control_references"] = (references, next_reference(count))
+    # Counts of every text against each kind of reference; corpus BLEU is a function of their means.
     stacks: dict[str, np.ndarray] = {}
     per_text: dict[str, np.ndarray] = {}
     for name, (scored, order) in places.items():
@@ -158,16 +159,18 @@ def overlap(
     corpus: dict[str, Estimate] = {}
     for figure, value in values.items():
         for place, name in enumerate(places):
-            draws = sampled[figure][place] if sampled else None
-            corpus[f"{name}/{figure}"] = _estimate(value[place, 0], draws, count)
+            resampled = sampled[figure][place] if sampled else None
+            corpus[f"{name}/{figure}"] = _estimate(value[place, 0], resampled, count)
         if "control_shuffled" in places:
-            draws = sampled[figure][0] - sampled[figure][1] if sampled else None
-            corpus[f"over_control/{figure}"] = _estimate(value[0, 0] - value[1, 0], draws, count)
+            resampled = sampled[figure][0] - sampled[figure][1] if sampled else None
+            corpus[f"over_control/{figure}"] = _estimate(
+                value[0, 0] - value[1, 0], resampled, count
+            )
     return per_text, corpus
 
 
 def _figures(means: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Figures, each `[kinds, draws]`, from means `[kinds, statistics, draws]` over the texts."""
+    """Metrics `[kinds, resamples]` from means `[kinds, statistics, resamples]` over the texts."""
     sums = np.moveaxis(means * count, 1, -1)
     size = 2 * ORDERS + 2
     with np.errstate(invalid="ignore"):
@@ -176,8 +179,8 @@ def _figures(means: np.ndarray, count: int) -> dict[str, np.ndarray]:
     return {"bleu": bleu(sums[..., :size]), "bleu_1": single, **scores}
 
 
-def _estimate(value: float, draws: np.ndarray | None, count: int) -> Estimate:
-    if draws is None:
+def _estimate(value: float, resampled: np.ndarray | None, count: int) -> Estimate:
+    if resampled is None:
         return exact(value, count)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": float(value), "low": float(low), "high": float(high), "count": count}

@@ -1,9 +1,8 @@
-"""Sentiment of an explanation by a small word list: how warmly it speaks, not whether it is right.
+"""Sentiment of explanations by a small word list.
 
-The list is our own and short, made for recommendations; it is good for comparing groups of texts of
-one kind, not for single texts. A word within three words behind a negation, or behind two with
-another between, counts the other way round; "not only" is no negation. Any function from a text to
-a number can stand in its place.
+The list was made for recommendations; it is meant for comparing groups of texts of one kind, not
+for single texts. The polarity of a word is reversed within three words after a negation; "not only"
+is no negation. Any function from a text to a number can be used instead.
 """
 
 from __future__ import annotations
@@ -43,16 +42,15 @@ NEGATIONS = frozenset(
     "aren't can't cannot couldn't didn't doesn't don't hardly hasn't haven't isn't neither never "
     "no nobody none nor not nothing seldom shouldn't wasn't weren't without won't wouldn't".split()
 )
-_REACH = 3  # words that a negation turns round
+_REACH = 3  # words after a negation whose polarity it reverses
 _TOKEN = re.compile(r"[a-z]+(?:['-][a-z]+)*|[.,;:!?]")
 
 
 def sentiment(text: str) -> float:
-    """Sentiment from -1 to 1: `(positive - negative) / (positive + negative + 1)`.
+    """Sentiment score from -1 to 1: `(positive - negative) / (positive + negative + 1)`.
 
-    The 1 keeps a text with a single such word from the ends of the scale; 0 where there is none.
-    NaN for a text whose letters are mostly of another script than Latin: the list says nothing of
-    it.
+    The 1 keeps texts with a single such word from the ends of the scale; texts without any have 0.
+    NaN for a text mostly in another script than Latin, for which there is no list.
     """
     if not is_latin(text):
         return math.nan
@@ -60,7 +58,7 @@ def sentiment(text: str) -> float:
     words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
     for place, word in enumerate(words):
         if word in ".,;:!?":
-            reach = 0  # a negation does not reach past the end of its clause
+            reach = 0  # a negation ends with its clause
             continue
         if word in NEGATIONS:
             following = words[place + 1] if place + 1 < len(words) else ""

@@ -1,11 +1,11 @@
-"""Figures of explanations as texts: variety, features, length, readability, overlap.
+"""Text metrics of explanations: variety, features, length, readability, overlap.
 
 Definitions of the PEPLER family (Li et al. 2020, 2023): USR is the share of distinct texts; FMR the
 share of texts that name the feature of their reference; FCR the share of all features that are
-named anywhere; DIV the mean number of features that two texts share (lower is better).
+named in any text; DIV the mean number of features that two texts share (lower is better).
 
-USR, FCR and distinct-n belong to a whole set and change with its size, and resampled texts repeat
-themselves; so they have no interval. All others have one.
+USR, FCR and distinct-n are properties of a whole set that change with its size, and resamples
+repeat texts; so they have no interval. All others have one.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from xrec_jax.text.words import WORD_OR_LINE, composed, has_blanks, is_latin, wo
 Features = Sequence[Collection[Hashable]]
 NO_EASE = "Flesch's formula counts syllables of Latin script; no text is in it"
 CHARACTERS = "in scripts without blanks between words each character counts as a word"
-SELF_REPETITION = 4  # words of the n-grams that a text may share with others
-REPETITION = 3  # and of those that it may hold twice
+SELF_REPETITION = 4  # n of the n-grams that a text shares with others
+REPETITION = 3  # n of the n-grams that a text repeats
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:['\u2019\-]\w+)*")
 _ANY_WORD = regex.compile(
     rf"\d+(?:[.,]\d+)+|{WORD_OR_LINE}(?:['\u2019\-]{WORD_OR_LINE})*", regex.V1
-)  # the same in every script
+)  # words in any script
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"'\u201d\u2019)]|$)")
 _VOWELS = re.compile(r"[aeiouy\u00e0-\u00ff]+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Figures of a set of texts.
+    """Metrics of a set of texts.
 
     Attributes:
-      per_text: metric name to `[texts]` float64; NaN where a text has no such figure.
-      corpus: metric name to the figure of all texts.
+      per_text: values `[texts]` float64 by metric name; NaN if undefined for a text.
+      corpus: estimate of each metric over all texts.
     """
 
     per_text: dict[str, np.ndarray]
@@ -70,33 +70,32 @@ def text_metrics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figures:
-    """All figures that can be had from what is given.
+    """Computes all metrics that the arguments allow.
 
     Args:
-      texts: of one system.
-      references: of the same cases; without them no BLEU and ROUGE.
-      features: what each text names; without it no FMR, FCR and DIV.
-      reference_features: what each reference names, for FMR; a text whose reference names none has
-        no FMR.
-      vocabulary: all features, for FCR; default: those of the references.
-      controls: BLEU and ROUGE against references of other cases too.
-      users: whose case each text is; texts of one user are drawn together (not for BLEU and
-        ROUGE).
+      texts: texts of one system.
+      references: references of the same cases, for BLEU and ROUGE.
+      features: features that each text names, for FMR, FCR and DIV.
+      reference_features: features that each reference names, for FMR, which is undefined for a text
+        whose reference names none.
+      vocabulary: all features, for FCR; by default those of the references.
+      controls: whether to compute BLEU and ROUGE against references of other cases.
+      users: user of each text; texts of one user are resampled together (not for BLEU and ROUGE).
       resamples: bootstrap samples; 0 for no intervals.
-      seed: of shuffling and bootstrap.
+      seed: seed of shuffling and bootstrap.
 
     Raises:
       UserError: if there is no text, or the lists differ in length.
     """
     if not texts:
         raise UserError("text metrics need at least one text")
-    for name, given in (
+    for name, values in (
         ("references", references),
         ("features", features),
         ("reference_features", reference_features),
     ):
-        if given is not None and len(given) != len(texts):
-            raise UserError(f"{len(texts)} texts, but {len(given)} {name}")
+        if values is not None and len(values) != len(texts):
+            raise UserError(f"{len(texts)} texts, but {len(values)} {name}")
     words = [_words(text.lower()) for text in texts]
     per_text = {
         "text/words": np.array([word_count(text) for text in texts], np.float64),
@@ -104,6 +103,7 @@ def text_metrics(
         "text/repetition": np.array([_repetition(row) for row in words]),
         "text/self_repetition": _self_repetition(words),
     }
+    # Metrics of the whole set, which have no interval.
     distinct = {tuple(composed(text).split()) for text in texts}
     corpus = {"text/usr": exact(len(distinct) / len(texts), len(texts))}
     for order in (1, 2):
@@ -120,6 +120,7 @@ def text_metrics(
             corpus["text/fcr"] = exact(len(named) / len(set(vocabulary)), len(texts))
         if len(texts) > 1:
             corpus["text/div"] = diversity(features, users=users)
+    # Means of the metrics of single texts, over the texts that have them.
     for name, figures in per_text.items():
         corpus[name] = mean_of(figures, users=users, resamples=resamples, seed=seed)
     if any(words) and np.isnan(per_text["text/readability"]).all():
@@ -140,14 +141,14 @@ def mean_of(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean with interval of those values that are not NaN; 0 of none, with count 0."""
-    there = ~np.isnan(values)
-    if not there.any():
+    """Mean with interval of the values that are not NaN; 0 with count 0 if there are none."""
+    present = ~np.isnan(values)
+    if not present.any():
         return exact(0.0, 0)
     numbers = owners(users)
     return estimate(
-        values[there],
-        users=None if numbers is None else numbers[there].tolist(),
+        values[present],
+        users=None if numbers is None else numbers[present].tolist(),
         resamples=resamples,
         seed=seed,
     )
@@ -156,12 +157,12 @@ def mean_of(
 def diversity(features: Features, *, users: Sequence[Hashable] | None = None) -> Estimate:
     """DIV: mean number of features that two texts share, over all pairs of texts.
 
-    The interval is the normal one of a U-statistic (Hoeffding 1948): what matters is how much the
-    mean overlap with all others varies from text to text.
+    The interval is the normal one of a U-statistic (Hoeffding 1948), from the variance over texts
+    of the mean overlap with all others.
 
     Args:
-      features: of two texts or more.
-      users: whose text each is; those of one user count as one deviation.
+      features: features of two texts or more.
+      users: user of each text; those of one user count as one deviation.
     """
     rows = [set(row) for row in features]
     n, counts = len(rows), collections.Counter(itertools.chain.from_iterable(rows))
@@ -171,35 +172,35 @@ def diversity(features: Features, *, users: Sequence[Hashable] | None = None) ->
     if n < 3:
         return exact(value, n)
     numbers = owners(users)
-    apart = mean - value if numbers is None else user_sums(mean - value, numbers)
-    count = len(apart)
+    deviations = mean - value if numbers is None else user_sums(mean - value, numbers)
+    count = len(deviations)
     if count < 2:
         return exact(value, count)
-    error = 1.959964 * 2 * float(np.sqrt(np.sum(apart**2) * count / (count - 1))) / n
+    error = 1.959964 * 2 * float(np.sqrt(np.sum(deviations**2) * count / (count - 1))) / n
     return {"value": value, "low": max(0.0, value - error), "high": value + error, "count": count}
 
 
 def syllables(word: str) -> int:
-    """Syllables of an English word, by rule.
+    """Number of syllables of an English word, by rules.
 
-    Runs of vowels (y is one) count; a silent end does not: "e" unless after a consonant and l or r
-    ("table"), "es" and "ed" unless they are heard ("places", "noted"). One at least; a number is
-    one.
+    Runs of vowels (including y) count, but not a silent ending: "e" unless after a consonant and l
+    or r ("table"), "es" and "ed" unless they are pronounced ("places", "noted"). At least one; a
+    number counts as one.
     """
     word = word.lower().replace("\u2019", "'").removesuffix("'s")
     count = len(_VOWELS.findall(word))
-    stem, heard = word, True
+    stem, sounded = word, True
     if word.endswith("e"):
-        heard = bool(re.search(r"[^aeiouy][lr]e$", word))
+        sounded = bool(re.search(r"[^aeiouy][lr]e$", word))
         stem = word[:-1]
     elif word.endswith("es"):
-        heard = bool(re.search(r"([sxz]|ch|sh|c|g|[^aeiouy]l)es$", word))
+        sounded = bool(re.search(r"([sxz]|ch|sh|c|g|[^aeiouy]l)es$", word))
         stem = word[:-2]
     elif word.endswith("ed"):
-        heard = bool(re.search(r"[td]ed$", word))
+        sounded = bool(re.search(r"[td]ed$", word))
         stem = word[:-2]
-    # A vowel before the end makes one run with it: nothing is lost ("see", "tried").
-    if not heard and stem and not _VOWELS.match(stem[-1]):
+    # A vowel before the ending forms one run with it, so nothing is subtracted ("see", "tried").
+    if not sounded and stem and not _VOWELS.match(stem[-1]):
         count -= 1
     return max(1, count)
 
@@ -207,9 +208,9 @@ def syllables(word: str) -> int:
 def flesch(text: str) -> float:
     """Flesch reading ease (Flesch 1948): 206.835 - 1.015 words/sentence - 84.6 syllables/word.
 
-    About 60 to 70 is plain English; higher is easier. Words are runs of letters and digits, parts
-    with a hyphen or apostrophe one word; a sentence ends in ".", "!" or "?" before white space or
-    the end. NaN for a text without words, or whose letters are mostly of another script than Latin.
+    About 60 to 70 is plain English; higher is easier. Words are runs of letters and digits, also
+    with hyphens or apostrophes; a sentence ends in ".", "!" or "?" before white space or the end.
+    NaN for a text without words, or mostly in another script than Latin.
     """
     words = _words(text)
     if not words or not is_latin(text):
@@ -230,13 +231,13 @@ def _grams(words: Sequence[str], order: int) -> list[tuple[str, ...]]:
 
 
 def _repetition(words: Sequence[str]) -> float:
-    """Share of a text's 3-grams that stand in it before; 0 where it is shorter."""
+    """Share of a text's 3-grams that repeat an earlier one; 0 for shorter texts."""
     grams = _grams(words, REPETITION)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _self_repetition(texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Share of each text's 4-grams that another text has too; 0 where it is shorter."""
+    """Share of each text's 4-grams that another text contains, too; 0 for shorter texts."""
     rows = [set(_grams(words, SELF_REPETITION)) for words in texts]
     counts = collections.Counter(itertools.chain.from_iterable(rows))
     return np.array(
@@ -247,17 +248,17 @@ def _self_repetition(texts: Sequence[Sequence[str]]) -> np.ndarray:
 def _matched(features: Features, reference_features: Features) -> np.ndarray:
     """Share of the reference's features that a text names: with one feature, PEPLER's 0 or 1."""
     shares = [
-        len(set(named) & set(wanted)) / len(set(wanted)) if wanted else np.nan
-        for named, wanted in zip(features, reference_features, strict=True)
+        len(set(named) & set(expected)) / len(set(expected)) if expected else np.nan
+        for named, expected in zip(features, reference_features, strict=True)
     ]
     return np.array(shares, np.float64)
 
 
-MOST_WORDS = 75  # what LLMXRec asks of an explanation
+MOST_WORDS = 75  # limit of an explanation in LLMXRec's prompts
 
 
 def text_figures(records: list[Record], *, resamples: int) -> dict[str, Estimate]:
-    """Length and ends of answers, means over prompts."""
+    """Mean length of answers, and shares of short and of complete ones."""
     words = np.array([word_count(record["text"]) for record in records], np.float64)
     ended = np.array([record["stop"] == "eos" for record in records], np.float64)
     return {
