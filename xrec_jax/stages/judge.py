@@ -140,7 +140,7 @@ def _judgements(ctx: Context, tokenizer: Tokenizer) -> JudgementSet:
 def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
     for part in found:
-        asking(config, tokenizer, most=shape.max_positions).examples(part)
+        asking(config, tokenizer, max_positions=shape.max_positions).examples(part)
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:
@@ -206,7 +206,7 @@ def make_task(
 ) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
     cfg = ctx.config.judge
-    ask = asking(ctx.config, base.tokenizer, most=base.model.config.max_positions)
+    ask = asking(ctx.config, base.tokenizer, max_positions=base.model.config.max_positions)
     rows, held_out = (
         packed(ask.examples(part), length=cfg.length, together=True, what=f"judge, {what}")
         for what, part in zip(("training", "held out"), found, strict=True)
