@@ -193,7 +193,7 @@ def test_an_output_of_another_edition_is_not_continued(modules, tmp_path):
         explain()
     sys.modules["my_explainer"].LastVisit.write = write
     sys.modules["my_explainer"].EDITION = "2"
-    with pytest.raises(UserError, match="another command"):
+    with pytest.raises(UserError, match="explainer_identity='1', now '2'"):
         explain()
     sys.modules["my_explainer"].EDITION = "1"
     explain()

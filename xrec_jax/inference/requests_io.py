@@ -84,7 +84,9 @@ def parts(
         "prompt": maker.identity(),
         "seed": config.seeds[0],
     }
-    identity |= ({} if base is None else drawn) | ({} if own is None else {"own": own})
+    # Only what the explainer depends on: outputs begun before a key existed lack it, and go on.
+    identity |= {} if base is None else drawn
+    identity |= {} if own is None else {"explainer_identity": own}
     counted = tuple(key for key in apart if key not in _ONCE_COUNTED)
     former = {"run": _digest(config, maker, counted)}
     return Parts(output, identity, shard=shard, former=former)

@@ -37,11 +37,8 @@ def section() -> ConfigDict:
     """
     return ConfigDict(
         dict(
-            explainers=(
-                "template",
-                "base",
-                "tuned",
-            ),  # or one of your own, DIR, NAME=DIR of an adapter
+            # or one of your own, the directory of an adapter, NAME=DIR
+            explainers=("template", "base", "tuned"),
             system="",  # recommender; "": the best on validation
             users=200,  # in a drawn order; 0: all
             top_k=1,

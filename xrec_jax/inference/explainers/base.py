@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.registering import replaces_library
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.llm.language_model import LanguageModel
 from xrec_jax.tasks.requests import Case, CaseMaker
@@ -18,7 +19,7 @@ Needs = Literal["nothing", "base", "tuned", "adapter"]
 NEEDS: tuple[Needs, ...] = ("nothing", "base", "tuned", "adapter")
 # The report's palette. What has no colour of its own gets the first that is free there.
 COLOURS = ("blue", "orange", "green", "purple", "ochre", "grey", "red", "indigo")
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w.-]+")  # it is the name of a file, and " vs " stands between two of them
 
 
 class Spec(NamedTuple):
@@ -157,6 +158,7 @@ def register(
     title = title or label[:1].upper() + label[1:]
 
     def add(build: B) -> B:
+        # A name is a file's name, too, beside the files that other things have in that folder.
         if not _NAME.fullmatch(name) or name in OTHER_FILES:
             raise UserError(f"explainer {name!r}: that cannot be its name")
         if needs not in NEEDS:
@@ -164,10 +166,10 @@ def register(
         if colour and colour not in COLOURS:
             raise UserError(f"explainer {name!r}: colour={colour!r}; valid: {', '.join(COLOURS)}")
         for other in _REGISTRY.values():
-            # A module may be loaded again, and registers the same anew.
-            same = (build.__module__, build.__qualname__)
-            if name == other.name and same != (other.build.__module__, other.build.__qualname__):
+            # A user's module may be loaded again and register anew; the library's own names stay.
+            if name == other.name and replaces_library(other.build, build):
                 raise UserError(f"explainer {name!r} is registered already")
+            # Charts and tables tell explainers apart by their labels.
             if name != other.name and label in (other.name, other.label):
                 raise UserError(f"explainer {name!r}: {other.name!r} has the label {label!r}")
         _REGISTRY[name] = Registration(name, build, needs, label, title, colour, identity)

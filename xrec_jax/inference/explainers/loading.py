@@ -44,7 +44,7 @@ def load(
     made = []
     for spec in specs:
         base, adapter = known[spec]
-        own_model = None if base is None else model
+        own_model = None if base is None else model  # one that needs nothing gets nothing
         setup = Setup(spec, config, rundir, maker, own_model, base, adapter)
         made.append(registration(spec).build(setup))
     return made
@@ -58,6 +58,7 @@ def _language_model(
     adapters = {
         spec.name: _on_device(spec.adapter, base.model.config) for spec in specs if spec.adapter
     }
+    # A run may be opened on more devices than it had: as many rows as they divide.
     divisor = batch_divisor(mesh)
     batch = -(-config.llm.generation_batch // divisor) * divisor
     return LanguageModel(base.model, base.params, base.tokenizer, adapters=adapters, batch=batch)
@@ -86,6 +87,7 @@ def answers(
     places: dict[Any, list[int]] = {}
     for place, case in enumerate(cases):
         places.setdefault(case.prompt if explainer.repeats else place, []).append(place)
+    # Only the first case of each group is written about; its text serves the others.
     groups = list(places.values())
     written: list[Written | None] = [None] * len(cases)
     for index, answer in explainer.write([cases[group[0]] for group in groups]):
@@ -94,6 +96,7 @@ def answers(
         for place in groups[index]:
             written[place] = answer
         advance(len(groups[index]))
+    # A user's own may have left some out, which would shift the records behind them.
     complete = [answer for answer in written if answer is not None]
     if len(complete) < len(cases):
         raise UserError(

@@ -30,6 +30,7 @@ def parse(text: str, rundir: RunDir) -> Spec:
     """
     text = str(text)  # whatever else somebody gave is refused below
     known = find(text)
+    # A registered name comes first, even where a directory is called so.
     if known is not None and known.needs == "adapter":
         raise UserError(f"explainer {text!r} needs the directory of an adapter: {text}=DIR")
     if known is not None:
@@ -76,6 +77,7 @@ def choose(config: Any, rundir: RunDir, *, explainer: str, adapter: str, base: s
         if find(explainer) is not None and not _takes_adapter(explainer):
             raise UserError(f"--explainer={explainer} and --adapter={adapter}: give one of them")
         return parse(f"{explainer}={adapter}" if explainer else adapter, rundir)
+    # Nothing is named: the most that the run has learned writes.
     if not explainer:
         has_base = run_base.base_path(config, rundir).exists()
         tuned = has_base and not base and run_base.adapter_path(rundir).exists()

@@ -17,6 +17,7 @@ class Template(Explainer):
         """See `Explainer`."""
         maker, seed = self.setup.maker, self.setup.config.seeds[0]
         for place, case in enumerate(cases):
+            # Keyed by the prompt, so that its words do not depend on which shard it is in.
             text = template_explanation(
                 maker.named(case.asked.item),
                 [maker.named(row) for row in case.history],

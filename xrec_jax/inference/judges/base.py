@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.registering import replaces_library
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.judging import Judge
@@ -17,6 +18,7 @@ from xrec_jax.inference import comparisons, run_records
 from xrec_jax.llm.run_base import LoadedBase
 
 STAGE = "judge"
+_DEFAULT = "world"  # `judge.source` of a run that was stored without one
 _NO_DIFFERENCE = "A ratio of 50\u00a0% is no difference; ties count half."
 
 
@@ -102,9 +104,8 @@ def register(
 
     def add(build: B) -> B:
         known = _REGISTRY.get(name)
-        # A module may be loaded again, and registers the same anew.
-        same = (build.__module__, build.__qualname__)
-        if known is not None and same != (known.build.__module__, known.build.__qualname__):
+        # A user's module may be loaded again and register anew; the library's own names stay.
+        if known is not None and replaces_library(known.build, build):
             raise UserError(f"judge {name!r} is registered already")
         _REGISTRY[name] = Registration(
             name, build, label, description, tuple(needs), trained, check
@@ -144,7 +145,7 @@ def lead(name: str) -> str:
       name: as it stands in a run's config; "" where that has none. One that is not registered here
         is called by its name.
     """
-    registration = find(name or "world")
+    registration = find(name or _DEFAULT)
     known = _in_both_orders(name) if registration is None else registration.description
     return f"{known} {_NO_DIFFERENCE}"
 
@@ -173,6 +174,7 @@ def check_untrained(config: Any, data: RunData, rundir: RunDir) -> None:
       UserError: if it refuses config or data, or there is nothing that it could compare.
     """
     registration = of(config)
+    # The judge's own conditions come first: they say more than what is missing for anybody.
     if registration.check is not None:
         registration.check(config, data)
     comparisons.check(config)

@@ -46,6 +46,7 @@ def planted_judge(pairs: Sequence[Any]) -> Judge:
     if not pairs:
         raise UserError("judge.source='planted' needs the pairs of a finished stage 'explain'")
     truth = {pair["prompt"]: pair.get("planted") for pair in pairs}
+    # Pairs of another kind of data, beside those of a world, cannot be judged by its truth.
     if None in truth.values():
         raise UserError(
             "judge.source='planted' needs pairs with true reasons, and some of the run's have none"
@@ -58,6 +59,7 @@ def planted_judge(pairs: Sequence[Any]) -> Judge:
                 "judge.source='planted' knows only the run's own pairs, not the prompt that begins "
                 f"{unknown[0][:60]!r}"
             )
+        # 1 where the first has the higher F1, 0 where the second has, 1/2 for a tie.
         reasons = [truth[text] for text in prompt]
         scores = [score_texts(texts, reasons).f1 for texts in (first, second)]
         return (1.0 + np.sign(scores[0] - scores[1])) / 2.0

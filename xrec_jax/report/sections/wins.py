@@ -33,7 +33,7 @@ def build(material: Material) -> Section | None:
         return None
     lead = judges.lead(material.config.get("judge", {}).get("source", ""))
     names = _systems(systems)
-    cells = cells_of(systems)
+    cells = cells_of(systems)  # by name; the table shows labels
     square = None
     if cells:
         square = tag(

@@ -127,7 +127,7 @@ class Explanation(TypedDict):
       rank: see `Pair`, as the next two.
       score: see `Pair`.
       system: see `Pair`.
-      explainer: "template", "base", "tuned", or the name given to an adapter.
+      explainer: "template", "base", "tuned", the name of a user's own, or that given to an adapter.
       prompt_hash: of the prompt that was answered.
       text: the explanation.
       tokens: generated ones, the one that ended the text included; None for the template.
