@@ -10,11 +10,16 @@ import shlex
 import tomllib
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import pytest
 
-from tests import tiny
-from xrec_jax import cli, defaults
+from tests import runs, tiny
+from xrec_jax import cli, defaults, stages
+from xrec_jax.api.run import run
 from xrec_jax.commands import configs
+from xrec_jax.inference.judges import base as judges
+from xrec_jax.joint.config import joint
+from xrec_jax.joint.rewards import parts
 
 ROOT = tiny.CHECKOUT
 PAGES = sorted(
@@ -224,12 +229,12 @@ def check_key(span: str) -> None:
     if not key:
         return
     first = key[1].split(".")[0]
-    short = first in defaults.joint()  # `ppo.scale` for `joint.ppo.scale`
+    short = first in joint()  # `ppo.scale` for `joint.ppo.scale`
     if key[1].endswith((".json", ".jsonl", ".py", ".csv")):
         return
     if first not in SECTIONS and not short:
         return
-    value = defaults.joint() if short and first not in SECTIONS else defaults.base()
+    value = joint() if short and first not in SECTIONS else defaults.base()
     for part in key[1].split("."):
         if part in defaults.base().recommend or part in ("sasrec", "bpr"):
             return  # systems have keys of their own
@@ -300,38 +305,52 @@ def test_restoring(shown_run, monkeypatch):
     assert len(names["run"].recommend(["u00000"], top_k=5)) == 5
 
 
-def test_judge_of_the_guide():
+def test_judges_of_the_guide(monkeypatch):
     names: dict = {}
     exec(the_block("docs/guides/judge.md", "def longer").text, names)
     assert names["longer"](["?"], ["abc"], ["a"]) == [0.75]
+    monkeypatch.setattr(judges, "_REGISTRY", dict(judges._REGISTRY))
+    exec(the_block("docs/guides/judge.md", "def shorter").text, {"__name__": "my_judge"})
+    judge = judges.find("shorter").build(None)
+    assert judge(["?"] * 3, ["abc", "a", "b"], ["a", "abc", "c"]) == [0.0, 1.0, 0.5]
 
 
 def test_reward_of_the_guide(monkeypatch):
-    import jax.numpy as jnp
-
-    from xrec_jax.joint.rewards import parts
-
     monkeypatch.setattr(parts, "_REGISTRY", dict(parts._REGISTRY))
     exec(the_block("docs/guides/reward.md", '"brief"').text, {})
     scored = parts.Scored(log_prob=jnp.zeros(2), length=jnp.array([3, 31]))
     assert parts.get("brief")(scored, **parts.options("brief")).tolist() == [0.0, -1.0]
 
 
-def test_recommender_of_the_guide_is_the_example():
-    """The guide shows the class of `examples/own_recommender.py`, which runs."""
-    shown = ast.parse(the_block("docs/guides/recommender.md", "class Net").text)
-    example = ast.parse((ROOT / "examples" / "own_recommender.py").read_text(encoding="utf-8"))
+def test_stage_of_the_guide(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.base, "_REGISTRY", dict(stages.base._REGISTRY))
+    exec(the_block("docs/guides/stage.md", "def section").text, {})
+    config = tiny.config("popularity")
+    config.stages = ("lengths",)
+    config.lengths.least = 3
+    with runs.one_device():
+        run(config, tmp_path / "run")
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert 0 < evaluation["lengths"]["histories"]["test/long"]["value"] <= 1
 
-    def methods(tree: ast.Module) -> dict[str, list[str]]:
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-        return {
-            f"{one.name}.{node.name}": [ast.unparse(line) for line in node.body]
-            for one in classes
-            for node in one.body
-            if isinstance(node, ast.FunctionDef)
-        }
 
-    assert methods(shown) == methods(example)
+def methods(text: str) -> dict[str, list[str]]:
+    """The statements of every method of a text's classes."""
+    return {
+        f"{one.name}.{node.name}": [ast.unparse(line) for line in node.body]
+        for one in ast.parse(text).body
+        if isinstance(one, ast.ClassDef)
+        for node in one.body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize("name", ["recommender", "explainer"])
+def test_guides_show_the_classes_of_the_examples(name):
+    """The examples run, see `test_examples.py`."""
+    shown = the_block(f"docs/guides/{name}.md", "class ").text
+    example = (ROOT / "examples" / f"own_{name}.py").read_text(encoding="utf-8")
+    assert methods(shown) == methods(example) != {}
 
 
 # Links.

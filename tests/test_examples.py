@@ -7,8 +7,12 @@ import sys
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from tests import runs, tiny
+from tests.runs import joint  # noqa: F401 (a fixture)
+from xrec_jax.inference.explainers import base as explainers
+from xrec_jax.inference.judges import base as judges
 from xrec_jax.joint.rewards import parts
 from xrec_jax.llm.io.peft_io import Base, save_adapter
 from xrec_jax.llm.model import lora
@@ -21,6 +25,7 @@ TESTED = {  # by the test below that runs each
     "own_data": "test_own_data",
     "own_recommender": "test_own_recommender",
     "own_reward": "test_own_reward",
+    "own_explainer": "test_own_explainer",
     "own_judge": "test_own_judge",
     "generate": "test_generate",
 }
@@ -34,14 +39,19 @@ def test_every_example_is_tested_and_listed():
     assert listed == {path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".ipynb")}
 
 
+REGISTRIES = (explainers._REGISTRY, judges._REGISTRY, parts._REGISTRY, recommenders._REGISTRY)
+
+
 @pytest.fixture(autouse=True)
 def as_scripts(monkeypatch, tmp_path):
     """Examples are imported by name, work in an empty folder, and leave nothing registered."""
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "_REGISTRY", dict(parts._REGISTRY))
-    monkeypatch.setattr(recommenders, "_REGISTRY", dict(recommenders._REGISTRY))
+    kept = [dict(registry) for registry in REGISTRIES]
     yield
+    for registry, before in zip(REGISTRIES, kept, strict=True):
+        registry.clear()
+        registry.update(before)
     for name in TESTED:
         sys.modules.pop(name, None)
 
@@ -52,33 +62,41 @@ def example(name):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two runs of the first example that differ in their users."""
-    folder = tmp_path_factory.mktemp("examples")
+    """The run of the first example."""
+    folder = tmp_path_factory.mktemp("examples") / "run"
     with pytest.MonkeyPatch.context() as patch, runs.one_device():
         patch.syspath_prepend(FOLDER)
-        for name, epochs in (("one", 1), ("two", 2)):
-            example("train_and_explain").main(folder / name, users=60, epochs=epochs)
+        example("train_and_explain").main(folder, users=60, epochs=1)
     return folder
 
 
 def test_train_and_explain(trained):
-    texts = (trained / "one" / "explanations" / "template.jsonl").read_text().splitlines()
+    texts = (trained / "explanations" / "template.jsonl").read_text().splitlines()
     assert len(texts) == 60
-    assert (trained / "one" / "report.html").exists()
+    assert (trained / "report.html").exists()
 
 
 def test_restore_run(trained, capsys):
-    example("restore_run").main(trained / "one")
+    example("restore_run").main(trained)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("bpr: NDCG@10 ")
     assert [line.split()[0] for line in printed[1:5]] == ["u00000"] * 2 + ["u00001"] * 2
     assert len(printed) == 9
 
 
-def test_own_judge(trained, capsys):
-    example("own_judge").main([trained / "one", trained / "two"])
-    printed = capsys.readouterr().out
-    assert "win ratio" in printed or "win_ratio" in printed
+def test_own_explainer(tmp_path, capsys):
+    with runs.one_device():
+        example("own_explainer").main(tmp_path / "run", users=60, epochs=1)
+    printed = capsys.readouterr().out.splitlines()[-4:]
+    assert printed[0].startswith("template: ") and " goes well with " in printed[2]
+    assert "last visit" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8").lower()
+
+
+def test_own_judge(tmp_path, capsys):
+    with runs.one_device():
+        example("own_judge").main(tmp_path / "run", users=60, epochs=1)
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    assert printed == ["template: 1.000 [1.000, 1.000]", "last_visit: 0.000 [0.000, 0.000]"]
 
 
 def test_own_data(tmp_path, capsys):
@@ -103,16 +121,17 @@ def test_own_recommender(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()[-3:]) == 3
 
 
-def test_own_reward(tmp_path, capsys):
+def test_own_reward(joint, tmp_path, capsys):  # noqa: F811 (the fixture)
+    """In its own config, and trained with in the smaller one whose programs other tests share."""
     module = example("own_reward")
-    config = module.tiny()
-    config.stages = ("recommend", "pretrain", "joint")
-    config.joint.update(dict(rounds=1, systems=(), readings=0))
-    config.pretrain.train.epochs = 1
+    assert module.tiny().joint.rewards.brief.weight == 0.1
+    config = tiny.joint(joint / "model")
+    config.joint.update(dict(rounds=1, systems=()))
+    config.joint.rewards.brief = ConfigDict(dict(weight=0.1, limit=4))
     with runs.one_device():
         module.main(tmp_path / "run", config)
     printed = capsys.readouterr().out.splitlines()[-1]
-    assert "reward/brief" in printed
+    assert "brief" in printed
 
 
 def test_generate(tmp_path, capsys):
