@@ -24,7 +24,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -66,6 +66,14 @@ def _as_rst(app, what, name, obj, options, lines):
         lines[i] = "`".join(parts)
 
 
+def _skip(app, what, name, obj, skip, options):
+    """Leaves out fields that the class's own docstring describes."""
+    del app, what, options
+    generated = str(getattr(obj, "__doc__", "") or "").startswith("Alias for field number")
+    return True if generated or name == "replace" else skip
+
+
 def setup(app):
-    """Registers the hook on docstrings."""
+    """Registers the hooks on docstrings and members."""
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_rst, priority=100)
