@@ -1,4 +1,4 @@
-"""`xrec audit`: faults of data, split and texts, reported on the terminal."""
+"""`xrec audit`: prints the faults found in data, split and texts."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from xrec_jax.evaluation import audit as checks
 from xrec_jax.evaluation.audit.findings import listing, percent, plural
 from xrec_jax.run_config import read_config
 
-WIDTH = 100
+WIDTH = 100  # columns of the terminal
 
 
 def audit(config: Any, *, output: str = "") -> int:
-    """Prints what is wrong with the data, the split and the texts of a config.
+    """Prints the faults of the data, the split and the texts that a config names.
 
     Args:
-      config: the whole config. Looked at are `data`, the files that `audit` names, and the
-        instruction set, where `instruct` is one of the stages.
-      output: also write the findings as JSON to this file, which appears whole or not at all.
+      config: see `defaults.base`. Audited are `data`, the files in `audit`, and the instruction
+        set where `instruct` is one of the stages.
+      output: also write the findings as JSON to this file, atomically.
 
     Returns:
       1 if a finding is an error, else 0.
 
     Raises:
-      UserError: the output does not end in .json, there is nothing to look at, or data or files
-        cannot be read.
+      UserError: if the output does not end in .json, the config names nothing to audit, or data or
+        files cannot be read.
     """
     _check_output(output)
+    # `named` are the files of published texts, which need no data of the config.
     named = {role: config.audit[role] for role in texts.file_roles(config)}
     if config.data.format == "none" and not named and not texts.tunes(config):
         raise UserError(
@@ -54,20 +55,21 @@ def audit(config: Any, *, output: str = "") -> int:
         *texts.check_files(config),
         *profiles.profile_findings(config, data),
     ]
-    found = checks.collect(outcomes)
+    findings = checks.collect(outcomes)
     if is_primary():
         about = {"data": summary(data, protocol(config, data))} if data.dataset.num_items else {}
-        log(report(_heading(about.get("data"), named), found))
+        log(report(_heading(about.get("data"), named), findings))
         if output:
-            write_json(output, {**about, **({"files": named} if named else {}), **found.record()})
+            files = {"files": named} if named else {}
+            write_json(output, {**about, **files, **findings.record()})
             log(f"findings written to {output}")
-    return int(found.count("error") > 0)
+    return int(findings.count("error") > 0)
 
 
 def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: bool = False) -> int:
-    """Prints what is wrong with a run: its data, split, instruction set and explanations.
+    """Prints the faults of a run: of its data, split, instruction set and explanations.
 
-    Writes the findings to the run's `audit.json`, where its report finds them.
+    The findings go to the run's `audit.json`, which `xrec report` reads.
 
     Args:
       workdir: the run directory.
@@ -78,19 +80,20 @@ def audit_workdir(workdir: epath.PathLike, *, output: str = "", allow_imports: b
       1 if a finding is an error, else 0.
 
     Raises:
-      UserError: this is not a run, its data cannot be read, or the output does not end in .json.
+      UserError: if this is no run directory, its data cannot be read, or the output does not end
+        in .json.
     """
     _check_output(output)
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = read_config(rundir)
     data = open_data(config, rundir)
-    found = audit_run(rundir, config, data)
+    findings = audit_run(rundir, config, data)
     if is_primary():
         about = summary(data, protocol(config, data)) if data.dataset.num_items else None
-        log(report(_heading(about, {}), found))
+        log(report(_heading(about, {}), findings))
         if output:
-            write_json(output, found.record())
-    return int(found.count("error") > 0)
+            write_json(output, findings.record())
+    return int(findings.count("error") > 0)
 
 
 def _check_output(output: str) -> None:
@@ -101,6 +104,7 @@ def _check_output(output: str) -> None:
 
 
 def _heading(about: Mapping[str, Any] | None, named: Mapping[str, str]) -> str:
+    """Size and split of the data, and the audited files by role."""
     lines = []
     if about:
         sizes = ", ".join(plural(about[key], key[:-1]) for key in ("users", "items", "events"))
@@ -109,17 +113,19 @@ def _heading(about: Mapping[str, Any] | None, named: Mapping[str, str]) -> str:
     return "\n".join([*lines, *(f"{role}: {path}" for role, path in named.items())])
 
 
-def report(heading: str, found: checks.Audit) -> str:
-    """The audit as text, the most severe findings first."""
-    blocks = [heading, *(_finding(finding) for finding in found.findings)]
-    if found.passed:
-        blocks.append(_wrapped(f"nothing found by {listing(found.passed)}"))
-    counts = [plural(found.count("error"), "error"), plural(found.count("warning"), "warning")]
-    blocks.append(f"{', '.join(counts)}, {found.count('info')} info")
+def report(heading: str, findings: checks.Audit) -> str:
+    """An audit as text, the most severe findings first, with their counts at the end."""
+    blocks = [heading, *(_finding(finding) for finding in findings.findings)]
+    if findings.passed:
+        blocks.append(_wrapped(f"nothing found by {listing(findings.passed)}"))
+    errors = plural(findings.count("error"), "error")
+    warnings = plural(findings.count("warning"), "warning")
+    blocks.append(f"{errors}, {warnings}, {findings.count('info')} info")
     return "\n\n".join(blocks)
 
 
 def _finding(finding: checks.Finding) -> str:
+    """A finding with its message, examples and advice."""
     share = percent(finding.count, finding.total)
     lines = [
         f"{finding.severity}: {finding.code}, {finding.count:,} of {finding.total:,} ({share})",
@@ -131,6 +137,7 @@ def _finding(finding: checks.Finding) -> str:
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:
+    """Text wrapped to the terminal: `first` and `rest` indent the first and the other lines."""
     return textwrap.fill(
         text,
         WIDTH,

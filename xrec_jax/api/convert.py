@@ -1,4 +1,4 @@
-"""`xrec import-hf`, `export-hf` and `export-peft`: models and adapters in and out."""
+"""`xrec import-hf`, `export-hf` and `export-peft`: conversion of models and adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MIB = 1 << 20
 
 
 class _Bytes:
-    """A progress bar over bytes."""
+    """Progress bar that counts bytes and shows MiB."""
 
     def __init__(self, label: str, total: int):
         self._bar = Progress(label, total // _MIB, unit="MiB", enabled=is_primary())
@@ -37,7 +37,7 @@ class _Bytes:
 
 
 def import_hf(path: str, output: str, *, dtype: str = "") -> None:
-    """Imports a Hugging Face directory as a checkpoint that any mesh restores.
+    """Imports a Hugging Face directory as a checkpoint that can be restored on any mesh.
 
     Args:
       path: the directory.
@@ -45,13 +45,14 @@ def import_hf(path: str, output: str, *, dtype: str = "") -> None:
       dtype: "bfloat16" or "float32"; empty: as stored.
 
     Raises:
-      UserError: if the model is incomplete or of another kind, or `output` is not free.
+      UserError: for an incomplete model, another architecture, or an `output` that exists.
     """
+    # Every check comes before the weights are read, which takes minutes.
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
     check_no_pattern(output, "--output")
     source = hf.open_model(path)
-    progress = _Bytes("import", 2 * source.file_bytes)
+    progress = _Bytes("import", 2 * source.file_bytes)  # read once, written once
     try:
         checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
     finally:
@@ -72,7 +73,8 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
       dtype: "bfloat16" or "float32"; empty: the base's.
 
     Raises:
-      UserError: if one of them cannot be read, they do not fit, or `output` is not free.
+      UserError: if model or adapter cannot be read, they do not fit each other, or `output`
+        exists.
     """
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
@@ -102,12 +104,12 @@ def export_peft(adapter: Adapter, output: str, base: Base) -> None:
     """Writes an adapter in PEFT's format.
 
     Args:
-      adapter: the adapter.
+      adapter: configuration and parameters.
       output: the new directory.
-      base: what it was trained on.
+      base: the model that it was trained on.
 
     Raises:
-      UserError: if `output` is not free.
+      UserError: if `output` exists.
     """
     peft_io.save_adapter(output, adapter, base=base)
     log(
@@ -117,40 +119,41 @@ def export_peft(adapter: Adapter, output: str, base: Base) -> None:
 
 
 def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
-    """Writes an adapter's directory anew: plain LoRA in float32, its base as a full path.
+    """Rewrites an adapter for PEFT and vLLM: plain LoRA in float32, the base as a full path.
 
     Args:
       adapter: a directory in PEFT's format.
       output: the new directory.
-      base: path of the model it was trained on; empty: as the adapter says.
+      base: path of the model that it was trained on; empty: as recorded with the adapter.
 
     Raises:
-      UserError: if the adapter or its base cannot be read, or `output` is not free.
+      UserError: if the adapter or its base cannot be read, or `output` exists.
     """
     hf_export.check_new(output)
     if not peft_io.is_adapter(adapter):
         raise UserError(f"--adapter={adapter}: {peft_io.CONFIG} is not there")
-    found = peft_io.base_of(adapter)
-    path = base or found.path
+    recorded = peft_io.base_of(adapter)
+    path = base or recorded.path
     if not path or not pathlib.Path(path).is_dir():
         raise UserError(
             f"{adapter}: its base {path!r} is no directory here; name one with --base=DIR"
         )
     model = checkpoint.open_model(path)
     loaded = peft_io.load_adapter(adapter, model.config)
-    known = Base(os.path.abspath(path), "" if base else found.fingerprint)
-    export_peft(loaded, output, known)
+    # The recorded fingerprint is of the recorded base, not of one that the caller names.
+    fingerprint = "" if base else recorded.fingerprint
+    export_peft(loaded, output, Base(os.path.abspath(path), fingerprint))
 
 
 def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
-    """Base and adapter directories of a run whose `instruct` stage is finished.
+    """Directories of the base and the adapter of a run with a finished stage `instruct`.
 
     Args:
       workdir: the run directory.
       allow_imports: import the modules that its config names; an export does not need them.
 
     Raises:
-      UserError: if this is no run, or it has no adapter yet.
+      UserError: if this is no run directory, or has no adapter yet.
     """
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = read_config(rundir, need_extensions=False)

@@ -1,8 +1,9 @@
-"""`xrec recommend`: recommendations of a run written to a file."""
+"""`xrec recommend`: writes the recommendations of a run to a file."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import polars as pl
@@ -14,10 +15,11 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.logging import Progress, log
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import json_lines, remove_leftovers, text_lines, write_atomic
+from xrec_jax.inference.recommendations import Record
 from xrec_jax.parallel.exclusive import exclusive, of_file
 
 FORMATS = (".jsonl", ".parquet")
-# Columns of a Parquet file, of one without a row too.
+# Columns of a Parquet file: the same types even where it has no rows.
 SCHEMA = pl.Schema(
     {
         "user": pl.String,
@@ -29,72 +31,88 @@ SCHEMA = pl.Schema(
 )
 
 
-class Listed(NamedTuple):
-    """An entry of a list of users: where it stands, and the id with blanks around it, if any."""
+class ListedUser(NamedTuple):
+    """An entry of the `--users` flag.
 
-    place: str
+    Attributes:
+      source: the flag, or the file and line, for error messages.
+      text: the id, possibly with blanks around it.
+    """
+
+    source: str
     text: str
 
 
-def parse_users(text: str) -> list[Listed] | None:
-    """The `--users` flag: "all", a file with one id a line, or ids separated by commas.
+def parse_users(text: str) -> list[ListedUser] | None:
+    """Parses the `--users` flag: "all", a file with one id a line, or ids separated by commas.
 
     A file may be gzipped, begin with a byte order mark and end its lines with CR, LF or both.
 
     Returns:
-      None for all.
+      The entries; None for all users.
 
     Raises:
-      UserError: if nothing is given, or the file is empty or not text.
+      UserError: for a flag or a file without any id, or a file that is not text.
     """
     if text == "all":
         return None
     if os.path.isfile(text):  # false, not an error, for a list too long for a path
-        found = [
-            Listed(f"--users={text}, line {number}", part)
+        listed = [
+            ListedUser(f"--users={text}, line {number}", part)
             for number, line in text_lines(text)
             for part in line.split("\r")
             if part.strip()
         ]
     else:
-        found = [Listed(f"--users={text}", part) for part in text.split(",") if part.strip()]
-    if not found:
+        listed = [ListedUser(f"--users={text}", part) for part in text.split(",") if part.strip()]
+    if not listed:
         raise UserError(f"--users={text!r} names no user (give all, a file, or ids as a,b)")
-    return found
+    return listed
 
 
 def wanted_users(run: Run, users: str) -> list[str] | None:
-    """Ids of the users that a `--users` flag names, each once; None for all.
+    """Resolves the `--users` flag to ids of the run's data, each once.
 
-    A blank or a comma belongs to an id where the data has it so.
+    A blank or a comma belongs to an id where the data has such an id.
+
+    Args:
+      run: the run.
+      users: value of the flag, see `parse_users`.
+
+    Returns:
+      The ids in the order of the flag; None for all users.
 
     Raises:
-      UserError: see `parse_users`; or if one is not in the data.
+      UserError: see `parse_users`; or for an id that is not in the data.
     """
     listed = parse_users(users)
     if listed is None:
         return None
     known = dict.fromkeys(map(str, run.data.dataset.user_ids))
-    if users in known and not os.path.isfile(users):
+    if users in known and not os.path.isfile(users):  # one id with a comma in it
         return [users]
-    found = []
-    for place, text in listed:
-        name = next((one for one in (text, text.strip()) if one in known), None)
-        if name is None:
+    wanted = []
+    for source, text in listed:
+        user = next((id_ for id_ in (text, text.strip()) if id_ in known), None)
+        if user is None:
             hint = did_you_mean(text.strip(), known)
             if users.strip() == text.strip():  # it may have been meant as a file
                 hint += f"; there is no such file either ({users})"
-            raise UserError(f"{place}: no user {text.strip()!r} in the data{hint}")
-        found.append(name)
-    return list(dict.fromkeys(found))  # nobody is asked for twice
+            raise UserError(f"{source}: no user {text.strip()!r} in the data{hint}")
+        wanted.append(user)
+    return list(dict.fromkeys(wanted))
 
 
 def check_output(output: str, **reads: str) -> None:
-    """Raises a `UserError` unless a file of that name can be written and ends in a known format.
+    """Checks that the output can be written, and is none of the files that the command reads.
 
     Args:
-      output: the file.
-      **reads: flags and the files that they may name, which must be others.
+      output: value of `--output`.
+      **reads: values of the flags that may name files.
+
+    Raises:
+      UserError: for a missing name, an unknown format, a folder that cannot be written to, or a
+        file that is read too.
     """
     if not output:
         raise UserError("--output is missing; give a file ending in .jsonl or .parquet")
@@ -121,16 +139,20 @@ def recommend(
       output: `.jsonl` or `.parquet`.
       system: which recommender; default the best on validation.
       allow_imports: import the modules that the run's config names.
+
+    Raises:
+      UserError: for an unknown user or system, or an output that cannot be written.
     """
     check_output(output, users=users)
     parse_users(users)
     run = Run(workdir, allow_imports=allow_imports)
-    wanted = wanted_users(run, users)  # a wrong id is found before the output's folder is made
+    wanted = wanted_users(run, users)  # a wrong id is reported before anything is written
     total = run.data.dataset.num_users if wanted is None else len(wanted)
     bar = Progress("recommend", total, unit="user", enabled=is_primary())
     written = 0
 
-    def records():
+    def records() -> Iterator[Record]:
+        """Recommendations one at a time, so that millions fit into memory; counts them."""
         nonlocal written
         for record in run.iter_recommend(wanted, top_k=top_k, system=system):
             written += 1
@@ -152,6 +174,6 @@ def recommend(
             write_atomic(output, write)
             bar.close()
             log(f"{written:,} recommendations for {total:,} users written to {output}")
-        else:  # every process takes part in the computation
+        else:  # scores are sharded over processes: all of them compute, the first one writes
             for _ in records():
                 pass

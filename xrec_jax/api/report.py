@@ -1,4 +1,4 @@
-"""`xrec report`: one HTML page about a finished run."""
+"""`xrec report`: writes the HTML report of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
       allow_imports: import the modules that its config names; the page does not need them.
 
     Raises:
-      UserError: if this is not a run directory, a file in it is damaged, or its data changed.
+      UserError: if this is no run directory, a file in it is damaged, or the data has changed.
     """
     rundir = RunDir(workdir, allow_imports=allow_imports)
     config = read_config(rundir, need_extensions=False)
@@ -32,7 +32,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
     try:
         data = prepare(config.data)
     except UserError as error:
-        # The page shows what the run found, so it may do without.
+        # The results are in the run directory; only the size of the data set is left out.
         log(f"the data of the run is not at hand ({error}); the page is made without it")
     if data is not None and recorded(rundir) is not None:
         compare(rundir, identify(config, data), texts=False)
