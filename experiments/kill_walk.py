@@ -287,7 +287,7 @@ def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, An
     for number in range(1, count + 1):
         shutil.rmtree(found.folder, ignore_errors=True)
         at = number * found.operations // (count + 1)
-        dying = [sys.executable, __file__, "--die_at", str(at), "--folder", str(found.folder)]
+        dying = dying_command(at, found.folder)
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         killed = subprocess.run([*dying, *command], cwd=ROOT, **quiet)
         again = subprocess.run([sys.executable, "-m", "xrec_jax", *command], cwd=ROOT, **quiet)
@@ -301,6 +301,12 @@ def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, An
         )
         print(records[-1], flush=True)
     return records
+
+
+def dying_command(number: int, folder: pathlib.Path) -> list[str]:
+    """A command that runs `xrec` with the arguments put behind it and dies at an operation."""
+    here = str(pathlib.Path(__file__).resolve())
+    return [sys.executable, here, "--die_at", str(number), "--folder", str(folder), "--"]
 
 
 def die_at(number: int, folder: pathlib.Path, arguments: list[str]) -> int:
@@ -331,7 +337,9 @@ def main() -> None:
     parser.add_argument("--stages", default="", help="only states of these, with commas between")
     parser.add_argument("--die_at", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
-    args, command = parser.parse_known_args()
+    arguments = sys.argv[1:]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    args, command = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
     if args.die_at:
         sys.exit(die_at(args.die_at, pathlib.Path(args.folder), command))
     name, _, variant = args.config.partition(":")
@@ -364,6 +372,7 @@ def main() -> None:
             if differs:
                 print(record, flush=True)
         last = rerun(make, found, found.states[-1], whole=True)
+        now = arrays(found.folder)
         result = {
             "command": shlex.join(["experiments/kill_walk.py", *sys.argv[1:]]),
             "config": args.config,
@@ -372,9 +381,10 @@ def main() -> None:
             "tried": len(records),
             "differ": [r for r in records if r["differs"]],
             "stages": {s: sum(r["stage"] == s for r in records) for s in found.ends if s},
-            "arrays_differ": []
-            if last
-            else [k for k, v in arrays(found.folder).items() if saved.get(k) != v],
+            "differ_at_the_end": last,
+            "arrays_differ": sorted(
+                key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key)
+            ),
             "kills": real_kills(
                 ["run", f"--config={args.config}", f"--workdir={found.folder}"], found, args.kills
             ),

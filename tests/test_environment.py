@@ -55,7 +55,7 @@ def test_closed_streams_are_opened_onto_nothing(tmp_path):
     """Else what a library prints lands in the next file that is opened."""
     code = (
         "import os, sys\n"
-        "from xrec_jax.core import startup\n"
+        "from xrec_jax.core.runtime import startup\n"
         "startup.open_standard_streams()\n"
         f"file = open({str(tmp_path / 'data')!r}, 'w')\n"
         "assert file.fileno() > 2\n"

@@ -2,13 +2,14 @@
 
 import argparse
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import recpie_ablations, recpie_data_share
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rundir import RunDir
+from xrec_jax.run_config import start_run
 
 
 def test_matching_share_lies_on_the_line_between_two_shares():
@@ -105,12 +106,9 @@ def test_a_run_with_more_seeds_and_controls_is_read_and_not_run_again(tmp_path):
         )
 
     theirs = config("0,1,2", joint__systems="null,sft")
-    (tmp_path / "config.json").write_text("{}")
-    rundir = SimpleNamespace(
-        config_path=tmp_path / "config.json",
-        evaluation=lambda: {"joint": {}},
-        config=lambda: theirs,
-    )
+    rundir = RunDir(tmp_path / "run")
+    start_run(rundir, theirs)
+    (tmp_path / "run" / "evaluation.json").write_text('{"joint": {}}')
     done = functools.partial(recpie_ablations.is_finished, more_seeds=True)
     assert done(rundir, config("2,0", joint__systems="sft"))
     assert not done(rundir, config("0,3", joint__systems="sft"))

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import subprocess
 
 import pytest
 
@@ -58,6 +60,18 @@ def test_only_what_changes_a_folder_is_an_operation(tmp_path):
     new, old = str(tmp_path / "new"), str(tmp_path / "old")
     renamed = ("os.rename", new, str(tmp_path / "newer"))
     assert told == [("open", new), ("append", old), renamed]
+
+
+def test_a_command_dies_where_it_is_told_to(tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from xrec_jax import defaults\n\n\ndef get_config():\n    return defaults.base()\n"
+    )
+    command = kill_walk.dying_command(1, tmp_path)
+    output = tmp_path / "findings.json"
+    audit = ["audit", f"--config={tmp_path}/config.py", f"--output={output}"]
+    small = [f"--config.data.world.{key}=12" for key in ("num_users", "mean_visits")]
+    killed = subprocess.run([*command, *audit, *small], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL and not output.exists()
 
 
 def test_any_beginning_of_the_states_is_spread(tmp_path):

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.report import test_page as test_report
 from tests.runs import finished  # noqa: F401 (a fixture)
 from xrec_jax.api import rate, run
+from xrec_jax.api.report import report
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
@@ -110,7 +111,7 @@ def reported(tmp_path_factory):
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_a_report_of_edited_files_ends_in_a_page_or_a_line(reported, name):
-    assert survives(reported / name, lambda: write_report(RunDir(reported)), count=8) > 0
+    assert survives(reported / name, lambda: report(reported), count=8) > 0
 
 
 def test_one_bad_line_does_not_drop_the_texts_after_it(reported, tmp_path):
@@ -246,7 +247,7 @@ def test_an_edited_config_is_named_with_its_key(marked, key, value, what):
         inside = inside[part]
     inside[last] = value
     marked.config_path.write_text(json.dumps(config))
-    one_line(marked.config, marked.config_path, what)
+    one_line(lambda: read_config(marked), marked.config_path, what)
 
 
 def test_paths_in_a_config_may_be_edited(marked):
@@ -254,7 +255,7 @@ def test_paths_in_a_config_may_be_edited(marked):
     config["data"]["path"] = "/elsewhere"
     config["mesh"]["data"] = 3
     marked.config_path.write_text(json.dumps(config))
-    assert marked.config().data.path == "/elsewhere"
+    assert read_config(marked).data.path == "/elsewhere"
 
 
 def test_other_lines_of_the_metric_log_draw_no_curves(marked):

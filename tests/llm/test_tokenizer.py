@@ -381,7 +381,7 @@ def test_directories_that_hold_no_tokenizer(tmp_path, changed):
 def test_training_is_deterministic(trained, tmp_path):
     """Also in another process, where hashes are seeded anew; nothing is printed, no PyTorch."""
     code = (
-        "import sys\nfrom tests.llm.test_tokenizer import TEXTS\nfrom xrec_jax.llm import bpe\n"
+        "import sys\nfrom tests.llm.test_tokenizer import TEXTS\nfrom xrec_jax.llm.io import bpe\n"
         "bpe.train_bpe(iter(TEXTS * 20), sys.argv[1], vocab_size=300)\n"
         "assert 'torch' not in sys.modules"
     )
