@@ -119,7 +119,7 @@ def longest_chain(edges: dict[str, set[str]]) -> int:
     return max(length)
 
 
-def annotations(tree: ast.AST) -> Iterator[ast.expr]:
+def annotation_nodes(tree: ast.AST) -> Iterator[ast.expr]:
     """Annotations of arguments, results and variables."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
@@ -159,7 +159,7 @@ def measure(tree: pathlib.Path) -> dict[str, Any]:
         for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
     ]
-    kinds = [ast.unparse(a) for module in parsed.values() for a in annotations(module)]
+    kinds = [ast.unparse(a) for module in parsed.values() for a in annotation_nodes(module)]
     comments = sum(
         token.type == tokenize.COMMENT and not _DIRECTIVE.match(token.string)
         for source in modules.values()
