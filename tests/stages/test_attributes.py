@@ -10,11 +10,12 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
+from xrec_jax.inference import attribute_answers
+from xrec_jax.inference.attribute_answers import Answers
 from xrec_jax.llm.generation.readout import Readout
 from xrec_jax.llm.language_model import load_llm
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.stages import Context, attributes
-from xrec_jax.stages.attributes import Answers
 from xrec_jax.tasks import attributes as attribute_cases
 from xrec_jax.text.records.attributes import Attribute, Question
 
@@ -296,7 +297,10 @@ def test_the_readout_takes_the_most_likely_value(directory):
     readout = Readout(lm.model, lm.params, lm.tokenizer)
     sex, age = Attribute("user sex", SEXES), Attribute("age", numeric=True, low=20, high=47)
     question = Question("1: film 3\nsay who", (sex, age), {"user sex": "male", "age": 31.0}, "u")
-    options = {"user sex": list(SEXES), "age": attributes.allowed(age, [47.0, 20.0, 31.0, 20.0])}
+    options = {
+        "user sex": list(SEXES),
+        "age": attribute_answers.allowed(age, [47.0, 20.0, 31.0, 20.0]),
+    }
     assert options["age"] == [20.0, 31.0, 47.0]
     opened = readout.open(question.prompt)
 
@@ -305,7 +309,10 @@ def test_the_readout_takes_the_most_likely_value(directory):
 
     first = best("user sex", [f'{{"user sex": "{x}", "age":' for x in SEXES])
     second = best("age", [f'{{"user sex": "{first}", "age": {x:g}}}' for x in options["age"]])
-    assert attributes.choose(readout, question, options) == {"user sex": first, "age": second}
+    assert attribute_answers.choose(readout, question, options) == {
+        "user sex": first,
+        "age": second,
+    }
 
 
 def test_free_answers_are_compared_too(directory):
@@ -315,7 +322,7 @@ def test_free_answers_are_compared_too(directory):
     truth = [dict(one.truth) for one in found.held_out]
     failed = [{"age": None, "user sex": None} for _ in truth]
     near = [failed[0], *truth[1:]]
-    table = attributes.compared(
+    table = attribute_answers.figures(
         config, found, {"base": Answers([], failed, truth), "tuned": Answers([], near, truth)}
     )
     cases = len(truth)
@@ -325,7 +332,7 @@ def test_free_answers_are_compared_too(directory):
     assert difference["value"] == pytest.approx((cases - 1) / cases)
     assert table["tuned vs base"]["age/p"]["value"] < 0.2
     assert table["tuned vs base"]["age/readout_p"]["value"] == 1.0
-    text = attributes.figures_table(found, table)
+    text = attribute_answers.figures_table(found, table)
     assert "user_sex/readout_accuracy" in text and f"age: {cases} asked" in text
 
 

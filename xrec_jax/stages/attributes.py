@@ -1,17 +1,13 @@
-"""The `attributes` stage: profile and item attributes told from prompts that do not hold them.
+"""The `attributes` stage: profile and item attributes predicted from prompts that lack them.
 
 Leaves in the run directory `attributes/adapter/`, in PEFT's format, and `attributes/answers.jsonl`.
-Base and tuned model answer held-out users freely, which is read strictly, and by a constrained
-readout, the allowed answer of the highest probability, which never fails to be read.
+Base and tuned model answer questions about held-out users; see `inference.attribute_answers`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from xrec_jax.core import identity
@@ -21,11 +17,8 @@ from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.packing import PackedRows
-from xrec_jax.evaluation import attributes as scoring
-from xrec_jax.evaluation.statistics.intervals import Estimate, exact
-from xrec_jax.evaluation.tables import text_table
+from xrec_jax.inference import attribute_answers
 from xrec_jax.llm import run_base
-from xrec_jax.llm.generation.readout import Readout
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
@@ -37,7 +30,7 @@ from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.tasks import attributes, instructions
 from xrec_jax.tasks.attributes import Questions
 from xrec_jax.text.prompts.templates import template_from
-from xrec_jax.text.records.attributes import Attribute, Question, Value, answer_text
+from xrec_jax.text.records.attributes import answer_text
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.training import defaults
 from xrec_jax.training import language as train_language
@@ -45,25 +38,9 @@ from xrec_jax.training.language import LanguageTask, packed
 
 NAME = attributes.STAGE
 
-Told = dict[str, scoring.Answer]
-
-
-class Answers(NamedTuple):
-    """What a model answered, one entry a question.
-
-    Attributes:
-      texts: free answers.
-      read: as values, None where that failed.
-      chosen: of the constrained readout.
-    """
-
-    texts: list[str]
-    read: list[Told]
-    chosen: list[Told]
-
 
 def section() -> ConfigDict:
-    """Profile and item attributes told from prompts that lack them."""
+    """Prediction of profile and item attributes from prompts that lack them."""
     return ConfigDict(
         dict(
             source="world",  # world (its tables), or file
@@ -138,38 +115,46 @@ def check(ctx: Context) -> None:
 
 def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Refuses questions that do not fit; see `check_rows`."""
-    found = attributes.questions(ctx.config, ctx.data, tokenizer=tokenizer)
-    check_rows(ctx.config, found, tokenizer, shape)
+    check_rows(ctx.config, _questions(ctx, tokenizer), tokenizer, shape)
+
+
+def _questions(ctx: Context, tokenizer: Tokenizer) -> Questions:
+    return attributes.questions(ctx.config, ctx.data, tokenizer=tokenizer)
 
 
 def check_rows(
-    config: Any, found: Questions, tokenizer: Tokenizer, shape: LlamaConfig
+    config: Any, questions: Questions, tokenizer: Tokenizer, shape: LlamaConfig
 ) -> tuple[PackedRows, PackedRows]:
     """Rows to train on and to choose by.
 
     Raises:
       UserError: if rows, a question, or a prompt with its answer are longer than they may be.
     """
-    asked, template = config.attributes, run_base.template(config)
-    if asked.length > shape.max_positions:
+    cfg, template = config.attributes, run_base.template(config)
+    if cfg.length > shape.max_positions:
         raise UserError(
-            f"attributes.length={asked.length}, but the model takes {shape.max_positions}"
+            f"attributes.length={cfg.length}, but the model takes {shape.max_positions}"
         )
-    parts = [[one.instruction for one in part] for part in (found.train, found.valid)]
+    parts = [
+        [question.instruction for question in part] for part in (questions.train, questions.valid)
+    ]
     rows, valid = (
         packed(
             instructions.examples(tokenizer, part, template=template),
-            length=asked.length,
+            length=cfg.length,
             together=True,
             what=f"attributes, {what} questions",
         )
         for what, part in zip(("training", "validation"), parts, strict=True)
     )
-    most = max(len(tokenizer.prompt(one.prompt, template=template)) for one in found.held_out)
-    if most + asked.max_new_tokens > shape.max_positions:
+    # Held-out prompts are in no row: they need room for a whole answer.
+    most = max(
+        len(tokenizer.prompt(question.prompt, template=template)) for question in questions.held_out
+    )
+    if most + cfg.max_new_tokens > shape.max_positions:
         raise UserError(
             f"a held-out prompt has {most} tokens, and attributes.max_new_tokens="
-            f"{asked.max_new_tokens} more do not fit the {shape.max_positions} that the model takes"
+            f"{cfg.max_new_tokens} more do not fit the {shape.max_positions} that the model takes"
         )
     return rows, valid
 
@@ -183,17 +168,17 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     if done and NAME in rundir.evaluation():
         return
     base = run_base.load_base(config, rundir, ctx.mesh)
-    found = attributes.questions(config, ctx.data, tokenizer=base.tokenizer)
-    rows, valid = check_rows(config, found, base.tokenizer, base.model.config)
+    questions = _questions(ctx, base.tokenizer)
+    rows, valid = check_rows(config, questions, base.tokenizer, base.model.config)
     if is_primary():
-        users = [len({one.user for one in part}) for part in found[:3]]
+        users = [len({question.user for question in part}) for part in questions[:3]]
         log(
-            f"attributes: {len(found.train)} questions to tune on ({users[0]} users), "
-            f"{len(found.valid)} to choose by ({users[1]}), {len(found.held_out)} held out "
-            f"({users[2]}); {'; '.join(found.notes) or 'nothing left out'}"
+            f"attributes: {len(questions.train)} questions to tune on ({users[0]} users), "
+            f"{len(questions.valid)} to choose by ({users[1]}), {len(questions.held_out)} held out "
+            f"({users[2]}); {'; '.join(questions.notes) or 'nothing left out'}"
         )
     if not path.exists():
-        _same_as_before(found, base, rundir)
+        _same_as_before(questions, base, rundir)
         lora = train_language.lora_config(config.attributes.lora)
         task = LanguageTask(
             NAME,
@@ -209,7 +194,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
         )
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())
-    _finish(config, found, base, rundir)
+    _finish(ctx, questions, base)
 
 
 def left(ctx: Context) -> Left:
@@ -225,8 +210,7 @@ def evaluate(ctx: Context) -> None:
     """
     base = run_base.load_base(ctx.config, ctx.rundir, ctx.mesh)
     saved_adapter(ctx.rundir, base)
-    found = attributes.questions(ctx.config, ctx.data, tokenizer=base.tokenizer)
-    _finish(ctx.config, found, base, ctx.rundir)
+    _finish(ctx, _questions(ctx, base.tokenizer), base)
 
 
 def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
@@ -238,171 +222,43 @@ def saved_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
     return run_base.adapter_of(rundir.path / NAME / "adapter", base, stage=NAME)
 
 
-def _same_as_before(found: Questions, base: LoadedBase, rundir: RunDir) -> None:
+def _same_as_before(questions: Questions, base: LoadedBase, rundir: RunDir) -> None:
     """Keeps what base and questions a run was started with; refuses to go on with others.
 
     Raises:
       UserError: names which of the two is another one.
     """
-    texts = [[(one.prompt, answer_text(one.truth)) for one in part] for part in found[:3]]
+    texts = [[(q.prompt, answer_text(q.truth)) for q in part] for part in questions[:3]]
     now = {"base": base.identity().fingerprint, "questions": identity.digest(texts)}
     rundir.keep_identity(rundir.path / NAME / "identity.json", now, started=NAME)
 
 
-def _answers(config: Any, base: LoadedBase, adapter: Adapter | None, found: Questions) -> Answers:
-    """What one model answers, freely and constrained."""
-    adapters = {} if adapter is None else {"tuned": adapter}
-    lm = run_base.language_model(config, base, adapters)
-    records = lm.generate(
-        [one.prompt for one in found.held_out],
-        max_new_tokens=config.attributes.max_new_tokens,
-        adapter=None if adapter is None else "tuned",
-        template=run_base.template(config),
-    )
-    texts = [record["text"] for record in records]
-    read = [
-        scoring.parse_answer(text, one.attributes)
-        for text, one in zip(texts, found.held_out, strict=True)
-    ]
-    readout = Readout(
-        base.model, base.params, base.tokenizer, adapter=adapter, template=run_base.template(config)
-    )
-    options = {one.key: allowed(one, found.known(one.key)) for one in found.attributes}
-    chosen = [choose(readout, one, options) for one in found.held_out]
-    return Answers(texts, read, chosen)
-
-
-def allowed(attribute: Attribute, known: Sequence[Value]) -> list[Value]:
-    """What a readout chooses from: the allowed values, of any number those of the training part."""
-    if attribute.values:
-        return [float(v) if attribute.numeric else v for v in attribute.values]
-    return sorted(set(known), key=float)
-
-
-def choose(readout: Readout, question: Question, options: dict[str, list[Value]]) -> Told:
-    """Fills in the values of an answer, one key after the other, each the most likely one.
-
-    A value counts with the text that must follow it, so that one that is the beginning of another
-    has no advantage.
-
-    Raises:
-      UserError: if a log-probability is NaN.
-    """
-    opened = readout.open(question.prompt)
-    told: dict[str, Value] = {}
-    keys = [attribute.key for attribute in question.attributes]
-    for place, key in enumerate(keys):
-        texts = []
-        for value in options[key]:
-            text = answer_text({**told, key: value})
-            if place + 1 < len(keys):  # the text up to the next value
-                text = f"{text[:-1]}, {json.dumps(keys[place + 1])}:"
-            texts.append(text)
-        log_probs = opened.log_probs(texts)
-        if np.isnan(log_probs).any():
-            raise UserError(
-                f"attributes: the log-probability of an answer for {key!r} is NaN: the weights of "
-                "the model or its adapter are broken"
-            )
-        told[key] = options[key][int(np.argmax(log_probs))]
-    return dict(told)
-
-
-def _finish(config: Any, found: Questions, base: LoadedBase, rundir: RunDir) -> None:
-    """Answers, compares, writes."""
+def _finish(ctx: Context, questions: Questions, base: LoadedBase) -> None:
+    """Answers the held-out questions with base and tuned model, compares and writes."""
+    rundir = ctx.rundir
     adapter = saved_adapter(rundir, base)
     answers = {
-        "base": _answers(config, base, None, found),
-        "tuned": _answers(config, base, adapter, found),
+        "base": attribute_answers.answer(ctx.config, base, None, questions),
+        "tuned": attribute_answers.answer(ctx.config, base, adapter, questions),
     }
-    table = compared(config, found, answers)
+    table = attribute_answers.figures(ctx.config, questions, answers)
     if is_primary():
         records = [
             {
-                "prompt_hash": prompt_hash(one.prompt),
-                "user": one.user,
-                "truth": one.truth,
-                **{name: made.texts[place] for name, made in answers.items()},
-                "parsed": {name: made.read[place] for name, made in answers.items()},
-                "readout": {name: made.chosen[place] for name, made in answers.items()},
+                "prompt_hash": prompt_hash(question.prompt),
+                "user": question.user,
+                "truth": question.truth,
+                **{name: model.texts[place] for name, model in answers.items()},
+                "parsed": {name: model.read[place] for name, model in answers.items()},
+                "readout": {name: model.chosen[place] for name, model in answers.items()},
             }
-            for place, one in enumerate(found.held_out)
+            for place, question in enumerate(questions.held_out)
         ]
         rundir.reopen(NAME)
         files.write_text(rundir.path / NAME / "answers.jsonl", files.json_lines(records))
         rundir.write_evaluation(NAME, table)
-        log(figures_table(found, table))
+        log(attribute_answers.figures_table(questions, table))
     barrier("attributes")
-
-
-def compared(
-    config: Any, found: Questions, answers: dict[str, Answers]
-) -> dict[str, dict[str, Estimate]]:
-    """Figures of base, tuned model and constant, and paired tests; see `evaluation.attributes`."""
-    within, resamples = float(config.attributes.within), config.ranking.resamples
-    table: dict[str, dict[str, Estimate]] = {name: {} for name in (*answers, "majority")}
-    tests: dict[str, dict[str, Estimate]] = {"tuned vs base": {}, "tuned vs majority": {}}
-    for attribute in found.attributes:
-        key, known = attribute.key, found.known(attribute.key)
-        places = [n for n, one in enumerate(found.held_out) if key in one.truth]
-        if not places:
-            continue
-        truth = [found.held_out[n].truth[key] for n in places]
-        users = scoring.Users([found.held_out[n].user for n in places], resamples=resamples)
-        told = {
-            ("", name): [made.read[n][key] for n in places] for name, made in answers.items()
-        } | {
-            ("readout_", name): [made.chosen[n][key] for n in places]
-            for name, made in answers.items()
-        }
-        for (prefix, name), given in told.items():
-            table[name] |= scoring.figures(
-                attribute, truth, given, users, known=known, within=within, prefix=prefix
-            )
-            if not prefix:
-                table[name] |= scoring.parse_failures(attribute, given, users)
-        table["majority"] |= scoring.constant_figures(
-            attribute, truth, users, known=known, within=within
-        )
-        for prefix in ("", "readout_"):
-            tuned = told[prefix, "tuned"]
-            tests["tuned vs base"] |= scoring.compare(
-                attribute, truth, tuned, told[prefix, "base"], users, known=known, prefix=prefix
-            )
-            tests["tuned vs majority"] |= scoring.compare_constant(
-                attribute, truth, tuned, users, known=known, prefix=prefix
-            )
-    data = {
-        "data/train_questions": len(found.train),
-        "data/held_out_questions": len(found.held_out),
-        "data/held_out_users": len({one.user for one in found.held_out}),
-        "data/malformed_completions": found.malformed,
-    }
-    return table | tests | {"data": {name: exact(value, value) for name, value in data.items()}}
-
-
-def figures_table(found: Questions, table: dict[str, dict[str, Estimate]]) -> str:
-    """Base, tuned model and constant as text, a row an attribute and metric."""
-    systems = ("base", "tuned", "majority")
-    names = list(dict.fromkeys(name for system in systems for name in table[system]))
-    rows = []
-    for name in names:
-        cells = []
-        for system in systems:
-            one = table[system].get(name)
-            cells.append("-" if one is None else _cell(one))
-        rows.append([name, *cells])
-    counts = ", ".join(
-        f"{attribute.key}: {sum(attribute.key in one.truth for one in found.held_out)} asked"
-        for attribute in found.attributes
-    )
-    return f"{text_table(['attribute', *systems], rows)}\n({counts})"
-
-
-def _cell(one: Estimate) -> str:
-    if one["low"] is None or one["high"] is None:
-        return f"{one['value']:.3f}"
-    return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
 
 
 STAGE = Stage(
