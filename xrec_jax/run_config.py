@@ -199,11 +199,12 @@ def read_config(rundir: RunDir, *, need_extensions: bool = True) -> ConfigDict:
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """A stored config with today's defaults for keys that did not exist when it was written."""
 
-    def fill(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        merged = known | given
-        for key in known.keys() & given.keys():
-            if isinstance(known[key], dict) and isinstance(given[key], dict) and known[key]:
-                merged[key] = fill(known[key], given[key])
+    def fill(known: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+        merged = known | stored
+        for key in known.keys() & stored.keys():
+            # A group without defaults, such as `recommend`, is the config file's alone.
+            if isinstance(known[key], dict) and isinstance(stored[key], dict) and known[key]:
+                merged[key] = fill(known[key], stored[key])
         return merged
 
     return fill(_as_json(defaults.base()), config)
@@ -226,11 +227,11 @@ def _make_absolute(config: dict[str, Any]) -> None:
 def _places(config: dict[str, Any], key: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The group of a key and its name there, if it has a value."""
     *groups, name = key.split(".")
-    found: Any = config
+    parent: Any = config
     for group in groups:
-        found = found.get(group, {})
-    if found.get(name):
-        yield found, name
+        parent = parent.get(group, {})
+    if parent.get(name):
+        yield parent, name
 
 
 def _absolute(value: Any) -> Any:

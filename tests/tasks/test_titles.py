@@ -128,7 +128,7 @@ def test_items_of_one_title_are_different_choices():
 
 def test_names_that_several_items_have_are_shown_with_ids():
     names = np.array(["Hat", "Cap", "Hat"])
-    assert showcase._told_apart(names, np.array(["a", "b", "c"])) == ["Hat (a)", "Cap", "Hat (c)"]
+    assert showcase._unambiguous(names, np.array(["a", "b", "c"])) == ["Hat (a)", "Cap", "Hat (c)"]
 
 
 def test_a_run_keeps_items_of_one_title_apart(tmp_path):

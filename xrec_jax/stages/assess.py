@@ -120,9 +120,11 @@ def evaluate(ctx: Context) -> None:
       UserError: if the stage `explain` is not finished.
     """
     config, rundir = ctx.config, ctx.rundir
+    # What stands in the texts: one pass that most of the figures share.
     pairs, texts = read_explanations(config, rundir)
     groundings = ground(ctx.data, pairs, texts)
     draws: Any = {"users": users_of(pairs), "resamples": config.assess.resamples}
+    # Tables of figures by explainer; each is empty where the run has nothing to measure it on.
     table = text_tables(texts, groundings, **draws)
     _add(table, planted_tables(pairs, texts, **draws))
     _add(table, counterfactual_tables(ctx, pairs, groundings))
@@ -147,12 +149,14 @@ def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str
     for spec in explainers.specs(config, rundir):
         path = folder / f"{spec.name}.jsonl"
         records = run_records.explanations(rundir, path)
-        texts[spec.name] = [one.explanation["text"] for one in join(pairs, records, where=path)]
+        texts[spec.name] = [
+            answer.explanation["text"] for answer in join(pairs, records, where=path)
+        ]
     return pairs, texts
 
 
 def users_of(pairs: Sequence[Pair]) -> list[str]:
-    """Whose pair each is: what is said to one user hangs together."""
+    """User of every pair: texts for the same user are not independent."""
     return [pair["user"] for pair in pairs]
 
 
@@ -168,7 +172,7 @@ def ground(
         titles(data.dataset).tolist(),
         vocabulary_of(rows, [name for name in columns if rows and name in rows[0]]),
     )
-    return {name: ground_pairs(grounder, pairs, found) for name, found in texts.items()}
+    return {name: ground_pairs(grounder, pairs, answers) for name, answers in texts.items()}
 
 
 def _tells(pairs: Sequence[Pair], column: str) -> bool:
@@ -186,9 +190,9 @@ def text_tables(
 ) -> Table:
     """Length, variety, readability, features and grounding of each explainer's texts."""
     table: Table = {}
-    for name, found in texts.items():
-        features = [one.features for one in groundings[name]]
-        figures = text_metrics(found, features=features, users=users, resamples=resamples)
+    for name, answers in texts.items():
+        features = [grounding.features for grounding in groundings[name]]
+        figures = text_metrics(answers, features=features, users=users, resamples=resamples)
         grounded = grounding_metrics(groundings[name], users=users, resamples=resamples)
         table[name] = {**figures.corpus, **grounded.corpus}
     return table
@@ -201,14 +205,14 @@ def planted_tables(
     users: Sequence[str] | None = None,
     resamples: int,
 ) -> Table:
-    """Planted reasons told, and what tuning changes; empty outside of a planted world.
+    """Planted reasons in the texts, and what tuning changes; empty outside of a planted world.
 
     "tuned shuffled" are the tuned model's texts, each read for another pair: the chance level.
     """
     truth = [pair["planted"] for pair in pairs]
     if any(reasons is None for reasons in truth):
         return {}
-    scores = {name: planted.score_texts(found, truth) for name, found in texts.items()}
+    scores = {name: planted.score_texts(answers, truth) for name, answers in texts.items()}
     if TUNED in texts and len(pairs) > 1:  # what its texts would reach by chance
         order = derangement(len(pairs), seed=0)
         moved = [texts[TUNED][place] for place in order]
@@ -229,6 +233,7 @@ def counterfactual_tables(
     system = pairs[0]["system"]
     if system is None or any(pair["system"] != system for pair in pairs):
         return {}
+    # Pairs name users and items by id; the recommender wants rows.
     dataset, split = data.dataset, data.split
     user_row = {str(id_): row for row, id_ in enumerate(dataset.user_ids)}
     item_row = {str(id_): row for row, id_ in enumerate(dataset.item_ids)}
@@ -237,10 +242,11 @@ def counterfactual_tables(
     with use_mesh(mesh):
         task = RecommenderTask(config, system, data=data, mesh=mesh, rundir=ctx.rundir)
         params, frozen = task.restore(seeds_of(config, system)[0])
+    # Of each explainer the history entries that its texts cite, of those that the prompt showed.
     shown = [[item_row[entry["item"]] for entry in pair["history"]] for pair in pairs]
     table: Table = {}
-    for name, found in groundings.items():
-        named = [one.names("history") for one in found]
+    for name, mentions in groundings.items():
+        named = [grounding.names("history") for grounding in mentions]
         cited = [
             [item_row[entry["item"]] for entry in pair["history"] if entry["title"] in cited]
             for pair, cited in zip(pairs, named, strict=True)
@@ -273,12 +279,12 @@ def held_out_tables(rundir: RunDir, *, resamples: int) -> Table:
     records = run_records.held_out_answers(rundir)
     table: Table = {}
     for name in (BASE, TUNED):
-        found = [record for record in records if name in record and record.get("reference")]
-        if len(found) < 2:
+        answered = [record for record in records if name in record and record.get("reference")]
+        if len(answered) < 2:
             continue
         figures = text_metrics(
-            [record[name] for record in found],
-            [record["reference"] for record in found],
+            [record[name] for record in answered],
+            [record["reference"] for record in answered],
             resamples=resamples,
         )
         table[name] = {
@@ -295,7 +301,7 @@ def group_differences(
     texts: Mapping[str, Sequence[str]],
     groundings: Mapping[str, Sequence[Grounding]],
 ) -> list[bias.Comparison]:
-    """Differences between groups of users in what they are told."""
+    """Differences between groups of users in the texts that they get."""
     groups = {
         column: [pair["profile_attributes"].get(column) for pair in pairs]
         for column in config.assess.groups
@@ -303,7 +309,7 @@ def group_differences(
     if not groups:
         return []
     figures: dict[str, Mapping[str, np.ndarray]] = {
-        name: bias.explanation_figures(found, groundings[name]) for name, found in texts.items()
+        name: bias.explanation_figures(answers, groundings[name]) for name, answers in texts.items()
     }
     return bias.compare_groups(figures, groups, users=[pair["user"] for pair in pairs])
 
@@ -324,13 +330,13 @@ def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
     lines = ["assess:", text_table(["explainer", *shown], rows)]
     for system, row in table.items():
         if "planted/f1_difference" in row:
-            found = row["planted/f1_difference"]
+            f1 = row["planted/f1_difference"]
             lines.append(
-                f"planted F1, {system}: {found['value']:+.3f} "
-                f"[{found['low'] or 0:+.3f}, {found['high'] or 0:+.3f}], p "
+                f"planted F1, {system}: {f1['value']:+.3f} "
+                f"[{f1['low'] or 0:+.3f}, {f1['high'] or 0:+.3f}], p "
                 f"{row['planted/p']['value']:.2g}"
             )
-    clear = [str(one) for one in differences if one.p < 0.05]
+    clear = [str(comparison) for comparison in differences if comparison.p < 0.05]
     lines.append(
         f"group differences: {len(clear)} of {len(differences)} comparisons stand after Holm's "
         "correction"

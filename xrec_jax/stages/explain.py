@@ -105,6 +105,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
         barrier("pairs written")
     place = bulk.workplace(ctx.mesh)
 
+    # Models are loaded only where a text is missing.
     @functools.cache
     def loaded() -> list[Explainer]:
         return explainers.load(chosen, config, rundir, place.mesh, maker)
@@ -115,7 +116,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     for number, (spec, path) in enumerate(zip(chosen, paths, strict=True)):
         if path.exists():
             if is_primary():
-                shards.remove_parts(path)
+                shards.remove_parts(path)  # a kill may have left them behind the whole file
             continue
         barrier(f"{spec.name} looked for")
         parts = requests_io.parts(

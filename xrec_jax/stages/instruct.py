@@ -143,10 +143,10 @@ def check(ctx: Context) -> None:
 
 def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Refuses examples that do not fit; see `check_rows`."""
-    check_rows(ctx.config, _instructions(ctx, tokenizer), tokenizer, shape)
+    check_rows(ctx.config, _instruction_set(ctx, tokenizer), tokenizer, shape)
 
 
-def _instructions(ctx: Context, tokenizer: Tokenizer) -> Instructions:
+def _instruction_set(ctx: Context, tokenizer: Tokenizer) -> Instructions:
     seed = ctx.config.seeds[0]
     return instructions.instructions(ctx.config, ctx.data, seed=seed, tokenizer=tokenizer)
 
@@ -158,45 +158,50 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     if adapter_dir.exists() and NAME in rundir.evaluation():
         return
     base = run_base.load_base(config, rundir, ctx.mesh)
-    found = _instructions(ctx, base.tokenizer)
+    instruction_set = _instruction_set(ctx, base.tokenizer)
     lora = train_language.lora_config(config.instruct.lora)
-    task = make_task(ctx, found, base, lora)
+    task = make_task(ctx, instruction_set, base, lora)
     if is_primary():
         folder = rundir.path / "instructions"
         folder.mkdir(parents=True, exist_ok=True)
-        write_instructions(folder / "train.jsonl", found.train)
-        write_instructions(folder / "held_out.jsonl", found.held_out)
+        write_instructions(folder / "train.jsonl", instruction_set.train)
+        write_instructions(folder / "held_out.jsonl", instruction_set.held_out)
+        rows = task.rows
         log(
-            f"instruct: {len(found.train)} examples to tune on, {len(found.held_out)} held out; "
-            f"{task.rows.num_rows} rows of {task.rows.length} tokens, "
-            f"{100 * task.rows.fill:.0f} % full; {'; '.join(found.notes)}"
+            f"instruct: {len(instruction_set.train)} examples to tune on, "
+            f"{len(instruction_set.held_out)} held out; {rows.num_rows} rows of {rows.length} "
+            f"tokens, {100 * rows.fill:.0f} % full; {'; '.join(instruction_set.notes)}"
         )
     if not adapter_dir.exists():
-        _same_as_before(found, base, rundir)
+        # A resume on other weights or another set would mix two trainings.
+        _same_as_before(instruction_set, base, rundir)
         lm = run_base.language_model(config, base)
-        during = functools.partial(_sample_during, config, lm, lora, found, rundir)
+        during = functools.partial(_sample_during, config, lm, lora, instruction_set, rundir)
         params = task.fit(config.seeds[0], writer, evaluate_also=during)
         save_adapter(adapter_dir, Adapter(gather(params), lora), base=base.identity())
-    _finish(config, found, base, task, rundir)
+    _finish(config, instruction_set, base, task, rundir)
 
 
-def _same_as_before(found: Instructions, base: LoadedBase, rundir: RunDir) -> None:
+def _same_as_before(instruction_set: Instructions, base: LoadedBase, rundir: RunDir) -> None:
     """Keeps what base and set a run was started with; refuses to go on with others.
 
     Raises:
       UserError: names which of the two is another one.
     """
-    texts = [[one.messages for one in part] for part in (found.train, found.held_out)]
+    texts = [
+        [example.messages for example in part]
+        for part in (instruction_set.train, instruction_set.held_out)
+    ]
     now = {"base": base.identity().fingerprint, "instructions": identity.digest(texts)}
     path = rundir.path / "instructions" / "identity.json"
     rundir.keep_identity(path, now, started="tuning")
 
 
 def make_task(
-    ctx: Context, found: Instructions, base: LoadedBase, lora: LoraConfig
+    ctx: Context, instruction_set: Instructions, base: LoadedBase, lora: LoraConfig
 ) -> LanguageTask:
     """The training of the adapter."""
-    rows, held_out = check_rows(ctx.config, found, base.tokenizer, base.model.config)
+    rows, held_out = check_rows(ctx.config, instruction_set, base.tokenizer, base.model.config)
     return LanguageTask(
         NAME,
         model=base.model,
@@ -212,46 +217,44 @@ def make_task(
 
 
 def check_rows(
-    config: Any, found: Instructions, tokenizer: Tokenizer, shape: LlamaConfig
+    config: Any, instruction_set: Instructions, tokenizer: Tokenizer, shape: LlamaConfig
 ) -> tuple[PackedRows, PackedRows]:
     """The set as rows to train on and to hold out.
 
     Raises:
       UserError: if rows, an example, or a prompt with its answer are longer than they may be.
     """
-    asked, template = config.instruct, run_base.template(config)
-    if asked.length > shape.max_positions:
-        raise UserError(
-            f"instruct.length={asked.length}, but the model takes {shape.max_positions}"
-        )
-    made = [
+    cfg, template = config.instruct, run_base.template(config)
+    if cfg.length > shape.max_positions:
+        raise UserError(f"instruct.length={cfg.length}, but the model takes {shape.max_positions}")
+    examples = [
         instructions.examples(tokenizer, part, template=template)
-        for part in (found.train, found.held_out)
+        for part in (instruction_set.train, instruction_set.held_out)
     ]
     rows, held_out = (
-        packed(part, length=asked.length, together=asked.pack, what=f"instruct, {what} examples")
-        for what, part in zip(("training", "held-out"), made, strict=True)
+        packed(part, length=cfg.length, together=cfg.pack, what=f"instruct, {what} examples")
+        for what, part in zip(("training", "held-out"), examples, strict=True)
     )
     # Behind the last token that is not the answer's, the answer begins.
     most, longest = max(
         (int(np.flatnonzero(~example.trained).max(initial=-1)) + 1, example.name)
-        for example in made[1]
+        for example in examples[1]
     )
-    if most + asked.samples.max_new_tokens > shape.max_positions:
+    if most + cfg.samples.max_new_tokens > shape.max_positions:
         raise UserError(
             f"{longest}: the held-out prompt has {most} tokens, and "
-            f"instruct.samples.max_new_tokens={asked.samples.max_new_tokens} more do not fit the "
+            f"instruct.samples.max_new_tokens={cfg.samples.max_new_tokens} more do not fit the "
             f"{shape.max_positions} that the model takes; lower it"
         )
     return rows, held_out
 
 
-def _prompts(found: Instructions, count: int) -> list[Any]:
+def _prompts(instruction_set: Instructions, count: int) -> list[Any]:
     """Prompts of held-out instructions, as texts or as conversations."""
     prompts: list[Any] = []
-    for one in found.held_out[:count]:
-        turns = [{"role": role, "content": text} for role, text in one.messages[:-1]]
-        prompts.append(one.prompt if len(turns) == 1 else turns)
+    for example in instruction_set.held_out[:count]:
+        turns = [{"role": role, "content": text} for role, text in example.messages[:-1]]
+        prompts.append(example.prompt if len(turns) == 1 else turns)
     return prompts
 
 
@@ -259,7 +262,7 @@ def _sample_during(
     config: Any,
     lm: LanguageModel,
     lora: LoraConfig,
-    found: Instructions,
+    instruction_set: Instructions,
     rundir: RunDir,
     state: TrainState,
 ) -> dict[str, float]:
@@ -268,14 +271,14 @@ def _sample_during(
     if not count:
         return {}
     lm.adapters["now"] = Adapter(state.params, lora)
-    records = run_base.answer(config, lm, _prompts(found, count), "now")
+    records = run_base.answer(config, lm, _prompts(instruction_set, count), "now")
     if is_primary():
         path = rundir.path / "explanations" / "during_training.jsonl"
         step = int(state.step)
         kept = [r for r in run_records.answers_during_training(rundir) if r["step"] < step]
         new = [
-            {"step": step, "prompt": one.prompt, "text": record["text"], "stop": record["stop"]}
-            for one, record in zip(found.held_out, records, strict=False)
+            {"step": step, "prompt": example.prompt, "text": record["text"], "stop": record["stop"]}
+            for example, record in zip(instruction_set.held_out, records, strict=False)
         ]
         files.write_text(path, files.json_lines(kept + new))
         log(f"instruct: sample at step {step}: {textwrap.shorten(records[0]['text'], 160)}")
@@ -285,13 +288,13 @@ def _sample_during(
 
 
 def _finish(
-    config: Any, found: Instructions, base: LoadedBase, task: LanguageTask, rundir: RunDir
+    config: Any, instruction_set: Instructions, base: LoadedBase, task: LanguageTask, rundir: RunDir
 ) -> None:
     """Compares base and tuned model on the held-out prompts."""
     adapter = run_base.tuned_adapter(rundir, base)
     lora = adapter.config
     lm = run_base.language_model(config, base, {"tuned": adapter})
-    prompts = _prompts(found, config.instruct.samples.final)
+    prompts = _prompts(instruction_set, config.instruct.samples.final)
     # A fresh adapter changes nothing, so the base is measured by the very same function.
     plain = jax.tree.map(np.zeros_like, adapter.params)
     table: dict[str, dict[str, Estimate]] = {}
@@ -299,18 +302,18 @@ def _finish(
     for name, params, which in (("base", plain, None), ("tuned", adapter.params, "tuned")):
         loss = task.loss(params, base.params, lora)
         table[name] = {
-            "held_out/loss": exact(loss, len(found.held_out)),
-            "held_out/perplexity": exact(perplexity(loss), len(found.held_out)),
+            "held_out/loss": exact(loss, len(instruction_set.held_out)),
+            "held_out/perplexity": exact(perplexity(loss), len(instruction_set.held_out)),
         }
         if prompts:
             texts[name] = run_base.answer(config, lm, prompts, which)
             table[name] |= text_figures(texts[name], resamples=config.ranking.resamples)
     if is_primary():
         records = [
-            {"prompt": one.prompt, "reference": one.completion, **one.meta}
-            | {name: found_texts[number]["text"] for name, found_texts in texts.items()}
+            {"prompt": example.prompt, "reference": example.completion, **example.meta}
+            | {name: column[number]["text"] for name, column in texts.items()}
             | {f"{name}_stop": rows[number]["stop"] for name, rows in texts.items()}
-            for number, one in enumerate(found.held_out[: len(prompts)])
+            for number, example in enumerate(instruction_set.held_out[: len(prompts)])
         ]
         path = rundir.path / "explanations" / "held_out.jsonl"
         rundir.reopen(NAME)
@@ -342,9 +345,9 @@ def evaluate(ctx: Context) -> None:
     """
     base = run_base.load_base(ctx.config, ctx.rundir, ctx.mesh)
     lora = run_base.tuned_adapter(ctx.rundir, base).config
-    found = _instructions(ctx, base.tokenizer)
-    task = make_task(ctx, found, base, lora)
-    _finish(ctx.config, found, base, task, ctx.rundir)
+    instruction_set = _instruction_set(ctx, base.tokenizer)
+    task = make_task(ctx, instruction_set, base, lora)
+    _finish(ctx.config, instruction_set, base, task, ctx.rundir)
 
 
 STAGE = Stage(

@@ -130,21 +130,23 @@ def check(ctx: Context) -> None:
 def check_tokenized(ctx: Context, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
     """Refuses judgements that do not fit; see `check_rows`."""
     if judges.of(ctx.config).trained:
-        check_rows(ctx.config, _judgements(ctx, tokenizer), tokenizer, shape)
+        check_rows(ctx.config, _judgement_set(ctx, tokenizer), tokenizer, shape)
 
 
-def _judgements(ctx: Context, tokenizer: Tokenizer) -> JudgementSet:
+def _judgement_set(ctx: Context, tokenizer: Tokenizer) -> JudgementSet:
     return judgements(ctx.config, ctx.data, seed=ctx.config.seeds[0], tokenizer=tokenizer)
 
 
-def check_rows(config: Any, found: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig) -> None:
+def check_rows(
+    config: Any, judgement_set: JudgementSet, tokenizer: Tokenizer, shape: LlamaConfig
+) -> None:
     """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
-    for part in found:
+    for part in judgement_set:
         asking(config, tokenizer, max_positions=shape.max_positions).examples(part)
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:
-    """Trains the judge if that is not done yet, then asks it."""
+    """Trains the judge if that is not done yet, then lets it compare explanations."""
     config, rundir = ctx.config, ctx.rundir
     path = judge_path(rundir)
     if (path / "verdicts.jsonl").exists() and NAME in rundir.evaluation():
@@ -152,15 +154,16 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     if not judges.of(config).trained:
         _compare(config, _untrained(ctx), {}, rundir=rundir)
         return
+    # A resume on other weights or other judgements would mix two trainings.
     base = run_base.load_base(config, rundir, ctx.mesh)
-    found = _judgements(ctx, base.tokenizer)
-    _same_as_before(found, base, rundir)
+    judgement_set = _judgement_set(ctx, base.tokenizer)
+    _same_as_before(judgement_set, base, rundir)
     if not path.exists():
         lora = train_language.lora_config(config.judge.lora)
-        task = make_task(ctx, found, base, lora)
+        task = make_task(ctx, judgement_set, base, lora)
         params = task.fit(config.seeds[0], writer)
         save_adapter(path, Adapter(gather(params), lora), base=base.identity())
-    _finish(ctx, found, base)
+    _finish(ctx, judgement_set, base)
 
 
 def left(ctx: Context) -> Left:
@@ -169,7 +172,7 @@ def left(ctx: Context) -> Left:
 
 
 def evaluate(ctx: Context) -> None:
-    """Asks the saved judge again.
+    """Lets the saved judge compare again.
 
     Raises:
       UserError: if its training is not finished; nothing is changed then.
@@ -179,43 +182,43 @@ def evaluate(ctx: Context) -> None:
         _compare(config, _untrained(ctx), {}, rundir=rundir)
         return
     base = run_base.load_base(config, rundir, ctx.mesh)
-    _finish(ctx, _judgements(ctx, base.tokenizer), base)
+    _finish(ctx, _judgement_set(ctx, base.tokenizer), base)
 
 
 def _untrained(ctx: Context) -> judging.Judge:
-    """A judge that is asked as it is, such as the planted reasons."""
+    """A judge that needs no training, such as the planted reasons."""
     pairs = explanations_of(ctx.rundir)
     setup = judges.Setup(ctx.config, ctx.rundir, ctx.mesh, pairs=pairs, label=NAME)
     return judges.of(ctx.config).build(setup)
 
 
-def _same_as_before(found: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
+def _same_as_before(judgement_set: JudgementSet, base: LoadedBase, rundir: RunDir) -> None:
     """Keeps what base and judgements a run was started with; refuses to go on with others.
 
     Raises:
       UserError: names which of the two is another one.
     """
-    texts = [[(one.prompt, one.first, one.second, one.better) for one in part] for part in found]
+    texts = [[(j.prompt, j.first, j.second, j.better) for j in part] for part in judgement_set]
     now = {"base": base.identity().fingerprint, "judgements": identity.digest(texts)}
     path = rundir.path / "judgements" / "identity.json"
     rundir.keep_identity(path, now, started="the judge")
 
 
 def make_task(
-    ctx: Context, found: JudgementSet, base: LoadedBase, lora: LoraConfig
+    ctx: Context, judgement_set: JudgementSet, base: LoadedBase, lora: LoraConfig
 ) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
     cfg = ctx.config.judge
     ask = asking(ctx.config, base.tokenizer, max_positions=base.model.config.max_positions)
     rows, held_out = (
         packed(ask.examples(part), length=cfg.length, together=True, what=f"judge, {what}")
-        for what, part in zip(("training", "held out"), found, strict=True)
+        for what, part in zip(("training", "held out"), judgement_set, strict=True)
     )
     if is_primary():
         log(
-            f"judge: {len(found.train)} judgements to train on, {len(found.held_out)} held out, "
-            f"each in both orders; {rows.num_rows} rows of {rows.length} tokens, "
-            f"{100 * rows.fill:.0f} % full; {ask.describe()}"
+            f"judge: {len(judgement_set.train)} judgements to train on, "
+            f"{len(judgement_set.held_out)} held out, each in both orders; {rows.num_rows} rows of "
+            f"{rows.length} tokens, {100 * rows.fill:.0f} % full; {ask.describe()}"
         )
     return LanguageTask(
         NAME,
@@ -231,16 +234,19 @@ def make_task(
     )
 
 
-def _finish(ctx: Context, found: JudgementSet, base: LoadedBase) -> None:
+def _finish(ctx: Context, judgement_set: JudgementSet, base: LoadedBase) -> None:
     """Measures the judge on held-out judgements, then lets it compare explanations."""
     config, rundir = ctx.config, ctx.rundir
     judge = load_judge(config, rundir, base, ctx.mesh, label="judge")
-    table: Figures = {"judge": held_out_figures(judge, found, resamples=config.ranking.resamples)}
+    table: Figures = {
+        "judge": held_out_figures(judge, judgement_set, resamples=config.ranking.resamples)
+    }
     rundir.reopen(NAME)
     if is_primary():
-        files.write_json(judge_path(rundir) / "split.json", _split(found, config))
+        files.write_json(judge_path(rundir) / "split.json", _split(judgement_set, config))
         log(judge_lines(table["judge"]))
-    learned = {one.prompt for one in found.train}
+    # What the judge was trained on is left out of the comparisons.
+    learned = {judgement.prompt for judgement in judgement_set.train}
     _compare(config, judge, table, rundir=rundir, learned=learned, describe=judge.asking.describe)
 
 
@@ -257,6 +263,7 @@ def _compare(
     verdicts: list[dict[str, Any]] = []
     for contest in comparisons.load(config, rundir, learned=learned):
         result = comparisons.hold(judge, contest, config)
+        # Figures are keyed by the names of explainers, so two sources may not share one.
         overlap = table.keys() & result.figures.keys()
         if overlap:
             raise UserError(
@@ -269,6 +276,7 @@ def _compare(
             more = f"; {describe()}" if describe is not None else ""
             log(f"judge: {contest.source}: {result.note}{more}")
             log(comparisons.contest_table(result))
+    # All verdicts are there before the first file changes.
     rundir.reopen(NAME)
     if is_primary():
         judge_path(rundir).mkdir(exist_ok=True)
@@ -277,16 +285,16 @@ def _compare(
     barrier("judge evaluated")
 
 
-def _split(found: JudgementSet, config: Any) -> dict[str, Any]:
+def _split(judgement_set: JudgementSet, config: Any) -> dict[str, Any]:
     record: dict[str, Any] = {"share": config.judge.held_out, "seed": config.seeds[0]}
-    for name, part in zip(("train", "held_out"), found, strict=True):
-        hashes = list(dict.fromkeys(prompt_hash(one.prompt) for one in part))
+    for name, part in zip(("train", "held_out"), judgement_set, strict=True):
+        hashes = list(dict.fromkeys(prompt_hash(judgement.prompt) for judgement in part))
         record[name] = {"judgements": len(part), "prompts": hashes}
     return record
 
 
 def held_out_figures(
-    judge: judging.Judge, found: JudgementSet, *, resamples: int
+    judge: judging.Judge, judgement_set: JudgementSet, *, resamples: int
 ) -> dict[str, Estimate]:
     """A judge on held-out judgements in both orders, beside the two baselines.
 
@@ -297,20 +305,23 @@ def held_out_figures(
 
     Args:
       judge: any.
-      found: what it was trained on and what not.
+      judgement_set: the judgements that it was trained on, and those that were held out.
       resamples: bootstrap samples over prompts.
     """
-    held, train = found.held_out, found.train
-    prompts = [one.prompt for one in held]
-    first, second = [one.first for one in held], [one.second for one in held]
+    # One call for both orders, so that the judge fills its batches.
+    held, train = judgement_set.held_out, judgement_set.train
+    prompts = [judgement.prompt for judgement in held]
+    first = [judgement.first for judgement in held]
+    second = [judgement.second for judgement in held]
     both = np.asarray(judge(prompts * 2, first + second, second + first), np.float64)
-    label = np.array([one.better for one in held])
+    label = np.array([judgement.better for judgement in held])
     shown, swapped = both[: len(held)], both[len(held) :]
+    # Only judgements that the judge could read in both orders count.
     read = ~(np.isnan(shown) | np.isnan(swapped))
     if not read.any():
         raise UserError("the judge could read none of the held-out judgements")
     shown, swapped, label = shown[read], swapped[read], label[read]
-    groups = np.array([one.group for one in held])[read]
+    groups = np.array([judgement.group for judgement in held])[read]
     mean = (shown + 1.0 - swapped) / 2.0
 
     def average(values: np.ndarray) -> Estimate:
@@ -323,12 +334,13 @@ def held_out_figures(
         np.concatenate([groups, groups]),
         resamples=resamples,
     )
+    # What guessing reaches without a look at the texts.
     guesses = {
-        "constant": judging.constant([one.better for one in train], len(held))[read],
+        "constant": judging.constant([judgement.better for judgement in train], len(held))[read],
         "pair_prior": judging.pair_prior(
-            [_pair(one) for one in train],
-            [one.better for one in train],
-            [_pair(one) for one in held],
+            [_pair(judgement) for judgement in train],
+            [judgement.better for judgement in train],
+            [_pair(judgement) for judgement in held],
         )[read],
     }
     return {
@@ -345,8 +357,8 @@ def held_out_figures(
     }
 
 
-def _pair(one: Judgement) -> str | None:
-    pair = one.meta.get("pair")
+def _pair(judgement: Judgement) -> str | None:
+    pair = judgement.meta.get("pair")
     return None if pair is None else str(pair)
 
 

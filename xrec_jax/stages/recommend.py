@@ -96,6 +96,7 @@ def evaluate(ctx: Context) -> None:
                     f"{NAME}/{name}/{seed} is not finished in {rundir.path}; run `xrec run` first"
                 )
     tasks = [_task(ctx, name) for name in config.recommend]
+    # A damaged checkpoint is found before anything is changed.
     for task in tasks:
         for seed in seeds_of(config, task.name):
             task.check_checkpoint(seed)

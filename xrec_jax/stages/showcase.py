@@ -67,7 +67,7 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
     records = list(
         recommend_records(config, data, rundir, mesh, users=np.array([row]), top_k=5, system="")
     )
-    names = _told_apart(titles(dataset), dataset.item_ids)
+    names = _unambiguous(titles(dataset), dataset.item_ids)
     row_of = {str(id_): k for k, id_ in enumerate(dataset.item_ids)}
     lines = [f"User {dataset.user_ids[row]}, {len(items)} events; the last five:"]
     if dataset.users is not None and "user_text" in dataset.users.columns:
@@ -80,14 +80,14 @@ def describe_user(config: Any, data: RunData, rundir: RunDir, mesh: Mesh, row: i
         item = row_of[record["item"]]
         lines.append(f"  {record['rank']}. {names[item]}")
         if world is not None:
-            made = np.array([len(items)])
-            reasons = world.reasons(np.array([row]), np.array([item]), made)[0]
+            visits = np.array([len(items)])
+            reasons = world.reasons(np.array([row]), np.array([item]), visits)[0]
             text = dataset.items["item_text"][item] if dataset.items is not None else ""
             lines += [f"     {text}", f"     true reasons: {reasons.describe()}"]
     return "\n".join(lines)
 
 
-def _told_apart(names: np.ndarray, ids: np.ndarray) -> list[str]:
+def _unambiguous(names: np.ndarray, ids: np.ndarray) -> list[str]:
     """Names of items, with the id behind those that several items have."""
     often = Counter(names.tolist())
     return [
@@ -99,9 +99,11 @@ def _told_apart(names: np.ndarray, ids: np.ndarray) -> list[str]:
 def describe_directory(rundir: RunDir) -> str:
     """What lies where in a run directory."""
     width = max(len(name) for name, _ in _CONTENTS)
-    made = [entry for entry in _LANGUAGE_CONTENTS if (rundir.path / entry[0]).exists()]
+    language = [entry for entry in _LANGUAGE_CONTENTS if (rundir.path / entry[0]).exists()]
     lines = [f"{rundir.path}:"]
-    return "\n".join(lines + [f"  {name:<{width}}  {text}" for name, text in (*_CONTENTS, *made)])
+    return "\n".join(
+        lines + [f"  {name:<{width}}  {text}" for name, text in (*_CONTENTS, *language)]
+    )
 
 
 def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
@@ -111,7 +113,7 @@ def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
     answers = {}
     for name in (BASE, TUNED):
         records = run_records.explanations(rundir, folder / f"{name}.jsonl", most=_SHOWN)
-        answers[name] = [one.explanation["text"] for one in join(pairs, records)]
+        answers[name] = [answer.explanation["text"] for answer in join(pairs, records)]
     return [
         {"user": pair["user"], "title": pair["title"], "reasons": pair["reasons"]}
         | {name: texts[place] for name, texts in answers.items()}
@@ -122,16 +124,16 @@ def _of_stage(rundir: RunDir) -> list[dict[str, Any]]:
 def _first(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> list[dict[str, Any]]:
     """The first recommendation of the first users, explained by base and tuned model."""
     rows = np.arange(min(_SHOWN, data.dataset.num_users))
-    found = recommended_pairs(config, data, rundir, mesh, users=rows, top_k=1, system="")
+    recommended = recommended_pairs(config, data, rundir, mesh, users=rows, top_k=1, system="")
     maker, place = case_maker(config, rundir, data), bulk.workplace(mesh)
-    cases = maker.many(list(found))
+    cases = maker.many(list(recommended))
     records: list[dict[str, Any]] = [{**maker.pair(case)} for case in cases]
     specs = [explainers.parse(name, rundir) for name in (BASE, TUNED)]
     with use_mesh(place.mesh):
-        for one in explainers.load(specs, config, rundir, place.mesh, maker):
-            answers = explainers.answers(one, cases, lambda count: None)
+        for explainer in explainers.load(specs, config, rundir, place.mesh, maker):
+            answers = explainers.answers(explainer, cases, lambda count: None)
             for record, written in zip(records, answers, strict=True):
-                record[one.name] = written.text
+                record[explainer.name] = written.text
     return records
 
 
@@ -157,6 +159,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     """Draws, prints, explains."""
     del writer
     config, data, mesh, rundir = ctx.config, ctx.data, ctx.mesh, ctx.rundir
+    # All processes take part in computing the texts; the first one shows them.
     text = describe_user(config, data, rundir, mesh, row=0)
     if "instruct" in config.stages:
         text += f"\n\n{show_explanations(config, data, rundir, mesh)}"

@@ -73,6 +73,7 @@ def limit(mesh: Mesh) -> int | None:
 
 def needs(config: Any, data: RunData) -> Iterator[Need]:
     """What the values of a configuration need, for the stages that it names."""
+    # Whatever the stages are: every bootstrap keeps its means.
     for key, value in _named(config.to_dict(), "resamples"):
         figures = 3 * len(config.ranking.ks) if key == "ranking.resamples" else 2
         yield Need(key, value, 8 * value * figures, "the resampled means")
@@ -142,6 +143,7 @@ def _shape(config: Any) -> LlamaConfig | None:
 def _section(section: Any, where: str, shape: LlamaConfig) -> Iterator[Need]:
     values = section.to_dict()
     length = max(_whole(values.get("length", 1)), 1)
+    # An adapter has two thin matrices for every projection of every layer.
     if "lora" in values:
         parts = sum(
             sum(sides)
@@ -160,6 +162,7 @@ def _section(section: Any, where: str, shape: LlamaConfig) -> Iterator[Need]:
         ahead = _whole(train.get("prefetch", 1))
         size = 4 * batch * length * ahead
         yield Need(f"{where}.train.prefetch", ahead, size, "the batches prepared ahead")
+    # Generation keeps keys and values of all its positions.
     for key, value in _named(values, "max_new_tokens"):
         size = 4 * value * shape.num_layers * shape.num_kv_heads * shape.head_dim
         yield Need(f"{where}.{key}", value, size, "keys and values of one answer")
