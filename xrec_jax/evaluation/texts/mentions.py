@@ -1,13 +1,12 @@
 """Mentions: titles and attribute values that a text names, and where they come from.
 
-A mention counts easily in favour of a text and hardly against it. A title of the item or of the
-history is found in any case; a title of the catalogue that is neither is held against the text only
-where capitals or quotes show that a title is meant. Titles of one word need a capital, common words
-("It", "Seven") or values of an attribute ("Drama") need quotes; the part of a title before its
-subtitle, and in quotes any beginning of it, counts for the item and the history alone; so does a
-title that names a series ("the Star Wars saga"). The longest match wins. Phrases in quotes and
-capitals that are in no catalogue are `unknown` titles. Synonyms are not known, and negation is not
-understood.
+A mention counts easily in favour of a text and hardly against it. Titles of the item and of the
+history are found by the policy `LENIENT`, titles of the catalogue that are neither are held against
+the text by `STRICT`, where capitals or quotes show that a title is meant (`titles.policy`). Titles
+that are values of an attribute too ("Drama") need quotes; in quotes any beginning of a title counts
+for the item and the history; a title that names a series ("the Star Wars saga") counts for them
+alone. The longest match wins. Phrases in quotes and capitals that are in no catalogue are `unknown`
+titles. Synonyms are not known, and negation is not understood.
 
 Most scripts know no capitals. There a title of the catalogue is held against a text only in quotes
 or where it is long, and a phrase is an unknown title only in the quotes that mark titles. For what

@@ -125,11 +125,12 @@ class Matcher:
                     continue
                 match = _whole(tokens, title, place, behind, taken)
                 if self._counts(tokens, match, place, rule):
+                    # In "Matrix, The Game" the article is that of the next title.
+                    if matches and match.start < matches[-1].end:
+                        end = words[matches[-1].behind - 1].end
+                        matches[-1] = matches[-1]._replace(end=end)
                     matches.append(match)
                     taken = behind
-                    # An article or a year behind the title is part of no other one.
-                    while taken < len(words) and words[taken].start < match.end:
-                        taken += 1
                     break
             place = max(place + 1, taken)
         return matches
@@ -215,10 +216,12 @@ def _beside_capital(tokens: Tokens, match: Match) -> bool:
         gap = text[before.end : match.start].strip(" -")
         if before.capital and not gap and before.form not in SMALL:
             return True
-    if match.behind < len(words):
-        after = words[match.behind]
-        return after.capital and not text[match.end : after.start].strip(" -")
-    return False
+    behind = match.behind
+    while behind < len(words) and words[behind].start < match.end:
+        behind += 1  # an article or a year behind the title belongs to it
+    if behind == len(words):
+        return False
+    return words[behind].capital and not text[match.end : words[behind].start].strip(" -")
 
 
 def _whole(tokens: Tokens, title: Words, place: int, behind: int, taken: int) -> Match:
