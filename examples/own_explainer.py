@@ -2,9 +2,9 @@
 
     python examples/own_explainer.py --workdir=runs/last_visit
 
-In a config file, `config.imports = ("own_explainer",)` with this folder in PYTHONPATH and
-`config.explain.explainers = ("template", "last_visit")` do the same for `xrec run`, and
-`xrec explain --explainer=last_visit --allow_imports` writes in bulk.
+With this folder in PYTHONPATH the run's later commands know it too:
+
+    xrec explain --workdir=runs/last_visit --explainer=last_visit --allow_imports --output=why.jsonl
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main(workdir: str, users: int = 300, epochs: int = 5) -> None:
     """Lets both explain, and prints what each says, and how much of it is true."""
     config = defaults.base()
     config.name = "last visit"
+    config.imports = ("own_explainer",)  # this file, for later commands
     config.data.world.update(num_users=users, num_items=120)
     config.recommend.bpr = defaults.system("bpr", dim=32, train=dict(epochs=epochs))
     config.stages = ("recommend", "explain", "assess", "report")

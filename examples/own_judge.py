@@ -2,9 +2,7 @@
 
     python examples/own_judge.py --workdir=runs/judged
 
-In a config file, `config.imports = ("own_judge",)` with this folder in PYTHONPATH and
-`config.judge.source = "longer"` do the same for `xrec run`. Two finished runs are compared by a
-plain function:
+Two finished runs are compared by a plain function, with this folder in PYTHONPATH:
 
     xrec compare --workdir=runs/example --workdir=runs/other --judge=own_judge:prefer_longer
 """
@@ -42,6 +40,7 @@ def main(workdir: str, users: int = 300, epochs: int = 5) -> None:
     """Compares the template with the explainer of `own_explainer.py`; prints both win ratios."""
     config = defaults.base()
     config.name = "judged"
+    config.imports = ("own_explainer", "own_judge")  # for later commands
     config.data.world.update(num_users=users, num_items=120)
     config.recommend.bpr = defaults.system("bpr", dim=32, train=dict(epochs=epochs))
     config.stages = ("recommend", "explain", "judge", "report")

@@ -2,8 +2,9 @@
 
     python examples/own_recommender.py --workdir=runs/last_item
 
-In a config file, `config.imports = ("own_recommender",)` with this folder in PYTHONPATH does the
-same for `xrec run`; later verbs then need `--allow_imports`.
+With this folder in PYTHONPATH the run's later commands know it too:
+
+    xrec recommend --workdir=runs/last_item --allow_imports --output=top.jsonl
 """
 
 import argparse
@@ -64,6 +65,7 @@ def main(workdir: str, users: int = 300, epochs: int = 5) -> None:
     """Trains it beside popularity and prints what it recommends."""
     config = defaults.base()
     config.name = "last item"
+    config.imports = ("own_recommender",)  # this file, for later commands
     config.data.world.update(num_users=users, num_items=120)
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.last_item = defaults.system("last_item", dim=32, train=dict(epochs=epochs))

@@ -33,6 +33,7 @@ def tiny() -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config("tiny")
+    config.imports = ("own_reward",)  # this file, for later commands
     config.joint.rewards.brief = ConfigDict(dict(weight=0.1, limit=10))
     return config
 

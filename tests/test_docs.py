@@ -142,7 +142,8 @@ def check_script(arguments: list[str]) -> None:
     for word in arguments[1:]:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag != "--help":
-            assert f'"{flag}"' in source, (flag, arguments)
+            named = f'"{flag}"', f'"{flag[2:]}"'  # argparse; absl
+            assert any(name in source for name in named), (flag, arguments)
 
 
 def source_of(path: pathlib.Path) -> str:
@@ -179,6 +180,23 @@ def test_mistakes_in_commands_are_noticed(monkeypatch):
     for span in ("joint.nothing.here=1", "ppo.no_key", "--config.data.pathh"):
         with pytest.raises(AssertionError):
             check_key(span)
+
+
+SCRIPTS = sorted(
+    path for name in ("configs", "examples", "experiments") for path in (ROOT / name).glob("*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_commands_of_docstrings(script, monkeypatch):
+    """The commands that configs, examples and experiments show at their head."""
+    monkeypatch.chdir(ROOT)
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    shown = [block for block in re.split(r"\n\n+", text) if block.startswith("    ")]
+    for block in shown:
+        for words in commands(re.sub(r"\\\n *", " ", block)):
+            if words[0] in ("xrec", "make", "python"):
+                check(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
