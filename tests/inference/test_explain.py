@@ -17,6 +17,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
+from xrec_jax.inference import explainers
 from xrec_jax.inference.options import AS_THE_RUN, GenerationOptions
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.language_model import load_llm
@@ -325,14 +326,35 @@ def test_a_table_without_the_worlds_columns_gets_generic_prompts(copy, exported,
     assert record["base"] == exported[0]["base"] and record["tokens"] == NEW_TOKENS
 
 
+def test_ones_own_with_the_tuned_model(copy, session, exported, monkeypatch):
+    """One that needs the run's adapter gets the model with it, and says so in its records."""
+    monkeypatch.setattr(explainers.base, "_REGISTRY", dict(explainers.base._REGISTRY))
+
+    @explainers.register("loud", needs="tuned")
+    class Loud(explainers.Model):
+        def write(self, cases):
+            for place, written in super().write(cases):
+                yield place, written._replace(text=written.text.upper() + "!")
+
+    pairs = [(record["user"], record["item"]) for record in exported]
+    records = session.explain(pairs, explainer="loud")
+    asked = {key: exported[0][key] for key in ("base", "adapter")}
+    for record, one in zip(records, exported, strict=True):
+        assert record["text"] == one["text"].upper() + "!" and record["explainer"] == "loud"
+        assert asked.items() <= record.items() and record["log_prob"] == one["log_prob"]
+    shutil.rmtree(copy / "adapter")
+    with pytest.raises(UserError, match=r"explain\.explainers: 'loud' needs stage 'instruct'"):
+        staged(copy, stages=("recommend", "explain"), explainers=("loud",))
+
+
 # The stage
 
 
-def staged(folder, **changed):
+def staged(folder, stages=("recommend", "instruct", "explain"), **changed):
     """Runs the stage in a run directory whose adapter was tuned on somebody's prompt."""
     rundir = RunDir(folder)
     config = read_config(rundir)
-    config.stages = ("recommend", "instruct", "explain")
+    config.stages = stages
     settings = {"users": 6, "top_k": 2, "shard": 5, "explainers": ("template", "tuned")}
     config.explain.update(settings | changed)
     data, mesh = prepare(config.data), tiny.mesh()

@@ -1,6 +1,7 @@
 """A user's own explainer and judge, one file each: stored, resumed, measured, in the report."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -247,3 +248,25 @@ def test_a_judge_needs_something_to_compare(modules, tmp_path):
     made.stages = ("recommend", "judge")
     with pytest.raises(UserError, match=r"judge\.source='shorter' needs stage 'explain'"):
         run.run(made, tmp_path / "run")
+
+
+def test_the_truth_judges_between_runs(modules, tmp_path, capsys):
+    """The planted reasons know the pairs of all runs; without any there is no judge."""
+    made = config(users=12)
+    made.stages, made.judge.source = ("recommend", "explain"), "planted"
+    workdirs = [tmp_path / "run", tmp_path / "other"]
+    run.run(made, workdirs[0])
+    sys.modules["my_explainer"].TEXT = "You like bars."
+    run.run(made, workdirs[1])
+    found = compare.compare(workdirs)["explanations"]
+    ratio = {name: row["win/ratio"]["value"] for name, row in found["figures"].items()}
+    assert ratio["run: template"] == max(ratio.values()) > 0.5
+    for workdir in workdirs:
+        path = workdir / "explanations" / "pairs.jsonl"
+        path.write_text(
+            "".join(json.dumps(pair | {"planted": None}) + "\n" for pair in jsonl(path))
+        )
+        shutil.rmtree(workdir / "done")
+    capsys.readouterr()
+    assert compare.compare(workdirs)["explanations"] is None
+    assert "run has no judge; give --judge=module:function" in capsys.readouterr().out
