@@ -16,7 +16,7 @@ from xrec_jax.llm.io.bpe import train_bpe
 from xrec_jax.llm.io.hf import Generation
 from xrec_jax.llm.io.hf_export import save_params
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.tasks.requests import Asked, CaseMaker
+from xrec_jax.tasks.requests import RequestBuilder, UserItem
 
 _TEXTS = 400  # prompts that the tokenizer is trained on
 
@@ -65,9 +65,9 @@ def make(
     from xrec_jax.data.run_data import prepare
     from xrec_jax.llm.model.llama import Llama
 
-    maker = CaseMaker(config, prepare(config.data))
+    builder = RequestBuilder(config, prepare(config.data))
     step = max(1, users // _TEXTS)
-    texts = [maker(Asked(user, user % items)).prompt for user in range(0, users, step)]
+    texts = [builder(UserItem(user, user % items)).prompt for user in range(0, users, step)]
     folder = workdir / "tokenizer"
     tokenizer = train_bpe(texts, folder, vocab_size=sizes["vocab_size"])
     vocabulary = -(-len(tokenizer) // 64) * 64

@@ -57,7 +57,7 @@ def test_a_joined_file_may_lie_in_a_folder_with_a_plus(tmp_path):
         files.json_lines([{"prompt_id": 1, "model": m, "completion": f"because {m}"} for m in "AB"])
     )
     spec = f"{prompts}+{texts}"
-    assert comparisons.read_contest(spec).texts == {"A": ["because A"], "B": ["because B"]}
+    assert comparisons.read_comparison_set(spec).texts == {"A": ["because A"], "B": ["because B"]}
     [case] = items.of_files([spec])
     assert case.prompt == "why?" and case.texts == {"A": "because A", "B": "because B"}
     asked = ConfigDict(dict(files=(spec,), fields=("prompt", "completion"), keep=dict(field="")))

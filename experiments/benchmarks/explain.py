@@ -47,11 +47,11 @@ class Ours:
         from xrec_jax.inference import explainers
         from xrec_jax.inference.recommendations import recommended_pairs
         from xrec_jax.parallel.mesh import use_mesh
-        from xrec_jax.tasks.requests import case_maker
+        from xrec_jax.tasks.requests import request_builder
 
         self._folder, self._turn = folder, 0
         self._run = Run(folder / "run")
-        self._maker = case_maker(self._run.config, self._run.rundir, self._run.data)
+        self._builder = request_builder(self._run.config, self._run.rundir, self._run.data)
         self._pairs = list(
             recommended_pairs(
                 self._run.config,
@@ -69,12 +69,12 @@ class Ours:
                 self._run.config,
                 self._run.rundir,
                 self._run.mesh,
-                self._maker,
+                self._builder,
             )[0]
 
     def prepare(self) -> dict[str, Any]:
         """Writes the prompts' tokens for the peer."""
-        cases = self._maker.many(self._pairs)
+        cases = self._builder.many(self._pairs)
         (self._folder / "prompts.json").write_text(json.dumps([case.ids for case in cases]))
         lengths = [len(case.ids) for case in cases]
         return {"pairs": len(cases), "prompt_tokens": statistics.mean(lengths)}
@@ -90,7 +90,7 @@ class Ours:
         bulk.produce(
             Parts(output, {}, shard=4096),
             pairs=lambda: self._pairs[:count],
-            maker=self._maker,
+            builder=self._builder,
             place=bulk.workplace(self._run.mesh),
             explainer=lambda: self._explainer,
         )

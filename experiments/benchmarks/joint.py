@@ -257,7 +257,7 @@ class Bench:
         from xrec_jax.joint.round import drawn_states
         from xrec_jax.llm.generation.sampler import Sampler
         from xrec_jax.llm.model.lora import Adapter
-        from xrec_jax.tasks.requests import Asked, Case
+        from xrec_jax.tasks.requests import ExplanationRequest, UserItem
 
         setup, sides = self.setup, self.sides
         eos = setup.base.tokenizer.eos_ids if ending else NEVER
@@ -279,8 +279,8 @@ class Bench:
         key = (sides.seed, rng.Stream.ROLLOUTS, self.number)
         prompts = setup.prompts
         cases = [
-            Case(
-                Asked(0, 0),
+            ExplanationRequest(
+                UserItem(0, 0),
                 "",
                 "",
                 prompts.ids[s, : prompts.length[s]].tolist(),

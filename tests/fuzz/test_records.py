@@ -165,7 +165,7 @@ def test_prompts_with_explanations(tmp_path, place):
         path.write_text(json_lines(records))
 
     def read(_):
-        comparisons.read_contest("+".join(map(str, both)))
+        comparisons.read_comparison_set("+".join(map(str, both)))
         return items.of_files(["+".join(map(str, both))])
 
     assert survives(read, both[place].read_bytes(), both[place], count=200, seed=place) > 50

@@ -25,7 +25,7 @@ from xrec_jax.llm.model import lora
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
 from xrec_jax.stages import Context, explain
-from xrec_jax.tasks.requests import Asked, CaseMaker, case_maker
+from xrec_jax.tasks.requests import RequestBuilder, UserItem, request_builder
 from xrec_jax.text.prompts.render import render_prompt
 from xrec_jax.text.prompts.templates import get
 from xrec_jax.text.records.explanations import EXPLANATION_COLUMNS, join, prompt_hash
@@ -55,8 +55,8 @@ def finished(tmp_path_factory, one_device):
     # What is most popular needs no training, only to be known as finished.
     done = {"popularity": {"valid/ndcg@10": {"value": 0.1}}}
     RunDir(folder).write_evaluation("recommend", done)
-    maker = CaseMaker(config, prepare(config.data))
-    texts = [case.prompt for case in maker.many([Asked(u, u % 16) for u in range(20)])]
+    builder = RequestBuilder(config, prepare(config.data))
+    texts = [case.prompt for case in builder.many([UserItem(u, u % 16) for u in range(20)])]
     tiny.llama_directory(folder / "base", texts, num_layers=1, max_positions=512)
     shape = runs.llama_config(folder / "base")
     adapter = lora.LoraConfig(2, 8.0, 0.0, ("q", "v"))
@@ -216,18 +216,18 @@ def test_given_pairs_from_a_file(finished, exported, tmp_path):
 
 def test_a_prompt_longer_than_the_model_takes_loses_its_oldest_entries(session):
     config, data = session.config.copy_and_resolve_references(), session.data
-    whole = case_maker(config, session.rundir, data)
-    case = whole(Asked(3, 5))
+    whole = request_builder(config, session.rundir, data)
+    case = whole(UserItem(3, 5))
     assert len(case.history) == 3 and not whole.cut
-    tight = CaseMaker(
+    tight = RequestBuilder(
         config, data, tokenizer=whole.tokenizer, max_positions=len(case.ids) + NEW_TOKENS - 1
     )
-    shorter = tight(Asked(3, 5))
+    shorter = tight(UserItem(3, 5))
     assert len(shorter.ids) < len(case.ids) and tight.cut == 1
     assert shorter.history == case.history[-len(shorter.history) :] and len(shorter.history) < 3
     config.instruct.max_prompt_tokens = len(case.ids) - 1
-    budget = case_maker(config, session.rundir, data)
-    assert budget(Asked(3, 5)) == shorter and not budget.cut
+    budget = request_builder(config, session.rundir, data)
+    assert budget(UserItem(3, 5)) == shorter and not budget.cut
 
 
 # Flags

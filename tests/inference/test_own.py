@@ -35,7 +35,7 @@ TEXT = "{title} comes after {seen}."
 class LastVisit(explainers.Explainer):
     def write(self, cases):
         for place, case in enumerate(cases):
-            pair = self.setup.maker.pair(case)
+            pair = self.setup.builder.pair(case)
             seen = pair["history"][-1]["title"] if pair["history"] else "nothing"
             yield place, explainers.Written(TEXT.format(title=pair["title"], seen=seen))
 '''

@@ -13,14 +13,14 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.inference import bulk, explainers
 from xrec_jax.inference.explainers import Written
 from xrec_jax.inference.shards import Parts
-from xrec_jax.tasks.requests import Asked, CaseMaker
+from xrec_jax.tasks.requests import RequestBuilder, UserItem
 from xrec_jax.text.records.explanations import EXPLANATION_COLUMNS
 from xrec_jax.training.loop import Interrupted
 
 
 @pytest.fixture(scope="module")
-def maker():
-    return CaseMaker(tiny.config("popularity"), tiny.data())
+def builder():
+    return RequestBuilder(tiny.config("popularity"), tiny.data())
 
 
 def jsonl(path):
@@ -54,8 +54,10 @@ class Template(Echo):
             yield place, Written(f'"é"\u2028\n{{{place}}}, \\ ', None, None, "eos")
 
 
-def test_the_same_prompt_is_answered_once(maker):
-    cases = maker.many([Asked(2, 5), Asked(1, 5), Asked(2, 5), Asked(2, 4), Asked(2, 5)])
+def test_the_same_prompt_is_answered_once(builder):
+    cases = builder.many(
+        [UserItem(2, 5), UserItem(1, 5), UserItem(2, 5), UserItem(2, 4), UserItem(2, 5)]
+    )
     counted = []
     echo = Echo()
     found = explainers.answers(echo, cases, counted.append)
@@ -69,27 +71,27 @@ def test_the_same_prompt_is_answered_once(maker):
 # Shards
 
 
-def produced(maker, output, echo, users=range(9), shard=4, **identity):
+def produced(builder, output, echo, users=range(9), shard=4, **identity):
     """Runs the engine with a fake explainer over two pairs a user."""
-    pairs = [Asked(u, i, i, u + i / 7, "s") for u in users for i in (1, 2)]
+    pairs = [UserItem(u, i, i, u + i / 7, "s") for u in users for i in (1, 2)]
     return bulk.produce(
         Parts(output, {"which": "a", **identity}, shard=shard),
         pairs=lambda: pairs,
-        maker=maker,
+        builder=builder,
         place=bulk.Workplace(tiny.mesh(), True),
         explainer=lambda: echo,
     )
 
 
 @pytest.fixture
-def cut_off(maker, tmp_path):
+def cut_off(builder, tmp_path):
     """An output of which two of five shards are done."""
     with pytest.raises(RuntimeError, match="power failed"):
-        produced(maker, tmp_path / "o.jsonl", Echo(stop_at=10))
+        produced(builder, tmp_path / "o.jsonl", Echo(stop_at=10))
     return tmp_path / "o.jsonl"
 
 
-def test_a_rerun_makes_what_is_missing(maker, cut_off, tmp_path):
+def test_a_rerun_makes_what_is_missing(builder, cut_off, tmp_path):
     parts = cut_off.with_name("o.jsonl.parts")
     names = [f"shard-0000{n}-of-00005.jsonl" for n in range(5)]
     assert {p.name for p in parts.iterdir()} == {"pairs.bin", "manifest.json", *names[:2]}
@@ -97,9 +99,9 @@ def test_a_rerun_makes_what_is_missing(maker, cut_off, tmp_path):
     (parts / names[0]).write_text(first.replace('"s"', '"kept"'))
     (parts / ".shard-00002-of-00005.jsonl.77.tmp").write_text("torn")
     echo = Echo()
-    done = produced(maker, cut_off, echo)
+    done = produced(builder, cut_off, echo)
     assert (done.pairs, done.made, len(echo.asked)) == (18, 10, 10)
-    produced(maker, tmp_path / "whole.jsonl", Echo())
+    produced(builder, tmp_path / "whole.jsonl", Echo())
     records, whole = jsonl(cut_off), jsonl(tmp_path / "whole.jsonl")
     assert [record["system"] for record in records] == ["kept"] * 4 + ["s"] * 14
     assert [r | {"system": "s"} for r in records] == whole
@@ -107,51 +109,51 @@ def test_a_rerun_makes_what_is_missing(maker, cut_off, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl", "whole.jsonl"}
 
 
-def test_parts_of_another_command_are_refused(maker, cut_off):
+def test_parts_of_another_command_are_refused(builder, cut_off):
     before = runs.contents(cut_off.parent)
     for change, message in (
         ({"which": "b"}, r"parts of another command \(which='a', now 'b'\)"),
         ({"shard": 5}, r"\(shard=4, now 5\)"),
     ):
         with pytest.raises(UserError, match=message):
-            produced(maker, cut_off, Echo(), **change)
+            produced(builder, cut_off, Echo(), **change)
     assert runs.contents(cut_off.parent) == before
 
 
-def test_a_shard_that_lost_a_record_is_found(maker, cut_off):
+def test_a_shard_that_lost_a_record_is_found(builder, cut_off):
     path = cut_off.with_name("o.jsonl.parts") / "shard-00001-of-00005.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match=r"shard-00001.* does not hold its 4 pairs"):
-        produced(maker, cut_off, Echo())
+        produced(builder, cut_off, Echo())
     assert not cut_off.exists()
     path.unlink()
-    assert produced(maker, cut_off, Echo()).pairs == 18
+    assert produced(builder, cut_off, Echo()).pairs == 18
 
 
-def test_killed_while_the_parts_are_removed(maker, cut_off, tmp_path):
+def test_killed_while_the_parts_are_removed(builder, cut_off, tmp_path):
     """The output is there already: nothing is made again."""
     parts, finished = (cut_off.with_name(f"o.jsonl.{name}") for name in ("parts", "parts.done"))
     shutil.copytree(parts, tmp_path / "saved")
-    produced(maker, cut_off, Echo())
+    produced(builder, cut_off, Echo())
     before = cut_off.read_bytes()
     (tmp_path / "saved").rename(finished)
     echo = Echo()
-    done = produced(maker, cut_off, echo)
+    done = produced(builder, cut_off, echo)
     assert not echo.asked and (done.pairs, done.made) == (18, 0) and not finished.exists()
     assert cut_off.read_bytes() == before
 
 
-def test_sigterm_keeps_every_finished_shard(maker, tmp_path):
+def test_sigterm_keeps_every_finished_shard(builder, tmp_path):
     output, before = tmp_path / "o.jsonl", signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="explain: saved at step 2"):
-        produced(maker, output, Echo(signal_at=11))
+        produced(builder, output, Echo(signal_at=11))
     assert signal.getsignal(signal.SIGTERM) is before
-    assert produced(maker, output, Echo()).made == 10
+    assert produced(builder, output, Echo()).made == 10
 
 
-def test_no_pair_leaves_nothing(maker, tmp_path):
+def test_no_pair_leaves_nothing(builder, tmp_path):
     with pytest.raises(UserError, match="no pair to explain"):
-        produced(maker, tmp_path / "o.jsonl", Echo(), users=())
+        produced(builder, tmp_path / "o.jsonl", Echo(), users=())
     assert not [*tmp_path.iterdir()]
 
 
@@ -161,7 +163,7 @@ def test_parts_of_an_earlier_version_go_on(tmp_path):
     def parts(run, former=None):
         return Parts(tmp_path / "o.jsonl", {"run": run}, shard=2, former=former)
 
-    parts("then").plan([Asked(0, 1), Asked(1, 1)])
+    parts("then").plan([UserItem(0, 1), UserItem(1, 1)])
     with pytest.raises(UserError, match=r"parts of another command \(run='then', now 'now'\)"):
         parts("now").open()
     with pytest.raises(UserError, match=r"parts of another command"):
@@ -176,7 +178,7 @@ def test_parts_of_an_earlier_version_go_on(tmp_path):
 def test_many_pairs_are_planned_in_blocks(tmp_path):
     """More than one block; ranks, scores and systems that are and are not there."""
     made = [
-        Asked(n % 7, n % 11, n % 5 or None, None if n % 3 else n / 9, ("a", None, "b")[n % 3])
+        UserItem(n % 7, n % 11, n % 5 or None, None if n % 3 else n / 9, ("a", None, "b")[n % 3])
         for n in range(70_001)
     ]
     parts = Parts(tmp_path / "o.jsonl", {}, shard=33_000)
@@ -188,12 +190,12 @@ def test_many_pairs_are_planned_in_blocks(tmp_path):
     assert (again.missing(), again.size([0, 2])) == ([0, 1, 2], 37_001)
 
 
-def test_parquet_holds_the_same_records(maker, tmp_path):
+def test_parquet_holds_the_same_records(builder, tmp_path):
     """Numbers and texts; columns that are empty in a shard, or in all of them."""
     for name, echo in (("model", Echo()), ("template", Template())):
         lines, parquet = (tmp_path / f"{name}.{kind}" for kind in ("jsonl", "parquet"))
         for path in (lines, parquet):
-            produced(maker, path, echo)
+            produced(builder, path, echo)
         frame = pl.read_parquet(parquet)
         assert frame.to_dicts() == jsonl(lines)
         assert tuple(frame.columns) == EXPLANATION_COLUMNS

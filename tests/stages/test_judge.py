@@ -21,7 +21,7 @@ from xrec_jax.llm.language_model import load_llm
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
 from xrec_jax.stages import Context, judge
-from xrec_jax.tasks.judgements import JudgementSet, asking, judgements
+from xrec_jax.tasks.judgements import JudgementSet, judge_prompts, judgements
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.text.records.judgements import Judgement, judge_prompt
 
@@ -252,7 +252,7 @@ def test_other_judgements_are_refused(finished, folder, tmp_path):
 def test_only_the_answer_is_trained_in_both_orders(folder):
     made = config(folder)
     tokenizer = load_tokenizer(made.llm.path)
-    ask = asking(made, tokenizer, max_positions=256)
+    ask = judge_prompts(made, tokenizer, max_positions=256)
     one = judgements(made, prepare(made.data), seed=0).train[0]
     shown, swapped = ask.examples([one])
     for example, better in ((shown, one.better), (swapped, 3 - one.better)):
@@ -291,7 +291,7 @@ def test_values_that_cannot_work_are_refused_before_anything_is_written(folder, 
 
 def test_drawn_prompts_are_even_over_the_parts(folder):
     spec = config(folder).judge.explanations[0]
-    whole = comparisons.read_contest(spec, by="part")
+    whole = comparisons.read_comparison_set(spec, by="part")
     part = comparisons.draw(whole, 4, seed=1)
     assert sorted(part.groups) == ["x", "x", "y", "y"] and len(part.prompts) == 4
     assert comparisons.draw(whole, 0, seed=1) is whole
@@ -331,11 +331,11 @@ def test_several_prompts_of_a_user_are_drawn_together():
 
     found = {}
     for name, ids in (("users", users), ("nobody", [None] * 60)):
-        asked = comparisons.Contest(
+        asked = comparisons.ComparisonSet(
             "s", [str(n) for n in range(60)], texts, ids, [None] * 60, [""] * 60
         )
         whole = config(pathlib.Path("nowhere"))
-        found[name] = comparisons.hold(judge, asked, whole).figures["A vs B"]["win/ratio"]
+        found[name] = comparisons.compare(judge, asked, whole).figures["A vs B"]["win/ratio"]
     assert (found["users"]["count"], found["nobody"]["count"]) == (10, 60)
     width = {name: one["high"] - one["low"] for name, one in found.items()}
     assert width["users"] > 1.7 * width["nobody"]
@@ -343,7 +343,7 @@ def test_several_prompts_of_a_user_are_drawn_together():
 
 
 def test_prompts_that_the_judge_learned_from_are_left_out(folder):
-    whole = comparisons.read_contest(config(folder).judge.explanations[0], by="part")
+    whole = comparisons.read_comparison_set(config(folder).judge.explanations[0], by="part")
     learned = {" ".join(prompt(n).split()) for n in (1, 3, 77)}
     left = comparisons.without(whole, learned)
     assert left.prompts == [prompt(n) for n in (0, 2, 4)] and left.groups == ["x"] * 3
@@ -353,7 +353,7 @@ def test_prompts_that_the_judge_learned_from_are_left_out(folder):
     # One case in two wordings, and with a longer history, is one case.
     own = [prompt_of(3, 5), prompt_of(4, 5)]
     texts = {"A": ["x", "y"], "B": ["v", "w"]}
-    part = comparisons.Contest("s", own, texts, [None] * 2, [None] * 2, [""] * 2)
+    part = comparisons.ComparisonSet("s", own, texts, [None] * 2, [None] * 2, [""] * 2)
     left = comparisons.without(part, {f"Dear judge!\n{prompt_of(3, 7)}"})
     assert left.prompts == own[1:] and left.texts == {"A": ["y"], "B": ["w"]}
     with pytest.raises(UserError, match="trained on all of its prompts"):

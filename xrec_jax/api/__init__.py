@@ -25,7 +25,7 @@ from xrec_jax.inference.options import GenerationOptions
 from xrec_jax.inference.recommendations import Record, recommend_records
 from xrec_jax.parallel.mesh import saved_mesh, use_mesh
 from xrec_jax.run_config import read_config
-from xrec_jax.tasks.requests import CaseMaker, case_maker
+from xrec_jax.tasks.requests import RequestBuilder, request_builder
 from xrec_jax.text.records.explanations import Explanation
 
 
@@ -131,28 +131,28 @@ class Run:
             self.config, self.rundir, explainer=explainer, adapter=adapter, base=""
         )
         options = GenerationOptions(max_new_tokens=max_new_tokens)
-        maker, writer, mesh = self._explainer(spec, options)
-        cases = maker.many([maker.asked(pair) for pair in pairs])
+        builder, writer, mesh = self._explainer(spec, options)
+        requests = builder.many([builder.user_item(pair) for pair in pairs])
         with use_mesh(mesh):
-            found = explainers.answers(writer, cases, lambda count: None)
+            texts = explainers.answers(writer, requests, lambda count: None)
         return [
-            explainers.record(writer, maker, case, written)
-            for case, written in zip(cases, found, strict=True)
+            explainers.record(writer, builder, request, written)
+            for request, written in zip(requests, texts, strict=True)
         ]
 
     def _explainer(
         self, spec: Spec, options: GenerationOptions
-    ) -> tuple[CaseMaker, explainers.Explainer, Mesh]:
+    ) -> tuple[RequestBuilder, explainers.Explainer, Mesh]:
         """An explainer ready to write, kept for calls with the same options."""
         key = (spec, options)
         if key not in self._explainers:
             config = options.applied(self.config, self.data)
-            maker = case_maker(config, self.rundir, self.data)
+            builder = request_builder(config, self.rundir, self.data)
             mesh = bulk.workplace(self.mesh).mesh
             with use_mesh(mesh):
-                made = explainers.load([spec], config, self.rundir, mesh, maker)[0]
+                made = explainers.load([spec], config, self.rundir, mesh, builder)[0]
             # One model at a time: a base may fill the devices.
-            self._explainers = {key: (maker, made, mesh)}
+            self._explainers = {key: (builder, made, mesh)}
         return self._explainers[key]
 
 

@@ -20,7 +20,7 @@ from xrec_jax.inference.options import AS_THE_RUN, GenerationOptions
 from xrec_jax.inference.recommendations import recommended_pairs, system_named
 from xrec_jax.parallel.exclusive import exclusive, of_file, refuse_second
 from xrec_jax.stages.base import keys_apart
-from xrec_jax.tasks.requests import Asked, CaseMaker, case_maker
+from xrec_jax.tasks.requests import RequestBuilder, UserItem, request_builder
 
 
 def explain(
@@ -67,10 +67,10 @@ def explain(
     spec = explainers.choose(
         config, run.rundir, explainer=options.explainer, adapter=options.adapter, base=options.base
     )
-    maker = case_maker(config, run.rundir, run.data)
-    maker.probe()
+    builder = request_builder(config, run.rundir, run.data)
+    builder.probe()
     requests = (
-        _pairs_of_file(pairs, maker)
+        _pairs_of_file(pairs, builder)
         if pairs
         else _recommended(run, config, users=users, top_k=top_k, system=system)
     )
@@ -78,10 +78,10 @@ def explain(
         output,
         config,
         run.rundir,
-        maker,
+        builder,
         spec,
         requests.identity,
-        apart=keys_apart(),
+        ignored=keys_apart(),
         shard=options.shard or config.explain.shard,
     )
 
@@ -94,13 +94,15 @@ def explain(
         done = bulk.produce(
             parts,
             pairs=requests.pairs,
-            maker=maker,
+            builder=builder,
             place=workplace,
-            explainer=lambda: explainers.load([spec], config, run.rundir, workplace.mesh, maker)[0],
+            explainer=lambda: explainers.load([spec], config, run.rundir, workplace.mesh, builder)[
+                0
+            ],
         )
     if is_primary():
-        if maker.cut:
-            log(f"explain: {maker.cut:,} prompts cut to what the model takes")
+        if builder.cut:
+            log(f"explain: {builder.cut:,} prompts cut to what the model takes")
         log(f"explain: {done}, by {spec.name}, written to {output}")
 
 
@@ -113,10 +115,10 @@ class _Requests(NamedTuple):
     """
 
     identity: dict[str, Any]
-    pairs: Callable[[], Iterator[Asked]]
+    pairs: Callable[[], Iterator[UserItem]]
 
 
-def _pairs_of_file(path: str, maker: CaseMaker) -> _Requests:
+def _pairs_of_file(path: str, builder: RequestBuilder) -> _Requests:
     """The pairs that a file holds.
 
     Raises:
@@ -125,7 +127,7 @@ def _pairs_of_file(path: str, maker: CaseMaker) -> _Requests:
     if not epath.Path(path).is_file():
         raise UserError(f"--pairs={path}: no such file")
     identity = {"pairs": requests_io.digest(epath.Path(path))}
-    return _Requests(identity, lambda: requests_io.read_asked(path, maker))
+    return _Requests(identity, lambda: requests_io.read_pairs(path, builder))
 
 
 def _recommended(run: Run, config: ConfigDict, *, users: str, top_k: int, system: str) -> _Requests:

@@ -1,1 +1,1 @@
-"""Level 6: a finished run at work: recommendations, explanations, judges and comparisons."""
+"""Use of a finished run: recommendations, explanations, judges and comparisons."""

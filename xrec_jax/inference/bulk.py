@@ -1,14 +1,14 @@
-"""Explanations of any number of pairs, written once each whatever happens on the way.
+"""Bulk generation of explanations: resumable, and each pair explained exactly once.
 
-The pairs are planned once (all processes walk through the recommendations together, the first one
-writes them down), cut into shards, and every shard is written atomically when all of its pairs are
-explained. A shard is a function of its pairs alone, so it does not matter who makes it, when, or
-after how many kills.
+The pairs are planned once (all processes iterate over the recommendations together, the primary one
+writes the plan) and divided into shards; every shard is written atomically when all of its pairs
+are explained. A shard is a function of its pairs alone, so it may be produced by any process, at
+any time, after any number of kills.
 
-Several processes each load the base onto their own devices and take every n-th of the shards that
-are missing: nothing is exchanged but the shards' files. Only a base that is split over the devices
-of several processes (`mesh.fsdp` and `mesh.tensor` together more than a process has) is used by all
-of them together, shard after shard, and the first one writes.
+Several processes each load the base onto their own devices and take every n-th of the missing
+shards, without communication. Only a base that is split over the devices of several processes
+(`mesh.fsdp` times `mesh.tensor` exceeds the devices of a process) is used by all of them together,
+shard after shard, and the primary one writes.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from xrec_jax.inference import explainers
 from xrec_jax.inference.explainers import Explainer
 from xrec_jax.inference.shards import Parts
 from xrec_jax.parallel.mesh import make_mesh, use_mesh
-from xrec_jax.tasks.requests import Asked, CaseMaker
+from xrec_jax.tasks.requests import RequestBuilder, UserItem
 from xrec_jax.training.loop import Interrupted
 
 STAGE = "explain"
 
 
 class Workplace(NamedTuple):
-    """The devices on which a process generates.
+    """Devices on which a process generates.
 
     Attributes:
-      mesh: of the base.
+      mesh: mesh of the base.
       together: whether all processes generate every shard together.
     """
 
@@ -47,10 +47,10 @@ class Workplace(NamedTuple):
 
 
 def workplace(mesh: Mesh) -> Workplace:
-    """Where to generate: on this process's own devices if the base fits onto them as it is split.
+    """Chooses the process's own devices if the base can be split over them, otherwise all devices.
 
     Args:
-      mesh: over all devices of all processes.
+      mesh: mesh over all devices of all processes.
     """
     if jax.process_count() == 1:
         return Workplace(mesh, True)
@@ -62,12 +62,12 @@ def workplace(mesh: Mesh) -> Workplace:
 
 
 class Done(NamedTuple):
-    """What a call of `produce` did.
+    """Result of `produce`.
 
     Attributes:
-      pairs: in the output.
-      made: explained by this call, on all processes.
-      seconds: that it took them.
+      pairs: number of pairs in the output.
+      made: number of pairs explained by this call, on all processes.
+      seconds: duration of the generation.
     """
 
     pairs: int
@@ -84,27 +84,28 @@ class Done(NamedTuple):
 def produce(
     parts: Parts,
     *,
-    pairs: Callable[[], Iterable[Asked]],
-    maker: CaseMaker,
+    pairs: Callable[[], Iterable[UserItem]],
+    builder: RequestBuilder,
     place: Workplace,
     explainer: Callable[[], Explainer],
     label: str = STAGE,
 ) -> Done:
-    """Writes an output of explanations, or what is missing of it.
+    """Writes an output of explanations, or the missing shards of an unfinished one.
 
     Args:
-      parts: of the output.
-      pairs: walks through what is to be explained; called if that is not planned yet, on every
-        process, as a recommender's scores are computed by all of them.
-      maker: of prompts.
-      place: where to generate.
-      explainer: makes the one who writes; called if a shard is missing.
-      label: of the progress.
+      parts: parts of the output.
+      pairs: iterates over the pairs to explain; called on every process unless they are planned
+        already, as a recommender's scores are computed by all processes.
+      builder: builds the requests.
+      place: devices to generate on.
+      explainer: builds the explainer; called if a shard is missing.
+      label: label of the progress bar.
 
     Raises:
       UserError: if the parts belong to another command, there is no pair, or a shard is damaged.
       Interrupted: after SIGTERM, with every finished shard saved.
     """
+    # An earlier call may have been killed between writing the output and removing its parts.
     if parts.just_finished():
         barrier("explanations there")
         if is_primary():
@@ -114,11 +115,11 @@ def produce(
     planned = parts.open()
     barrier("explanations looked for")  # before anybody writes
     if not planned:
-        found = pairs()
+        walked = pairs()
         if is_primary():
-            parts.plan(found)
-        else:
-            for _ in found:
+            parts.plan(walked)
+        else:  # the scores behind the pairs are a collective computation
+            for _ in walked:
                 pass
         barrier("explanations planned")
         parts.open()
@@ -127,12 +128,14 @@ def produce(
     start = time.monotonic()
     if todo:
         with use_mesh(place.mesh):
-            _shards(parts, todo, maker=maker, explainer=explainer(), place=place, label=label)
+            _shards(parts, todo, builder=builder, explainer=explainer(), place=place, label=label)
     barrier("explanations written")
     done = Done(parts.count, parts.size(todo), time.monotonic() - start)
     if is_primary():
-        ids = maker.data.dataset
-        parts.merge(lambda asked: (str(ids.user_ids[asked.user]), str(ids.item_ids[asked.item])))
+        ids = builder.data.dataset
+        parts.merge(
+            lambda user_item: (str(ids.user_ids[user_item.user]), str(ids.item_ids[user_item.item]))
+        )
     barrier("explanations joined")
     return done
 
@@ -141,38 +144,38 @@ def _shards(
     parts: Parts,
     todo: list[int],
     *,
-    maker: CaseMaker,
+    builder: RequestBuilder,
     explainer: Explainer,
     place: Workplace,
     label: str,
 ) -> None:
-    """Makes this process's share of the shards that are missing."""
-    everybody, me = jax.process_count(), jax.process_index()
-    mine = todo if place.together else todo[me::everybody]
+    """Produces this process's share of the missing shards."""
+    processes, process = jax.process_count(), jax.process_index()
+    own_shards = todo if place.together else todo[process::processes]
     total = parts.count
-    if not place.together and everybody > 1:
-        label = f"{label}, process 1 of {everybody}"
-        total = parts.size(mine) + (parts.count - parts.size(todo)) // everybody
+    if not place.together and processes > 1:
+        label = f"{label}, process 1 of {processes}"
+        total = parts.size(own_shards) + (parts.count - parts.size(todo)) // processes
     bar = Progress(
-        label, total, initial=total - parts.size(mine), unit="pair", enabled=is_primary()
+        label, total, initial=total - parts.size(own_shards), unit="pair", enabled=is_primary()
     )
-    # Several processes do not agree on an end here: a signal ends one, which loses no shard.
-    with sigterm() if everybody == 1 else contextlib.nullcontext(Stop()) as stop:
+    # Several processes do not stop together here: a signal ends one, and no shard is lost.
+    with sigterm() if processes == 1 else contextlib.nullcontext(Stop()) as stop:
 
         def advance(count: int) -> None:
             if stop.is_set():
                 raise Interrupted(label, parts.shards - len(parts.missing()), stop.number)
             bar.advance(count)
 
-        for shard in mine:
-            cases = maker.many(parts.pairs(shard))
-            found = explainers.answers(explainer, cases, advance)
+        for shard in own_shards:
+            requests = builder.many(parts.pairs(shard))
+            texts = explainers.answers(explainer, requests, advance)
             if is_primary() or not place.together:
                 parts.write(
                     shard,
                     (
-                        explainers.record(explainer, maker, case, written)
-                        for case, written in zip(cases, found, strict=True)
+                        explainers.record(explainer, builder, request, written)
+                        for request, written in zip(requests, texts, strict=True)
                     ),
                 )
     bar.close()

@@ -1,4 +1,4 @@
-"""Explanations of several systems for the same prompts, and what a judge says about them."""
+"""Pairwise comparisons by a judge of several systems' explanations for the same prompts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from xrec_jax.inference import run_records
 from xrec_jax.text.records.explanations import join, prompt_hash
 from xrec_jax.text.records.fields import value_of
 
-_FITS = 200  # bootstrap samples of the length-controlled ratio, a fit each
+_FITS = 200  # bootstrap samples of the length-controlled ratio, each of which needs a fit
 Figures = dict[str, dict[str, Estimate]]
 
 
-class Contest(NamedTuple):
-    """What is compared.
+class ComparisonSet(NamedTuple):
+    """Texts of several systems to be compared.
 
     Attributes:
-      source: where it came from, for messages.
-      prompts: what the systems were asked.
-      texts: by system, a text for each prompt or None.
-      users: id of each prompt's user, None where there is none.
-      items: the same of the items.
-      groups: a name for each prompt, of a part that also gets ratios of its own; "" for none.
+      source: origin of the texts, for messages.
+      prompts: prompts that the systems answered.
+      texts: text of each system for each prompt, or None.
+      users: user id of each prompt, or None.
+      items: item id of each prompt, or None.
+      groups: group of each prompt, for which there are separate win ratios; "" for none.
     """
 
     source: str
@@ -47,12 +47,12 @@ class Contest(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came out of a contest.
+    """Result of a comparison.
 
     Attributes:
-      figures: by system, and by "A vs B".
+      figures: metrics by system, and by "A vs B".
       verdicts: records of `judge/verdicts.jsonl`, one for each pair in each order.
-      note: what was compared and what was left out, in words.
+      note: message about the number of compared and skipped pairs.
       table: all comparisons.
     """
 
@@ -63,70 +63,76 @@ class Result(NamedTuple):
 
 
 def check(config: Any) -> None:
-    """Refuses files of explanations that cannot be compared.
+    """Validates the files of explanations that a config names.
 
     Raises:
-      UserError: names the file and what is wrong.
+      UserError: names the file and the problem.
     """
     for spec in config.judge.explanations:
-        read_contest(spec, by=config.judge.by)
+        read_comparison_set(spec, by=config.judge.by)
 
 
-def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> list[Contest]:
-    """What a run has to compare: its own explanations, and the files that its config names.
+def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> list[ComparisonSet]:
+    """Loads the explanations of a run and the files that its config names.
 
     Args:
-      config: of the run.
-      rundir: its directory.
-      learned: prompts that the judge was trained on; what they ask about is left out.
+      config: configuration of the run.
+      rundir: directory of the run.
+      learned: prompts that the judge was trained on, whose requests are excluded.
 
     Raises:
-      UserError: if a file cannot be read, or nothing of it is left.
+      UserError: if a file cannot be read, or none of its prompts is left.
     """
-    found = []
+    sets = []
     own = read_run(config, rundir)
     if own is not None:
-        found.append(own)
-    found += [read_contest(spec, by=config.judge.by) for spec in config.judge.explanations]
+        sets.append(own)
+    sets += [read_comparison_set(spec, by=config.judge.by) for spec in config.judge.explanations]
     count, seed = config.judge.prompts, config.seeds[0]
-    return [draw(without(contest, learned), count, seed=seed) for contest in found]
+    return [draw(without(comparison_set, learned), count, seed=seed) for comparison_set in sets]
 
 
-def without(contest: Contest, learned: Set[str]) -> Contest:
-    """A contest without what the judge was trained on.
+def without(comparison_set: ComparisonSet, learned: Set[str]) -> ComparisonSet:
+    """Excludes prompts that the judge was trained on.
 
-    A prompt is left out if one of those asks about the same recommendation, however it is worded or
-    cut (`audit.contents.same_case`): published sets ask one question in several lengths.
+    A prompt is excluded if a learned one asks about the same recommendation, in whatever wording or
+    length (`audit.contents.same_request`): published sets ask one question in several lengths.
 
     Raises:
-      UserError: if nothing is left.
+      UserError: if no prompt is left.
     """
     index = ContentIndex([read_content(text) for text in sorted(learned)])
-    kept = [n for n, text in enumerate(contest.prompts) if index.find(read_content(text)) is None]
-    gone = len(contest.prompts) - len(kept)
-    if not gone:
-        return contest
+    kept = [
+        n for n, text in enumerate(comparison_set.prompts) if index.find(read_content(text)) is None
+    ]
+    removed = len(comparison_set.prompts) - len(kept)
+    if not removed:
+        return comparison_set
     if not kept:
-        raise UserError(f"{contest.source}: the judge was trained on all of its prompts")
-    return _part(contest, kept, f"{contest.source} without {gone} prompts the judge learned from")
+        raise UserError(f"{comparison_set.source}: the judge was trained on all of its prompts")
+    return _part(
+        comparison_set,
+        kept,
+        f"{comparison_set.source} without {removed} prompts the judge learned from",
+    )
 
 
-def without_hashes(contest: Contest, learned: Set[str]) -> Contest:
-    """A contest without some prompts, given by `prompt_hash` as `judge/split.json` has them.
+def without_hashes(comparison_set: ComparisonSet, learned: Set[str]) -> ComparisonSet:
+    """Excludes prompts by their `prompt_hash`, as listed in `judge/split.json`.
 
     Raises:
-      UserError: if nothing is left.
+      UserError: if no prompt is left.
     """
-    kept = [n for n, text in enumerate(contest.prompts) if prompt_hash(text) not in learned]
-    if len(kept) == len(contest.prompts):
-        return contest
+    kept = [n for n, text in enumerate(comparison_set.prompts) if prompt_hash(text) not in learned]
+    if len(kept) == len(comparison_set.prompts):
+        return comparison_set
     if not kept:
-        raise UserError(f"{contest.source}: the judge was trained on all of its prompts")
-    return _part(contest, kept, contest.source)
+        raise UserError(f"{comparison_set.source}: the judge was trained on all of its prompts")
+    return _part(comparison_set, kept, comparison_set.source)
 
 
-def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
-    """The explanations of a run's `explain` stage; None if there are fewer than `least` systems.
+def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> ComparisonSet | None:
+    """Reads the explanations of a run's `explain` stage; None with fewer than `least` systems.
 
     Raises:
       UserError: if its files do not belong together.
@@ -136,12 +142,14 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
     texts: dict[str, list[str | None]] = {}
     for path in run_records.explainer_files(rundir) if pairs else []:
         records = run_records.explanations(rundir, path)
-        texts[path.stem] = [one.explanation["text"] for one in join(pairs, records, where=path)]
+        texts[path.stem] = [
+            joined.explanation["text"] for joined in join(pairs, records, where=path)
+        ]
     if len(texts) < least:
         return None
     named = [name for name in _names(config) if name in texts]
     order = [*named, *(name for name in texts if name not in named)]
-    return Contest(
+    return ComparisonSet(
         str(folder),
         [pair["prompt"] for pair in pairs],
         {name: texts[name] for name in order},
@@ -152,26 +160,28 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> Contest | None:
 
 
 def _names(config: Any) -> list[str]:
-    """Names of the explainers as the config gives them: NAME, or NAME=DIR."""
+    """Names of the explainers of a config, which has NAME or NAME=DIR."""
     return [str(text).split("=")[0] for text in config.explain.explainers]
 
 
-def read_contest(spec: str, *, by: str = "") -> Contest:
+def read_comparison_set(spec: str, *, by: str = "") -> ComparisonSet:
     """Reads PROMPTS+EXPLANATIONS: two JSONL files, joined by `prompt_id`.
 
     Args:
-      spec: the prompts' file has `prompt_id` and `prompt`; that of the explanations `prompt_id`,
-        `model` and `completion`, one line for each system and prompt. `user` and `item` are kept.
-      by: key of the prompts' file whose values are parts with ratios of their own; "" for none.
+      spec: paths of the two files. Prompts have `prompt_id`, `prompt` and optionally `user` and
+        `item`; explanations have `prompt_id`, `model` and `completion`, one line for each system
+        and prompt.
+      by: key of the prompts' file with the groups; "" for none.
 
     Raises:
-      UserError: names the file, the record and what is wrong.
+      UserError: names the file, the record and the problem.
     """
     paths = files.joined(spec) if isinstance(spec, str) else []
     if len(paths) != 2:
         raise UserError(f"judge.explanations: {spec!r} must be two files, PROMPTS+EXPLANATIONS")
-    asked: list[dict[str, Any]] = []
+    prompt_records: list[dict[str, Any]] = []
     need = ("prompt_id", "prompt", *([by] if by else []))
+    # Rows of prompts by id, in the order of the file.
     place: dict[Any, int] = {}
     for number, record in files.numbered_records(paths[0]):
         _need(record, need, f"{paths[0]}, line {number}")
@@ -179,35 +189,35 @@ def read_contest(spec: str, *, by: str = "") -> Contest:
             raise UserError(
                 f"{paths[0]}, line {number}: prompt_id={record['prompt_id']!r} stands there twice"
             )
-        place[record["prompt_id"]] = len(asked)
-        asked.append(record)
-    if not asked:
+        place[record["prompt_id"]] = len(prompt_records)
+        prompt_records.append(record)
+    if not prompt_records:
         raise UserError(f"{paths[0]}: no record in it")
     texts: dict[str, list[str | None]] = {}
     for number, record in files.numbered_records(paths[1]):
         where = f"{paths[1]}, line {number}"
-        if record.get("completion", "") is None:  # a model that said nothing
+        if record.get("completion", "") is None:  # an empty answer
             record["completion"] = ""
         _need(record, ("prompt_id", "model", "completion"), where)
         if record["prompt_id"] not in place:
             raise UserError(
                 f"{where}: prompt_id={record['prompt_id']!r} is not among the prompts of {paths[0]}"
             )
-        row = texts.setdefault(str(record["model"]), [None] * len(asked))
-        at = place[record["prompt_id"]]
-        if row[at] is not None:
+        row = texts.setdefault(str(record["model"]), [None] * len(prompt_records))
+        index = place[record["prompt_id"]]
+        if row[index] is not None:
             raise UserError(f"{where}: {record['model']} answers that prompt twice")
-        row[at] = str(record["completion"])
+        row[index] = str(record["completion"])
     if len(texts) < 2:
         raise UserError(f"{paths[1]}: a comparison needs two models or more, it has {len(texts)}")
 
     def ids(key: str) -> list[str | None]:
-        return [None if record.get(key) is None else str(record[key]) for record in asked]
+        return [None if record.get(key) is None else str(record[key]) for record in prompt_records]
 
-    groups = [str(record[by]) if by else "" for record in asked]
-    prompts = [str(record["prompt"]) for record in asked]
+    groups = [str(record[by]) if by else "" for record in prompt_records]
+    prompts = [str(record["prompt"]) for record in prompt_records]
     source = "+".join(os.path.basename(path) for path in paths)
-    return Contest(source, prompts, texts, ids("user"), ids("item"), groups)
+    return ComparisonSet(source, prompts, texts, ids("user"), ids("item"), groups)
 
 
 def _need(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
@@ -215,49 +225,57 @@ def _need(record: dict[str, Any], keys: Sequence[str], where: str) -> None:
         value_of(record, key, where)
 
 
-def draw(contest: Contest, count: int, *, seed: int) -> Contest:
-    """A drawn part of the prompts, as even as can be over the groups; all of them for count 0."""
-    if not count or count >= len(contest.prompts):
-        return contest
-    order = rng.permutation(rng.fold(seed, Stream.SHARED_53), len(contest.prompts)).tolist()
-    turn: dict[str, int] = {}
+def draw(comparison_set: ComparisonSet, count: int, *, seed: int) -> ComparisonSet:
+    """Draws `count` prompts, spread evenly over the groups; 0 for all."""
+    if not count or count >= len(comparison_set.prompts):
+        return comparison_set
+    order = rng.permutation(rng.fold(seed, Stream.SHARED_53), len(comparison_set.prompts)).tolist()
+    turns: dict[str, int] = {}
+    # The first of each group comes first, then the second of each, and so on.
     ranked: list[tuple[int, int, int]] = []
     for number in order:
-        group = contest.groups[number]
-        turn[group] = turn.get(group, -1) + 1
-        ranked.append((turn[group], len(ranked), number))
+        group = comparison_set.groups[number]
+        turns[group] = turns.get(group, -1) + 1
+        ranked.append((turns[group], len(ranked), number))
     kept = sorted(number for *_, number in sorted(ranked)[:count])
-    source = f"{contest.source} ({count} of {len(contest.prompts)} prompts, drawn)"
-    return _part(contest, kept, source)
+    source = f"{comparison_set.source} ({count} of {len(comparison_set.prompts)} prompts, drawn)"
+    return _part(comparison_set, kept, source)
 
 
-def _part(contest: Contest, kept: list[int], source: str) -> Contest:
-    return Contest(
+def _part(comparison_set: ComparisonSet, kept: list[int], source: str) -> ComparisonSet:
+    return ComparisonSet(
         source,
-        [contest.prompts[i] for i in kept],
-        {name: [texts[i] for i in kept] for name, texts in contest.texts.items()},
-        [contest.users[i] for i in kept],
-        [contest.items[i] for i in kept],
-        [contest.groups[i] for i in kept],
+        [comparison_set.prompts[i] for i in kept],
+        {name: [texts[i] for i in kept] for name, texts in comparison_set.texts.items()},
+        [comparison_set.users[i] for i in kept],
+        [comparison_set.items[i] for i in kept],
+        [comparison_set.groups[i] for i in kept],
     )
 
 
-def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:
-    """Lets a judge compare all pairs of systems on all prompts, in both orders."""
-    compared = judging.compare(judge, contest.prompts, contest.texts)
+def compare(judge: judging.Judge, comparison_set: ComparisonSet, config: Any) -> Result:
+    """Compares all pairs of systems on all prompts in both orders, and summarises the verdicts.
+
+    Args:
+      judge: the judge.
+      comparison_set: texts to compare.
+      config: configuration of the run: `judge.margin` and `ranking.resamples`.
+    """
+    compared = judging.compare(judge, comparison_set.prompts, comparison_set.texts)
     margin, resamples = config.judge.margin, config.ranking.resamples
-    # `compare` numbers prompts of equal text alike.
+    # `judging.compare` gives equal numbers to prompts of equal text, and so must we.
     known: dict[str, int] = {}
-    numbers = [known.setdefault(prompt, len(known)) for prompt in contest.prompts]
-    group_of = dict(zip(numbers, contest.groups, strict=True))
-    found = np.array([group_of[number] for number in compared.table.prompts])
-    table = by_user(compared.table, dict(zip(numbers, contest.users, strict=True)))
+    numbers = [known.setdefault(prompt, len(known)) for prompt in comparison_set.prompts]
+    group_of = dict(zip(numbers, comparison_set.groups, strict=True))
+    groups = np.array([group_of[number] for number in compared.table.prompts])
+    # Several prompts of a user are dependent, so intervals resample users.
+    table = by_user(compared.table, dict(zip(numbers, comparison_set.users, strict=True)))
     systems = figures(table, margin=margin, resamples=resamples)
-    for group in sorted(set(contest.groups) - {""}):
-        part = table.select(found == group)
-        if not len(part):
+    for group in sorted(set(comparison_set.groups) - {""}):
+        subset = table.select(groups == group)
+        if not len(subset):
             continue
-        ratios = judging.win_ratios(part, margin=margin, resamples=resamples)
+        ratios = judging.win_ratios(subset, margin=margin, resamples=resamples)
         for name, value in ratios.items():
             systems[name][f"win/ratio_{group}"] = value
     pairs = judging.pair_figures(table, margin=margin, resamples=resamples)
@@ -267,16 +285,16 @@ def hold(judge: judging.Judge, contest: Contest, config: Any) -> Result:
         f"prompts in both "
         f"orders; {compared.missing} pairs without two texts, {compared.refused} too long to read"
     )
-    verdicts = _verdicts(contest, compared.table, first)
+    verdicts = _verdicts(comparison_set, compared.table, first)
     return Result(systems | pairs, verdicts, note, table)
 
 
 def by_user(table: judging.Comparisons, user_of: Mapping[int, str | None]) -> judging.Comparisons:
-    """The same comparisons, to be drawn by user: several prompts of one hang together.
+    """Clusters comparisons by user instead of by prompt.
 
     Args:
-      table: drawn by prompt.
-      user_of: prompt to its user; a prompt without one stays by itself.
+      table: comparisons clustered by prompt.
+      user_of: user of each prompt; a prompt without one forms its own cluster.
     """
     known: dict[Any, int] = {}
     owners = [
@@ -288,10 +306,10 @@ def by_user(table: judging.Comparisons, user_of: Mapping[int, str | None]) -> ju
 
 
 def figures(table: judging.Comparisons, *, margin: float, resamples: int) -> Figures:
-    """What is said of each system by itself.
+    """Metrics of each system.
 
-    `win/one_order` is what a count without the second order and without ties would say: every pair
-    judged once, the system named earlier shown first.
+    `win/one_order` is the win ratio without the second order and without ties: every pair is judged
+    once, with the system that is named earlier shown first.
     """
     options: dict[str, Any] = {"margin": margin, "resamples": resamples}
     columns = {
@@ -307,16 +325,18 @@ def figures(table: judging.Comparisons, *, margin: float, resamples: int) -> Fig
         "bradley_terry/strength": judging.strengths(table, **options),
     }
     return {
-        system: {name: found[system] for name, found in columns.items()} for system in table.systems
+        system: {name: by_system[system] for name, by_system in columns.items()}
+        for system in table.systems
     }
 
 
 def _verdicts(
-    contest: Contest, table: judging.Comparisons, first: dict[int, int]
+    comparison_set: ComparisonSet, table: judging.Comparisons, first: dict[int, int]
 ) -> list[dict[str, Any]]:
-    hashes = [prompt_hash(prompt) for prompt in contest.prompts]
+    """Records of all comparisons, one for each order; `first` is the row of each prompt."""
+    hashes = [prompt_hash(prompt) for prompt in comparison_set.prompts]
     records = []
-    for number, one, other, forward, backward in zip(
+    for number, first_system, second_system, forward, backward in zip(
         table.prompts.tolist(),
         table.one.tolist(),
         table.other.tolist(),
@@ -327,17 +347,17 @@ def _verdicts(
         place = first[number]
         begin = {
             "prompt_hash": hashes[place],
-            "user": contest.users[place],
-            "item": contest.items[place],
+            "user": comparison_set.users[place],
+            "item": comparison_set.items[place],
         }
-        names = table.systems[one], table.systems[other]
+        names = table.systems[first_system], table.systems[second_system]
         for (a, b), p in ((names, forward), (names[::-1], backward)):
             records.append(begin | {"first": a, "second": b, "p_first": p})
     return records
 
 
-def contest_table(result: Result) -> str:
-    """The systems of a contest as text."""
+def comparison_table(result: Result) -> str:
+    """Formats the metrics of all systems as a table."""
     systems = [result.figures[name] for name in result.table.systems]
     columns = [name for name in systems[0] if name != "win/ratio_soft"]
     rows = [

@@ -1,4 +1,4 @@
-"""What a call of `xrec explain` may set otherwise than the run that it explains."""
+"""Options of `xrec explain` that override the config of the run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from xrec_jax.tasks.requests import choose_prompts
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
-    """Who writes explanations, from which prompts, and how; the default of each is the run's own.
+    """Explainer, prompts and sampling of a call; by default those of the run.
 
     Attributes:
-      explainer: template, base, tuned or a user's own; with `adapter` a name for it. "": the best
-        there is.
+      explainer: template, base, tuned or a user-defined one; with `adapter` a name for it. "": the
+        best available one.
       adapter: directory of another adapter for the base.
-      base: directory of a base for a run without one, or instead of its own.
+      base: directory of a base that replaces the run's own, if any.
       prompt: a registered template of prompts, or "generic" for one of the tables' columns. "": the
         run's own, which is generic in a run that neither tunes nor has a world.
-      history: most entries of a prompt; 0: as the run.
-      max_new_tokens: of an answer; 0: as the run.
-      temperature: of sampling; negative: as the run.
-      batch: rows that generate at once; 0: as the run.
-      shard: pairs written at once; 0: as the run.
+      history: largest number of history entries of a prompt; 0: as the run.
+      max_new_tokens: largest number of tokens of an answer; 0: as the run.
+      temperature: sampling temperature; negative: as the run.
+      batch: rows generated at once; 0: as the run.
+      shard: pairs of a shard; 0: as the run.
     """
 
     explainer: str = ""
@@ -42,7 +42,11 @@ class GenerationOptions:
     shard: int = 0
 
     def check(self) -> None:
-        """Raises a `UserError` for a number that no run can work with; names the flag."""
+        """Checks the numbers.
+
+        Raises:
+          UserError: names the flag and its value.
+        """
         for name in ("history", "max_new_tokens", "batch", "shard"):
             value = getattr(self, name)
             if value < 0:
@@ -51,14 +55,14 @@ class GenerationOptions:
             raise UserError(f"--temperature={self.temperature} must be a finite number")
 
     def applied(self, config: ConfigDict, data: RunData) -> ConfigDict:
-        """The config of a run with everything that this call sets otherwise.
+        """Returns the config of a run with these options applied.
 
-        Prompts, the model and the identity of an output all read this one config, so an output that
-        was begun goes on only under the same options.
+        Prompts, the model and the identity of an output all depend on this one config, so that an
+        unfinished output is resumed only with the same options.
 
         Args:
-          config: of the run; stays as it is.
-          data: of the run.
+          config: configuration of the run; not changed.
+          data: data of the run.
 
         Raises:
           UserError: on an unknown template of prompts, or tables that lack what prompts need.

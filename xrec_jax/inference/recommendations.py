@@ -1,4 +1,4 @@
-"""Recommendations of a finished run: the best system, its lists, and pairs drawn from them."""
+"""Recommendations of a finished run: the best recommender and its top-k lists."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.ranking.evaluator import recommend
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.tasks.requests import Asked
+from xrec_jax.tasks.requests import UserItem
 from xrec_jax.training.recommender import RecommenderTask, seeds_of
 
 Record = dict[str, Any]
 
 
 def best_system(config: Any, rundir: RunDir) -> str:
-    """The finished system that is best on validation.
+    """Name of the finished recommender that is best on validation.
 
-    By the metric that chose the parameters, where all trained systems agree on it; else by NDCG.
+    By the metric that selected the parameters if it is the same for all trained recommenders,
+    otherwise by NDCG.
 
     Raises:
-      UserError: if none is finished, or none has a figure to choose by.
+      UserError: if none is finished, or none has a value of the metric.
     """
     done = rundir.evaluation().get("recommend", {})
     finished = [name for name in config.recommend if name in done]
@@ -51,10 +52,10 @@ def best_system(config: Any, rundir: RunDir) -> str:
 
 
 def system_named(config: Any, rundir: RunDir, system: str) -> str:
-    """A recommender of the run; "" is the best on validation.
+    """Checks the name of a recommender of the run; "" is replaced by the best on validation.
 
     Raises:
-      UserError: if there is none of that name.
+      UserError: if there is no recommender of that name.
     """
     name = system or best_system(config, rundir)
     if name not in config.recommend:
@@ -71,17 +72,20 @@ def recommended_pairs(
     users: np.ndarray | None,
     top_k: int,
     system: str,
-) -> Iterator[Asked]:
-    """Recommendations of a system's first seed as rows, user after user, in bounded memory.
+) -> Iterator[UserItem]:
+    """Yields recommendations of a recommender's first seed, user by user, in bounded memory.
 
     Args:
-      config: of the run.
-      data: its data.
-      rundir: its directory.
+      config: configuration of the run.
+      data: data of the run.
+      rundir: directory of the run.
       mesh: devices.
       users: `[users]` rows; None for all.
-      top_k: items a user.
-      system: its name; "" for the best on validation.
+      top_k: number of items per user.
+      system: name of the recommender; "" for the best on validation.
+
+    Raises:
+      UserError: if `top_k` is not positive, or there is no such recommender.
     """
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be positive")
@@ -95,11 +99,11 @@ def recommended_pairs(
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         params, frozen = task.restore(seeds_of(config, name)[0])
     lists = recommend(task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh)
-    for found in lists:
-        for row, items, scores in zip(found.users, found.items, found.scores, strict=True):
+    for batch in lists:
+        for row, items, scores in zip(batch.users, batch.items, batch.scores, strict=True):
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
                 if item >= 0:
-                    yield Asked(int(row), int(item), rank, float(score), name)
+                    yield UserItem(int(row), int(item), rank, float(score), name)
 
 
 def recommend_records(
@@ -112,14 +116,16 @@ def recommend_records(
     top_k: int,
     system: str,
 ) -> Iterator[Record]:
-    """As `recommended_pairs`, but records with the ids; see `Run.recommend`."""
+    """Yields recommendations as records with ids; see `recommended_pairs` and `Run.recommend`."""
     dataset = data.dataset
-    found = recommended_pairs(config, data, rundir, mesh, users=users, top_k=top_k, system=system)
-    for asked in found:
+    recommended = recommended_pairs(
+        config, data, rundir, mesh, users=users, top_k=top_k, system=system
+    )
+    for user_item in recommended:
         yield {
-            "user": str(dataset.user_ids[asked.user]),
-            "rank": asked.rank,
-            "item": str(dataset.item_ids[asked.item]),
-            "score": asked.score,
-            "system": asked.system,
+            "user": str(dataset.user_ids[user_item.user]),
+            "rank": user_item.rank,
+            "item": str(dataset.item_ids[user_item.item]),
+            "score": user_item.score,
+            "system": user_item.system,
         }

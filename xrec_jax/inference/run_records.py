@@ -1,7 +1,7 @@
-"""The one reader of every kind of file in a run directory: whole, unchanged, and as it should be.
+"""Reader of all kinds of files in a run directory, which verifies that they are intact.
 
-What a finished stage left is compared with the stage's mark first (`core.marks`), then each record
-with its schema. What is damaged is named with file and line; nothing of it becomes a figure.
+The files of a finished stage are compared with the stage's mark first (`core.storage.marks`), then
+each record with its schema. Errors name file and line, and no damaged value is used.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ _EPOCH: Schema = {"train/epoch": NUMBER}  # of a recommender's line
 
 
 def needing(fields: Schema, *names: str) -> Schema:
-    """A schema in which further keys must be there."""
+    """Schema in which further keys are required."""
     return {key: kind._replace(needed=kind.needed or key in names) for key, kind in fields.items()}
 
 
@@ -153,18 +153,18 @@ def read(
     most: int | None = None,
     growing: bool = False,
 ) -> list[Record]:
-    """Records of a JSON-lines file that a stage wrote whole; none where there is no file.
+    """Reads the records of a JSON-lines file of a stage; empty without the file.
 
     Args:
-      rundir: of the run.
-      path: in it.
-      fields: what each record must hold.
-      stage: that wrote it, for the way out.
-      most: records to read, those after them unread.
-      growing: whether the stage may still be at it, so that a torn last line is left out.
+      rundir: directory of the run.
+      path: path of the file in it.
+      fields: schema of the records.
+      stage: stage that wrote the file, for the advice in messages.
+      most: largest number of records to read.
+      growing: whether the stage may still append to it, so that a torn last line is skipped.
 
     Raises:
-      UserError: names the file, and the line of a record that is damaged or cut.
+      UserError: names the file and the line of a damaged or truncated record.
     """
     if not path.exists():
         return []
@@ -181,16 +181,16 @@ def read(
 
 
 def answers_folder(rundir: RunDir) -> epath.Path:
-    """Where pairs and explanations lie."""
+    """Folder of pairs and explanations."""
     return rundir.path / "explanations"
 
 
 def pairs(rundir: RunDir, *needed: str, most: int | None = None) -> list[Any]:
-    """What was asked; see `text.records.Pair`.
+    """Reads the explained pairs; see `text.records.explanations.Pair`.
 
     Args:
-      rundir: of the run.
-      *needed: keys that the caller reads and that must be there, besides ids and prompts.
+      rundir: directory of the run.
+      *needed: required keys besides ids and prompts.
       most: see `read`.
     """
     path = answers_folder(rundir) / "pairs.jsonl"
@@ -200,50 +200,50 @@ def pairs(rundir: RunDir, *needed: str, most: int | None = None) -> list[Any]:
 def explanations(
     rundir: RunDir, path: epath.Path, *needed: str, most: int | None = None
 ) -> list[Any]:
-    """What one explainer answered; see `text.records.Explanation`."""
+    """Reads the answers of one explainer; see `text.records.explanations.Explanation`."""
     return read(rundir, path, needing(EXPLANATION, *needed), stage="explain", most=most)
 
 
 def explainer_files(rundir: RunDir) -> list[epath.Path]:
-    """Files of explanations that lie beside the pairs, whoever put them there."""
+    """Files of explanations beside the pairs, including those added by users."""
     joint = rundir.path / "joint"
     seeds = [path.name for path in joint.iterdir()] if joint.exists() else []
-    final = {f"joint_{seed}" for seed in seeds}  # their last texts
+    final = {f"joint_{seed}" for seed in seeds}  # final texts of the joint stage
     return [path for path in answer_files(answers_folder(rundir)) if path.stem not in final]
 
 
 def held_out_answers(rundir: RunDir, *needed: str) -> list[Record]:
-    """Answers of base and tuned model to the held-out prompts of the instruction set."""
+    """Reads the answers of base and tuned model to the held-out prompts."""
     path = answers_folder(rundir) / "held_out.jsonl"
     return read(rundir, path, needing(_HELD_OUT, *needed), stage="instruct")
 
 
 def answers_during_training(rundir: RunDir) -> list[Record]:
-    """Answers that were written while the adapter was tuned."""
+    """Reads the answers sampled during tuning."""
     return read(rundir, answers_folder(rundir) / "during_training.jsonl", _DURING, stage="instruct")
 
 
 def recommended(rundir: RunDir, most: int) -> list[Record]:
-    """The few explanations of a run without stage `explain`."""
+    """Reads the explanations of stage `showcase`."""
     path = answers_folder(rundir) / "recommended.jsonl"
     return read(rundir, path, _RECOMMENDED, stage="showcase", most=most)
 
 
 def verdicts(rundir: RunDir) -> list[Record]:
-    """What the judge said of each pair of explanations in each order."""
+    """Reads the judge's verdicts on each pair of explanations in each order."""
     path = rundir.path / "judge" / "verdicts.jsonl"
-    found = read(rundir, path, _VERDICT, stage="judge")
-    for number, record in enumerate(found, start=1):
+    records = read(rundir, path, _VERDICT, stage="judge")
+    for number, record in enumerate(records, start=1):
         if not 0.0 <= record["p_first"] <= 1.0:
             raise UserError(
                 f"{path}, record {number} is damaged: 'p_first' is {record['p_first']}, no "
                 "probability; delete the file and run the stage 'judge' again"
             )
-    return found
+    return records
 
 
 def learned_prompts(rundir: RunDir) -> list[str]:
-    """Hashes of the prompts that the run's judge learned from; none before it is trained."""
+    """Reads the hashes of the judge's training prompts; empty before it is trained."""
     path = rundir.path / "judge" / "split.json"
     if not path.exists():
         return []
@@ -254,29 +254,32 @@ def learned_prompts(rundir: RunDir) -> list[str]:
 
 
 def rounds(rundir: RunDir, seed: str) -> list[Record]:
-    """The numbers of every round of a joint seed."""
+    """Reads the metrics of every round of a joint seed."""
     path = rundir.path / "joint" / seed / "rounds.jsonl"
     return read(rundir, path, _ROUND, stage="joint", growing=True)
 
 
 def samples(rundir: RunDir, seed: str) -> list[Record]:
-    """Some texts of every round of a joint seed."""
+    """Reads sample texts of every round of a joint seed."""
     path = rundir.path / "joint" / seed / "samples.jsonl"
     return read(rundir, path, _SAMPLE, stage="joint", growing=True)
 
 
 def joint_texts(rundir: RunDir, path: epath.Path) -> list[Record]:
-    """The final texts of a joint seed."""
+    """Reads the final texts of a joint seed."""
     return read(rundir, path, _JOINT_TEXT, stage="joint")
 
 
 def state_texts(rundir: RunDir, path: epath.Path, rows: np.ndarray) -> list[str]:
-    """Texts of a system for states.
+    """Reads the texts of a control for states.
 
     Args:
-      rundir: of the run.
-      path: of the system's file.
-      rows: `[texts]` states that they must be of, in order.
+      rundir: directory of the run.
+      path: path of the control's file.
+      rows: `[texts]` expected states, in order.
+
+    Raises:
+      UserError: if the texts are of other states.
     """
     records = read(rundir, path, _STATE_TEXT, stage="joint")
     if [record["state"] for record in records] != rows.tolist():
@@ -288,7 +291,7 @@ def state_texts(rundir: RunDir, path: epath.Path, rows: np.ndarray) -> list[str]
 
 
 def metrics(rundir: RunDir) -> list[Record]:
-    """Lines of `metrics.jsonl`; a torn last one is left out."""
+    """Reads the lines of `metrics.jsonl`; a torn last one is skipped."""
     records = read_metrics(rundir.path / "metrics.jsonl")
     for number, record in enumerate(records, start=1):
         if record["stage"].startswith("recommend/"):
@@ -300,34 +303,34 @@ def metrics(rundir: RunDir) -> list[Record]:
 
 
 def audit(rundir: RunDir) -> Record | None:
-    """What the audit found; None where there was none."""
+    """Reads the findings of the audit; None without an audit."""
     return _object(rundir.path / "audit.json", _AUDIT, "run `xrec report` again")
 
 
 def ratings(rundir: RunDir) -> Record | None:
-    """What people said; None where nobody was asked."""
-    found = _object(rundir.path / "ratings.json", {}, "")
-    if found is not None:
+    """Reads the human ratings; None without any."""
+    record = _object(rundir.path / "ratings.json", {}, "")
+    if record is not None:
         way_out = "collect the ratings again with `xrec rate collect`"
-        schema.check_figures(found, rundir.path / "ratings.json", way_out)
-    return found
+        schema.check_figures(record, rundir.path / "ratings.json", way_out)
+    return record
 
 
 def _object(path: epath.Path, fields: Schema, way_out: str) -> Record | None:
     if not path.exists():
         return None
-    found = files.read_json(path)
-    if not isinstance(found, dict):
+    record = files.read_json(path)
+    if not isinstance(record, dict):
         raise UserError(f"{path}: not a JSON object; the file was not written by a run")
-    schema.check(found, fields, path, way_out)
-    return found
+    schema.check(record, fields, path, way_out)
+    return record
 
 
 def per_user(rundir: RunDir, stage: str) -> dict[str, np.ndarray]:
-    """Every user's metrics of a finished stage, such as `recommend/bpr/0`.
+    """Reads the per-user metrics of a finished stage, such as `recommend/bpr/0`.
 
     Returns:
-      `GROUP/METRIC` to `[users]` values, and `GROUP_users` (of a joint seed `users`) to ids.
+      Values `[users]` by `GROUP/METRIC`, and ids by `GROUP_users` (`users` for a joint seed).
 
     Raises:
       UserError: if the file is missing, damaged or changed.
@@ -348,17 +351,17 @@ def _figures(rundir: RunDir, path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def stacked(arrays: Sequence[Mapping[str, np.ndarray]], folder: epath.Path) -> dict[str, Any]:
-    """Metrics of several seeds as one.
+    """Stacks the metrics of several seeds.
 
     Args:
-      arrays: of each seed, see `per_user`.
-      folder: of their files, for messages.
+      arrays: arrays of each seed, see `per_user`.
+      folder: folder of their files, for messages.
 
     Returns:
-      `GROUP/METRIC` to `[seeds, users]` values.
+      Values `[seeds, users]` by `GROUP/METRIC`.
 
     Raises:
-      UserError: if the seeds have other metrics or were tested on others.
+      UserError: if the seeds have different metrics or users.
     """
     first = arrays[0]
     for number, other in enumerate(arrays[1:], start=2):
@@ -370,25 +373,25 @@ def stacked(arrays: Sequence[Mapping[str, np.ndarray]], folder: epath.Path) -> d
                     "differs; put both back, or delete them and run `xrec run` again"
                 )
     names = [name for name in first if "/" in name]
-    return {name: np.stack([one[name] for one in arrays]) for name in names}
+    return {name: np.stack([seed_arrays[name] for seed_arrays in arrays]) for name in names}
 
 
 def system_figures(rundir: RunDir, path: epath.Path) -> dict[str, np.ndarray]:
-    """Per-user test metrics of a system of the joint stage."""
+    """Reads the per-user test metrics of a control of the joint stage."""
     return _figures(rundir, path)
 
 
 def candidates(rundir: RunDir, path: epath.Path, shape: tuple[int, int]) -> np.ndarray:
-    """What a joint seed retrieved: `[states, candidates]` items."""
+    """Reads the retrieved candidates of a joint seed: `[states, candidates]` items."""
     if path.exists():
         rundir.marks.check_file(path)
-    found = read_npz(path).get("candidates")
-    if found is None or found.shape != shape or found.dtype.kind not in "iu":
+    items = read_npz(path).get("candidates")
+    if items is None or items.shape != shape or items.dtype.kind not in "iu":
         raise UserError(
             f"{path} is damaged: no {shape[0]} rows of {shape[1]} candidates are in it; put it "
             "back, or use another --workdir"
         )
-    return found
+    return items
 
 
 def _per_user_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
@@ -411,7 +414,7 @@ def _per_user_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
 
 
 def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:
-    """Metric name to `[seeds, users]` values of a finished system."""
+    """Values `[seeds, users]` of a finished recommender by metric name."""
     seeds = seeds_of(config, name)
     arrays = [run_records.per_user(rundir, f"{STAGE}/{name}/{seed}") for seed in seeds]
     return run_records.stacked(arrays, rundir.path / "per_user" / STAGE / name)

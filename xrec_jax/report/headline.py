@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from xrec_jax.report import wording
 from xrec_jax.report.html.markup import Html, tag
 from xrec_jax.report.html.numbers import figure, known, metric, percent, whole
-from xrec_jax.report.run_files import Material
+from xrec_jax.report.run_files import RunFiles
 from xrec_jax.report.sections import bias, ranking, ratings, wins
 from xrec_jax.report.sections.joint import summary
 
@@ -31,7 +31,7 @@ class Headline(NamedTuple):
     target: str
 
 
-def headlines(run_files: Material) -> list[Headline]:
+def headlines(run_files: RunFiles) -> list[Headline]:
     """Headline figures of a run, the most important first."""
     figures = [
         *_ranking(run_files),
@@ -69,7 +69,7 @@ def band(figures: list[Headline]) -> Html | None:
     )
 
 
-def _ranking(run_files: Material) -> Iterator[Headline]:
+def _ranking(run_files: RunFiles) -> Iterator[Headline]:
     systems, name = run_files.stage("recommend"), ranking.main_metric(run_files)
     order = ranking.ranked(systems, name)
     if not order:
@@ -85,13 +85,13 @@ def _ranking(run_files: Material) -> Iterator[Headline]:
     yield Headline(wording.ranking(name), figure(best, digits=4), sentence, ranking.ID)
 
 
-def _joint(run_files: Material) -> Iterator[Headline]:
+def _joint(run_files: RunFiles) -> Iterator[Headline]:
     values = summary.headline(run_files)
     if values is not None:
         yield Headline(*values, summary.ID)
 
 
-def _planted(run_files: Material) -> Iterator[Headline]:
+def _planted(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("assess")
     tuned, base = (metric(systems, s, "planted/f1") for s in ("tuned", "base"))
     if not known(tuned):
@@ -106,7 +106,7 @@ def _planted(run_files: Material) -> Iterator[Headline]:
     )
 
 
-def _grounding(run_files: Material) -> Iterator[Headline]:
+def _grounding(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("assess")
     name = "grounding/hallucinated_titles"
     tuned, base = (metric(systems, s, name) for s in ("tuned", "base"))
@@ -118,7 +118,7 @@ def _grounding(run_files: Material) -> Iterator[Headline]:
         )
 
 
-def _wins(run_files: Material) -> Iterator[Headline]:
+def _wins(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("judge")
     ratio = _tuned_over_base(systems)
     sentence = (
@@ -141,7 +141,7 @@ def _tuned_over_base(systems: Mapping[str, Any]) -> Any:
     return wins.cells_of(systems).get(("tuned", "base"), {}).get("ratio")
 
 
-def _people(run_files: Material) -> Iterator[Headline]:
+def _people(run_files: RunFiles) -> Iterator[Headline]:
     systems = dict(ratings.named_estimates((run_files.ratings or {}).get("rate")))
     ratio = _tuned_over_base(systems)
     if known(ratio):
@@ -153,7 +153,7 @@ def _people(run_files: Material) -> Iterator[Headline]:
         )
 
 
-def _perplexity(run_files: Material) -> Iterator[Headline]:
+def _perplexity(run_files: RunFiles) -> Iterator[Headline]:
     systems, name = run_files.stage("instruct"), "held_out/perplexity"
     tuned, base = (metric(systems, s, name) for s in ("tuned", "base"))
     if known(tuned):
@@ -167,7 +167,7 @@ def figure_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _attributes(run_files: Material) -> Iterator[Headline]:
+def _attributes(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("attributes")
     wins = total = 0
     for key, estimate in systems.get("tuned", {}).items():
@@ -184,7 +184,7 @@ def _attributes(run_files: Material) -> Iterator[Headline]:
         )
 
 
-def _bias(run_files: Material) -> Iterator[Headline]:
+def _bias(run_files: RunFiles) -> Iterator[Headline]:
     tuned = bias.effects(run_files.stage("bias").get("tuned", {}))
     if tuned:
         strong = sum(p is not None and p < bias.LEVEL for _, p in tuned.values())
@@ -196,7 +196,7 @@ def _bias(run_files: Material) -> Iterator[Headline]:
         )
 
 
-def _audit(run_files: Material) -> Iterator[Headline]:
+def _audit(run_files: RunFiles) -> Iterator[Headline]:
     if run_files.audit is not None:
         count = run_files.audit.get("count", {})
         yield Headline(

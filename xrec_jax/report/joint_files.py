@@ -14,7 +14,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.inference import run_records
 from xrec_jax.report.html.markup import Html, tag
 from xrec_jax.report.html.numbers import bounds, figure, known, p_value
-from xrec_jax.report.run_files import Material
+from xrec_jax.report.run_files import RunFiles
 
 STAGE = "joint"
 ALONE, JOINT, SFT = "alone", "joint", "sft"
@@ -122,7 +122,7 @@ class Joint:
         return list(dict.fromkeys(found))
 
 
-def load(material: Material) -> Joint | None:
+def load(material: RunFiles) -> Joint | None:
     """Reads the stage's files; None where there is nothing of it.
 
     Raises:

@@ -20,14 +20,14 @@ from xrec_jax.data.run_data import RunData
 from xrec_jax.report import run_files as materials
 from xrec_jax.report.headline import band, headlines
 from xrec_jax.report.html.markup import Html, escape, join, tag
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.sections import PAGE, SECTIONS
 
 NAME = "report.html"
 _SUBTITLE = "Explainable recommendation with language models: what this run did and what it found."
 
 
-BuildSection = Callable[[Material], Section | None]
+BuildSection = Callable[[RunFiles], Section | None]
 
 
 def write_report(
@@ -59,7 +59,7 @@ def write_report(
     return path
 
 
-def render(run_files: Material, more: Sequence[BuildSection] = ()) -> str:
+def render(run_files: RunFiles, more: Sequence[BuildSection] = ()) -> str:
     """Renders the page as text."""
     sections: list[Section] = []
     missing: list[ModuleType] = []

@@ -35,7 +35,7 @@ class Section(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
+class RunFiles:
     """Content of a run directory.
 
     Attributes:
@@ -100,7 +100,7 @@ def _known_colour(name: str) -> str:
     return _KNOWN_COLOURS.get(name, "")
 
 
-def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> Material:
+def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> RunFiles:
     """Reads a run directory; every file but `config.json` may be missing.
 
     Args:
@@ -122,7 +122,7 @@ def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> 
         named = [str(title) for title in titles(data.dataset)]
         items = [] if data.dataset.items is None else data.dataset.items.to_dicts()
     pairs, answers, more = _explained(rundir)
-    return Material(
+    return RunFiles(
         name=path.name,
         config=settings,
         evaluation=rundir.evaluation(),

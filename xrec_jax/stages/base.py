@@ -20,7 +20,7 @@ from xrec_jax.core.rundir import Left, RunDir
 from xrec_jax.data.run_data import RunData
 from xrec_jax.llm.io.tokenizer import Tokenizer
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 _STEPS_BITS = 28  # a stage makes fewer than 2**28 updates
 
@@ -94,7 +94,7 @@ class Stage:
     trains: bool = False
     needs_base: bool = False
     shapes_explanations: bool = False
-    report_section: Callable[[Material], Section | None] | None = None
+    report_section: Callable[[RunFiles], Section | None] | None = None
     always_runs: bool = False
 
     @property
@@ -157,7 +157,7 @@ def steps_before(name: str) -> int:
     return trained.index(name) << _STEPS_BITS
 
 
-def report_sections() -> list[Callable[[Material], Section | None]]:
+def report_sections() -> list[Callable[[RunFiles], Section | None]]:
     """What builds the report's sections of stages that have one of their own."""
     return [stage.report_section for stage in registered() if stage.report_section is not None]
 

@@ -24,7 +24,7 @@ from xrec_jax.inference import bulk, explainers, requests_io, run_records, shard
 from xrec_jax.inference.explainers import Explainer, folder, specs
 from xrec_jax.llm import run_base
 from xrec_jax.stages.base import Context, Stage, keys_apart
-from xrec_jax.tasks.requests import CaseMaker, case_maker
+from xrec_jax.tasks.requests import RequestBuilder, request_builder
 
 NAME = bulk.STAGE
 
@@ -85,7 +85,7 @@ def check(ctx: Context) -> None:
                 f"explain.explainers: {spec.name!r} needs stage 'instruct' before it in "
                 "config.stages"
             )
-    CaseMaker(config, ctx.data).probe()
+    RequestBuilder(config, ctx.data).probe()
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:
@@ -98,17 +98,17 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     if NAME in rundir.evaluation() and all(path.exists() for path in (pairs_path, *paths)):
         return
     # All explainers are asked about the same pairs, which are chosen once.
-    maker = case_maker(config, rundir, ctx.data)
+    builder = request_builder(config, rundir, ctx.data)
     if not pairs_path.exists():
         barrier("pairs looked for")
-        requests_io.write_pairs(pairs_path, config, ctx.data, rundir, ctx.mesh, maker)
+        requests_io.write_pairs(pairs_path, config, ctx.data, rundir, ctx.mesh, builder)
         barrier("pairs written")
     place = bulk.workplace(ctx.mesh)
 
     # Models are loaded only where a text is missing.
     @functools.cache
     def loaded() -> list[Explainer]:
-        return explainers.load(chosen, config, rundir, place.mesh, maker)
+        return explainers.load(chosen, config, rundir, place.mesh, builder)
 
     def explainer(number: int) -> Explainer:
         return loaded()[number]
@@ -123,16 +123,16 @@ def run(ctx: Context, writer: MetricWriter) -> None:
             path,
             config,
             rundir,
-            maker,
+            builder,
             spec,
             {"pairs": requests_io.digest(pairs_path)},
-            apart=keys_apart(),
+            ignored=keys_apart(),
             shard=config.explain.shard,
         )
         done = bulk.produce(
             parts,
-            pairs=lambda: requests_io.read_asked(pairs_path, maker),
-            maker=maker,
+            pairs=lambda: requests_io.read_pairs(pairs_path, builder),
+            builder=builder,
             place=place,
             explainer=functools.partial(explainer, number),
             label=f"{NAME} {spec.name}",

@@ -38,7 +38,7 @@ from xrec_jax.llm.model.lora import Adapter, LoraConfig
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import batch_divisor, gather
 from xrec_jax.stages.base import Context, Stage, steps_before
-from xrec_jax.tasks.judgements import JudgementSet, asking, judgements
+from xrec_jax.tasks.judgements import JudgementSet, judge_prompts, judgements
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.explanations import prompt_hash
 from xrec_jax.text.records.judgements import Judgement
@@ -142,7 +142,7 @@ def check_rows(
 ) -> None:
     """Raises a `UserError` if a judgement does not fit a row, or a row the model."""
     for part in judgement_set:
-        asking(config, tokenizer, max_positions=shape.max_positions).examples(part)
+        judge_prompts(config, tokenizer, max_positions=shape.max_positions).examples(part)
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:
@@ -209,7 +209,7 @@ def make_task(
 ) -> LanguageTask:
     """The training of the judge: both orders of every judgement, only the answer is trained."""
     cfg = ctx.config.judge
-    ask = asking(ctx.config, base.tokenizer, max_positions=base.model.config.max_positions)
+    ask = judge_prompts(ctx.config, base.tokenizer, max_positions=base.model.config.max_positions)
     rows, held_out = (
         packed(ask.examples(part), length=cfg.length, together=True, what=f"judge, {what}")
         for what, part in zip(("training", "held out"), judgement_set, strict=True)
@@ -247,7 +247,9 @@ def _finish(ctx: Context, judgement_set: JudgementSet, base: LoadedBase) -> None
         log(judge_lines(table["judge"]))
     # What the judge was trained on is left out of the comparisons.
     learned = {judgement.prompt for judgement in judgement_set.train}
-    _compare(config, judge, table, rundir=rundir, learned=learned, describe=judge.asking.describe)
+    _compare(
+        config, judge, table, rundir=rundir, learned=learned, describe=judge.judge_prompts.describe
+    )
 
 
 def _compare(
@@ -261,21 +263,21 @@ def _compare(
 ) -> None:
     """Lets a judge compare what a run has to compare, and writes all figures."""
     verdicts: list[dict[str, Any]] = []
-    for contest in comparisons.load(config, rundir, learned=learned):
-        result = comparisons.hold(judge, contest, config)
+    for comparison_set in comparisons.load(config, rundir, learned=learned):
+        result = comparisons.compare(judge, comparison_set, config)
         # Figures are keyed by the names of explainers, so two sources may not share one.
         overlap = table.keys() & result.figures.keys()
         if overlap:
             raise UserError(
-                f"judge: {contest.source} and other explanations have one name: "
+                f"judge: {comparison_set.source} and other explanations have one name: "
                 f"{', '.join(sorted(overlap))}"
             )
         table |= result.figures
         verdicts += result.verdicts
         if is_primary():
             more = f"; {describe()}" if describe is not None else ""
-            log(f"judge: {contest.source}: {result.note}{more}")
-            log(comparisons.contest_table(result))
+            log(f"judge: {comparison_set.source}: {result.note}{more}")
+            log(comparisons.comparison_table(result))
     # All verdicts are there before the first file changes.
     rundir.reopen(NAME)
     if is_primary():

@@ -27,7 +27,7 @@ from xrec_jax.inference.recommendations import recommend_records, recommended_pa
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.report.plots import learning_curves
 from xrec_jax.stages.base import Context, Stage
-from xrec_jax.tasks.requests import case_maker
+from xrec_jax.tasks.requests import request_builder
 from xrec_jax.tasks.titles import titles
 from xrec_jax.text.records.explanations import join
 
@@ -125,13 +125,13 @@ def _first(config: Any, data: RunData, rundir: RunDir, mesh: Mesh) -> list[dict[
     """The first recommendation of the first users, explained by base and tuned model."""
     rows = np.arange(min(_SHOWN, data.dataset.num_users))
     recommended = recommended_pairs(config, data, rundir, mesh, users=rows, top_k=1, system="")
-    maker, place = case_maker(config, rundir, data), bulk.workplace(mesh)
-    cases = maker.many(list(recommended))
-    records: list[dict[str, Any]] = [{**maker.pair(case)} for case in cases]
+    builder, place = request_builder(config, rundir, data), bulk.workplace(mesh)
+    requests = builder.many(list(recommended))
+    records: list[dict[str, Any]] = [{**builder.pair(request)} for request in requests]
     specs = [explainers.parse(name, rundir) for name in (BASE, TUNED)]
     with use_mesh(place.mesh):
-        for explainer in explainers.load(specs, config, rundir, place.mesh, maker):
-            answers = explainers.answers(explainer, cases, lambda count: None)
+        for explainer in explainers.load(specs, config, rundir, place.mesh, builder):
+            answers = explainers.answers(explainer, requests, lambda count: None)
             for record, written in zip(records, answers, strict=True):
                 record[explainer.name] = written.text
     return records

@@ -173,7 +173,7 @@ def _from_world(
     )
 
 
-class Asking:
+class JudgePrompts:
     """Tokenizes judgements, and counts shortened prompts and refused rows.
 
     Attributes:
@@ -274,12 +274,12 @@ class LanguageJudge:
 
     def __init__(
         self,
-        asking: Asking,
+        judge_prompts: JudgePrompts,
         reader: AnswerReader,
         *,
         progress: Callable[[int], Progress] | None = None,
     ):
-        self.asking, self._reader, self._progress = asking, reader, progress
+        self.judge_prompts, self._reader, self._progress = judge_prompts, reader, progress
 
     def __call__(
         self, prompt: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -298,7 +298,7 @@ class LanguageJudge:
             for group in numbers:
                 members = []
                 for number in group:
-                    ids = self.asking.ids(prompt[number], first[number], second[number])
+                    ids = self.judge_prompts.ids(prompt[number], first[number], second[number])
                     if ids is not None:
                         members.append(len(rows))
                         rows.append(ids)
@@ -327,7 +327,7 @@ def _portions(groups: list[list[int]], limit: int) -> list[list[list[int]]]:
     return portions
 
 
-def asking(config: Any, tokenizer: Tokenizer, *, max_positions: int) -> Asking:
+def judge_prompts(config: Any, tokenizer: Tokenizer, *, max_positions: int) -> JudgePrompts:
     """Tokenizer of judgements with the settings of `config.judge`.
 
     Args:
@@ -341,7 +341,7 @@ def asking(config: Any, tokenizer: Tokenizer, *, max_positions: int) -> Asking:
     cfg = config.judge
     if not 0 < cfg.length <= max_positions:
         raise UserError(f"judge.length={cfg.length}, but the model takes 1 to {max_positions}")
-    return Asking(
+    return JudgePrompts(
         tokenizer,
         template=run_base.template(config),
         max_prompt_tokens=cfg.max_prompt_tokens,

@@ -35,7 +35,7 @@ _OPTIONAL: dict[str, tuple[type, str]] = {
 }
 
 
-class Asked(NamedTuple):
+class UserItem(NamedTuple):
     """A user-item pair to explain.
 
     Attributes:
@@ -54,11 +54,11 @@ class Asked(NamedTuple):
     system: str | None = None
 
 
-class Case(NamedTuple):
+class ExplanationRequest(NamedTuple):
     """A request for an explanation: a user-item pair with its prompt.
 
     Attributes:
-      asked: the pair.
+      user_item: the pair.
       prompt: text of the prompt.
       digest: hash of the prompt.
       ids: tokens of the prompt; empty without a tokenizer.
@@ -67,7 +67,7 @@ class Case(NamedTuple):
         decoding.
     """
 
-    asked: Asked
+    user_item: UserItem
     prompt: str
     digest: str
     ids: list[int]
@@ -75,7 +75,7 @@ class Case(NamedTuple):
     seed: int
 
 
-class CaseMaker:
+class RequestBuilder:
     """Builds explanation requests: renders and tokenizes prompts over all events of a user.
 
     The prompt is that of the `instruct` stage. A prompt that does not fit the model together with
@@ -139,53 +139,55 @@ class CaseMaker:
           UserError: if they lack a column that the prompts need.
         """
         if self.data.dataset.num_users and self.data.dataset.num_items:
-            self(Asked(0, 0))
+            self(UserItem(0, 0))
 
-    def __call__(self, asked: Asked) -> Case:
+    def __call__(self, user_item: UserItem) -> ExplanationRequest:
         """Request of one pair; see `many`."""
-        return self.many([asked])[0]
+        return self.many([user_item])[0]
 
-    def many(self, pairs: Sequence[Asked]) -> list[Case]:
+    def many(self, pairs: Sequence[UserItem]) -> list[ExplanationRequest]:
         """Requests of pairs, in order; all prompts are tokenized at once.
 
         Raises:
           UserError: if a column is missing, or a prompt is too long even without any history.
         """
-        shown = [self._shown(asked) for asked in pairs]
+        shown = [self._shown(user_item) for user_item in pairs]
         prompts = [self._render(*pair) for pair in zip(pairs, shown, strict=True)]
         ids: list[list[int]] = [[] for _ in pairs]
         if self.tokenizer is not None:
             ids = self.tokenizer.encode_batch([prompt.text for prompt in prompts])
-            for place, asked in enumerate(pairs):
+            for place, user_item in enumerate(pairs):
                 # First the configured budget, which counts the text without the chat template.
                 if self._most is not None and len(ids[place]) > self._most:
                     count = self._prompting.count_tokens
-                    prompts[place] = self._render(asked, shown[place], count, self._most)
+                    prompts[place] = self._render(user_item, shown[place], count, self._most)
                     ids[place] = self.tokenizer.encode(prompts[place].text)
                 if self._templated:
                     ids[place] = self._read(prompts[place].text)
                 # Then the model's limit, with the template's tokens and room for the answer.
                 if len(ids[place]) > self._room:
-                    prompts[place] = self._render(asked, shown[place], self._read, self._room)
+                    prompts[place] = self._render(user_item, shown[place], self._read, self._room)
                     ids[place] = self._read(prompts[place].text)
                     self.cut += 1
         return [
-            Case(
-                asked,
+            ExplanationRequest(
+                user_item,
                 prompt.text,
                 prompt_hash(prompt.text),
                 tokens,
                 rows[len(rows) - prompt.shown :],
-                rng.fold(self._seed, asked.user, asked.item) & 0xFFFFFFFF if self._draws else 0,
+                rng.fold(self._seed, user_item.user, user_item.item) & 0xFFFFFFFF
+                if self._draws
+                else 0,
             )
-            for asked, prompt, tokens, rows in zip(pairs, prompts, ids, shown, strict=True)
+            for user_item, prompt, tokens, rows in zip(pairs, prompts, ids, shown, strict=True)
         ]
 
-    def _shown(self, asked: Asked) -> list[int]:
+    def _shown(self, user_item: UserItem) -> list[int]:
         """Item rows of the history entries that a prompt may show, oldest first."""
         start = self._histories.start
-        events = self._histories.items[start[asked.user] : start[asked.user + 1]].tolist()
-        return select_history(events, latest=self._prompting.latest, without=asked.item)
+        events = self._histories.items[start[user_item.user] : start[user_item.user + 1]].tolist()
+        return select_history(events, latest=self._prompting.latest, without=user_item.item)
 
     def _read(self, text: str) -> list[int]:
         assert self.tokenizer is not None
@@ -193,7 +195,7 @@ class CaseMaker:
 
     def _render(
         self,
-        asked: Asked,
+        user_item: UserItem,
         shown: Sequence[int],
         count_tokens: CountTokens | None = None,
         max_tokens: int | None = None,
@@ -201,8 +203,8 @@ class CaseMaker:
         prompting = self._prompting
         return render_prompt(
             prompting.template,
-            item=prompting.items[asked.item],
-            user=prompting.user(asked.user),
+            item=prompting.items[user_item.item],
+            user=prompting.user(user_item.user),
             history=[prompting.items[row] for row in shown],
             count_tokens=count_tokens,
             max_tokens=max_tokens,
@@ -220,7 +222,7 @@ class CaseMaker:
     def _user_rows(self) -> dict[str, int]:
         return {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
 
-    def asked(self, pair: Mapping[str, Any] | Sequence[Any]) -> Asked:
+    def user_item(self, pair: Mapping[str, Any] | Sequence[Any]) -> UserItem:
         """Converts a pair of ids to rows.
 
         Args:
@@ -252,7 +254,7 @@ class CaseMaker:
         rank = record.get("rank")
         if rank is not None and not 0 < rank < 2**31:
             raise UserError(f"a pair's 'rank' must be a number from 1, not {rank!r}")
-        return Asked(indices[0], indices[1], *(record.get(key) for key in _OPTIONAL))
+        return UserItem(indices[0], indices[1], *(record.get(key) for key in _OPTIONAL))
 
     def named(self, row: int) -> dict[str, Any]:
         """Row of the item table, with the id as `item_id` and the title as `name_column`."""
@@ -276,27 +278,27 @@ class CaseMaker:
     def _user_key(self) -> str | None:
         return _id_column(self.data.dataset.users, self.data.dataset.user_ids)
 
-    def pair(self, case: Case) -> Pair:
+    def pair(self, request: ExplanationRequest) -> Pair:
         """Record of a request; see `text.records.explanations.Pair`."""
-        asked, prompting, data = case.asked, self._prompting, self.data
-        user = prompting.user(asked.user)
+        user_item, prompting, data = request.user_item, self._prompting, self.data
+        user = prompting.user(user_item.user)
         # Only a planted world knows the true reasons.
         planted, reasons = None, None
         if data.world is not None:
-            users, items = np.array([asked.user]), np.array([asked.item])
+            users, items = np.array([user_item.user]), np.array([user_item.item])
             after = self._histories.lengths[users]  # the state after all of the user's events
             true = data.world.reasons(users, items, after)[0]
             planted, reasons = _planted(true), true.describe()
         profile = prompting.template.render_user(user) if prompting.template.user and user else None
         return {
-            "user": str(data.dataset.user_ids[asked.user]),
-            "item": str(data.dataset.item_ids[asked.item]),
-            "rank": asked.rank,
-            "score": asked.score,
-            "system": asked.system,
-            "title": str(self._titles[asked.item]),
-            "prompt": case.prompt,
-            "prompt_hash": case.digest,
+            "user": str(data.dataset.user_ids[user_item.user]),
+            "item": str(data.dataset.item_ids[user_item.item]),
+            "rank": user_item.rank,
+            "score": user_item.score,
+            "system": user_item.system,
+            "title": str(self._titles[user_item.item]),
+            "prompt": request.prompt,
+            "prompt_hash": request.digest,
             "profile": profile,
             "profile_attributes": _without(user or {}, self._user_key),
             "history": [
@@ -305,9 +307,9 @@ class CaseMaker:
                     "title": str(self._titles[row]),
                     "attributes": _without(prompting.items[row], self._item_key),
                 }
-                for row in case.history
+                for row in request.history
             ],
-            "attributes": _without(prompting.items[asked.item], self._item_key),
+            "attributes": _without(prompting.items[user_item.item], self._item_key),
             "planted": planted,
             "reasons": reasons,
         }
@@ -344,15 +346,15 @@ def _without(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
     return {key: files.plain(value) for key, value in row.items() if key != column}
 
 
-def case_maker(config: Any, rundir: RunDir, data: RunData) -> CaseMaker:
+def request_builder(config: Any, rundir: RunDir, data: RunData) -> RequestBuilder:
     """Builder of a run's requests, with the limits of its base for all explainers.
 
     One pair thus has one prompt, whichever explainer answers it.
     """
     path = run_base.base_path(config, rundir)
     if not config.llm.path and not path.exists():
-        return CaseMaker(config, data)
-    return CaseMaker(
+        return RequestBuilder(config, data)
+    return RequestBuilder(
         config,
         data,
         tokenizer=load_tokenizer(path),

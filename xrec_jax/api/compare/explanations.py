@@ -15,7 +15,7 @@ from xrec_jax.core.logging import log
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.evaluation import judging
 from xrec_jax.inference import comparisons, judges, run_records
-from xrec_jax.inference.comparisons import Contest
+from xrec_jax.inference.comparisons import ComparisonSet
 from xrec_jax.inference.judges import explanations_of, judge_path, load_judge
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import is_adapter
@@ -35,10 +35,10 @@ def compare_explanations(
       `figures` as in `evaluation.json`, `matrix` (points of each system over each) and `note`;
       None where there is nothing to judge or nobody to judge it.
     """
-    contest, notes = shared_pairs(
+    comparison_set, notes = shared_pairs(
         [(run.name, comparisons.read_run(run.config, run.rundir, least=1)) for run in runs]
     )
-    if contest is None:
+    if comparison_set is None:
         if is_primary():
             log(f"compare: no explanations to judge: {notes[0]}")
         return None
@@ -48,26 +48,28 @@ def compare_explanations(
         same = "equal ids are taken for the same user and item"
         notes = [*notes, f"{', '.join(differing)} read other data than {first.name}; {same}"]
 
-    # A judge must not be asked about prompts that it learned from.
+    # A judge must not compare texts on prompts that it was trained on.
     if judge is None and (judge_path(first.rundir) / "split.json").exists():
-        before = len(contest.prompts)
+        before = len(comparison_set.prompts)
         learned = set(run_records.learned_prompts(first.rundir))
-        contest = comparisons.without_hashes(contest, learned)
-        left_out = before - len(contest.prompts)
+        comparison_set = comparisons.without_hashes(comparison_set, learned)
+        left_out = before - len(comparison_set.prompts)
         if left_out:
             notes = [
                 *notes,
                 f"without {left_out} prompts that the judge of {first.name} learned from",
             ]
-    contest = comparisons.draw(contest, first.config.judge.prompts, seed=first.config.seeds[0])
+    comparison_set = comparisons.draw(
+        comparison_set, first.config.judge.prompts, seed=first.config.seeds[0]
+    )
 
     # The judge that was given, or the first run's: one that is not trained, or its adapter
     untrained = None if judge is not None else _untrained(runs)
     if judge is not None:
-        result = comparisons.hold(judge, contest, first.config)
+        result = comparisons.compare(judge, comparison_set, first.config)
     elif untrained is not None:
         with use_mesh(saved_mesh(first.config)) as mesh:
-            result = comparisons.hold(untrained(mesh), contest, first.config)
+            result = comparisons.compare(untrained(mesh), comparison_set, first.config)
     elif not is_adapter(str(judge_path(first.rundir))):
         if is_primary():
             log(
@@ -79,13 +81,13 @@ def compare_explanations(
         with use_mesh(saved_mesh(first.config)) as mesh:
             base = run_base.load_base(first.config, first.rundir, mesh)
             own = load_judge(first.config, first.rundir, base, mesh, label="compare")
-            result = comparisons.hold(own, contest, first.config)
-            notes = [*notes, own.asking.describe()]
+            result = comparisons.compare(own, comparison_set, first.config)
+            notes = [*notes, own.judge_prompts.describe()]
 
     note = "; ".join([result.note, *notes])
     if is_primary():
         log(f"compare: {note}")
-        log(comparisons.contest_table(result))
+        log(comparisons.comparison_table(result))
     matrix = judging.win_matrix(result.table, margin=first.config.judge.margin)
     return {
         "figures": result.figures,
@@ -114,8 +116,8 @@ def _untrained(runs: Sequence[ComparedRun]) -> Callable[[Mesh], judging.Judge] |
 
 
 def shared_pairs(
-    explanations: Sequence[tuple[str, Contest | None]],
-) -> tuple[Contest | None, list[str]]:
+    explanations: Sequence[tuple[str, ComparisonSet | None]],
+) -> tuple[ComparisonSet | None, list[str]]:
     """Explanations of several runs for the pairs of user and item that all of them explain.
 
     Systems are named "RUN: EXPLAINER"; one whose texts are, on all of these pairs, those of an
@@ -127,14 +129,21 @@ def shared_pairs(
     Returns:
       What to judge, or None; and notes on what was left out, or why there is nothing.
     """
-    named = [(name, contest) for name, contest in explanations if contest is not None]
+    named = [
+        (name, comparison_set)
+        for name, comparison_set in explanations
+        if comparison_set is not None
+    ]
     if len(named) < 2:
         return None, ["fewer than two of the runs have a finished stage 'explain'"]
 
     # Pairs that all runs explain, in the first run's order, and their rows in each run
     rows_of = [
-        {pair: row for row, pair in enumerate(zip(contest.users, contest.items, strict=True))}
-        for _, contest in named
+        {
+            pair: row
+            for row, pair in enumerate(zip(comparison_set.users, comparison_set.items, strict=True))
+        }
+        for _, comparison_set in named
     ]
     shared = [pair for pair in rows_of[0] if all(pair in rows for rows in rows_of[1:])]
     if not shared:
@@ -144,11 +153,11 @@ def shared_pairs(
     first_name, first = named[0]
     texts: dict[str, list[str | None]] = {}
     repeated, other_prompts = [], set()
-    for (name, contest), rows in zip(named, rows_of, strict=True):
+    for (name, comparison_set), rows in zip(named, rows_of, strict=True):
         for pair in shared:
-            if contest.prompts[rows[pair]] != first.prompts[rows_of[0][pair]]:
+            if comparison_set.prompts[rows[pair]] != first.prompts[rows_of[0][pair]]:
                 other_prompts.add(pair)
-        for explainer, written in contest.texts.items():
+        for explainer, written in comparison_set.texts.items():
             on_shared = [written[rows[pair]] for pair in shared]
             if on_shared in texts.values():
                 repeated.append(f"{name}: {explainer}")
@@ -163,7 +172,7 @@ def shared_pairs(
         return None, [f"all explanations are the same on the {len(shared)} shared pairs"]
 
     kept = [rows_of[0][pair] for pair in shared]
-    contest = Contest(
+    comparison_set = ComparisonSet(
         "shared pairs",
         [first.prompts[row] for row in kept],
         texts,
@@ -171,7 +180,7 @@ def shared_pairs(
         [first.items[row] for row in kept],
         [""] * len(kept),
     )
-    return contest, notes
+    return comparison_set, notes
 
 
 def import_judge(name: str) -> judging.Judge:

@@ -1,18 +1,18 @@
-"""Explainers: the template, the base LM, the tuned adapter, other adapters, and a user's own.
+"""Explainers: template, base LM, tuned adapter, other adapters, and user-defined explainers.
 
-One of a user's own is one class in a module that `config.imports` names; its name then stands in
-`explain.explainers`, and the report shows its texts and figures beside those of the others:
+A user-defined explainer is one class in a module of `config.imports`. It is selected by name in
+`explain.explainers`, and the report shows its texts and metrics beside those of the others:
 
     @explainers.register("last_visit", label="last visit", colour="purple")
     class LastVisit(explainers.Explainer):
-        def write(self, cases):
-            for place, case in enumerate(cases):
-                history = self.setup.maker.pair(case)["history"]
+        def write(self, requests):
+            for place, request in enumerate(requests):
+                history = self.setup.builder.pair(request)["history"]
                 seen = history[-1]["title"] if history else "nothing yet"
                 yield place, explainers.Written(f"You visited {seen} before.")
 """
 
-# What registers first stands first in messages and in the report.
+# The order of registration is that of messages and of the report.
 from xrec_jax.inference.explainers import template  # noqa: F401 (it registers)
 
 # isort: split

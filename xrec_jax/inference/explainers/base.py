@@ -1,4 +1,4 @@
-"""The interface every explainer has, and the registry that finds one by name."""
+"""Interface and registry of explainers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.registering import replaces_library
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.llm.language_model import LanguageModel
-from xrec_jax.tasks.requests import Case, CaseMaker
+from xrec_jax.tasks.requests import ExplanationRequest, RequestBuilder
 from xrec_jax.text.records.explanations import OTHER_FILES
 
 Needs = Literal["nothing", "base", "tuned", "adapter"]
 NEEDS: tuple[Needs, ...] = ("nothing", "base", "tuned", "adapter")
-# The report's palette. What has no colour of its own gets the first that is free there.
+# Palette of the report. An explainer without a colour gets the first free one.
 COLOURS = ("blue", "orange", "green", "purple", "ochre", "grey", "red", "indigo")
-_NAME = re.compile(r"[\w.-]+")  # it is the name of a file, and " vs " stands between two of them
+_NAME = re.compile(r"[\w.-]+")  # a file name; " vs " separates two of them in comparisons
 
 
 class Spec(NamedTuple):
-    """An explainer as a config or a flag names it.
+    """An explainer as selected by a config or a flag.
 
     Attributes:
-      name: of its file and in its records.
+      name: name of the explainer, of its file and in its records.
       adapter: directory of its adapter; "" without one.
     """
 
@@ -35,13 +35,13 @@ class Spec(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What an explainer wrote; see `text.records.Explanation`.
+    """Output of an explainer; see `text.records.explanations.Explanation`.
 
     Attributes:
       text: the explanation.
-      tokens: generated, the one that ended the text included; None where none are counted.
-      log_prob: of the text in nats, None where there is none.
-      stop: "eos" for a text that ended by itself, "length" for one that was cut off.
+      tokens: number of generated tokens including the final one; None without a language model.
+      log_prob: log-probability of the text in nats; None without a language model.
+      stop: "eos" for a complete text, "length" for a truncated one.
     """
 
     text: str
@@ -52,40 +52,40 @@ class Written(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What an explainer is built from.
+    """Inputs for building an explainer.
 
     Attributes:
-      spec: its name, and the directory of its adapter.
-      config: of the run, with whatever a command changed in it.
-      rundir: of the run.
-      maker: of the cases it will see; also gives rows of the tables (`named`, `user`), the record
-        of a pair (`pair`) and the data (`data`).
-      language_model: the base, with the adapters of all explainers of the call under their names;
-        None for an explainer that needs nothing.
-      base: identity of the base, None for an explainer that needs nothing.
-      adapter: identity of the adapter, None without one.
+      spec: name of the explainer and directory of its adapter.
+      config: configuration of the run, with the options of the command.
+      rundir: directory of the run.
+      builder: builder of the requests; also has rows of the tables (`named`, `user`), the record of
+        a request (`pair`) and the data (`data`).
+      language_model: the base with the adapters of all explainers by name; None for an explainer
+        that needs nothing.
+      base: identity of the base; None for an explainer that needs nothing.
+      adapter: identity of the adapter; None without one.
     """
 
     spec: Spec
     config: Any
     rundir: RunDir
-    maker: CaseMaker
+    builder: RequestBuilder
     language_model: LanguageModel | None = None
     base: str | None = None
     adapter: str | None = None
 
 
 class Explainer(abc.ABC):
-    """Writes explanations.
+    """Interface of an explainer.
 
-    Several processes may write parts of one output, and an output that was cut off goes on later:
-    a text must be a function of its case alone (of `case.seed`, where it is drawn at random).
+    Several processes may write parts of one output, and an interrupted output is resumed later, so
+    a text must be a function of its request alone (of `request.seed`, if it is sampled).
 
     Attributes:
-      name: in its records.
-      base: identity of its base, None for one that needs nothing.
-      adapter: identity of its adapter, None without one.
-      repeats: whether the same prompt always gets the same text; it is answered once then.
+      name: name of the explainer in its records.
+      base: identity of its base; None for an explainer that needs nothing.
+      adapter: identity of its adapter; None without one.
+      repeats: whether equal prompts always get equal texts, and need to be answered only once.
     """
 
     name: str
@@ -98,25 +98,25 @@ class Explainer(abc.ABC):
         self.name, self.base, self.adapter = setup.spec.name, setup.base, setup.adapter
 
     @abc.abstractmethod
-    def write(self, cases: Sequence[Case]) -> Iterator[tuple[int, Written]]:
-        """Yields the place of a case and its text, in any order, each place once."""
+    def write(self, requests: Sequence[ExplanationRequest]) -> Iterator[tuple[int, Written]]:
+        """Yields the index of each request with its text, in any order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """An explainer as its module declares it.
+    """Declaration of an explainer.
 
     Attributes:
-      name: its key in `explain.explainers`, and of its file.
-      build: makes one that is ready to write.
-      needs: "nothing"; "base": the language model of the run; "tuned": that with the adapter of
-        stage `instruct`; "adapter": that with the adapter that NAME=DIR names.
-      label: in charts and tables of the report.
-      title: above its texts in the report.
-      colour: in the report, of `COLOURS`; "" for any that is free.
-      identity: from config and run directory to a digest of whatever else its texts depend on, such
-        as a file or a version: an unfinished output of another identity is not continued. None for
-        an explainer that depends on nothing but the run, the prompt, its base and its adapter.
+      name: key in `explain.explainers`, and name of its file.
+      build: builds the explainer.
+      needs: "nothing"; "base": the language model of the run; "tuned": the base with the adapter of
+        stage `instruct`; "adapter": the base with the adapter of NAME=DIR.
+      label: label in charts and tables of the report.
+      title: title of its texts in the report.
+      colour: colour in the report, of `COLOURS`; "" for any free one.
+      identity: function from config and run directory to a digest of all further dependencies of
+        the texts, such as a file or a version: an unfinished output with another identity is not
+        resumed. None if texts depend only on the run, the prompt, the base and the adapter.
     """
 
     name: str
@@ -141,24 +141,24 @@ def register(
     colour: str = "",
     identity: Callable[[Any, RunDir], str] | None = None,
 ) -> Callable[[B], B]:
-    """Class decorator: makes an explainer available as `name` in `explain.explainers`.
+    """Class decorator that registers an explainer as `name` for `explain.explainers`.
 
     Args:
       name: letters, digits, ".", "_" and "-".
       needs: see `Registration`, as the following.
-      label: default the name.
-      title: default the label, beginning with a capital.
-      colour: of `COLOURS`.
-      identity: of what else its texts depend on.
+      label: by default the name.
+      title: by default the label with an initial capital.
+      colour: one of `COLOURS`, or "".
+      identity: digest of further dependencies.
 
     Raises:
-      UserError: on a name or label that another explainer has, or a value that is not valid.
+      UserError: on a name or label of another explainer, or an invalid value.
     """
     label = label or name
     title = title or label[:1].upper() + label[1:]
 
     def add(build: B) -> B:
-        # A name is a file's name, too, beside the files that other things have in that folder.
+        # The texts' file has this name, beside the other files of that folder.
         if not _NAME.fullmatch(name) or name in OTHER_FILES:
             raise UserError(f"explainer {name!r}: that cannot be its name")
         if needs not in NEEDS:
@@ -166,10 +166,10 @@ def register(
         if colour and colour not in COLOURS:
             raise UserError(f"explainer {name!r}: colour={colour!r}; valid: {', '.join(COLOURS)}")
         for other in _REGISTRY.values():
-            # A user's module may be loaded again and register anew; the library's own names stay.
+            # A user's module may be loaded again, but the library's own names cannot be replaced.
             if name == other.name and replaces_library(other.build, build):
                 raise UserError(f"explainer {name!r} is registered already")
-            # Charts and tables tell explainers apart by their labels.
+            # Charts and tables distinguish explainers by their labels.
             if name != other.name and label in (other.name, other.label):
                 raise UserError(f"explainer {name!r}: {other.name!r} has the label {label!r}")
         _REGISTRY[name] = Registration(name, build, needs, label, title, colour, identity)
@@ -179,21 +179,21 @@ def register(
 
 
 def names() -> list[str]:
-    """Names of all registered explainers, in the order in which they were registered."""
+    """Names of all registered explainers in the order of registration."""
     return list(_REGISTRY)
 
 
 def find(name: str) -> Registration | None:
-    """The explainer registered as `name`; None for another name, such as that of an adapter."""
+    """Finds the explainer registered as `name`; None for other names, such as an adapter's."""
     return _REGISTRY.get(name)
 
 
 def label(name: str) -> str:
-    """Name of an explainer in charts and tables; one that is not registered is named as it is."""
+    """Label of an explainer in charts and tables; its name if it is not registered."""
     registration = find(name)
     return name if registration is None else registration.label
 
 
 def valid_name(name: str) -> bool:
-    """Whether an adapter may be called so: a name for a file that nothing else has."""
+    """True if an adapter may have the name: a valid file name that is not taken."""
     return bool(_NAME.fullmatch(name)) and name not in (*OTHER_FILES, *names())

@@ -9,19 +9,19 @@ import numpy as np
 from xrec_jax.inference.explainers.base import Explainer, Registration, Setup, Written, register
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Request
-from xrec_jax.tasks.requests import Case
+from xrec_jax.tasks.requests import ExplanationRequest
 
-# Shown side by side: the model before and after tuning.
+# The two that are shown side by side: the model before and after tuning.
 BASE, TUNED = "base", "tuned"
 
 
 @register(TUNED, needs="tuned", title="After tuning", colour="blue")
 @register(BASE, needs="base", title="Before tuning", colour="orange")  # the lower one is the first
 class Model(Explainer):
-    """A language model, with or without an adapter.
+    """Explainer with a language model, with or without an adapter.
 
-    All cases of a call go through one sampler, which sorts them, so that what prompts share (those
-    of one user above all) is read once, and fills rows that are done with the next prompts.
+    All requests of a call go through one sampler, which sorts them, so that common prefixes
+    (especially of one user's prompts) are read once, and refills finished rows with new prompts.
     """
 
     def __init__(self, setup: Setup):
@@ -31,13 +31,13 @@ class Model(Explainer):
         self._sampling = Sampling(samples.temperature, samples.top_k, samples.top_p)
         self.repeats = self._sampling.greedy
 
-    def write(self, cases: Sequence[Case]) -> Iterator[tuple[int, Written]]:
+    def write(self, requests: Sequence[ExplanationRequest]) -> Iterator[tuple[int, Written]]:
         """See `Explainer`."""
         lm, spec = self.setup.language_model, self.setup.spec
         assert lm is not None  # as the registrations below say
-        requests = [Request(case.ids, self._limit, case.seed) for case in cases]
+        sampler_requests = [Request(request.ids, self._limit, request.seed) for request in requests]
         answers = lm.sampler.stream(
-            requests,
+            sampler_requests,
             sampling=self._sampling,
             adapter=lm.adapter(spec.name if spec.adapter else None),
         )
@@ -47,5 +47,5 @@ class Model(Explainer):
             yield place, Written(text, len(answer.ids), log_prob, answer.stop)
 
 
-# What NAME=DIR is where no explainer is registered as NAME.
+# Declaration of NAME=DIR if no explainer is registered as NAME.
 ADAPTER = Registration("", Model, needs="adapter")

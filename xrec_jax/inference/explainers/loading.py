@@ -1,4 +1,4 @@
-"""Explainers made ready to write, and the records of what they write."""
+"""Loading of explainers, and the records of their texts."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from xrec_jax.llm.language_model import LanguageModel
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import batch_divisor
-from xrec_jax.tasks.requests import Case, CaseMaker
+from xrec_jax.tasks.requests import ExplanationRequest, RequestBuilder
 from xrec_jax.text.records.explanations import Explanation
 
 
 def load(
-    specs: Sequence[Spec], config: Any, rundir: RunDir, mesh: Mesh, maker: CaseMaker
+    specs: Sequence[Spec], config: Any, rundir: RunDir, mesh: Mesh, builder: RequestBuilder
 ) -> list[Explainer]:
-    """Explainers ready to write; a base is loaded once for all of them.
+    """Builds explainers, with one language model for all of them.
 
     Args:
-      specs: which.
-      config: of the run.
-      rundir: of the run.
-      mesh: of the base, current while they write.
-      maker: of the cases they will see.
+      specs: explainers to load.
+      config: configuration of the run.
+      rundir: directory of the run.
+      mesh: mesh of the base, current while they write.
+      builder: builder of their requests.
 
     Raises:
-      UserError: if base or adapter is missing, damaged, or one does not belong to the other.
+      UserError: if base or adapter is missing, damaged, or the adapter is of another base.
     """
-    # Identities first: they refuse what does not belong together before a base is loaded.
-    known = {spec: identities(spec, config, rundir) for spec in specs}
+    # Identities first: they detect an adapter of another base before any base is loaded.
+    identity_of = {spec: identities(spec, config, rundir) for spec in specs}
     model = _language_model(specs, config, rundir, mesh) if needs_model(specs) else None
-    made = []
+    explainers = []
     for spec in specs:
-        base, adapter = known[spec]
-        own_model = None if base is None else model  # one that needs nothing gets nothing
-        setup = Setup(spec, config, rundir, maker, own_model, base, adapter)
-        made.append(registration(spec).build(setup))
-    return made
+        base, adapter = identity_of[spec]
+        own_model = None if base is None else model  # none for an explainer that needs nothing
+        setup = Setup(spec, config, rundir, builder, own_model, base, adapter)
+        explainers.append(registration(spec).build(setup))
+    return explainers
 
 
 def _language_model(
     specs: Sequence[Spec], config: Any, rundir: RunDir, mesh: Mesh
 ) -> LanguageModel:
-    """The base with the adapters of all explainers under their names."""
+    """Loads the base with the adapters of all explainers by name."""
     base = run_base.load_base(config, rundir, mesh)
     adapters = {
         spec.name: _on_device(spec.adapter, base.model.config) for spec in specs if spec.adapter
     }
-    # A run may be opened on more devices than it had: as many rows as they divide.
+    # A run may be opened on more devices than it had, so the batch is rounded up to their number.
     divisor = batch_divisor(mesh)
     batch = -(-config.llm.generation_batch // divisor) * divisor
     return LanguageModel(base.model, base.params, base.tokenizer, adapters=adapters, batch=batch)
@@ -69,54 +69,55 @@ def _on_device(path: str, shape: LlamaConfig) -> Adapter:
 
 
 def answers(
-    explainer: Explainer, cases: Sequence[Case], advance: Callable[[int], object]
+    explainer: Explainer, requests: Sequence[ExplanationRequest], advance: Callable[[int], object]
 ) -> list[Written]:
-    """A text for every case, in order.
+    """Texts of all requests, in order.
 
-    Prompts that stand there more than once are answered once, where the explainer would write the
-    same again.
+    Equal prompts are answered once if the explainer would repeat its text.
 
     Args:
-      explainer: who writes.
-      cases: what about.
-      advance: is called with how many cases more are done.
+      explainer: the explainer.
+      requests: requests to answer.
+      advance: called with the number of newly answered requests.
 
     Raises:
-      UserError: if a case has no text at the end, or what an explainer gave is none.
+      UserError: if a request has no text in the end, or the explainer returns something else.
     """
     places: dict[Any, list[int]] = {}
-    for place, case in enumerate(cases):
-        places.setdefault(case.prompt if explainer.repeats else place, []).append(place)
-    # Only the first case of each group is written about; its text serves the others.
+    for place, request in enumerate(requests):
+        places.setdefault(request.prompt if explainer.repeats else place, []).append(place)
+    # One request stands for its group of equal prompts.
     groups = list(places.values())
-    written: list[Written | None] = [None] * len(cases)
-    for index, answer in explainer.write([cases[group[0]] for group in groups]):
+    written: list[Written | None] = [None] * len(requests)
+    for index, answer in explainer.write([requests[group[0]] for group in groups]):
         if not isinstance(answer, Written) or not isinstance(answer.text, str):
             raise UserError(f"explainer {explainer.name!r} gave {answer!r}, not a Written text")
         for place in groups[index]:
             written[place] = answer
         advance(len(groups[index]))
-    # A user's own may have left some out, which would shift the records behind them.
+    # A user-defined explainer may have skipped some, which would shift the records after them.
     complete = [answer for answer in written if answer is not None]
-    if len(complete) < len(cases):
+    if len(complete) < len(requests):
         raise UserError(
-            f"explainer {explainer.name!r} wrote nothing about {len(cases) - len(complete)} of "
-            f"{len(cases)} pairs"
+            f"explainer {explainer.name!r} wrote nothing about {len(requests) - len(complete)} of "
+            f"{len(requests)} pairs"
         )
     return complete
 
 
-def record(explainer: Explainer, maker: CaseMaker, case: Case, written: Written) -> Explanation:
-    """The record of an explanation."""
-    asked, data = case.asked, maker.data.dataset
+def record(
+    explainer: Explainer, builder: RequestBuilder, request: ExplanationRequest, written: Written
+) -> Explanation:
+    """Record of an explanation."""
+    user_item, data = request.user_item, builder.data.dataset
     return {
-        "user": str(data.user_ids[asked.user]),
-        "item": str(data.item_ids[asked.item]),
-        "rank": asked.rank,
-        "score": asked.score,
-        "system": asked.system,
+        "user": str(data.user_ids[user_item.user]),
+        "item": str(data.item_ids[user_item.item]),
+        "rank": user_item.rank,
+        "score": user_item.score,
+        "system": user_item.system,
         "explainer": explainer.name,
-        "prompt_hash": case.digest,
+        "prompt_hash": request.digest,
         "text": written.text,
         "tokens": written.tokens,
         "log_prob": written.log_prob,

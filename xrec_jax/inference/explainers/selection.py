@@ -1,4 +1,4 @@
-"""Explainers as configs and flags name them, and the identities of what they depend on."""
+"""Selection of explainers by configs and flags, and the identities of their base and adapter."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from xrec_jax.llm.run_base import adapter_identity, base_identity
 
 
 def registration(spec: Spec) -> Registration:
-    """What is registered under the name of an explainer, or else an adapter of the run's base."""
+    """Registration of an explainer's name; by default that of an adapter of the run's base."""
     return find(spec.name) or ADAPTER
 
 
 def parse(text: str, rundir: RunDir) -> Spec:
-    """An explainer from a registered name ("template", "tuned"), an adapter's DIR, or NAME=DIR.
+    """Parses a registered name ("template", "tuned"), an adapter's DIR, or NAME=DIR.
 
     Raises:
       UserError: if it is none of these.
     """
-    text = str(text)  # whatever else somebody gave is refused below
+    text = str(text)  # other types are rejected below
     known = find(text)
     # A registered name comes first, even where a directory is called so.
     if known is not None and known.needs == "adapter":
@@ -37,7 +37,7 @@ def parse(text: str, rundir: RunDir) -> Spec:
         tuned = known.needs == "tuned"
         return Spec(known.name, str(run_base.adapter_path(rundir)) if tuned else "")
     name, directory = pathlib.Path(text).name, text
-    if "=" in text and not is_adapter(text):  # which may be the path of an adapter itself
+    if "=" in text and not is_adapter(text):  # the path of an adapter may contain "="
         name, _, directory = text.partition("=")
     if not is_adapter(directory):
         *first, last = names()
@@ -53,25 +53,25 @@ def parse(text: str, rundir: RunDir) -> Spec:
 
 
 def _takes_adapter(name: str) -> bool:
-    """Whether a registered explainer is named together with an adapter."""
+    """True if a registered explainer needs the directory of an adapter."""
     known = find(name)
     return known is not None and known.needs == "adapter"
 
 
 def choose(config: Any, rundir: RunDir, *, explainer: str, adapter: str, base: str) -> Spec:
-    """The explainer that a call asks for.
+    """Selects the explainer of a call.
 
     Args:
-      config: of the run.
-      rundir: of the run.
-      explainer: a registered name, such as template, base or tuned, or a name for `adapter`; ""
-        for the best there is: the adapter given, else the base given, else what the run has: tuned,
-        base or template.
+      config: configuration of the run.
+      rundir: directory of the run.
+      explainer: a registered name, such as template, base or tuned, or a name for `adapter`; "" for
+        the best available one: the adapter or base of the call, or the run's own: tuned, base or
+        template.
       adapter: directory of an adapter, or "".
-      base: directory of a base that was given, or "".
+      base: directory of a base, or "".
 
     Raises:
-      UserError: on an unknown one, or two that contradict each other.
+      UserError: on an unknown explainer, or contradicting options.
     """
     if adapter:
         if find(explainer) is not None and not _takes_adapter(explainer):
@@ -91,7 +91,7 @@ def choose(config: Any, rundir: RunDir, *, explainer: str, adapter: str, base: s
 
 
 def identities(spec: Spec, config: Any, rundir: RunDir) -> tuple[str | None, str | None]:
-    """Base and adapter of an explainer; see `base_identity` and `adapter_identity`."""
+    """Identities of an explainer's base and adapter; see `llm.run_base`."""
     if registration(spec).needs == "nothing":
         return None, None
     base = base_identity(config, rundir)
@@ -99,26 +99,26 @@ def identities(spec: Spec, config: Any, rundir: RunDir) -> tuple[str | None, str
 
 
 def own_identity(spec: Spec, config: Any, rundir: RunDir) -> str | None:
-    """What an explainer declares as its identity beside base and adapter; None for nothing."""
+    """Identity of further dependencies that an explainer declares; None without any."""
     identity = registration(spec).identity
     return None if identity is None else str(identity(config, rundir))
 
 
 def needs_model(specs: Sequence[Spec]) -> bool:
-    """Whether a language model must be loaded."""
+    """True if any of the explainers needs a language model."""
     return any(registration(spec).needs != "nothing" for spec in specs)
 
 
 def folder(rundir: RunDir) -> epath.Path:
-    """Where the stage's files lie."""
+    """Folder of the `explain` stage."""
     return rundir.path / "explanations"
 
 
 def specs(config: Any, rundir: RunDir) -> list[Spec]:
-    """The explainers that a config names.
+    """Explainers of a config.
 
     Raises:
-      UserError: if there is none, one is not known, or two have one name.
+      UserError: if there is none, one is unknown, or two have the same name.
     """
     listed = config.explain.explainers
     if not listed:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from xrec_jax.inference.explainers.base import Explainer, Written, register
-from xrec_jax.tasks.requests import Case
+from xrec_jax.tasks.requests import ExplanationRequest
 from xrec_jax.text.synthetic.template_explainer import template_explanation
 
 
 @register("template", title="Template", colour="grey")
 class Template(Explainer):
-    """Says what item and history have in common; knows no more than the prompt does."""
+    """States what item and history have in common, from the information in the prompt."""
 
-    def write(self, cases: Sequence[Case]) -> Iterator[tuple[int, Written]]:
+    def write(self, requests: Sequence[ExplanationRequest]) -> Iterator[tuple[int, Written]]:
         """See `Explainer`."""
-        maker, seed = self.setup.maker, self.setup.config.seeds[0]
-        for place, case in enumerate(cases):
-            # Keyed by the prompt, so that its words do not depend on which shard it is in.
+        builder, seed = self.setup.builder, self.setup.config.seeds[0]
+        for place, request in enumerate(requests):
+            # Keyed by the prompt, so that the wording does not depend on the shard.
             text = template_explanation(
-                maker.named(case.asked.item),
-                [maker.named(row) for row in case.history],
-                maker.user(case.asked.user),
-                key=case.digest,
+                builder.named(request.user_item.item),
+                [builder.named(row) for row in request.history],
+                builder.user(request.user_item.user),
+                key=request.digest,
                 seed=seed,
-                title=maker.name_column,
+                title=builder.name_column,
             )
             yield place, Written(text)

@@ -1,7 +1,7 @@
-"""Judges of explanations: the trained language model, the planted oracle, and a user's own.
+"""Judges of explanations: trained language model, planted oracle, and user-defined judges.
 
-One of a user's own is one class or function in a module that `config.imports` names; its name then
-stands in `judge.source`, its figures in `evaluation.json` and in the report:
+A user-defined judge is one class or function in a module of `config.imports`. It is selected by
+name in `judge.source`, with its metrics in `evaluation.json` and in the report:
 
     @judges.register("shorter", label="The shorter text")
     def shorter(setup):

@@ -1,4 +1,4 @@
-"""What a judge of a run declares, and the registry that finds one by name."""
+"""Declaration and registry of judges."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _NO_DIFFERENCE = "A ratio of 50\u00a0% is no difference; ties count half."
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a judge is built from.
+    """Inputs for building a judge.
 
     Attributes:
-      config: of the run.
-      rundir: of the run.
-      mesh: current while the judge is asked.
-      pairs: recommendations that were explained, with all that their prompts were made of; see
-        `text.records.Pair`.
-      base: the language model, where it is loaded already.
-      label: of a progress bar; "" for none.
+      config: configuration of the run.
+      rundir: directory of the run.
+      mesh: devices, current while the judge is called.
+      pairs: explained recommendations with the contents of their prompts; see
+        `text.records.explanations.Pair`.
+      base: the language model, if it is loaded already.
+      label: label of a progress bar; "" for none.
     """
 
     config: Any
@@ -46,18 +46,18 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """A judge as its module declares it.
+    """Declaration of a judge.
 
     Attributes:
-      name: its value of `judge.source`.
-      build: gives the judge: called with prompts, first texts and second texts of n pairs, it says
-        with which probability the first one is better, `[n]`, NaN where it cannot tell. Every pair
-        is asked about in both orders.
-      label: in the report, at the beginning of a sentence.
-      description: a sentence or two of the report: how it compares.
-      needs: keys that every pair must have, such as "planted"; a run without explanations has none.
+      name: value of `judge.source`.
+      build: builds the judge, a callable that takes prompts, first texts and second texts of n
+        pairs and returns the probabilities `[n]` that the first one is better, NaN if undecidable.
+        Every pair is compared in both orders.
+      label: name in the report, at the beginning of a sentence.
+      description: one or two sentences of the report on how it compares.
+      needs: keys that every pair must have, such as "planted".
       trained: whether stage `judge` trains it first, as an adapter of the run's base.
-      check: refuses config and data that it could not work with, before anything is written.
+      check: validates config and data before anything is written.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Registration:
     check: Callable[[Any, RunData], object] | None = None
 
     def known_pairs(self, pairs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The pairs that have all that the judge needs."""
+        """Selects the pairs that have all keys that the judge needs."""
         return [pair for pair in pairs if all(pair.get(key) for key in self.needs)]
 
 
@@ -86,25 +86,25 @@ def register(
     trained: bool = False,
     check: Callable[[Any, RunData], object] | None = None,
 ) -> Callable[[B], B]:
-    """Decorator: makes a judge available as `judge.source = name`.
+    """Decorator that registers a judge as `name` for `judge.source`.
 
     Args:
       name: letters, digits, "_" and the like.
-      label: see `Registration`, as the following; default the name.
-      description: default says that it compares two explanations in both orders.
-      needs: keys of the pairs.
-      trained: see `Registration`.
-      check: of config and data.
+      label: see `Registration`, as the following; by default the name.
+      description: by default, that it compares two explanations in both orders.
+      needs: keys that every pair must have.
+      trained: whether stage `judge` trains it.
+      check: validates config and data.
 
     Raises:
-      UserError: on a name that another judge has.
+      UserError: on the name of another judge.
     """
     label = label or name
     description = description or _in_both_orders(label)
 
     def add(build: B) -> B:
         known = _REGISTRY.get(name)
-        # A user's module may be loaded again and register anew; the library's own names stay.
+        # A user's module may be loaded again, but the library's own names cannot be replaced.
         if known is not None and replaces_library(known.build, build):
             raise UserError(f"judge {name!r} is registered already")
         _REGISTRY[name] = Registration(
@@ -116,17 +116,17 @@ def register(
 
 
 def names() -> list[str]:
-    """Names of all registered judges, in the order in which they were registered."""
+    """Names of all registered judges in the order of registration."""
     return list(_REGISTRY)
 
 
 def find(name: str) -> Registration | None:
-    """The judge registered as `name`, None for another name."""
+    """Finds the judge registered as `name`; None for other names."""
     return _REGISTRY.get(name)
 
 
 def of(config: Any) -> Registration:
-    """The judge that `judge.source` names.
+    """Finds the judge of `judge.source`.
 
     Raises:
       UserError: if there is none of that name.
@@ -139,11 +139,11 @@ def of(config: Any) -> Registration:
 
 
 def lead(name: str) -> str:
-    """How a judge compares and how its win ratios are read, for the report.
+    """Introduction of a judge's win ratios in the report.
 
     Args:
-      name: as it stands in a run's config; "" where that has none. One that is not registered here
-        is called by its name.
+      name: value of `judge.source` in a run's config; "" if it has none. An unregistered judge is
+        called by its name.
     """
     registration = find(name or _DEFAULT)
     known = _in_both_orders(name) if registration is None else registration.description
@@ -158,12 +158,12 @@ def _in_both_orders(label: str) -> str:
 
 
 def judge_path(rundir: RunDir) -> epath.Path:
-    """Where the judge's adapter, its split and its verdicts lie."""
+    """Folder of the judge's adapter, split and verdicts."""
     return rundir.path / STAGE
 
 
 def explanations_of(rundir: RunDir) -> list[Any]:
-    """The pairs of a run's `explain` stage; empty before it is done."""
+    """Reads the pairs of a run's `explain` stage; empty before it is done."""
     return run_records.pairs(rundir)
 
 
@@ -171,14 +171,14 @@ def check_untrained(config: Any, data: RunData, rundir: RunDir) -> None:
     """Validates a judge that is not trained, before anything is written.
 
     Raises:
-      UserError: if it refuses config or data, or there is nothing that it could compare.
+      UserError: if it rejects config or data, or there is nothing to compare.
     """
     registration = of(config)
-    # The judge's own conditions come first: they say more than what is missing for anybody.
+    # The judge's own check comes first: its messages are more specific than the general ones.
     if registration.check is not None:
         registration.check(config, data)
     comparisons.check(config)
-    # Files of explanations can be compared as well, but hold no pairs to know anything about.
-    given = config.judge.explanations and not registration.needs
-    if not given and "explain" not in config.stages and not explanations_of(rundir):
+    # Files of explanations can be compared as well, unless the judge needs the run's pairs.
+    has_files = config.judge.explanations and not registration.needs
+    if not has_files and "explain" not in config.stages and not explanations_of(rundir):
         raise UserError(f"judge.source={registration.name!r} needs stage 'explain' before it")

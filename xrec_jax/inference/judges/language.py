@@ -1,4 +1,4 @@
-"""The judge that stage `judge` trains: an adapter of the run's base, which reads both texts."""
+"""Judge that stage `judge` trains: an adapter of the run's base, which reads both texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xrec_jax.inference.judges.base import STAGE, Setup, judge_path, register
 from xrec_jax.llm import run_base
 from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.parallel.mesh import batch_divisor
-from xrec_jax.tasks.judgements import LanguageJudge, asking
+from xrec_jax.tasks.judgements import LanguageJudge, judge_prompts
 
 _DECLARED: dict[str, Any] = {
     "label": "A judge",
@@ -25,11 +25,11 @@ _DECLARED: dict[str, Any] = {
 }
 
 
-# Two names for one judge: where the judgements come from that it is trained on.
+# Two names for one judge, which tell the source of its training judgements.
 @register("file", **_DECLARED)
 @register("world", **_DECLARED)  # the lower one is the first
 def language(setup: Setup) -> LanguageJudge:
-    """The trained judge of a run."""
+    """Loads the trained judge of a run."""
     config, rundir, mesh = setup.config, setup.rundir, setup.mesh
     base = setup.base or run_base.load_base(config, rundir, mesh)
     return load_judge(config, rundir, base, mesh, label=setup.label)
@@ -44,27 +44,27 @@ def load_judge(
     label: str = "",
     path: epath.Path | None = None,
 ) -> LanguageJudge:
-    """The judge of a finished run, a plain callable; use it inside `use_mesh(mesh)`.
+    """Loads the judge of a finished run; call it inside `use_mesh(mesh)`.
 
     Args:
-      config: of the run.
-      rundir: its directory.
-      base: its base.
+      config: configuration of the run.
+      rundir: directory of the run.
+      base: base of the run.
       mesh: devices.
-      label: of a progress bar; "" for none.
-      path: of another judge's adapter; default the run's own.
+      label: label of a progress bar; "" for none.
+      path: directory of another judge's adapter; by default the run's own.
 
     Raises:
-      UserError: if there is none, or it was trained on other weights.
+      UserError: if there is no adapter, or it was trained on other weights.
     """
     adapter = run_base.adapter_of(path or judge_path(rundir), base, stage=STAGE)
-    ask = asking(config, base.tokenizer, max_positions=base.model.config.max_positions)
+    prompts = judge_prompts(config, base.tokenizer, max_positions=base.model.config.max_positions)
     # A finished run may be opened on more devices than it had.
     parts = batch_divisor(mesh)
     batch = -(-config.judge.batch // parts) * parts
-    reader = AnswerReader(base.model, base.params, adapter, ask.answers, mesh=mesh, batch=batch)
+    reader = AnswerReader(base.model, base.params, adapter, prompts.answers, mesh=mesh, batch=batch)
 
     def bar(total: int) -> Progress:
         return Progress(label, total, unit="pair", enabled=bool(label) and is_primary())
 
-    return LanguageJudge(ask, reader, progress=bar)
+    return LanguageJudge(prompts, reader, progress=bar)

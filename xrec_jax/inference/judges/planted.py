@@ -1,4 +1,4 @@
-"""The judge that knows the truth of a planted world."""
+"""Oracle judge of a planted world."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def _check(config: Any, data: RunData) -> None:
     check=_check,
 )
 def planted(setup: Setup) -> Judge:
-    """The planted reasons of a run as its judge."""
+    """Builds the oracle judge of a run."""
     return planted_judge(setup.pairs)
 
 
 def planted_judge(pairs: Sequence[Any]) -> Judge:
-    """A judge that knows the planted reasons of some pairs: the higher F1 wins, equal ones tie.
+    """Builds a judge from planted reasons: the text with the higher F1 wins, equal ones tie.
 
     Args:
-      pairs: with `prompt` and `planted`.
+      pairs: pairs with `prompt` and `planted`.
 
     Raises:
-      UserError: if there is none; when asked about a prompt that is none of theirs.
+      UserError: if there is no pair; when called, on a prompt of no pair.
     """
     if not pairs:
         raise UserError("judge.source='planted' needs the pairs of a finished stage 'explain'")

@@ -23,7 +23,7 @@ from xrec_jax.joint.states.base import TRAIN, JointStates
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import is_adapter
 from xrec_jax.llm.run_base import LoadedBase
-from xrec_jax.tasks.judgements import Asking
+from xrec_jax.tasks.judgements import JudgePrompts
 
 OWN = "run"  # in place of a directory: what the run's own `judge` stage makes
 REFERENCES = ("template", "teacher")
@@ -147,17 +147,17 @@ def reward_judge(
     judge = load_judge(config, rundir, base, mesh, path=path)
     teacher = states.teacher if config.joint.judge.reference == "teacher" else None
     made = RewardJudge(judge, states.prompts, states.template, teacher)
-    _check_room(made, judge.asking, states, config.joint.explain.max_new_tokens)
+    _check_room(made, judge.judge_prompts, states, config.joint.explain.max_new_tokens)
     return made
 
 
-def _check_room(made: RewardJudge, asking: Asking, states: JointStates, answer: int) -> None:
+def _check_room(made: RewardJudge, prompts: JudgePrompts, states: JointStates, answer: int) -> None:
     """Refuses prompts whose questions would not fit a row of the judge."""
     for state in states.rows(TRAIN).tolist():
-        ids = asking.ids(states.prompts[state], made.reference(state), "")
-        if ids is None or len(ids) + answer >= asking.length:
+        ids = prompts.ids(states.prompts[state], made.reference(state), "")
+        if ids is None or len(ids) + answer >= prompts.length:
             raise UserError(
                 f"joint.rewards.judge: a prompt of {len(states.prompts[state])} letters, its "
                 f"reference and an answer of {answer} tokens do not fit judge.length="
-                f"{asking.length} tokens; raise it, or set judge.max_prompt_tokens"
+                f"{prompts.length} tokens; raise it, or set judge.max_prompt_tokens"
             )

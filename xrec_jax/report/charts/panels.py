@@ -9,7 +9,7 @@ from xrec_jax.report import wording
 from xrec_jax.report.charts.rows import Row, card, interval_chart
 from xrec_jax.report.html.markup import Html, join, table, tag
 from xrec_jax.report.html.numbers import bounds, figure, known, p_value
-from xrec_jax.report.run_files import Material
+from xrec_jax.report.run_files import RunFiles
 
 
 def grid(charts: Iterable[Html | None], *, wide: bool = False) -> Html | None:
@@ -36,7 +36,7 @@ def metrics_of(systems: Mapping[str, Mapping[str, Any]], group: str) -> list[str
 
 
 def panel(
-    run_files: Material,
+    run_files: RunFiles,
     systems: Mapping[str, Mapping[str, Any]],
     name: str,
     *,
@@ -99,7 +99,7 @@ def _line(*content: object) -> Html:
 
 
 def panels(
-    run_files: Material,
+    run_files: RunFiles,
     systems: Mapping[str, Mapping[str, Any]],
     group: str,
     *,

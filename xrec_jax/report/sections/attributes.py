@@ -9,7 +9,7 @@ from xrec_jax.report import wording
 from xrec_jax.report.charts.panels import comparisons, is_pair, panels
 from xrec_jax.report.html.markup import Html, tag
 from xrec_jax.report.html.numbers import known, whole
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "attributes", "Attribute prediction"
 HOW = "Add the stage attributes to config.stages."
@@ -23,7 +23,7 @@ _DATA = (
 )
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before the stage `attributes` is done."""
     systems = run_files.stage("attributes")
     names: list[str] = list(
@@ -61,7 +61,7 @@ def _data(systems: Mapping[str, Any]) -> Html | None:
     return tag("p", f"{', '.join(parts)}.", class_="note") if parts else None
 
 
-def _attribute(run_files: Material, systems: dict, name: str) -> Html | None:
+def _attribute(run_files: RunFiles, systems: dict, name: str) -> Html | None:
     others = run_files.explainers(s for s in systems if s != _MAJORITY and not is_pair(s))
     body = panels(
         run_files,

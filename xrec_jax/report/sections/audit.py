@@ -7,14 +7,14 @@ from typing import Any
 
 from xrec_jax.report.html.markup import Html, join, tag
 from xrec_jax.report.html.numbers import percent, whole
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "audit", "Audit"
 HOW = "Run xrec audit --workdir=DIR for this run."
 _SIGNS = {"error": "\u2716", "warning": "\u25b2", "info": "\u25cf"}
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None without `audit.json`."""
     audit = run_files.audit
     if audit is None:

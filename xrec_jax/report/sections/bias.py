@@ -10,7 +10,7 @@ from xrec_jax.report.charts.panels import grid, is_pair
 from xrec_jax.report.charts.rows import Row, card, domain, interval_chart, interval_list
 from xrec_jax.report.html.markup import Html, join, tag
 from xrec_jax.report.html.numbers import bounds, known
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "bias", "Bias between groups"
 HOW = "Add the stage assess to config.stages; assess.groups names columns of the user table."
@@ -46,7 +46,7 @@ def varies(estimate: Mapping[str, Any]) -> bool:
     return not (estimate["value"] == 0 and bounds(estimate) in (None, (0.0, 0.0)))
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before the stage `assess` has compared groups."""
     systems = {s: effects(m) for s, m in run_files.stage("bias").items()}
     systems = {s: effects_of for s, effects_of in systems.items() if effects_of}
@@ -84,7 +84,7 @@ def _stands(p: float | None) -> bool:
 
 
 def _forest(
-    run_files: Material,
+    run_files: RunFiles,
     name: str,
     all_effects: Mapping[str, tuple[Any, float | None]],
     axis: tuple[float, float],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xrec_jax.report.charts.panels import comparisons, panels
 from xrec_jax.report.html.markup import tag
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "faithfulness", "Faithfulness"
 HOW = "Add the stages explain and assess to config.stages."
@@ -37,7 +37,7 @@ _GROUPS = (
 )
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before the stage `assess` is done."""
     systems = run_files.stage("assess")
     blocks = []

@@ -10,7 +10,7 @@ from xrec_jax.report.charts.lines import Line, line_chart
 from xrec_jax.report.charts.panels import grid
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.wording import label
 
 ID, TITLE = "language", "Language model"
@@ -24,7 +24,7 @@ _TITLES = {
 _CURVES = (("train/loss", "training", "k0"), ("valid/loss", "held out", "k1"))
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None if no language model was trained."""
     body = [grid(_charts(run_files), wide=True), _perplexity(run_files)]
     if not any(body):
@@ -36,7 +36,7 @@ def build(run_files: Material) -> Section | None:
     return Section(ID, TITLE, lead, tag("div", *body))
 
 
-def _charts(run_files: Material) -> list[Html | None]:
+def _charts(run_files: RunFiles) -> list[Html | None]:
     stages: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in run_files.metrics:
         if not str(record["stage"]).startswith("recommend/"):
@@ -52,7 +52,7 @@ def _charts(run_files: Material) -> list[Html | None]:
     return charts
 
 
-def _perplexity(run_files: Material) -> Html | None:
+def _perplexity(run_files: RunFiles) -> Html | None:
     rows = []
     for stage, texts in (("pretrain", "own texts"), ("instruct", "held-out explanations")):
         for system, metrics in run_files.stage(stage).items():

@@ -10,7 +10,7 @@ from xrec_jax.inference.explainers import find, names
 from xrec_jax.report import wording
 from xrec_jax.report.charts.spans import KINDS, Marker
 from xrec_jax.report.html.markup import Html, embedded_json, join, tag
-from xrec_jax.report.run_files import MOST_PAIRS, Material, Section
+from xrec_jax.report.run_files import MOST_PAIRS, RunFiles, Section
 from xrec_jax.report.sections.wins import pair_verdicts
 
 ID, TITLE = "pairs", "Every explanation"
@@ -27,7 +27,7 @@ _LEGEND = (
 )
 
 
-def build(material: Material) -> Section | None:
+def build(material: RunFiles) -> Section | None:
     """None while nothing was explained."""
     if not material.pairs or not material.answers:
         return None
@@ -125,7 +125,7 @@ def _field(target: str, label: str, control: Html) -> Html:
     return tag("div", tag("label", label, for_=target), control, class_="field")
 
 
-def explainers(material: Material) -> list[str]:
+def explainers(material: RunFiles) -> list[str]:
     """Base first and tuned second, as they are read; then the template, then others."""
     registered = [one for one in map(find, names()) if one is not None]
     # Those without a language model are read after those with one; the sort is stable.
@@ -140,7 +140,7 @@ def _title(name: str) -> str:
     return wording.humanised(name) if registration is None else registration.title
 
 
-def pairs_data(material: Material) -> dict[str, Any]:
+def pairs_data(material: RunFiles) -> dict[str, Any]:
     """What the page's script draws rows from, with every item's attributes once.
 
     Returns:

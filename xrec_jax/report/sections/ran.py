@@ -10,14 +10,14 @@ from typing import Any
 
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import decimal, whole
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "run", "What ran"
 HOW = ""
 _PACKAGES = ("xrec_jax", "jax", "flax", "optax", "numpy")
 
 
-def build(run_files: Material) -> Section:
+def build(run_files: RunFiles) -> Section:
     """Builds the section, which every page has."""
     config = run_files.config
     stages = tuple(config.get("stages", ()))
@@ -46,7 +46,7 @@ def build(run_files: Material) -> Section:
     return Section(ID, TITLE, lead, body)
 
 
-def _facts(run_files: Material) -> Html:
+def _facts(run_files: RunFiles) -> Html:
     """Table of data, models and devices."""
     config = run_files.config
     data, llm = config.get("data", {}), config.get("llm", {})
@@ -98,7 +98,7 @@ def _versions() -> str:
     return ", ".join(versions)
 
 
-def _stages(run_files: Material) -> Html | None:
+def _stages(run_files: RunFiles) -> Html | None:
     """Table of steps, time and speed of all trainings, from the metric log."""
     # Counters are cumulative, so the last record of each stage has the totals.
     last: dict[str, Mapping[str, Any]] = {}
@@ -133,7 +133,7 @@ def _stages(run_files: Material) -> Html | None:
     )
 
 
-def _again(run_files: Material) -> Html:
+def _again(run_files: RunFiles) -> Html:
     """Commands that repeat or refresh the run."""
     name = run_files.config.get("name") or "NAME"
     option = f"--workdir=runs/{run_files.name}"

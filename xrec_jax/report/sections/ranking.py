@@ -16,19 +16,19 @@ from xrec_jax.report.charts.panels import grid
 from xrec_jax.report.charts.rows import Row, interval_chart
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known, metric
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "ranking", "Ranking"
 HOW = "Add the stage recommend to config.stages."
 BOUND = "upper_bound"
 
 
-def cutoff(run_files: Material) -> int:
+def cutoff(run_files: RunFiles) -> int:
     """Cut-off of the main metric: 10 if the run has it, otherwise the middle one."""
     return main_cutoff(run_files.config.get("ranking", {}).get("ks") or ())
 
 
-def main_metric(run_files: Material) -> str:
+def main_metric(run_files: RunFiles) -> str:
     """Name of the main metric, such as `test/ndcg@10`."""
     return f"test/ndcg@{cutoff(run_files)}"
 
@@ -39,7 +39,7 @@ def ranked(systems: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     return sorted(names, key=lambda s: -systems[s][name]["value"])
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before the stage `recommend` is done."""
     systems = run_files.stage("recommend")
     main, k = main_metric(run_files), cutoff(run_files)
@@ -107,7 +107,7 @@ def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> H
     )
 
 
-def _against_best(run_files: Material, order: list[str], main: str) -> Html | None:
+def _against_best(run_files: RunFiles, order: list[str], main: str) -> Html | None:
     """Chart of paired differences to the best system, from per-user values."""
     best, *others = order
     own = _per_user(run_files, best, main)
@@ -135,7 +135,7 @@ def _against_best(run_files: Material, order: list[str], main: str) -> Html | No
     )
 
 
-def _per_user(run_files: Material, system: str, name: str) -> np.ndarray | None:
+def _per_user(run_files: RunFiles, system: str, name: str) -> np.ndarray | None:
     """Values `[seeds, users]` of a metric, or None if they were not saved."""
     runs = []
     for seed in run_files.config.get("seeds", ()):

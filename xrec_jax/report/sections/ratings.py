@@ -10,7 +10,7 @@ from xrec_jax.report.charts.panels import comparisons, grid, is_pair
 from xrec_jax.report.charts.rows import Row, interval_chart, matrix
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.sections.wins import cells_of
 
 ID, TITLE = "ratings", "Human ratings"
@@ -25,7 +25,7 @@ _RATERS = {
 _ALPHAS = ("ordinal", "interval", "nominal")
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None without `ratings.json`."""
     if not run_files.ratings:
         return None
@@ -47,7 +47,7 @@ def build(run_files: Material) -> Section | None:
     return Section(ID, TITLE, lead, tag("div", *parts))
 
 
-def _group(run_files: Material, systems: Mapping[str, Any]) -> list[Html | None]:
+def _group(run_files: RunFiles, systems: Mapping[str, Any]) -> list[Html | None]:
     """Charts and tables of one data set."""
     questions = dict.fromkeys(
         key.removesuffix("/mean")
@@ -76,14 +76,14 @@ def named_estimates(value: Any, name: str = "") -> Iterator[tuple[str, dict[str,
             yield from named_estimates(inner, str(key))
 
 
-def _means(run_files: Material, systems: Mapping[str, Any], question: str) -> Html | None:
+def _means(run_files: RunFiles, systems: Mapping[str, Any], question: str) -> Html | None:
     key = f"{question}/mean"
     names = run_files.explainers(n for n in systems if known(systems[n].get(key)))
     rows = [Row(wording.label(n), run_files.colour(n), systems[n][key]) for n in names]
     return interval_chart(rows, title=wording.humanised(question), digits=2, note="Mean rating.")
 
 
-def _strengths(run_files: Material, systems: Mapping[str, Any]) -> Html | None:
+def _strengths(run_files: RunFiles, systems: Mapping[str, Any]) -> Html | None:
     key = "bradley_terry/strength"
     names = run_files.explainers(n for n in systems if known(systems[n].get(key)))
     rows = [Row(wording.label(n), run_files.colour(n), systems[n][key]) for n in names]

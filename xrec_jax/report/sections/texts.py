@@ -9,7 +9,7 @@ from xrec_jax.report.charts.lines import histogram
 from xrec_jax.report.charts.panels import grid, is_pair, panels
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known
-from xrec_jax.report.run_files import MOST_PAIRS, Material, Section
+from xrec_jax.report.run_files import MOST_PAIRS, RunFiles, Section
 from xrec_jax.report.wording import label
 from xrec_jax.text.words import word_count
 
@@ -28,7 +28,7 @@ _OVERLAP = {
 _SHOWN = ("text/bleu", "text/rouge_l")
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None without explanations."""
     systems: dict[str, dict[str, Any]] = {}
     for stage in ("instruct", "explain", "assess"):  # later stages have more texts
@@ -83,7 +83,7 @@ def _of_references(name: str) -> str:
     return name if short.startswith("control_") else f"text/{short}"
 
 
-def _overlap(run_files: Material, systems: Mapping[str, Mapping[str, Any]]) -> Html | None:
+def _overlap(run_files: RunFiles, systems: Mapping[str, Mapping[str, Any]]) -> Html | None:
     """Tables of BLEU and ROUGE beside the control with references of other cases."""
     rows: dict[str, list[list[object]]] = {}
     for name, title in _OVERLAP.items():

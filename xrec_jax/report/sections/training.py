@@ -8,14 +8,14 @@ from xrec_jax.report.charts.panels import grid
 from xrec_jax.report.html.markup import join
 from xrec_jax.report.html.numbers import known, metric
 from xrec_jax.report.plots import curves
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.sections.ranking import BOUND, main_metric
 
 ID, TITLE = "learning", "Learning curves"
 HOW = "The recommenders of the stage recommend write them into metrics.jsonl as they train."
 
 
-def build(run_files: Material) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before a recommender has logged an epoch."""
     main = main_metric(run_files).replace("test/", "valid/")
     bound = metric(run_files.stage("recommend"), BOUND, main_metric(run_files))

@@ -12,7 +12,7 @@ from xrec_jax.report.charts.panels import grid, is_pair
 from xrec_jax.report.charts.rows import Row, interval_chart, matrix
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known, percent
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 
 ID, TITLE = "wins", "Win ratio"
 HOW = "Add the stage judge to config.stages."
@@ -26,7 +26,7 @@ _BESIDE = (
 )
 
 
-def build(material: Material) -> Section | None:
+def build(material: RunFiles) -> Section | None:
     """None before the stage `judge` is done."""
     systems = material.stage("judge")
     if not systems:
@@ -137,7 +137,7 @@ def _judge(systems: Mapping[str, Any]) -> Html | None:
     )
 
 
-def _strengths(material: Material, systems: Mapping[str, Any], names: list[str]) -> Html | None:
+def _strengths(material: RunFiles, systems: Mapping[str, Any], names: list[str]) -> Html | None:
     key = "bradley_terry/strength"
     rows = [
         Row(wording.label(name), material.colour(name), systems[name][key])
@@ -181,7 +181,7 @@ def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
     )
 
 
-def pair_verdicts(material: Material) -> dict[tuple[str, str], list[str]]:
+def pair_verdicts(material: RunFiles) -> dict[tuple[str, str], list[str]]:
     """What the judge said of every pair, in words, for the browsable table.
 
     Returns:

@@ -10,14 +10,14 @@ from xrec_jax.report import wording
 from xrec_jax.report.html.markup import Html, join, tag
 from xrec_jax.report.html.numbers import bounds, decimal, figure, known, p_value, percent
 from xrec_jax.report.joint_files import ALONE, JOINT, SFT, Joint, Seed, main_metric
-from xrec_jax.report.run_files import Material, Section
+from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.sections.joint import controls, curves, samples
 
 ID, TITLE = "joint", "Joint training"
 HOW = "Add the stage joint to config.stages."
 
 
-def build(material: Material) -> Section | None:
+def build(material: RunFiles) -> Section | None:
     """None where the run has no stage `joint`."""
     joint = read.load(material)
     if joint is None:
@@ -166,7 +166,7 @@ def _conditions(config: Mapping[str, Any]) -> Html:
     return tag("ul", *(tag("li", line) for line in lines))
 
 
-def headline(material: Material) -> tuple[str, Html, str] | None:
+def headline(material: RunFiles) -> tuple[str, Html, str] | None:
     """Label, figure and sentence for the top of the page, or None."""
     systems = material.stage(read.STAGE)
     found = read.comparison(systems, JOINT, ALONE)
