@@ -15,18 +15,20 @@ from collections.abc import Iterator, Sequence
 from xrec_jax import defaults
 from xrec_jax.api.run import run
 from xrec_jax.inference import explainers
-from xrec_jax.tasks.requests import Case
+from xrec_jax.tasks.requests import ExplanationRequest
 
 NAME = "last_visit"
 
 
 @explainers.register(NAME, label="last visit", colour="purple")
 class LastVisit(explainers.Explainer):
-    """Names the place that the user visited last; a text depends on its case alone."""
+    """Names the place that the user visited last; a text depends on its request alone."""
 
-    def write(self, cases: Sequence[Case]) -> Iterator[tuple[int, explainers.Written]]:
-        for place, case in enumerate(cases):
-            pair = self.setup.maker.pair(case)  # all that a prompt is made of
+    def write(
+        self, requests: Sequence[ExplanationRequest]
+    ) -> Iterator[tuple[int, explainers.Written]]:
+        for place, request in enumerate(requests):
+            pair = self.setup.builder.pair(request)  # all that a prompt is made of
             seen = pair["history"][-1]["title"] if pair["history"] else "nothing yet"
             yield place, explainers.Written(f"{pair['title']} goes well with {seen}.")
 
