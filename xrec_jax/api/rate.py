@@ -1,8 +1,8 @@
-"""`xrec rate make` and `xrec rate collect`: blind sheets for people, and what they answered."""
+"""`xrec rate make` and `xrec rate collect`: blind rating forms for people, and their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -38,11 +38,11 @@ def make(
     seed: int = 0,
     allow_imports: bool = False,
 ) -> None:
-    """Writes a blind sheet for every rater, and the key to them.
+    """Writes a blind form for every rater, and the key to all of them.
 
-    The same recommendations go to every rater, in another order each. The folder `sheets` holds
-    what raters get; `KEY.json` beside it says who wrote what and must not leave the researcher. The
-    same arguments give the same files.
+    All raters get the same recommendations, each in an order of their own. The folder `sheets`
+    holds the forms; `KEY.json` beside it says which system wrote which text and must stay with the
+    researcher. The same arguments give the same files.
 
     Args:
       workdir: run with a finished stage `explain`; or give `explanations`.
@@ -62,6 +62,7 @@ def make(
       UserError: for a number that is too small or too large, an unknown system, or an output that
         is in use.
     """
+    # Everything that can be refused is refused before a file is written.
     for name, value, least in (
         ("pairs", pairs, 1),
         ("raters", raters, 1),
@@ -82,42 +83,20 @@ def make(
         else _of_run(workdir, systems, allow_imports=allow_imports)
     )
     shown = forms.choose(cases, pairs=pairs, gold=gold, seed=seed)
+
+    # All forms are about as large as the first one, and are in memory at once.
     made = [forms.form(shown, preferences=preferences, seed=seed, number=1)]
     memory.require(raters * len(made[0].html), f"--raters={raters}: the sheets")
     made += [
         forms.form(shown, preferences=preferences, seed=seed, number=number + 1)
         for number in range(1, raters)
     ]
-    names = list(shown[0].rated.texts)
-    key = {
-        "format": rating_exports.KEY_FORMAT,
-        "version": 1,
-        "seed": seed,
-        "systems": names,
-        "questions": [question["id"] for question in forms.QUESTIONS],
-        "low": forms.LOW,
-        "high": forms.HIGH,
-        "cases": [
-            {
-                "item": one.rated.item,
-                "group": one.rated.group,
-                "title": one.rated.title,
-                "gold": one.gold,
-                "broken": one.broken,
-                "texts": dict(one.rated.texts),
-            }
-            for one in shown
-        ],
-        "sheets": {
-            sheet.id: {"number": number, "steps": sheet.steps}
-            for number, sheet in enumerate(made, start=1)
-        },
-    }
-    # The key first: sheets without one are worth nothing.
-    files.write_json(folder / "KEY.json", key)
+
+    # The key first: forms without one are worthless.
+    files.write_json(folder / "KEY.json", _key(shown, made, seed=seed))
     for number, sheet in enumerate(made, start=1):
         files.write_text(folder / "sheets" / f"rater-{number}.html", sheet.html)
-    steps = len(made[0].steps)
+    names, steps = list(shown[0].rated.texts), len(made[0].steps)
     log(
         f"{plural(raters, 'sheet')}, each with {plural(pairs, 'recommendation')}, "
         f"{plural(gold, 'gold check')} and {plural(steps, 'screen')}: {folder / 'sheets'}\n"
@@ -125,23 +104,51 @@ def make(
         f"keep {folder / 'KEY.json'} to yourself; collect with\n"
         f"  xrec rate collect FILES --key={folder / 'KEY.json'}"
     )
-    for line in _tells(shown, names):
-        log(line)
+    for warning in _revealing_words(shown, names):
+        log(warning)
 
 
-def _tells(shown: Sequence[forms.FormItem], names: Sequence[str]) -> list[str]:
-    """Warnings about what could tell a rater who wrote a text."""
-    texts = [text for one in shown for text in one.rated.texts.values()]
-    named = [name for name in names if any(map(finder([name]).search, texts))]
+def _key(shown: Sequence[forms.FormItem], made: Sequence[forms.Form], *, seed: int) -> Any:
+    """Content of `KEY.json`: who wrote what, which items are gold checks, and the screens."""
+    return {
+        "format": rating_exports.KEY_FORMAT,
+        "version": 1,
+        "seed": seed,
+        "systems": list(shown[0].rated.texts),
+        "questions": [question["id"] for question in forms.QUESTIONS],
+        "low": forms.LOW,
+        "high": forms.HIGH,
+        "cases": [
+            {
+                "item": item.rated.item,
+                "group": item.rated.group,
+                "title": item.rated.title,
+                "gold": item.gold,
+                "broken": item.broken,
+                "texts": dict(item.rated.texts),
+            }
+            for item in shown
+        ],
+        "sheets": {
+            form.id: {"number": number, "steps": form.steps}
+            for number, form in enumerate(made, start=1)
+        },
+    }
+
+
+def _revealing_words(shown: Sequence[forms.FormItem], names: Sequence[str]) -> list[str]:
+    """Warnings about names of systems in texts, which could tell a rater who wrote them."""
+    texts = [text for item in shown for text in item.rated.texts.values()]
+    revealed = [name for name in names if any(map(finder([name]).search, texts))]
     return [
-        f"warning: the word {name!r} stands in a text, and is a system's name" for name in named
+        f"warning: the word {name!r} stands in a text, and is a system's name" for name in revealed
     ]
 
 
 def _of_run(
     workdir: epath.PathLike, systems: Sequence[str], *, allow_imports: bool
 ) -> list[items.RatedItem]:
-    """Cases of a run, whose data is compared with what it was started on, where it has a config."""
+    """Rated items of a run; where it has a config, its data must be as when it was started."""
     rundir = RunDir(workdir, allow_imports=allow_imports)
     if rundir.config_path.exists():
         config = read_config(rundir, need_extensions=allow_imports)
@@ -162,10 +169,10 @@ def collect(
     seed: int = 0,
     allow_imports: bool = False,
 ) -> dict[str, Any]:
-    """Merges what raters exported, and says what it shows.
+    """Merges the answers of raters and computes means, win ratios and agreement.
 
-    Intervals draw whole items. Where a table gives one row of marks to many items, far more often
-    than by chance, these items are drawn as one, and that is said.
+    Bootstrap intervals resample whole items. Where a table repeats one row of marks for many items,
+    far more often than by chance, these items are resampled as one, with a warning.
 
     Args:
       exports: files that the sheets saved.
@@ -186,24 +193,19 @@ def collect(
       with `QUESTION/alpha_LEVEL`. `["raters"]` holds raters, see `evaluation.raters.quality`.
 
     Raises:
-      UserError: for files that do not belong to the key or to each other, are unfinished or
-        damaged; names the file.
+      UserError: for a file that is damaged, unfinished, or belongs to another key; names the file.
     """
     if bool(exports) == bool(ratings):
         raise UserError("give either the files that raters saved, with --key, or --ratings=TABLE")
     if exports and not key:
         raise UserError("--key is missing: the KEY.json that was made with the sheets")
-    target = files.absolute(output) if output else None
-    if target is not None:
-        if target.suffix != ".json":
-            raise UserError(f"--output={output}: the name must end in .json")
+    if output:
         reads = {"--key": [key], "--ratings": [ratings], "the command": exports}
-        outputs.check_output(output, reads=reads)
-    if target is None and workdir:
-        rundir = RunDir(workdir, allow_imports=allow_imports)
-        config = read_config(rundir, need_extensions=False)  # says early that this is no run
-        run_identity.check_unread(config, rundir)
-        target = rundir.path / "ratings.json"
+        target = _output_file(output, reads)
+    else:
+        target = _file_of_run(workdir, allow_imports=allow_imports) if workdir else None
+
+    # Answers to forms, with gold checks and times, or a table of published ratings without
     gold: list[GoldCheck] = []
     seconds: dict[str, list[float]] = {}
     if ratings:
@@ -216,6 +218,8 @@ def collect(
         if name not in answers.raters:
             known = ", ".join(filter(None, answers.raters)) or "none is named"
             raise UserError(f"--exclude={name}: no such rater; raters: {known}")
+
+    # The figures count the raters that are kept; copied rows count once in the intervals.
     kept = answers.only(without=exclude)
     if not kept.ratings and not kept.preferences:
         raise UserError("--exclude: nobody is left")
@@ -228,16 +232,43 @@ def collect(
         )
         for group in kept.groups
     }
-    if any(answers.raters):  # those left out too: their figures say why
+    if any(answers.raters):  # excluded raters too: their figures are the reason
         result["raters"] = quality(answers, gold=gold, seconds=seconds)
     log(tables.text(result, exclude=exclude))
-    for group, one in copies.items():
-        if one.copied:
+    for group, repeated in copies.items():
+        if repeated.copied:
             log(
-                f"warning: {group + ': ' if group else ''}{one}; items with equal rows are drawn "
-                "as one, and what counts is the number of distinct rows"
+                f"warning: {group + ': ' if group else ''}{repeated}; items with equal rows are "
+                "drawn as one, and what counts is the number of distinct rows"
             )
     if target is not None:
         files.write_json(target, result)
         log(f"written to {target}")
     return result
+
+
+def _output_file(
+    output: epath.PathLike, reads: Mapping[str, Sequence[epath.PathLike]]
+) -> epath.Path:
+    """The JSON file of `--output`.
+
+    Raises:
+      UserError: if it has another ending, cannot be written, or is a file that is read too.
+    """
+    target = files.absolute(output)
+    if target.suffix != ".json":
+        raise UserError(f"--output={output}: the name must end in .json")
+    outputs.check_output(output, reads=reads)
+    return target
+
+
+def _file_of_run(workdir: epath.PathLike, *, allow_imports: bool) -> epath.Path:
+    """The file of a run that takes the result.
+
+    Raises:
+      UserError: if this is no run directory, or its data has changed.
+    """
+    rundir = RunDir(workdir, allow_imports=allow_imports)
+    config = read_config(rundir, need_extensions=False)
+    run_identity.check_unread(config, rundir)
+    return rundir.path / "ratings.json"
