@@ -1,6 +1,7 @@
 """Disks that do not take what is written: one line with what, where, and how much is free."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -94,7 +95,7 @@ def test_the_command_line_tells_an_unforeseen_one_in_one_line(tmp_path, monkeypa
     def fails(values):
         raise full(errno.EDQUOT)
 
-    verb = cli.VERBS["report"]._replace(run=fails)
+    verb = dataclasses.replace(cli.VERBS["report"], run=fails)
     monkeypatch.setitem(cli.VERBS, "report", verb)
     assert cli.main(["report", f"--workdir={tmp_path}"]) == 2
     told = capsys.readouterr().err
