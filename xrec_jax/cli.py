@@ -79,6 +79,7 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         # The file is executed once on its own first, so that an error in it is reported with its
         # line, and unknown or ambiguous overrides before absl sees them.
         arguments = config_file.locate(arguments)
+        config_file.import_named(arguments)
         config = config_file.load(arguments)
         overrides.check_keys(arguments, config)
         arguments = overrides.quoted(arguments, config)

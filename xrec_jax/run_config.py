@@ -56,9 +56,11 @@ def _extensions(config: Any) -> list[str]:
     names = config.get("imports", ()) or ()
     if isinstance(names, str):
         names = (names,)
-    if not isinstance(names, (list, tuple)) or not all(
-        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
-        for name in names
+    well_formed = isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+    if well_formed:  # `--config.imports=a,b` arrives as one text
+        names = [name for entry in names for name in entry.removesuffix(",").split(",")]
+    if not well_formed or not all(
+        part.isidentifier() for name in names for part in name.split(".")
     ):
         raise UserError(
             f"config.imports={names!r} must be names of modules, such as ('my_module',)"

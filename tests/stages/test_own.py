@@ -167,6 +167,13 @@ def test_it_runs_resumes_and_is_evaluated_by_the_command_line(folder, capsys):
     assert "How many are long." in (folder / "w" / "report.html").read_text()
 
 
+def test_a_config_that_does_not_know_it_takes_it_from_the_command_line(folder):
+    line = [f"--config={runs.CONFIG}:popularity", f"--workdir={folder}/w"]
+    named = ["--config.imports=own_stage,", "--config.stages=recommend,lengths"]
+    assert cli.main(["run", *line, *named, "--config.lengths.least=3"]) == 0
+    assert read_config(RunDir(folder / "w")).lengths.least == 3
+
+
 def test_it_is_refused_before_anything_is_written(folder):
     with pytest.raises(UserError, match=r"lengths\.least=0 must be at least 1"):
         run.run(config(least=0, path="", resamples=1), folder / "w")

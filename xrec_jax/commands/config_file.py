@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pathlib
 import re
 import sys
@@ -93,6 +94,28 @@ def load(arguments: Sequence[str]) -> ConfigDict | None:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
     return config
+
+
+def import_named(arguments: Sequence[str]) -> None:
+    """Imports what `--config.imports` names: a stage among it brings keys that may be overridden.
+
+    Args:
+      arguments: of a verb.
+
+    Raises:
+      UserError: if a module cannot be imported.
+    """
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag.lstrip("-") != "config.imports" or not value:
+            continue
+        from xrec_jax.run_config import import_extensions  # imports JAX
+
+        try:
+            names = ast.literal_eval(value)  # ('a', 'b')
+        except (SyntaxError, ValueError):
+            names = value  # a,b
+        import_extensions({"imports": names})
 
 
 def _fault(path: pathlib.Path, error: Exception) -> str:
