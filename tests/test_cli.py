@@ -303,7 +303,8 @@ def test_a_mistake_in_a_real_process():
 def test_help_imports_no_jax():
     """`xrec --help` answers at once."""
     code = (
-        "import sys; from xrec_jax import cli; cli.main(['--help']); cli.main(['run', '--help']);"
+        "import sys; from xrec_jax import cli; cli.main(['--help']);"
+        "[cli.main([*verb.split(), '--help']) for verb in cli.VERBS];"
         "cli.main(['--version']); cli.main(['configs']); sys.exit('jax' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.CHECKOUT, capture_output=True)

@@ -30,14 +30,20 @@ from xrec_jax.text.records.explanations import Explanation
 
 
 class Run:
-    """A run, finished or not.
+    """A run opened for use, finished or not.
 
     Args:
-      workdir: its run directory.
+      workdir: the run directory.
       allow_imports: import the modules that its config names, if they are not imported yet.
 
+    Attributes:
+      rundir: its directory.
+      config: its configuration.
+      data: its data, split as in the run.
+
     Raises:
-      UserError: if this is not a run directory, or it names such modules and may not import them.
+      UserError: if this is no run directory, or its config names modules that are not imported and
+        may not be.
     """
 
     def __init__(self, workdir: epath.PathLike, *, allow_imports: bool = False):
@@ -49,12 +55,12 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The run's mesh, or all devices here where they are not those of the run."""
+        """The run's mesh; over all devices of this machine where they differ from the run's."""
         return saved_mesh(self.config)
 
     @property
     def systems(self) -> tuple[str, ...]:
-        """Names of the recommenders in the run."""
+        """Names of the run's recommenders."""
         return tuple(self.config.recommend)
 
     def user_rows(self, users: Sequence[str]) -> np.ndarray:
@@ -105,7 +111,7 @@ class Run:
         adapter: str = "",
         max_new_tokens: int = 0,
     ) -> list[Explanation]:
-        """Says why items suit users, over all of a user's events; nothing is written to disk.
+        """Explains why items suit users, from all events of a user; nothing is written to disk.
 
         The model stays loaded for the next call. Several processes all call it with the same pairs
         and get the same records.
