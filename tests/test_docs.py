@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shlex
+import sys
 import tomllib
 from typing import NamedTuple
 
@@ -17,9 +18,11 @@ from tests import runs, tiny
 from xrec_jax import cli, defaults, stages
 from xrec_jax.api.run import run
 from xrec_jax.commands import configs
+from xrec_jax.inference.explainers import base as explainers
 from xrec_jax.inference.judges import base as judges
 from xrec_jax.joint.config import joint
 from xrec_jax.joint.rewards import parts
+from xrec_jax.recommenders import base as recommenders
 
 ROOT = tiny.CHECKOUT
 PAGES = sorted(
@@ -157,8 +160,26 @@ def source_of(path: pathlib.Path) -> str:
     return source
 
 
+@pytest.fixture
+def shown_modules(tmp_path, monkeypatch):
+    """The modules that the guides show, by the name in their first line, can be imported."""
+    registries = (stages.base, judges, explainers, recommenders, parts)
+    for module in registries:
+        monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+    texts: dict[str, str] = {}
+    for block in PYTHON:
+        if named := re.match(r"# (\w+)\.py\b", block.text):
+            texts[named[1]] = texts.get(named[1], "") + block.text
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield texts
+    for name in texts:
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("block", SHELL, ids=str)
-def test_shell(block, monkeypatch):
+def test_shell(block, monkeypatch, shown_modules):
     monkeypatch.chdir(ROOT)
     for words in commands(block.text):
         check(words)
