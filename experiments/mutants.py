@@ -52,8 +52,8 @@ _JOINT = (
     Mutant(
         "groups_mixed_up",
         _JOINT_ROUND,
-        "jnp.arange(len(states)) // asked.rollout.group_size",
-        "jnp.arange(len(states)) % (len(states) // asked.rollout.group_size)",
+        "jnp.arange(len(states)) // cfg.rollout.group_size",
+        "jnp.arange(len(states)) % (len(states) // cfg.rollout.group_size)",
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
@@ -66,7 +66,7 @@ _JOINT = (
     Mutant(
         "greedy_rollouts",
         "xrec_jax/joint/setup.py",
-        "return Sampling(temperature=self.asked.rollout.temperature)",
+        "return Sampling(temperature=self.cfg.rollout.temperature)",
         "return Sampling(temperature=0.0)",
         (_ROUND + "test_rollouts_are_drawn_from_the_policy",),
     ),
@@ -80,7 +80,7 @@ _JOINT = (
     Mutant(
         "unfinished_answers_unpunished",
         _JOINT_ROUND,
-        "whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), asked.ppo.missing_eos)",
+        "whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), cfg.ppo.missing_eos)",
         "whole = jnp.asarray(score)",
         (
             _ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",
@@ -90,14 +90,14 @@ _JOINT = (
     Mutant(
         "spread_of_groups_always_divides",
         _JOINT_ROUND,
-        "        scale=asked.ppo.scale,\n",
+        " scale=cfg.ppo.scale,",
         "",
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
         "kl_controller_stands_still",
         _JOINT_ROUND,
-        "controller=put_replicated(controller, setup.mesh),",
+        "controller=put_replicated(controller, shared.mesh),",
         "controller=state.controller,",
         (_ROUND + "test_the_weight_of_the_kl_follows_its_target",),
     ),
@@ -125,8 +125,8 @@ _JOINT = (
     Mutant(
         "looked_at_events_are_test_events",
         "xrec_jax/joint/recommender/fused.py",
-        "few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))",
-        "few = split.test.take(np.isin(split.test.user, self.setup.valid_users))",
+        "few = split.valid.take(np.isin(split.valid.user, self.setup.tracked_users))",
+        "few = split.test.take(np.isin(split.test.user, self.setup.tracked_users))",
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
     ),
     Mutant(
@@ -191,8 +191,8 @@ _JOINT = (
     Mutant(
         "kl_to_another_reference",
         _JOINT_ROUND,
-        'reference = sides.warm_policy if asked.kl.reference == "warm_start" else {}',
-        'reference = sides.warm_policy if asked.kl.reference == "base" else {}',
+        'reference = sides.warm_policy if cfg.kl.reference == "warm_start" else {}',
+        'reference = sides.warm_policy if cfg.kl.reference == "base" else {}',
         (_ROUND + "test_answers_are_compared_with_those_to_the_same_prompt",),
     ),
     Mutant(
@@ -204,9 +204,9 @@ _JOINT = (
     ),
     Mutant(
         "recommender_learns_from_rolled_out_users",
-        "xrec_jax/joint/setup.py",
-        "return self.states.divided(self.asked.rollout.held_out)[0]",
-        "return self.states.divided(self.asked.rollout.held_out)[1]",
+        "xrec_jax/joint/states/setup.py",
+        "learned, rolled_out = states.divided(shared.cfg.rollout.held_out)",
+        "rolled_out, learned = states.divided(shared.cfg.rollout.held_out)",
         ("tests/joint/test_setup.py::test_lessons_are_those_of_a_plain_loop",),
     ),
     Mutant(

@@ -44,8 +44,8 @@ from xrec_jax.data.run_data import prepare  # noqa: E402
 from xrec_jax.evaluation.statistics.intervals import estimate, paired_difference  # noqa: E402
 from xrec_jax.evaluation.statistics.significance import sign_flip  # noqa: E402
 from xrec_jax.evaluation.tables import cell, text_table  # noqa: E402
-from xrec_jax.joint.setup import states_of  # noqa: E402
 from xrec_jax.joint.states.base import TEST  # noqa: E402
+from xrec_jax.joint.states.setup import states_of  # noqa: E402
 
 TRUE = "planted"
 SYSTEMS = (sweep.ALONE, sweep.JOINT, TRUE)

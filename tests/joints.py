@@ -11,6 +11,7 @@ from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
 from xrec_jax.evaluation.faithfulness.planted import world_vocabulary
+from xrec_jax.joint.granularity import open_setup
 from xrec_jax.joint.recommender.fused import system_of
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides
@@ -47,14 +48,14 @@ def seed_run(workdir, changes=None):
     config.joint.update(changes or {})
     data, mesh = prepare(config.data), tiny.mesh(1)
     base = run_base.load_base(config, rundir, mesh)
-    setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+    setup = open_setup(JointSetup(config, data, base, mesh=mesh, rundir=rundir))
     task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
     return open_sides(setup, task, 0)
 
 
 def newest(one):
     """Everything in the newest checkpoint of the rounds."""
-    folder = one.setup.rundir.checkpoints("joint/0/rounds")
+    folder = one.setup.shared.rundir.checkpoints("joint/0/rounds")
     with Checkpoints(folder, read_only=True) as checkpoints:
         return checkpoints.restore(state_shape(one))
 

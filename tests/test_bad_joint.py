@@ -270,7 +270,7 @@ def test_rewards_that_nothing_can_be_learned_from(joint, folder, capsys):  # noq
             ({"wrong_shape": 1.0}, "'wrong_shape'", "float32[3]", "float32[16]"),
             ({"log_prob_gain": 1e9}, "wrong reward scale", "log_prob_gain", "max_reward"),
         ):
-            one.setup.asked.rewards = weights
+            one.setup.shared.cfg.rewards = weights
             with pytest.raises(UserError) as error:
                 learn(one, state, GuardState(), 1)
             assert "\n" not in str(error.value)

@@ -106,6 +106,7 @@ class Bench:
         from xrec_jax.core.rundir import RunDir
         from xrec_jax.data.run_data import prepare
         from xrec_jax.joint import guards
+        from xrec_jax.joint.granularity import open_setup
         from xrec_jax.joint.guards import GuardOptions, GuardState
         from xrec_jax.joint.recommender.fused import system_of
         from xrec_jax.joint.setup import JointSetup
@@ -121,12 +122,12 @@ class Bench:
         import_extensions(config)
         data = prepare(config.data)
         base = run_base.load_base(config, rundir, mesh)
-        self.setup = JointSetup(config, data, base, mesh=mesh, rundir=rundir)
+        self.setup = open_setup(JointSetup(config, data, base, mesh=mesh, rundir=rundir))
         # Speed is looked at, not whether the run should go on.
         kept = ("min_delta", "gain_metric")
         limits = [f.name for f in dataclasses.fields(GuardOptions) if f.name not in kept]
         off: Any = dict.fromkeys(limits)
-        self.setup.guards = GuardOptions(**off)
+        self.setup.shared.guards = GuardOptions(**off)
         guards.check_rollouts = lambda *_, **__: guards.Verdict()  # type: ignore[assignment]
         task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
         sides = open_sides(self.setup, task, seed)
@@ -206,7 +207,7 @@ class Bench:
         from xrec_jax.joint.state import on_host, training_state
 
         sides, policy = self.sides, self.sides.actor
-        group = self.setup.asked.rollout.group_size
+        group = self.setup.shared.cfg.rollout.group_size
         if group == 1:
             print("  no answers to share a prompt: joint.rollout.group_size is 1", flush=True)
             return {"group_size": 1}
@@ -237,7 +238,9 @@ class Bench:
                 )
         assert len(updates) == 1, updates
         policy.group, policy._compiled_step = group, None
-        policy.options = dataclasses.replace(policy.options, kl_stop=self.setup.asked.ppo.kl_stop)
+        policy.options = dataclasses.replace(
+            policy.options, kl_stop=self.setup.shared.cfg.ppo.kl_stop
+        )
         ratios = [b / a for a, b in zip(passes["shared"], passes["apart"], strict=True)]
         return {
             "group_size": group,
@@ -259,13 +262,13 @@ class Bench:
         from xrec_jax.llm.model.lora import Adapter
         from xrec_jax.tasks.requests import ExplanationRequest, UserItem
 
-        setup, sides = self.setup, self.sides
-        eos = setup.base.tokenizer.eos_ids if ending else NEVER
-        batch = setup.config.llm.generation_batch
+        shared, setup, sides = self.setup.shared, self.setup, self.sides
+        eos = shared.base.tokenizer.eos_ids if ending else NEVER
+        batch = shared.config.llm.generation_batch
 
         def sampler(share: bool) -> Sampler:
             return Sampler(
-                setup.base.model, setup.base.params, eos=eos, batch=batch, share_prefixes=share
+                shared.base.model, shared.base.params, eos=eos, batch=batch, share_prefixes=share
             )
 
         policy = self.state.policy["params"]["policy"]
@@ -273,8 +276,8 @@ class Bench:
             setup.rolled_out,
             seed=sides.seed,
             number=self.number,
-            count=setup.asked.rollout.per_round,
-            group=setup.asked.rollout.group_size,
+            count=shared.cfg.rollout.per_round,
+            group=shared.cfg.rollout.group_size,
         )[:count]
         key = (sides.seed, rng.Stream.ROLLOUTS, self.number)
         prompts = setup.prompts
@@ -289,19 +292,19 @@ class Bench:
             )
             for place, s in enumerate(states.tolist())
         ]
-        sampling = setup.exploring
+        sampling = shared.exploring
         samples = types.SimpleNamespace(
-            max_new_tokens=setup.size,
+            max_new_tokens=shared.size,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
         )
-        adapter = Adapter(policy["lora"], setup.lora)
-        shared, whole = sampler(True), sampler(False)
+        adapter = Adapter(policy["lora"], shared.lora)
+        together, whole = sampler(True), sampler(False)
 
         def explain(with_sampler: Sampler) -> Callable[[], int]:
             model = types.SimpleNamespace(
-                sampler=with_sampler, adapter=lambda name: adapter, tokenizer=setup.base.tokenizer
+                sampler=with_sampler, adapter=lambda name: adapter, tokenizer=shared.base.tokenizer
             )
             placeholder: Any = None  # what a language model does not read
             writer = explainers.Model(
@@ -322,12 +325,12 @@ class Bench:
 
         def rollout(soft: bool) -> Callable[[], int]:
             def answer() -> int:
-                setup.__dict__["sampler"] = shared  # as a run's own, but for what ends an answer
+                shared.__dict__["sampler"] = together  # as a run's own, but for what ends an answer
                 actor = sides.actor
                 vectors, actor.vectors = actor.vectors, actor.vectors * soft
                 made = actor.answer(policy, states, sides.users, key=key, exploring=True)
                 actor.vectors = vectors
-                setup.texts(made.tokens, made.length)
+                shared.texts(made.tokens, made.length)
                 return int(made.length.sum())
 
             return answer
@@ -335,7 +338,7 @@ class Bench:
         self.work = {"prompt_tokens": float(prompts.length[states].mean()), "answers": len(states)}
         return {
             "rollout": rollout(True),
-            "explain": explain(shared),
+            "explain": explain(together),
             "explain, nothing shared": explain(whole),
             "no soft prompt": rollout(False),
         }
@@ -421,15 +424,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         mesh = saved_mesh(config)
         with use_mesh(mesh):
             bench = Bench(copied(workdir, folder / "copy", args.seed), mesh, args.seed)
-            setup, asked = bench.setup, bench.setup.asked
+            setup, asked = bench.setup, bench.setup.shared.cfg
             setting["work"] = {
                 "run": config.name,
-                "parameters": setup.base.model.config.matmul_parameters,
+                "parameters": setup.shared.base.model.config.matmul_parameters,
                 "states": len(setup.states),
                 "rollouts": asked.rollout.per_round,
                 "prompt_tokens_longest": int(setup.prompts.ids.shape[1]),
                 "prompt_tokens_mean": float(setup.prompts.length.mean()),
-                "most_answer_tokens": setup.size,
+                "most_answer_tokens": setup.shared.size,
                 "soft_vectors": asked.soft_prompt.vectors,
                 "ppo_epochs": asked.ppo.epochs,
                 "refresh": asked.cache.refresh,

@@ -19,7 +19,7 @@ from xrec_jax.data.run_data import prepare
 from xrec_jax.data.world.vocabulary import KINDS, MOODS
 from xrec_jax.evaluation.faithfulness.planted import planted_claims, score_texts, world_vocabulary
 from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
-from xrec_jax.joint.granularity import check_cases
+from xrec_jax.joint.granularity import GRANULARITIES
 from xrec_jax.joint.recommender.reranker import RerankTask, retrieved
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
@@ -69,16 +69,15 @@ def made_of(model, devices=1):
     params = scrambled(base.init(jax.random.key(0)), 1)
     frozen = base.frozen(data.learned.user, data.learned.item).arrays
     task = SimpleNamespace(model=base)
-    setup = SimpleNamespace(
-        config=config, asked=config.joint, data=data, mesh=mesh, states=world_states(config, data)
-    )
-    setup.put = functools.partial(JointSetup.put, setup)
+    shared = SimpleNamespace(config=config, cfg=config.joint, data=data, mesh=mesh)
+    shared.put = functools.partial(JointSetup.put, shared)
+    setup = SimpleNamespace(shared=shared, states=world_states(config, data))
     best = retrieved(setup, task, params, frozen, count=CANDIDATES)
     states = setup.states
     cases = cases_of(states, placed(best, states), WRITERS["world"](config, data, states))
     setup.states = cases
     setup.learned, setup.rolled_out = cases.divided(0.3)
-    setup.valid_users = np.unique(states.user[states.rows(VALID)])[::2]
+    setup.tracked_users = np.unique(states.user[states.rows(VALID)])[::2]
     fused = RerankTask(setup, task, width=WIDTH)
     weights = {**scrambled(fused.model.init(jax.random.key(1)), 2), "base": params}
     rng = np.random.default_rng(5)
@@ -180,7 +179,7 @@ def test_rows_with_fewer_candidates_than_asked_for():
 
 def test_nothing_in_a_case_depends_on_which_candidate_is_true():
     one = made()
-    states, config = one.states, one.setup.config
+    states, config = one.states, one.setup.shared.config
     whole = WRITERS["world"](config, one.data, states)
     first = cases_of(states, one.cases.candidates, whole)
     rng = np.random.default_rng(0)
@@ -323,7 +322,7 @@ def test_without_a_text_the_list_is_that_of_the_recommender_alone(model, devices
         read = one.fused.evaluate("test", one.weights, one.frozen, one.read)
     for name, values in alone.masked.items():
         np.testing.assert_array_equal(found.masked[name], values)
-    assert few.users.tolist() == one.setup.valid_users.tolist()
+    assert few.users.tolist() == one.setup.tracked_users.tolist()
     assert (read.masked["ndcg@10"] != alone.masked["ndcg@10"]).any()
 
 
@@ -383,7 +382,7 @@ def test_what_cannot_be_is_one_clear_line():
     wrong = config.copy_and_resolve_references()
     wrong.joint.candidates = 61
     with pytest.raises(UserError, match=r"candidates=61 leaves nothing to retrieve from 61 items"):
-        check_cases(wrong, data)
+        GRANULARITIES["user_item"].check(wrong, data)
     wrong = config.copy_and_resolve_references()
     wrong.joint.sft.examples = 9999
     with pytest.raises(UserError, match=r"joint.sft.examples=9999, but only \d+ users"):

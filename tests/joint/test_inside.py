@@ -1,6 +1,7 @@
 """Inside a joint run: what is drawn, shown, kept and compared, one by one."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -52,7 +53,7 @@ def test_every_training_state_is_drawn_before_any_comes_again():
 
 def test_prompts_hold_what_came_before_and_no_name(opened):  # noqa: F811
     setup, states = opened.setup, opened.setup.states
-    reviews, about = setup.data.dataset.reviews, setup.data.world.about
+    reviews, about = setup.shared.data.dataset.reviews, setup.shared.data.world.about
     assert any(reviews.values()) and any(one.facts for one in about)
     for s, prompt in enumerate(states.prompts):
         assert not [title for title in states.titles if title in prompt]
@@ -70,12 +71,13 @@ def test_prompts_hold_what_came_before_and_no_name(opened):  # noqa: F811
 
 
 def test_soft_vectors_stand_on_their_placeholders(opened):  # noqa: F811
-    prompts, tokenizer = opened.setup.prompts, opened.setup.base.tokenizer
+    prompts, tokenizer = opened.setup.prompts, opened.setup.shared.base.tokenizer
     assert prompts.soft.shape == (len(opened.setup.states), 2)
     for s, prompt in enumerate(opened.setup.states.prompts):
         ids = prompts.ids[s, : prompts.length[s]].tolist()
         first, second = prompts.soft[s]
-        assert second == first + 1 and {ids[first], ids[second]} == {opened.setup.placeholder}
+        assert second == first + 1 and ids[first] == ids[second]
+        assert ids[first] == opened.setup.shared.placeholder
         before = tokenizer.decode(ids[:first])
         assert before.strip().endswith(prompt.strip()[-30:])
 
@@ -107,9 +109,9 @@ def test_shuffled_texts_are_those_of_other_users(opened, monkeypatch):  # noqa: 
     """Of other users of the same part, each text once, where no two texts are alike."""
     systems = Systems(opened.one, opened.state)
 
-    def encode(setup, texts):
+    def encode(shared, texts):
         number = np.arange(1, len(texts) + 1, dtype=np.float32)[:, None, None]
-        return np.tile(number, (1, 2, setup.encoder.width)), np.ones((len(texts), 2), bool)
+        return np.tile(number, (1, 2, shared.encoder.width)), np.ones((len(texts), 2), bool)
 
     monkeypatch.setattr(JointSetup, "encode", encode)
     own, swapped = (systems._read(name)["encoding"][:, 0, 0] for name in ("joint", "shuffled"))
@@ -130,7 +132,7 @@ def test_final_texts_are_the_best_explainers(opened, monkeypatch):  # noqa: F811
     last = systems.texts("joint")[:6]
     systems.rows = systems.rows[:6]
     made = one.actor.answer(best, systems.rows, one.users, key=(0,))
-    texts = opened.setup.texts(made.tokens, made.length)
+    texts = opened.setup.shared.texts(made.tokens, made.length)
     assert systems._write_texts("joint") == texts != last
 
 
@@ -140,14 +142,14 @@ def valid_ndcg(one, params, frozen, read):
     batch = user_batch(setup, one.recommender.model, one.tracked)
     batch |= {name: array[one.tracked] for name, array in read.items()}
     scores = np.asarray(one.recommender.model.item_scores(params, frozen, batch), np.float64)
-    valid, train = setup.data.split.valid, setup.data.split.train
+    valid, train = setup.shared.data.split.valid, setup.shared.data.split.train
     for row, s in enumerate(one.tracked):
         user = setup.states.user[s]
         [target] = valid.item[valid.user == user].tolist()
         seen = {*train.item[train.user == user].tolist()} - {target}
         ahead = [
             i
-            for i in range(setup.data.dataset.num_items)
+            for i in range(setup.shared.data.dataset.num_items)
             if i != target and i not in seen and scores[row, i] >= scores[row, target]
         ]
         found.append(1 / np.log2(2 + len(ahead)) if len(ahead) < 10 else 0.0)
@@ -185,7 +187,7 @@ def test_the_warm_start_learns_to_end(opened, monkeypatch):  # noqa: F811
         opened.one.actor.warm_start(0, opened.one.users, "joint/0/sft", None)
     [(states, tokens, length)] = seen
     assert states == sorted(setup.states.teacher)
-    tokenizer = setup.base.tokenizer
+    tokenizer = setup.shared.base.tokenizer
     for row, s in enumerate(states):
         answer = tokens[row, : length[row]].tolist()
         assert answer[-1] == tokenizer.eos_id and tokenizer.eos_id not in answer[:-1]
@@ -244,7 +246,7 @@ def test_staleness_of_the_kept_texts(joint, opened):  # noqa: F811
 def test_what_texts_add_to_the_held_out_item_one_by_one(joint, opened):  # noqa: F811
     """Over nothing to read, and over other texts where those of the warm start are kept."""
     one, state = opened.one, jax.device_get(opened.state)
-    items, model = opened.setup.data.dataset.num_items, one.recommender.model
+    items, model = opened.setup.shared.data.dataset.num_items, one.recommender.model
     frozen = one.recommender.frozen(one.alone.frozen, state.constants)
     params, gains = opened.state.recommender["params"], []
     kept = {name: getattr(state.cache, name) for name in ("encoding", "present")}
@@ -288,8 +290,10 @@ def test_several_held_out_items_count_alike(opened):  # noqa: F811
     one, setup = opened.one, opened.setup
     users = setup.states.user[one.tracked[:2]]
     events = Interactions(np.repeat(users, [3, 1]).astype(np.int32), np.array([4, 9, 2, 7]))
-    data = SimpleNamespace(split=SimpleNamespace(valid=events), dataset=setup.data.dataset)
-    fake = SimpleNamespace(setup=SimpleNamespace(data=data, states=setup.states))
+    data = SimpleNamespace(split=SimpleNamespace(valid=events), dataset=setup.shared.data.dataset)
+    fake = SimpleNamespace(
+        shared=SimpleNamespace(data=data), setup=SimpleNamespace(states=setup.states)
+    )
     targets = FusedTask.held_out(fake, one.tracked[[1, 0]])
     assert targets.tolist() == [[7, -1, -1], [4, 9, 2]]
     state = jax.device_get(opened.state)
@@ -302,7 +306,7 @@ def test_several_held_out_items_count_alike(opened):  # noqa: F811
         scores = np.asarray(
             one.recommender.model.item_scores(params, frozen, batch | read), np.float64
         )
-        scores = scores[:, : setup.data.dataset.num_items]
+        scores = scores[:, : setup.shared.data.dataset.num_items]
         log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         expected = [log_p[0, 7], log_p[1, [4, 9, 2]].mean()]
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
@@ -313,8 +317,8 @@ def test_a_group_that_shares_its_prompt_is_read_as_apart(opened):  # noqa: F811
     policy, setup, users = opened.one.actor, opened.setup, opened.one.users
     states = np.repeat(setup.rolled_out[:5], 2)
     rng = np.random.default_rng(3)
-    tokens = rng.integers(0, 200, (10, setup.size)).astype(np.int32)
-    length = rng.integers(0, setup.size + 1, 10).astype(np.int32)
+    tokens = rng.integers(0, 200, (10, setup.shared.size)).astype(np.int32)
+    length = rng.integers(0, setup.shared.size + 1, 10).astype(np.int32)
     said = []
     for group in (1, 2):
         batch = rows(setup.prompts, states, tokens, length, group=group)
@@ -365,15 +369,16 @@ def test_a_critic_and_policy_learn_from_groups_as_from_answers_apart(joint):  # 
 
 def test_schedules_end_with_the_last_update(opened):  # noqa: F811
     """Of three rounds of 2 epochs of 16 / 8 batches; in the first round only the critic learns."""
-    setup = copy.copy(opened.setup)
-    setup.asked = setup.asked.copy_and_resolve_references()
+    shared = copy.copy(opened.setup.shared)
+    setup = dataclasses.replace(opened.setup, shared=shared)
+    shared.cfg = shared.cfg.copy_and_resolve_references()
     slow = dict(
         schedule="linear", final_rate=0.0, optimizer="sgd", b1=0.0, clip_norm=0.0, weight_decay=0.0
     )
-    setup.asked.update(rounds=3)
-    setup.asked.ppo.update(epochs=2, critic_warmup=1)
-    setup.asked.ppo.policy.update(slow | dict(learning_rate=0.8, warmup=0.5))
-    setup.asked.ppo.critic.update(slow | dict(learning_rate=0.6))
+    shared.cfg.update(rounds=3)
+    shared.cfg.ppo.update(epochs=2, critic_warmup=1)
+    shared.cfg.ppo.policy.update(slow | dict(learning_rate=0.8, warmup=0.5))
+    shared.cfg.ppo.critic.update(slow | dict(learning_rate=0.6))
     rule = PolicyTask(setup, user_dim=3).rule
     expected = {
         "policy": [0.0, 0.2, 0.4, 0.6, 0.8, 0.6, 0.4, 0.2],

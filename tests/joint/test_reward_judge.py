@@ -14,6 +14,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
 from xrec_jax.joint import checks
+from xrec_jax.joint.granularity import open_setup
 from xrec_jax.joint.rewards import judge as joint_judge
 from xrec_jax.joint.rewards.judge import RewardJudge, reward_judge
 from xrec_jax.joint.round import roll_out, score_rollouts
@@ -235,14 +236,14 @@ def test_a_round_is_rewarded_by_its_judge(joint, tmp_path):  # noqa: F811
     with use_mesh(tiny.mesh()) as mesh:
         data, base = prepare(made.data), run_base.load_base(made, rundir, mesh)
         random_adapter(tmp_path / "run" / "judge", base.model.config, base)
-        setup = JointSetup(made, data, base, mesh=mesh, rundir=rundir)
+        setup = open_setup(JointSetup(made, data, base, mesh=mesh, rundir=rundir))
         task = RecommenderTask(made, "sasrec", data=data, mesh=mesh, rundir=rundir)
         one = open_sides(setup, task, 0)
         with Checkpoints(rundir.checkpoints("joint/0/rounds")) as checkpoints:
             state, _, _ = checkpoints.restore(state_shape(one))
         host = on_host(roll_out(one, state, 1))
         buffer = host.buffer
-        texts = setup.texts(buffer.tokens, buffer.length)
+        texts = setup.shared.texts(buffer.tokens, buffer.length)
         frozen = one.recommender.frozen(one.alone.frozen, host.constants)
         score, parts = score_rollouts(one, state, host, texts, frozen, 1)
         better = setup.judge(buffer.state, texts)

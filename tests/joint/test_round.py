@@ -86,7 +86,7 @@ def learned(workdir, estimator, **changes):
         after, _, found, verdict = learn(one, state, GuardState(), 1)
         assert not verdict.stop
         [batch] = batches
-        reference = {} if one.setup.asked.kl.reference == "base" else one.warm_policy
+        reference = {} if one.setup.shared.cfg.kl.reference == "base" else one.warm_policy
         said = [
             one.actor.assess(jax.device_put(params), reference, batch)
             for params in (start, jax.device_get(after.policy["params"]))
@@ -175,7 +175,7 @@ def test_answers_are_compared_with_those_to_the_same_prompt(rounds):
 def test_a_critic_is_told_what_answers_earned(rounds):
     """Returns of GAE by hand, from the values at the rollout and the rewards."""
     made, scores = rounds["gae"], scores_of(rounds["gae"])
-    lam, raw = made.one.setup.asked.ppo.lam, np.zeros(made.mask.shape)
+    lam, raw = made.one.setup.shared.cfg.ppo.lam, np.zeros(made.mask.shape)
     values = made.batch["values"]
     for row, length in enumerate(made.buffer.length.tolist()):
         ahead, value_ahead = 0.0, 0.0
@@ -195,7 +195,7 @@ def test_the_weight_of_the_kl_follows_its_target(rounds):
     for estimator, change in (("gae", 1 - GAIN * 0.2), ("group", 1 + GAIN * 0.2)):
         made = rounds[estimator]
         answer = made.found["ppo/kl"] * made.mask.sum() / ANSWERS
-        target = made.one.setup.asked.kl.target
+        target = made.one.setup.shared.cfg.kl.target
         assert (answer < 0.8 * target) == (estimator == "gae")
         assert made.found["ppo/kl_beta"] == pytest.approx(BETA)
         assert float(made.after.controller.beta) == pytest.approx(BETA * change)

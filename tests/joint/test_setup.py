@@ -16,6 +16,7 @@ from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
+from xrec_jax.joint.states.setup import state_setup
 from xrec_jax.joint.states.world import world_states
 from xrec_jax.parallel.mesh import gather, use_mesh
 from xrec_jax.training.recommender import build_model
@@ -39,12 +40,15 @@ def world():
     return prepare(config_of().data)
 
 
-class Setup(JointSetup):
+class Shared(JointSetup):
     """Without a language model."""
 
     def __init__(self, config, data, mesh=None):
-        self.config, self.asked, self.data, self.mesh = config, config.joint, data, mesh
-        self.states = world_states(config, data)
+        self.config, self.cfg, self.data, self.mesh = config, config.joint, data, mesh
+
+
+def setup_of(config, data, mesh=None):
+    return state_setup(Shared(config, data, mesh), world_states(config, data))
 
 
 def past(states, s):
@@ -63,8 +67,8 @@ def sequences(data):
 
 def naive_lessons(setup):
     """Event by event: each is served by the newest text before it that reaches so far."""
-    states, reach, found = setup.states, setup.asked.states.reach, {}
-    for user, items in sequences(setup.data).items():
+    states, reach, found = setup.states, setup.shared.cfg.states.reach, {}
+    for user, items in sequences(setup.shared.data).items():
         own = {int(states.before[s]): s for s in states.rows(TRAIN) if states.user[s] == user}
         for place, item in enumerate(items):
             before = max((b for b in own if b <= place), default=None)
@@ -78,7 +82,7 @@ def naive_lessons(setup):
     [(1, 1, 2), (1, 4, 2), (3, 2, 2), (2, 5, 0), (6, 3, 1)],
 )
 def test_lessons_are_those_of_a_plain_loop(train_states, reach, min_history):
-    setup = Setup(
+    setup = setup_of(
         config_of(train_states=train_states, reach=reach, min_history=min_history), world()
     )
     expected, states = naive_lessons(setup), setup.states
@@ -92,7 +96,7 @@ def test_lessons_are_those_of_a_plain_loop(train_states, reach, min_history):
     kept = [s for s in rows if int(states.user[s]) not in rolled]
     assert 0 < len(kept) < len(rows) and setup.learned.tolist() == kept
     wanted = [(s, item, before) for s in kept for item, before in expected[s]]
-    lessons = setup.lessons
+    lessons = setup.training_rows
     found = [
         (int(s), int(item), past(SimpleNamespace(history=lessons.history), n))
         for n, (s, item) in enumerate(zip(lessons.state, lessons.target, strict=True))
@@ -104,21 +108,22 @@ def test_lessons_are_those_of_a_plain_loop(train_states, reach, min_history):
 
 
 def test_users_of_the_warm_start_are_in_no_figure():
-    setup = Setup(config_of(), world())
+    setup = setup_of(config_of(), world())
     states = setup.states
     taught = {int(states.user[s]) for s in states.teacher}
     assert len(taught) == 7 and setup.taught_users.tolist() == sorted(taught)
     others = {int(u) for u in states.user[states.rows(VALID)]} - taught
-    assert len(setup.valid_users) == 11 and {*setup.valid_users.tolist()} <= others
-    setup = Setup(config_of(), world())
-    setup.asked.valid_users = 0
-    assert setup.valid_users.tolist() == sorted(others)
+    assert len(setup.tracked_users) == 11 and {*setup.tracked_users.tolist()} <= others
+    config = config_of()
+    config.joint.valid_users = 0
+    setup = setup_of(config, world())
+    assert setup.tracked_users.tolist() == sorted(others)
 
 
 def test_a_share_of_the_users_teaches_and_all_keep_their_history():
     config, data = config_of(train_states=2, reach=3), world()
-    whole, some = Setup(config, data), Setup(config, data._replace(train_share=0.6))
-    learned = {int(u) for u in some.data.learned.user}
+    whole, some = setup_of(config, data), setup_of(config, data._replace(train_share=0.6))
+    learned = {int(u) for u in some.shared.data.learned.user}
     users = {int(u) for u in whole.states.user}
     assert users & learned and users - learned
     for part in (TRAIN, VALID, TEST):
@@ -130,7 +135,7 @@ def test_a_share_of_the_users_teaches_and_all_keep_their_history():
             for s in (whole.states, some.states)
         ]
         assert rows[1] == [row for row in rows[0] if part != TRAIN or row[0] in learned]
-    for s in (*some.states.teacher, *some.learned, *some.rolled_out, *some.lessons.state):
+    for s in (*some.states.teacher, *some.learned, *some.rolled_out, *some.training_rows.state):
         assert int(some.states.user[s]) in learned
 
 
@@ -138,9 +143,9 @@ def test_a_share_of_the_users_teaches_and_all_keep_their_history():
 def fused():
     """A fused recommender with random weights, encodings drawn at random."""
     mesh = tiny.mesh()
-    setup = Setup(config_of(train_states=2, reach=3), world(), mesh)
+    setup = setup_of(config_of(train_states=2, reach=3), world(), mesh)
     with use_mesh(mesh):
-        base = build_model(setup.config.recommend["sasrec"], setup.data)
+        base = build_model(setup.shared.config.recommend["sasrec"], setup.shared.data)
         task = FusedTask(setup, SimpleNamespace(model=base), width=WIDTH)
         weights = scrambled(task.model.init(jax.random.key(1)), 2)
         rng = np.random.default_rng(5)
@@ -148,7 +153,7 @@ def fused():
             "encoding": rng.normal(size=(len(setup.states), 2, WIDTH)).astype(np.float32),
             "present": rng.random((len(setup.states), 2)) < 0.7,
         }
-        train = setup.data.learned
+        train = setup.shared.data.learned
         frozen = task.frozen(
             base.frozen(train.user, train.item).arrays, task.constants(read, setup.learned)
         )
@@ -158,7 +163,7 @@ def fused():
 def test_training_rows_are_lessons():
     setup, task, _, _, read = fused()
     rows = task.trained_rows()
-    assert rows.tolist() == list(range(len(setup.lessons.state)))
+    assert rows.tolist() == list(range(len(setup.training_rows.state)))
     wanted = [
         (s, *one)
         for s, found in sorted(naive_lessons(setup).items())
@@ -181,11 +186,11 @@ def test_training_rows_are_lessons():
 
 def test_the_temperature_is_fitted_on_every_held_out_event():
     setup, task, weights, _, _ = fused()
-    data, base = setup.data, task.task.model
+    data, base = setup.shared.data, task.task.model
     arrays = base.frozen(data.learned.user, data.learned.item).arrays
     state = {int(setup.states.user[s]): s for s in setup.states.rows(VALID)}
     rng, found = np.random.default_rng(3), []
-    with use_mesh(setup.mesh):
+    with use_mesh(setup.shared.mesh):
         users = task.user_states(weights["base"], arrays)
         table = np.asarray(base.tables(weights["base"], arrays).item)[: data.dataset.num_items]
 
@@ -196,20 +201,20 @@ def test_the_temperature_is_fitted_on_every_held_out_event():
 
         names = np.array(sorted(state), np.int32)
         valid, more = drawn(names), drawn(np.repeat(names, rng.integers(1, 4, len(names))))
-        nobody = valid.take(np.isin(names, setup.valid_users, invert=True))
+        nobody = valid.take(np.isin(names, setup.tracked_users, invert=True))
         for events in (valid, more, nobody):
-            config = setup.config.copy_and_resolve_references()
-            other = Setup(config, data, setup.mesh)
-            assert other.valid_users.tolist() == setup.valid_users.tolist()
+            config = setup.shared.config.copy_and_resolve_references()
+            other = setup_of(config, data, setup.shared.mesh)
+            assert other.tracked_users.tolist() == setup.tracked_users.tolist()
             split = dataclasses.replace(data.split, valid=events)
-            other.data = data._replace(split=split)
+            other.shared.data = data._replace(split=split)
             own = FusedTask(other, task.task, width=WIDTH)
             found.append(float(own.temperature(weights["base"], arrays)))
     for events, heat in zip((valid, more), found, strict=False):
         pairs = [
             (state[int(u)], int(i))
             for u, i in zip(events.user, events.item, strict=True)
-            if u in setup.valid_users
+            if u in setup.tracked_users
         ]
         scores = np.float64([users[s] @ table.T for s, _ in pairs])
         own = scores[np.arange(len(pairs)), [i for _, i in pairs]]
@@ -219,21 +224,23 @@ def test_the_temperature_is_fitted_on_every_held_out_event():
         ]
         assert min(losses) == losses[1] and 0.25 < heat < 4
     assert found[0] != found[1] and found[2] == 1.0
-    setup.asked.recommender.temperature = 1.25
+    setup.shared.cfg.recommender.temperature = 1.25
     assert task.temperature(None, None) == np.float32(1.25)
-    setup.asked.recommender.temperature = 0.0
+    setup.shared.cfg.recommender.temperature = 0.0
 
 
 @pytest.mark.parametrize("train_base", [False, True])
 def test_a_base_that_is_not_trained_does_not_decay(train_base):
     setup, _, weights, frozen, read = fused()
-    setup = Setup(setup.config.copy_and_resolve_references(), setup.data, setup.mesh)
-    setup.asked.recommender.train_base = train_base
-    setup.asked.recommender.train.update(
+    setup = setup_of(
+        setup.shared.config.copy_and_resolve_references(), setup.shared.data, setup.shared.mesh
+    )
+    setup.shared.cfg.recommender.train_base = train_base
+    setup.shared.cfg.recommender.train.update(
         dict(optimizer="adamw", weight_decay=0.5, learning_rate=0.01)
     )
-    with use_mesh(setup.mesh):
-        model = build_model(setup.config.recommend["sasrec"], setup.data)
+    with use_mesh(setup.shared.mesh):
+        model = build_model(setup.shared.config.recommend["sasrec"], setup.shared.data)
         task = FusedTask(setup, SimpleNamespace(model=model), width=WIDTH)
         first = task.initial(0, weights["base"])
         before = gather(first.params)
@@ -247,7 +254,7 @@ def test_a_text_is_worth_its_mean_over_the_targets():
     setup, task, weights, frozen, read = fused()
     states, expected = setup.rolled_out[:9], naive_lessons(setup)
     encoding, present = read["encoding"][states], read["present"][states]
-    with use_mesh(setup.mesh):
+    with use_mesh(setup.shared.mesh):
         told = task.score(weights, frozen, states, encoding, present, key=3)
         batch = {"user": setup.states.user[states]}
         batch["history"] = setup.states.history.padded(states, task.model.history_length)

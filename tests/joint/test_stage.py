@@ -111,7 +111,8 @@ def test_samples_and_final_texts(joint, opened):  # noqa: F811
     assert [s["user"] for s in samples[:2]] * 3 == [s["user"] for s in samples]
     records = jsonl(joint / "run" / "explanations" / "joint_0.jsonl")
     states = opened.setup.states
-    users = [str(opened.setup.data.dataset.user_ids[u]) for u in states.user[states.rows(TEST)]]
+    ids = opened.setup.shared.data.dataset.user_ids
+    users = [str(ids[u]) for u in states.user[states.rows(TEST)]]
     assert {record["system"] for record in records} == TEXTS
     for name in TEXTS:
         own = [record for record in records if record["system"] == name]
@@ -128,7 +129,7 @@ def test_figures_are_means_of_what_is_kept(joint, opened):  # noqa: F811
     kept = arrays(joint / "run" / "per_user" / "joint" / "0.npz")
     assert {name.split("/")[0] for name in kept} == SYSTEMS | {"users"}
     counted = counted_users(opened.setup)
-    assert len(counted) == 19 - 8 and {*opened.setup.valid_users.tolist()} <= counted
+    assert len(counted) == 19 - 8 and {*opened.setup.tracked_users.tolist()} <= counted
     counts = np.array([user in counted for user in kept["users"].tolist()])
     assert counts.sum() == len(counted) and len(counts) == 26
     for name in SYSTEMS:
@@ -158,12 +159,12 @@ def test_figures_are_means_of_what_is_kept(joint, opened):  # noqa: F811
 def test_figures_of_texts_by_hand(joint, opened):  # noqa: F811
     figures = evaluation(joint / "run")
     records = jsonl(joint / "run" / "explanations" / "joint_0.jsonl")
-    states, world = opened.setup.states, opened.setup.data.world
+    states, world = opened.setup.states, opened.setup.shared.data.world
     counted = counted_users(opened.setup)
     rows = np.array([s for s in states.rows(TEST) if int(states.user[s]) in counted])
     true = dict(
         zip(
-            (str(opened.setup.data.dataset.user_ids[u]) for u in states.user[rows]),
+            (str(opened.setup.shared.data.dataset.user_ids[u]) for u in states.user[rows]),
             world.tastes_at(states.user[rows], states.before[rows]),
             strict=True,
         )
@@ -203,7 +204,7 @@ def test_nothing_to_read_is_the_recommender_alone_to_the_last_bit(joint):  # noq
 def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811
     path = joint / "run" / "adapter_joint" / "0"
     assert base_of(path).path == str(joint / "model")
-    saved = load_adapter(path, opened.setup.base.model.config)
+    saved = load_adapter(path, opened.setup.shared.base.model.config)
     best = jax.device_get(opened.state.best["policy"]["lora"])
     runs.assert_same_bits(jax.device_get(saved.params), best)
     lm = xrec_jax.load_llm(joint / "model", path, batch=8)
@@ -216,7 +217,7 @@ def test_the_adapter_is_the_best_policy_and_loads(joint, opened):  # noqa: F811
 
 
 def test_pairs_of_the_warm_start_are_true(opened):  # noqa: F811
-    states, world = opened.setup.states, opened.setup.data.world
+    states, world = opened.setup.states, opened.setup.shared.data.world
     assert len(states.teacher) == 8
     for s, text in states.teacher.items():
         assert states.part[s] == TRAIN and text == join_pair(split_pair(text))
@@ -225,9 +226,9 @@ def test_pairs_of_the_warm_start_are_true(opened):  # noqa: F811
 
 
 def test_a_teacher_who_tells_what_prompts_state(opened):  # noqa: F811
-    config = opened.setup.config.copy_and_resolve_references()
+    config = opened.setup.shared.config.copy_and_resolve_references()
     config.joint.sft.teacher = "stated"
-    states, true = world_states(config, opened.setup.data), opened.setup.states
+    states, true = world_states(config, opened.setup.shared.data), opened.setup.states
     assert states.teacher.keys() == true.teacher.keys()
     fewer = 0
     for s, text in states.teacher.items():

@@ -17,7 +17,7 @@ from xrec_jax.core.trees import not_finite
 from xrec_jax.data.pipeline import BatchSource, iterate
 from xrec_jax.joint.guards import check_updates
 from xrec_jax.joint.rollout import Answers, generate, rows
-from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.llm.model import heads
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import gather
@@ -58,42 +58,41 @@ class PolicyTask:
       user_dim: size of the recommender's user state.
     """
 
-    def __init__(self, setup: JointSetup, *, user_dim: int):
-        self.setup, self.user_dim = setup, user_dim
-        asked = setup.asked
-        self.vectors = asked.soft_prompt.vectors
-        self.has_critic = asked.ppo.estimator == "gae"
+    def __init__(self, setup: StateSetup, *, user_dim: int):
+        self.setup, self.shared, self.user_dim = setup, setup.shared, user_dim
+        cfg = self.shared.cfg
+        self.vectors = cfg.soft_prompt.vectors
+        self.has_critic = cfg.ppo.estimator == "gae"
         # Answers that share a row, and so the reading of their prompt.
-        self.group = asked.rollout.group_size if asked.ppo.share_prompts else 1
+        self.group = cfg.rollout.group_size if cfg.ppo.share_prompts else 1
         self.options = PolicyOptions(
-            temperature=asked.rollout.temperature,
-            clip=asked.ppo.clip,
-            value_clip=asked.ppo.value_clip,
-            value_weight=asked.ppo.value_weight,
-            entropy_weight=asked.ppo.entropy_weight,
-            kl_stop=asked.ppo.kl_stop,
-            placeholder=setup.placeholder,
+            temperature=cfg.rollout.temperature,
+            clip=cfg.ppo.clip,
+            value_clip=cfg.ppo.value_clip,
+            value_weight=cfg.ppo.value_weight,
+            entropy_weight=cfg.ppo.entropy_weight,
+            kl_stop=cfg.ppo.kl_stop,
+            placeholder=self.shared.placeholder,
         )
         self._compiled_step: Any = None
-        ppo = asked.ppo
-        steps = ppo.epochs * (asked.rollout.per_round // ppo.batch_size)  # of a round
-        moving = asked.rounds - (ppo.critic_warmup if self.has_critic else 0)
+        ppo = cfg.ppo
+        steps = ppo.epochs * (cfg.rollout.per_round // ppo.batch_size)  # of a round
+        moving = cfg.rounds - (ppo.critic_warmup if self.has_critic else 0)
         self.rule = policy_optimizer(
-            optimizer(ppo.policy, max(0, moving) * steps),
-            optimizer(ppo.critic, asked.rounds * steps),
+            optimizer(ppo.policy, max(0, moving) * steps), optimizer(ppo.critic, cfg.rounds * steps)
         )
 
     @property
     def _sizes(self) -> dict[str, Any]:
         return {
-            "model": self.setup.base.model.config,
+            "model": self.shared.base.model.config,
             "user_dim": self.user_dim,
             "vectors": self.vectors,
-            "inner": self.setup.asked.soft_prompt.inner,
+            "inner": self.shared.cfg.soft_prompt.inner,
         }
 
     def _init_policy(self, key: jax.Array) -> Any:
-        return init_policy(key, lora=self.setup.lora, **self._sizes)
+        return init_policy(key, lora=self.shared.lora, **self._sizes)
 
     def fresh(self, seed: int) -> Any:
         """An untrained policy, on its devices."""
@@ -101,17 +100,17 @@ class PolicyTask:
 
     @functools.cached_property
     def _fresh(self) -> Any:
-        return initializer(self._init_policy, optax.identity(), mesh=self.setup.mesh)
+        return initializer(self._init_policy, optax.identity(), mesh=self.shared.mesh)
 
     @functools.cached_property
     def _both(self) -> Any:
         def init(key):
             critic = {}
             if self.has_critic:
-                critic = init_critic(key, lora=self.setup.critic_lora, **self._sizes)
+                critic = init_critic(key, lora=self.shared.critic_lora, **self._sizes)
             return {"policy": self._init_policy(key), "critic": critic}
 
-        return initializer(init, self.rule, mesh=self.setup.mesh)
+        return initializer(init, self.rule, mesh=self.shared.mesh)
 
     def initial(self, seed: int, policy: Any) -> TrainState:
         """State of policy and critic at the beginning of the rounds.
@@ -135,12 +134,12 @@ class PolicyTask:
           stage: its folder of checkpoints and name in the log.
           writer: metric log.
         """
-        setup, asked = self.setup, self.setup.asked.sft
+        setup, cfg = self.setup, self.shared.cfg.sft
         chosen = np.array(sorted(setup.states.teacher), np.int64)
-        tokenizer = setup.base.tokenizer
+        tokenizer = self.shared.base.tokenizer
         ids = tokenizer.encode_batch([setup.states.teacher[int(s)] for s in chosen], bos=False)
         answers = [[*row, tokenizer.eos_id] for row in ids]
-        size = max(setup.size, max(map(len, answers)))
+        size = max(self.shared.size, max(map(len, answers)))
         tokens = np.zeros((len(answers), size), np.int32)
         for row, answer in enumerate(answers):
             tokens[row, : len(answer)] = answer
@@ -150,39 +149,39 @@ class PolicyTask:
         arrays |= {"user": users[chosen]}
         source = BatchSource(
             AnswerRows(arrays),
-            batch_size=asked.train.batch_size,
+            batch_size=cfg.train.batch_size,
             seed=seed,
             process=jax.process_index(),
             processes=jax.process_count(),
         )
         epoch = source.steps_per_epoch
-        rule = optimizer(asked.train, epoch * asked.train.epochs)
+        rule = optimizer(cfg.train, epoch * cfg.train.epochs)
         step = functools.partial(
             sft_step,
-            model=setup.base.model,
-            lora=setup.lora,
+            model=self.shared.base.model,
+            lora=self.shared.lora,
             optimizer=rule,
             answer_size=size,
-            placeholder=setup.placeholder,
-            accumulation=asked.train.accumulation,
+            placeholder=self.shared.placeholder,
+            accumulation=cfg.train.accumulation,
         )
-        state = initializer(self._init_policy, rule, mesh=setup.mesh)(seed)
-        state = state.replace(frozen={"base": setup.base.params})
+        state = initializer(self._init_policy, rule, mesh=self.shared.mesh)(seed)
+        state = state.replace(frozen={"base": self.shared.base.params})
         options = LoopOptions(
-            total_steps=epoch * asked.train.epochs,
+            total_steps=epoch * cfg.train.epochs,
             log_every=epoch,
-            checkpoint_every=epoch * asked.train.checkpoint_every,
-            examples_per_step=asked.train.batch_size,
+            checkpoint_every=epoch * cfg.train.checkpoint_every,
+            examples_per_step=cfg.train.batch_size,
             steps_per_epoch=epoch,
-            steps_before=setup.steps_before(seed),
+            steps_before=self.shared.steps_before(seed),
         )
-        with Checkpoints(setup.rundir.checkpoints(stage)) as checkpoints:
+        with Checkpoints(self.shared.rundir.checkpoints(stage)) as checkpoints:
             state, _ = fit(
                 state,
                 compile_step(step, state),
-                iterate(source, prefetch=asked.train.prefetch),
+                iterate(source, prefetch=cfg.train.prefetch),
                 stage=stage,
-                mesh=setup.mesh,
+                mesh=self.shared.mesh,
                 options=options,
                 checkpoints=checkpoints,
                 writer=writer,
@@ -195,7 +194,7 @@ class PolicyTask:
     def _soft(self) -> Any:
         @jax.jit
         def soft(projector, table, users):
-            return heads.soft_vectors(projector, table[self.setup.placeholder], users)
+            return heads.soft_vectors(projector, table[self.shared.placeholder], users)
 
         return soft
 
@@ -219,18 +218,18 @@ class PolicyTask:
         """
         setup, adapter, vectors = self.setup, None, None
         if policy is not None:
-            adapter = Adapter(policy["lora"], setup.lora)
+            adapter = Adapter(policy["lora"], self.shared.lora)
             if self.vectors:
-                table = setup.base.params["embed"]["table"]
+                table = self.shared.base.params["embed"]["table"]
                 vectors = gather(self._soft(policy["projector"], table, users[states]))
         return generate(
-            setup.sampler,
+            self.shared.sampler,
             setup.prompts,
             states,
             adapter=adapter,
             vectors=vectors,
-            sampling=setup.exploring if exploring else setup.sampling,
-            size=setup.size,
+            sampling=self.shared.exploring if exploring else self.shared.sampling,
+            size=self.shared.size,
             key=key,
         )
 
@@ -238,16 +237,20 @@ class PolicyTask:
 
     @functools.cached_property
     def _assess(self) -> Any:
-        model, setup, options = self.setup.base.model, self.setup, self.options
+        shared, options = self.shared, self.options
 
         @jax.jit
         def assess(params, reference, base, batch):
-            common = {"model": model, "answer_size": setup.size, "placeholder": options.placeholder}
+            common = {
+                "model": shared.base.model,
+                "answer_size": shared.size,
+                "placeholder": options.placeholder,
+            }
             log_probs, entropy = policy_log_probs(
                 params["policy"],
                 base,
                 batch,
-                lora=setup.lora,
+                lora=shared.lora,
                 temperature=options.temperature,
                 entropy=True,
                 **common,
@@ -259,14 +262,14 @@ class PolicyTask:
                     reference,
                     base,
                     batch,
-                    lora=setup.lora if reference else None,
+                    lora=shared.lora if reference else None,
                     temperature=options.temperature,
                     **common,
                 ),
             }
             if self.has_critic:
                 found["values"] = critic_values(
-                    params["critic"], base, batch, lora=setup.critic_lora, **common
+                    params["critic"], base, batch, lora=shared.critic_lora, **common
                 )
             return found
 
@@ -274,11 +277,11 @@ class PolicyTask:
 
     def assess(self, params: Any, reference: Any, batch: Mapping[str, np.ndarray]) -> dict:
         """Log-probabilities, entropy, the reference's and values of answers, `[n, A]` each."""
-        setup, size = self.setup, self.setup.asked.ppo.batch_size // self.group
+        shared, size = self.shared, self.shared.cfg.ppo.batch_size // self.group
         found = []
         for first in range(0, len(batch["ids"]), size):
             part = self._part(batch, np.arange(first, min(first + size, len(batch["ids"]))))
-            made = self._assess(params, reference, setup.base.params, setup.put(part))
+            made = self._assess(params, reference, shared.base.params, shared.put(part))
             found.append(gather(made))
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
@@ -298,12 +301,12 @@ class PolicyTask:
         Raises:
           UserError: if a metric is not finite.
         """
-        asked, setup = self.setup.asked.ppo, self.setup
+        cfg, shared = self.shared.cfg.ppo, self.shared
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
-        size = asked.batch_size // self.group
-        orders = minibatches(len(batch["ids"]), size, epochs=asked.epochs, key=key)
-        trains = np.float32(number > asked.critic_warmup or not self.has_critic)
-        state = state.replace(frozen={"base": setup.base.params})
+        size = cfg.batch_size // self.group
+        orders = minibatches(len(batch["ids"]), size, epochs=cfg.epochs, key=key)
+        trains = np.float32(number > cfg.critic_warmup or not self.has_critic)
+        state = state.replace(frozen={"base": shared.base.params})
         compiled = self._compiled(state)
         found: list[dict[str, float]] = []
         for order in orders:
@@ -311,7 +314,7 @@ class PolicyTask:
             for chosen in order:
                 part = self._part(batch, chosen)
                 part["train_policy"] = np.full(len(chosen), trains, np.float32)
-                state, metrics = compiled(state, setup.put(part))
+                state, metrics = compiled(state, shared.put(part))
                 found.append({name: float(gather(v)) for name, v in metrics.items()})
                 stopped = found[-1]["ppo/stopped"] > 0
                 if stopped:
@@ -343,12 +346,12 @@ class PolicyTask:
         if self._compiled_step is None:
             step = functools.partial(
                 ppo_step,
-                model=self.setup.base.model,
-                policy_lora=self.setup.lora,
-                critic_lora=self.setup.critic_lora,
+                model=self.shared.base.model,
+                policy_lora=self.shared.lora,
+                critic_lora=self.shared.critic_lora,
                 optimizer=self.rule,
                 options=self.options,
-                accumulation=self.setup.asked.ppo.accumulation,
+                accumulation=self.shared.cfg.ppo.accumulation,
             )
             self._compiled_step = compile_step(step, state)
         return self._compiled_step

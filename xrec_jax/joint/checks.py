@@ -13,13 +13,14 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.joint.config import SYSTEMS
-from xrec_jax.joint.granularity import GRANULARITIES, check_cases, is_reranked
+from xrec_jax.joint.granularity import GRANULARITIES, granularity_of
 from xrec_jax.joint.guards import GuardOptions
 from xrec_jax.joint.recommender.fused import HPARAMS, system_of
 from xrec_jax.joint.rewards import judge
 from xrec_jax.joint.rewards import parts as rewards
-from xrec_jax.joint.setup import check_lengths, cut_off, prompts_of, states_of
+from xrec_jax.joint.setup import cut_off
 from xrec_jax.joint.states.base import TEST, VALID, JointStates
+from xrec_jax.joint.states.setup import check_lengths, prompts_of, states_of
 from xrec_jax.llm import run_base
 from xrec_jax.llm.encoder import LAYERS
 from xrec_jax.llm.generation.sampling import Sampling
@@ -84,8 +85,9 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         judge.check(config, rundir)
     states = states_of(config, data)
     _check_states(config, states)
-    check_cases(config, data)
-    if config.llm.path and not is_reranked(config):  # what `pretrain` makes has no tokenizer yet
+    granularity = granularity_of(config)
+    granularity.check(config, data)
+    if config.llm.path and granularity.fixed:  # what `pretrain` makes has no tokenizer yet
         prompts = prompts_of(config, states, load_tokenizer(config.llm.path))
         check_lengths(config, prompts, open_model(config.llm.path).config.max_positions)
 
@@ -97,7 +99,9 @@ def _check_teacher(config: Any) -> None:
             f"joint.sft.teacher={teacher!r} is not valid{did_you_mean(teacher, TEACHERS)}; "
             f"valid: {', '.join(TEACHERS)}"
         )
-    if teacher != TEACHERS[0] and (config.joint.states.source != "world" or is_reranked(config)):
+    if teacher != TEACHERS[0] and (
+        config.joint.states.source != "world" or not granularity_of(config).fixed
+    ):
         raise UserError(
             f"joint.sft.teacher={teacher!r} is for users of a world "
             "(joint.states.source='world', joint.granularity='user'); elsewhere leave 'true'"

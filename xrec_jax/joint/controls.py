@@ -60,14 +60,15 @@ class Systems:
     """
 
     def __init__(self, sides: Sides, state: JointState):
-        self.sides, self.setup, self.state = sides, sides.setup, state
+        self.sides, self.state = sides, state
+        self.setup, self.shared = sides.setup, sides.shared
         states = self.setup.states
         self.rows = np.concatenate([self.setup.learned, sides.tracked, states.rows(TEST)])
         self.folder = sides.folder / "systems"
 
     def names(self) -> list[str]:
         """Systems of this run, joint first: others are made of its texts."""
-        chosen = [name for entry in self.setup.asked.systems for name in entry.split(",") if name]
+        chosen = [name for entry in self.shared.cfg.systems for name in entry.split(",") if name]
         if self.setup.states.planted is None:
             chosen = [name for name in chosen if name != "planted"]
         if self.setup.states.stated is None:
@@ -85,15 +86,15 @@ class Systems:
                 arrays = self._measure(name)
                 _write(path, arrays)
                 if is_primary():
-                    value = arrays[f"test/ndcg@{self.setup.best_k}"].mean()
-                    log(f"{self.sides.stage}: {name}: NDCG@{self.setup.best_k} {value:.4f}")
-            found[name] = run_records.system_figures(self.setup.rundir, path)
+                    value = arrays[f"test/ndcg@{self.shared.best_k}"].mean()
+                    log(f"{self.sides.stage}: {name}: NDCG@{self.shared.best_k} {value:.4f}")
+            found[name] = run_records.system_figures(self.shared.rundir, path)
         return found
 
     def texts(self, name: str) -> list[str]:
         """Texts of a system for `rows`; made once and kept in a file. All processes call it."""
         path = self.folder / f"{name}.jsonl"
-        same = not self.setup.sampling.temperature and not self.sides.recommender.reads_others
+        same = not self.shared.sampling.temperature and not self.sides.recommender.reads_others
         if name == "untuned" and same:  # the same for every seed, but for a seed's own cases
             path = self.sides.folder.parent / "untuned.jsonl"
         known = path.exists()
@@ -107,7 +108,7 @@ class Systems:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_text(path, files.json_lines(records))
             barrier(f"{name}.jsonl")
-        return run_records.state_texts(self.setup.rundir, path, self.rows)
+        return run_records.state_texts(self.shared.rundir, path, self.rows)
 
     def _write_texts(self, name: str) -> list[str]:
         states, sides = self.setup.states, self.sides
@@ -128,15 +129,15 @@ class Systems:
         if name == "masked_titles":
             return mask_titles(self.texts(JOINT), states.titles)
         policy = {JOINT: self.state.best["policy"], "sft": sides.warm_policy, "untuned": None}[name]
-        number = self.setup.asked.rounds + 1 if name == JOINT else 0
+        number = self.shared.cfg.rounds + 1 if name == JOINT else 0
         made = sides.actor.answer(
             policy, self.rows, sides.users, key=(sides.seed, Stream.EXPLANATIONS, number)
         )
-        return self.setup.texts(made.tokens, made.length)
+        return self.shared.texts(made.tokens, made.length)
 
     def _read(self, name: str) -> Read:
         """What a system reads of every state."""
-        count, width = len(self.setup.states), self.setup.encoder.width
+        count, width = len(self.setup.states), self.shared.encoder.width
         if name == "features":
             return {"features": self.setup.states.features}
         read = {
@@ -146,7 +147,7 @@ class Systems:
         if name in (ALONE, "null"):
             return read
         source = JOINT if name in ("refit", "why", "why_not", "shuffled") else name
-        read["encoding"][self.rows], read["present"][self.rows] = self.setup.encode(
+        read["encoding"][self.rows], read["present"][self.rows] = self.shared.encode(
             self.texts(source)
         )
         if name == "shuffled":
@@ -168,7 +169,7 @@ class Systems:
             fused = type(fused)(self.setup, fused.task, width=width, features=True)
         elif name in SIDES:
             fused = type(fused)(
-                self.setup, fused.task, width=self.setup.encoder.width, sides=SIDES[name]
+                self.setup, fused.task, width=self.shared.encoder.width, sides=SIDES[name]
             )
         if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
             frozen, params, _ = self._joint
@@ -212,7 +213,7 @@ class Systems:
         sides, frozen = self.sides, self._frozen(self.sides.recommender, None)
         best = jax.tree.map(jnp.copy, self.state.best["recommender"])
         state = sides.recommender.initial(sides.seed, sides.alone.params).replace(params=best)
-        steps = self.setup.asked.recommender.final_steps
+        steps = self.shared.cfg.recommender.final_steps
         found = Trained(
             frozen, *self._fit(sides.recommender, state, frozen, self._read(JOINT), steps)
         )
@@ -222,7 +223,7 @@ class Systems:
         self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int
     ) -> tuple[Any, float]:
         """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
-        metric = f"ndcg@{self.setup.best_k}"
+        metric = f"ndcg@{self.shared.best_k}"
 
         def worth(params: Any) -> float:
             return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())

@@ -8,18 +8,18 @@ import numpy as np
 
 from xrec_jax.core import rng
 from xrec_jax.core.rng import Stream
-from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import Explanations
+from xrec_jax.joint.states.setup import StateSetup
 
 Metrics = dict[str, Any]
 
 
-def empty(setup: JointSetup) -> Explanations:
+def empty(setup: StateSetup) -> Explanations:
     """A cache on the host before anything was written."""
-    count, width = len(setup.states), setup.encoder.width
+    count, width = len(setup.states), setup.shared.encoder.width
     return Explanations(
-        tokens=np.zeros((count, setup.size), np.int32),
+        tokens=np.zeros((count, setup.shared.size), np.int32),
         length=np.zeros(count, np.int32),
         version=np.full(count, -1, np.int32),
         encoding=np.zeros((count, 2, width), np.float32),
@@ -44,10 +44,10 @@ def explain(sides: Sides, policy: Any, states: np.ndarray, number: int) -> Expla
     Returns:
       Host arrays with n rows in the order of `states`.
     """
-    setup = sides.setup
+    shared = sides.shared
     key = (sides.seed, Stream.EXPLANATIONS, number)
     answers = sides.actor.answer(policy, states, sides.users, key=key)
-    encoding, present = setup.encode(setup.texts(answers.tokens, answers.length))
+    encoding, present = shared.encode(shared.texts(answers.tokens, answers.length))
     return Explanations(
         tokens=answers.tokens,
         length=answers.length,
@@ -82,9 +82,8 @@ def refresh(
     Returns:
       The new cache on the host, and the age of training texts in rounds (`cache/...`).
     """
-    setup = sides.setup
-    train = setup.cached
-    count = int(np.ceil(setup.asked.cache.refresh * len(train)))
+    train = sides.setup.cached
+    count = int(np.ceil(sides.shared.cfg.cache.refresh * len(train)))
     # Equally old texts are taken in a keyed order, so that no user is always the last.
     order = rng.permutation(rng.fold(sides.seed, Stream.REFRESH_ORDER), len(train))
     oldest = train[order][np.argsort(cache.version[train[order]], kind="stable")][:count]

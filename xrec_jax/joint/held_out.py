@@ -43,7 +43,7 @@ def baseline(sides: Sides, state: JointState) -> Baseline:
     read = readable(host.cache)
     silent = read | {"present": np.zeros_like(host.cache.present)}
     per_user = recommender.evaluate("few", params, frozen, silent)
-    ndcg = per_user.masked[f"ndcg@{sides.setup.best_k}"].mean()
+    ndcg = per_user.masked[f"ndcg@{sides.shared.best_k}"].mean()
     if recommender.reads_others:
         return Baseline(ndcg)
     targets = recommender.held_out(sides.tracked)
@@ -83,11 +83,12 @@ def measure(sides: Sides, params: Any, frozen: Any, host: Snapshot, number: int)
       UserError: if a figure is NaN or infinite.
     """
     assert sides.baseline is not None, "sides without a baseline"
-    setup, recommender, base = sides.setup, sides.recommender, sides.baseline
+    shared, setup = sides.shared, sides.setup
+    recommender, base = sides.recommender, sides.baseline
     read = readable(host.cache)
 
     # Ranking: the same users, candidates and cut-off as the baseline.
-    name = f"ndcg@{setup.best_k}"
+    name = f"ndcg@{shared.best_k}"
     values = recommender.evaluate("few", params, frozen, read).masked[name]
     metrics: Metrics = {
         f"valid/{name}": float(values.mean()),
@@ -107,7 +108,7 @@ def measure(sides: Sides, params: Any, frozen: Any, host: Snapshot, number: int)
 
     # Truth of the texts, where the world knows the users' reasons.
     cache, planted = host.cache, setup.states.planted
-    texts = setup.texts(cache.tokens[sides.tracked], cache.length[sides.tracked])
+    texts = shared.texts(cache.tokens[sides.tracked], cache.length[sides.tracked])
     f1 = None
     if planted is not None:
         f1 = score_texts(texts, [planted[s] for s in sides.tracked]).f1
@@ -120,16 +121,17 @@ def measure(sides: Sides, params: Any, frozen: Any, host: Snapshot, number: int)
 
 def _samples(sides: Sides, texts: list[str], f1: Any, number: int) -> list[dict[str, Any]]:
     """Records of the texts of a few tracked states, the same ones every round."""
-    setup, planted = sides.setup, sides.setup.states.planted
+    shared, states = sides.shared, sides.setup.states
+    planted = states.planted
     return [
         {
             "round": number,
-            "user": str(setup.data.dataset.user_ids[setup.states.user[s]]),
+            "user": str(shared.data.dataset.user_ids[states.user[s]]),
             "part": "valid",
-            "prompt": setup.states.prompts[s],
+            "prompt": states.prompts[s],
             "text": texts[place],
             "planted": None if planted is None else planted[s],
             "f1": None if f1 is None else float(f1[place]),
         }
-        for place, s in enumerate(sides.tracked[: setup.asked.samples].tolist())
+        for place, s in enumerate(sides.tracked[: shared.cfg.samples].tolist())
     ]

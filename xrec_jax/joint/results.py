@@ -23,13 +23,13 @@ from xrec_jax.evaluation.statistics.intervals import (
 from xrec_jax.evaluation.statistics.significance import sign_flip
 from xrec_jax.evaluation.tables import text_table
 from xrec_jax.inference import run_records
-from xrec_jax.joint import granularity
 from xrec_jax.joint.controls import ALONE, JOINT, Systems
+from xrec_jax.joint.granularity import granularity_of
 from xrec_jax.joint.guards import GuardOptions, kept_round
-from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import TEST
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.llm.io.peft_io import save_adapter
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import gather
@@ -56,23 +56,23 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
       systems: trained and tested.
       figures: per-user test metrics of every system.
     """
-    setup, seed = sides.setup, sides.seed
+    shared, setup, seed = sides.shared, sides.setup, sides.seed
     policy = gather(state.best["policy"])
     texts = {name: systems.texts(name) for name in systems.names() if name in _TEXTS}
     if not is_primary():
         barrier("joint")
         return
-    folder = setup.rundir.path / "adapter_joint" / str(seed)
+    folder = shared.rundir.path / "adapter_joint" / str(seed)
     if folder.exists():  # of this seed, before a kill kept it from being done
         folder.rmtree()
-    save_adapter(folder, Adapter(policy["lora"], setup.lora), base=setup.base.identity())
+    save_adapter(folder, Adapter(policy["lora"], shared.lora), base=shared.base.identity())
     records = []
-    ids, states = setup.data.dataset.user_ids, setup.states
+    ids, states = shared.data.dataset.user_ids, setup.states
     for name, made in texts.items():
         for s, text in zip(systems.rows, made, strict=True):
             if states.part[s] == TEST:
                 why, why_not = split_pair(text)
-                [named] = states.records(np.array([s]), setup.data.dataset.item_ids)
+                [named] = states.records(np.array([s]), shared.data.dataset.item_ids)
                 records.append(
                     {
                         "user": str(ids[states.user[s]]),
@@ -83,7 +83,7 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
                         "why_not": why_not,
                     }
                 )
-    path = texts_path(setup.rundir, seed)
+    path = texts_path(shared.rundir, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, files.json_lines(records))
     arrays = {
@@ -94,11 +94,11 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
     }
     arrays["users"] = figures[JOINT]["users"]
 
-    write_npz(setup.rundir.per_user(f"{STAGE}/{seed}"), arrays)
+    write_npz(shared.rundir.per_user(f"{STAGE}/{seed}"), arrays)
     barrier("joint")
 
 
-def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[str, Estimate]]:
+def aggregate(config: Any, setup: StateSetup, rundir: RunDir) -> dict[str, dict[str, Estimate]]:
     """Every system's figures over users and seeds, and the differences that decide."""
     resamples = config.ranking.resamples
     per_seed = []
@@ -126,7 +126,7 @@ def aggregate(config: Any, setup: JointSetup, rundir: RunDir) -> dict[str, dict[
             whole = {k.replace("test/", "test_all/"): v for k, v in own.items()}
             table[name] |= estimates(whole, resamples=resamples)
     _add_texts(config, setup, rundir, table, resamples)
-    metric = f"ndcg@{setup.best_k}"
+    metric = f"ndcg@{setup.shared.best_k}"
     pairs = [(name, ALONE) for name in names if name != ALONE]
     pairs += [(JOINT, name) for name in _AGAINST if name in names]
     pairs += [("refit", "sft")] if {"refit", "sft"} <= {*names} else []  # only texts differ
@@ -156,13 +156,13 @@ def _share(apart: Estimate, scale: float) -> Estimate:
 
 
 def _add_texts(
-    config: Any, setup: JointSetup, rundir: RunDir, table: dict[str, Any], resamples: int
+    config: Any, setup: StateSetup, rundir: RunDir, table: dict[str, Any], resamples: int
 ) -> None:
     """Planted F1, length and mentions of titles of the final texts."""
     found: dict[str, dict[str, list[np.ndarray]]] = {}
-    users, items = setup.data.dataset.user_ids, setup.data.dataset.item_ids
+    users, items = setup.shared.data.dataset.user_ids, setup.shared.data.dataset.item_ids
     for seed in config.seeds:
-        finished = granularity.of_finished(setup, seed)
+        finished = granularity_of(config).of_finished(setup, seed)
         states, monitors = finished.states, finished.monitors
         test = states.rows(TEST)
         test = test[~np.isin(states.user[test], setup.taught_users)]

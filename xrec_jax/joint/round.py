@@ -53,13 +53,13 @@ def roll_out(sides: Sides, state: JointState, number: int) -> JointState:
     Returns:
       The state with the answers in its `buffer`, half a round (one step) later.
     """
-    setup = sides.setup
+    shared = sides.shared
     states = drawn_states(
-        setup.rolled_out,
+        sides.setup.rolled_out,
         seed=sides.seed,
         number=number,
-        count=setup.asked.rollout.per_round,
-        group=setup.asked.rollout.group_size,
+        count=shared.cfg.rollout.per_round,
+        group=shared.cfg.rollout.group_size,
     )
     answers = sides.actor.answer(
         state.policy["params"]["policy"],
@@ -76,7 +76,7 @@ def roll_out(sides: Sides, state: JointState, number: int) -> JointState:
         log_probs=answers.log_probs,
         round=np.int32(number),
     )
-    return state.replace(step=state.step + 1, buffer=put_replicated(buffer, setup.mesh))
+    return state.replace(step=state.step + 1, buffer=put_replicated(buffer, shared.mesh))
 
 
 def drawn_states(pool: np.ndarray, *, seed: int, number: int, count: int, group: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def learn(
     Raises:
       UserError: on rewards, log-probabilities or updates that are worthless (`joint.guards`).
     """
-    setup, asked = sides.setup, sides.setup.asked
+    shared, setup, cfg = sides.shared, sides.setup, sides.shared.cfg
     clock = _Clock(rollout=rollout_seconds)
     # One copy to the host: updates below donate the state's buffers, and every process must join
     # in the same transfers.
@@ -133,7 +133,7 @@ def learn(
 
     # Answers that never end or are empty would teach the policy their length, not their content.
     verdict = guards.check_rollouts(
-        buffer.ended, buffer.length, setup.guards, state=guard, number=number
+        buffer.ended, buffer.length, shared.guards, state=guard, number=number
     )
     metrics: Metrics = {
         "round": number,
@@ -145,11 +145,11 @@ def learn(
         return state.replace(step=state.step + 1), guard, metrics, verdict
 
     # Rewards, by the recommender as it was when the answers were sampled.
-    texts = setup.texts(buffer.tokens, buffer.length)
+    texts = shared.texts(buffer.tokens, buffer.length)
     frozen = sides.recommender.frozen(sides.alone.frozen, host.constants)
     score, parts = score_rollouts(sides, state, host, texts, frozen, number)
     metrics |= {name: float(value) for name, value in rewards.metrics(score, parts).items()}
-    guards.check_scores(parts, score, setup.guards)
+    guards.check_scores(parts, score, shared.guards)
     # Signs of a policy that games its reward; nothing is optimised for them.
     metrics |= _truth(sides, buffer, texts, score)
     prompts = [setup.states.prompts[s] for s in buffer.state]
@@ -162,7 +162,7 @@ def learn(
     policy, measured = sides.actor.update(training_state(state.policy, {}), batch, number=number)
     # `ppo/entropy` is already known of the whole rollout, whether or not the policy was updated.
     metrics |= {name: value for name, value in measured.items() if name != "ppo/entropy"}
-    controller = kl.adapt(state.controller, answer_kl, target=asked.kl.target, gain=asked.kl.gain)
+    controller = kl.adapt(state.controller, answer_kl, target=cfg.kl.target, gain=cfg.kl.gain)
     clock.mark("ppo")
 
     # The recommender reads texts of the new policy, a share of them each round: so its inputs
@@ -175,7 +175,7 @@ def learn(
         training_state(state.recommender, {}),
         frozen,
         readable(cache),
-        steps=asked.recommender.steps,
+        steps=cfg.recommender.steps,
         seed=sides.seed,
     )
     metrics |= measured
@@ -185,14 +185,14 @@ def learn(
     metrics |= measure(sides, recommender.params, frozen, host, number)
     clock.mark("evaluation")
     metrics |= clock.seconds
-    guard, verdict = guards.check_round(metrics, guard, setup.guards, number=number)
+    guard, verdict = guards.check_round(metrics, guard, shared.guards, number=number)
     metrics |= verdict.record()
     state = state.replace(
         step=state.step + 1,
         policy=part_of(policy),
         recommender=part_of(recommender),
-        controller=put_replicated(controller, setup.mesh),
-        cache=put_replicated(cache, setup.mesh),
+        controller=put_replicated(controller, shared.mesh),
+        cache=put_replicated(cache, shared.mesh),
     )
     if verdict.improved:
         # Copies, because the next round's updates donate what `policy` and `recommender` hold.
@@ -217,8 +217,8 @@ def score_rollouts(
     Returns:
       Score `[n]` float32 of every answer, and its parts without their weights.
     """
-    setup, buffer = sides.setup, host.buffer
-    encoding, present = setup.encode(texts)
+    shared, setup, buffer = sides.shared, sides.setup, host.buffer
+    encoding, present = shared.encode(texts)
     scored = sides.recommender.score(
         state.recommender["params"],
         frozen,
@@ -232,26 +232,26 @@ def score_rollouts(
     prompts, states = setup.prompts, buffer.state
     group = setup.states.group
     judged = None
-    if "judge" in setup.weights:
+    if "judge" in shared.weights:
         judged = setup.judge(states, texts)
     fields: Metrics = scored | {
         "length": buffer.length,
         "ended": buffer.ended,
         "answer": buffer.tokens,
-        "answer_mask": np.arange(setup.size) < buffer.length[:, None],
+        "answer_mask": np.arange(shared.size) < buffer.length[:, None],
         "prompt": prompts.ids[states],
         "prompt_mask": np.arange(prompts.ids.shape[1]) < prompts.length[states][:, None],
         "group": None if group is None else group[states],
         "judge": judged,
     }
-    rollouts = Scored(**setup.put(fields), content=setup.content)
-    score, parts = rewards.total(rollouts, setup.asked.rewards)
+    rollouts = Scored(**shared.put(fields), content=setup.content)
+    score, parts = rewards.total(rollouts, shared.cfg.rewards)
     return gather(score), gather(parts)
 
 
 def _truth(sides: Sides, buffer: Rollout, texts: list[str], score: np.ndarray) -> Metrics:
     """Whether answers name the true reasons, and whether that is what the reward pays for."""
-    planted, group = sides.setup.states.planted, sides.setup.asked.rollout.group_size
+    planted, group = sides.setup.states.planted, sides.shared.cfg.rollout.group_size
     if planted is None:
         return {}
     f1 = score_texts(texts, [planted[s] for s in buffer.state]).f1
@@ -279,44 +279,44 @@ def policy_rows(
     Raises:
       UserError: if sampler and trainer disagree about the answers' log-probabilities.
     """
-    setup, asked, buffer = sides.setup, sides.setup.asked, host.buffer
+    shared, cfg, buffer = sides.shared, sides.shared.cfg, host.buffer
+    prompts = sides.setup.prompts
     states = buffer.state.astype(np.int64)
     group = sides.actor.group
     batch = rows(
-        setup.prompts,
+        prompts,
         states,
         buffer.tokens,
         buffer.length,
         group=group,
         # The longest prompt that any round may draw, so that all rounds compile to one shape.
-        longest=int(setup.prompts.length[setup.rolled_out].max()),
+        longest=int(prompts.length[sides.setup.rolled_out].max()),
     )
     if sides.actor.vectors:
         batch["user"] = sides.users[states[::group]]
-    reference = sides.warm_policy if asked.kl.reference == "warm_start" else {}
+    reference = sides.warm_policy if cfg.kl.reference == "warm_start" else {}
     assessed = sides.actor.assess(state.policy["params"], reference, batch)
-    mask = np.asarray(answer_mask(buffer.length, setup.size))
+    mask = np.asarray(answer_mask(buffer.length, shared.size))
     # The importance ratios of PPO are only right where both compute the same probabilities.
-    metrics: Metrics = guards.check_gap(buffer.log_probs, assessed["log_probs"], mask, setup.guards)
+    metrics: Metrics = guards.check_gap(
+        buffer.log_probs, assessed["log_probs"], mask, shared.guards
+    )
 
     log_probs, references = jnp.asarray(assessed["log_probs"]), jnp.asarray(assessed["reference"])
-    token_kl = kl.estimate(log_probs, references, kind=asked.kl.kind)
+    token_kl = kl.estimate(log_probs, references, kind=cfg.kl.kind)
     total_kl = float(jnp.sum(jnp.where(mask, token_kl, 0.0)))
     # An answer cut off at its token limit earns less, else length alone would be a way to win.
-    whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), asked.ppo.missing_eos)
+    whole = missing_eos(jnp.asarray(score), jnp.asarray(buffer.ended), cfg.ppo.missing_eos)
     per_token = token_rewards(
-        whole, log_probs, references, jnp.asarray(mask), beta=host.beta, kind=asked.kl.kind
+        whole, log_probs, references, jnp.asarray(mask), beta=host.beta, kind=cfg.kl.kind
     )
     options = AdvantageOptions(
-        discount=asked.ppo.discount,
-        lam=asked.ppo.lam,
-        scale=asked.ppo.scale,
-        whiten=asked.ppo.whiten,
+        discount=cfg.ppo.discount, lam=cfg.ppo.lam, scale=cfg.ppo.scale, whiten=cfg.ppo.whiten
     )
     values = jnp.asarray(assessed["values"]) if "values" in assessed else None
-    groups = jnp.arange(len(states)) // asked.rollout.group_size
+    groups = jnp.arange(len(states)) // cfg.rollout.group_size
     advantages, returns = advantages_of(
-        asked.ppo.estimator, per_token, values, jnp.asarray(mask), groups, options=options
+        cfg.ppo.estimator, per_token, values, jnp.asarray(mask), groups, options=options
     )
     batch |= {"log_probs": assessed["log_probs"], "advantages": np.asarray(advantages)}
     if values is not None:

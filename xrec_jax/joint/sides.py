@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from xrec_jax.joint import granularity
 from xrec_jax.joint.actor import PolicyTask
+from xrec_jax.joint.granularity import granularity_of
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import VALID
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.training.recommender import RecommenderTask
 
 
@@ -32,7 +33,7 @@ class Baseline(NamedTuple):
     """Figures of the recommender alone on the tracked validation users: the zero of every gain.
 
     Attributes:
-      ndcg: mean NDCG at `JointSetup.best_k`.
+      ndcg: mean NDCG at `StateSetup.best_k`.
       targets: `[v, T]` int32 held-out items of each tracked state, -1 behind the last; None where
         candidates are explained, since log-probabilities are over the whole catalogue.
       log_prob: `[v]` float32 mean log-probability of those items in nats; None likewise.
@@ -52,7 +53,7 @@ class Sides:
 
     Attributes:
       seed: of all draws.
-      setup: prompts, sampler, encoder, states.
+      setup: what is explained, with its prompts and targets.
       actor: the language model that explains.
       recommender: the fused recommender that reads explanations.
       alone: the recommender without explanations.
@@ -63,7 +64,7 @@ class Sides:
     """
 
     seed: int
-    setup: JointSetup
+    setup: StateSetup
     actor: PolicyTask
     recommender: FusedTask
     alone: Alone
@@ -73,6 +74,11 @@ class Sides:
     baseline: Baseline | None = None
 
     @property
+    def shared(self) -> JointSetup:
+        """What all seeds share."""
+        return self.setup.shared
+
+    @property
     def stage(self) -> str:
         """Name of the seed in logs and among checkpoints."""
         return f"joint/{self.seed}"
@@ -80,20 +86,21 @@ class Sides:
     @property
     def folder(self) -> epath.Path:
         """Directory of the seed's files."""
-        return self.setup.rundir.path / "joint" / str(self.seed)
+        return self.shared.rundir.path / "joint" / str(self.seed)
 
 
-def open_sides(setup: JointSetup, task: RecommenderTask, seed: int) -> Sides:
+def open_sides(setup: StateSetup, task: RecommenderTask, seed: int) -> Sides:
     """Builds both models of a seed around its trained recommender; nothing is trained yet.
 
     Args:
-      setup: of the run.
+      setup: of the run's plain states.
       task: of the recommender alone, which has been trained.
       seed: which of its seeds.
     """
     alone = Alone(*task.restore(seed))
+    granularity = granularity_of(setup.shared.config)
     setup = granularity.of_seed(setup, task, alone.params, alone.frozen, seed)
-    recommender = granularity.task_of(setup)(setup, task, width=setup.encoder.width)
+    recommender = granularity.task(setup, task, width=setup.shared.encoder.width)
     users = recommender.user_states(alone.params, alone.frozen)
     valid = setup.states.rows(VALID)
     return Sides(
@@ -103,5 +110,5 @@ def open_sides(setup: JointSetup, task: RecommenderTask, seed: int) -> Sides:
         recommender=recommender,
         alone=alone,
         users=users,
-        tracked=valid[np.isin(setup.states.user[valid], setup.valid_users)],
+        tracked=valid[np.isin(setup.states.user[valid], setup.tracked_users)],
     )

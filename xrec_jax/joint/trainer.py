@@ -50,9 +50,9 @@ def train(sides: Sides, writer: MetricWriter) -> tuple[Sides, JointState]:
       UserError: on rewards or log-probabilities that are worthless (see `joint.guards`).
       Interrupted: after SIGTERM, with everything saved.
     """
-    setup, stage = sides.setup, sides.stage
+    shared, stage = sides.shared, sides.stage
     _check_identity(sides)
-    with Checkpoints(setup.rundir.checkpoints(f"{stage}/rounds")) as checkpoints:
+    with Checkpoints(shared.rundir.checkpoints(f"{stage}/rounds")) as checkpoints:
         state: JointState | None = None
         guard, history = GuardState(), []
         if checkpoints.latest is not None:
@@ -75,7 +75,7 @@ def train(sides: Sides, writer: MetricWriter) -> tuple[Sides, JointState]:
         seconds = 0.0
         with sigterm() as terminated:
             # A round takes two steps, with a checkpoint after its rollout and after its updates.
-            while int(state.step) < 2 * setup.asked.rounds and not _stopped(history):
+            while int(state.step) < 2 * shared.cfg.rounds and not _stopped(history):
                 number = int(state.step) // 2 + 1
                 if int(state.step) % 2 == 0:
                     begin = time.perf_counter()
@@ -91,7 +91,7 @@ def train(sides: Sides, writer: MetricWriter) -> tuple[Sides, JointState]:
                     if is_primary():
                         log(f"{stage}: {_line(metrics)}; {verdict.line()}")
                 _save(checkpoints, state, guard, history)
-                done = setup.steps_before(sides.seed) + ROUNDS_AT + int(state.step)
+                done = shared.steps_before(sides.seed) + ROUNDS_AT + int(state.step)
                 if stop_requested(terminated, done):
                     checkpoints.wait()
                     raise Interrupted(stage, number, terminated.number)
@@ -120,7 +120,7 @@ def warm_start(sides: Sides, policy: Any) -> JointState:
       sides: of the seed.
       policy: policy parameters that were tuned on the teacher's explanations.
     """
-    setup = sides.setup
+    shared, setup = sides.shared, sides.setup
     # All that rounds read is explained once, by the explainer that has learned from examples only.
     rows = np.concatenate([setup.cached, sides.tracked])
     texts = explanations.explain(sides, policy, rows, WARM)
@@ -131,7 +131,7 @@ def warm_start(sides: Sides, policy: Any) -> JointState:
         sides.recommender.initial(sides.seed, sides.alone.params),
         sides.recommender.frozen(sides.alone.frozen, constants),
         readable(cache),
-        steps=setup.asked.recommender.warm_steps,
+        steps=shared.cfg.recommender.warm_steps,
         seed=sides.seed,
     )
     best = {"policy": policy, "recommender": recommender.params}
@@ -139,7 +139,7 @@ def warm_start(sides: Sides, policy: Any) -> JointState:
         sides,
         both=sides.actor.initial(sides.seed, policy),
         recommender=recommender,
-        beta=setup.asked.kl.beta,
+        beta=shared.cfg.kl.beta,
         cache=cache,
         constants=constants,
         best=jax.tree.map(jnp.copy, best),
@@ -176,7 +176,7 @@ def _state(
     first: dict[str, np.ndarray] = {}
     if not sides.recommender.reads_others:  # else no round compares texts one by one
         first = {name: array[sides.tracked] for name, array in readable(cache).items()}
-    mesh = sides.setup.mesh
+    mesh = sides.shared.mesh
     return JointState(
         step=put_replicated(np.int32(0), mesh),
         policy=part_of(both),
@@ -198,7 +198,7 @@ def _constants(sides: Sides, cache: Explanations, rows: np.ndarray) -> dict[str,
 
 
 def _no_rollout(sides: Sides) -> Rollout:
-    n, size = sides.setup.asked.rollout.per_round, sides.setup.size
+    n, size = sides.shared.cfg.rollout.per_round, sides.shared.size
     return Rollout(
         state=np.zeros(n, np.int32),
         tokens=np.zeros((n, size), np.int32),
@@ -216,7 +216,7 @@ def _measure_warm_start(
     begin = time.perf_counter()
     metrics: Metrics = {"round": WARM} | held_out(sides, state, WARM)
     metrics["time/evaluation"] = time.perf_counter() - begin
-    guard, verdict = guards.check_round(metrics, guard, sides.setup.guards, number=WARM)
+    guard, verdict = guards.check_round(metrics, guard, sides.shared.guards, number=WARM)
     # A weak beginning is no reason to stop; it is what the rounds are for.
     metrics |= verdict.record() | {"stopped": 0}
     writer.write(sides.stage, WARM, _numbers(metrics))
@@ -236,12 +236,12 @@ def _check_identity(sides: Sides) -> None:
     """
     states = sides.setup.states
     now = {
-        "base": sides.setup.base.identity().fingerprint,
+        "base": sides.shared.base.identity().fingerprint,
         "prompts": _digest([*states.prompts]),
         "warm start's texts": _digest(sorted(states.teacher.items())),
         "recommender": _tree_digest(sides.alone.params),
     }
-    sides.setup.rundir.keep_identity(sides.folder / "identity.json", now, started=sides.stage)
+    sides.shared.rundir.keep_identity(sides.folder / "identity.json", now, started=sides.stage)
 
 
 def _digest(value: Any) -> str:

@@ -17,10 +17,12 @@ from xrec_jax.core.rundir import Left
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.joint import checks, config, results
 from xrec_jax.joint.controls import Systems
+from xrec_jax.joint.granularity import open_setup
 from xrec_jax.joint.recommender.fused import system_of
 from xrec_jax.joint.results import aggregate, figures_table, leave_seed, texts_path
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.joint.trainer import train
 from xrec_jax.llm import run_base
 from xrec_jax.stages.base import Context, Stage, steps_before
@@ -50,7 +52,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     task = RecommenderTask(
         ctx.config, system_of(ctx.config), data=ctx.data, mesh=ctx.mesh, rundir=ctx.rundir
     )
-    if missing and "judge" in setup.weights:
+    if missing and "judge" in setup.shared.weights:
         _ = setup.judge  # what is wrong with it must show before the warm start
     for seed in missing:
         sides, state = train(open_sides(setup, task, seed), writer)
@@ -87,8 +89,8 @@ def evaluate(ctx: Context) -> None:
     _finish(ctx, _setup(ctx))
 
 
-def _setup(ctx: Context) -> JointSetup:
-    return JointSetup(
+def _setup(ctx: Context) -> StateSetup:
+    shared = JointSetup(
         ctx.config,
         ctx.data,
         run_base.load_base(ctx.config, ctx.rundir, ctx.mesh),
@@ -96,14 +98,15 @@ def _setup(ctx: Context) -> JointSetup:
         rundir=ctx.rundir,
         steps_before=steps_before(NAME),
     )
+    return open_setup(shared)
 
 
-def _finish(ctx: Context, setup: JointSetup) -> None:
+def _finish(ctx: Context, setup: StateSetup) -> None:
     """Writes the stage's part of `evaluation.json` and prints it, on the first process."""
     if is_primary():
         table = aggregate(ctx.config, setup, ctx.rundir)
         ctx.rundir.write_evaluation(NAME, table)
-        log(figures_table(table, setup.best_k))
+        log(figures_table(table, setup.shared.best_k))
     barrier("evaluation.json")
 
 

@@ -20,8 +20,8 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator, check_scored
 from xrec_jax.joint.guards import check_updates
 from xrec_jax.joint.recommender.rows import another, even, row_means, user_batch, users_batch
-from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import gather, put_replicated
 from xrec_jax.recommenders.calibration import fit_temperature
 from xrec_jax.recommenders.explanations import measure, whitening
@@ -75,16 +75,16 @@ class FusedTask:
 
     def __init__(
         self,
-        setup: JointSetup,
+        setup: StateSetup,
         task: RecommenderTask,
         *,
         width: int,
         features: bool = False,
         sides: str = "",
     ):
-        self.setup, self.task = setup, task
-        asked = setup.asked.recommender
-        values = {key: asked[key] for key in HPARAMS}
+        self.setup, self.shared, self.task = setup, setup.shared, task
+        cfg = self.shared.cfg.recommender
+        values = {key: cfg[key] for key in HPARAMS}
         self.model: Fused
         if features:
             self.model = fuse_features(
@@ -97,17 +97,17 @@ class FusedTask:
             self.model = fuse(
                 task.model,
                 encoding=width,
-                components=min(asked.components, width),
-                sides=sides or asked.sides,
+                components=min(cfg.components, width),
+                sides=sides or cfg.sides,
                 **values,
             )
-        self.steps = asked.warm_steps + setup.asked.rounds * asked.steps + asked.final_steps
-        self.rule = _held(optimizer(asked.train, self.steps), asked.train_base)
+        self.steps = cfg.warm_steps + self.shared.cfg.rounds * cfg.steps + cfg.final_steps
+        self.rule = _held(optimizer(cfg.train, self.steps), cfg.train_base)
         self._compiled_step: Any = None
 
     @functools.cached_property
     def _initializer(self) -> Any:
-        return initializer(self.model.init, self.rule, mesh=self.setup.mesh)
+        return initializer(self.model.init, self.rule, mesh=self.shared.mesh)
 
     def initial(self, seed: int, base: Any) -> TrainState:
         """A fresh fusion around trained parameters of the base; without frozen arrays."""
@@ -125,12 +125,12 @@ class FusedTask:
         Raises:
           UserError: if its scores are NaN or infinite.
         """
-        asked = self.setup.asked.recommender.temperature
-        if asked:
-            return np.float32(asked)
-        states, held_out = self.setup.states, self.setup.data.split.valid
+        fixed = self.shared.cfg.recommender.temperature
+        if fixed:
+            return np.float32(fixed)
+        states, held_out = self.setup.states, self.shared.data.split.valid
         rows = states.rows(VALID)
-        rows = rows[np.isin(states.user[rows], self.setup.valid_users)]
+        rows = rows[np.isin(states.user[rows], self.setup.tracked_users)]
         users, first = np.unique(states.user[rows], return_index=True)  # once, not a candidate
         kept = np.isin(held_out.user, users)
         if not kept.any():
@@ -168,10 +168,10 @@ class FusedTask:
 
     def frozen(self, base: Any, constants: dict[str, Any]) -> dict[str, Any]:
         """Frozen arrays of the base, and the constants of what is read."""
-        found = dict(base) | put_replicated(constants, self.setup.mesh)
+        found = dict(base) | put_replicated(constants, self.shared.mesh)
         if isinstance(self.model, FeatureFused):
             items = {"item_features": self.setup.states.item_features}
-            found |= put_replicated(items, self.setup.mesh)
+            found |= put_replicated(items, self.shared.mesh)
         return found
 
     def train(
@@ -192,7 +192,7 @@ class FusedTask:
         Raises:
           UserError: if a metric or a parameter is not finite.
         """
-        rows, size = self.trained_rows(), self.setup.asked.recommender.train.batch_size
+        rows, size = self.trained_rows(), self.shared.cfg.recommender.train.batch_size
         state = state.replace(frozen=frozen)
         compiled = self._compiled(state)
         done, found = int(state.step), []
@@ -202,9 +202,9 @@ class FusedTask:
                     rng.fold(seed, Stream.SHARED_61, step), np.arange(size), len(rows)
                 )
             ]
-            state, metrics = compiled(state, self.setup.put(self.batch(chosen, read)))
+            state, metrics = compiled(state, self.shared.put(self.batch(chosen, read)))
             found.append(metrics)
-            if step % 8 == 0 or self.setup.mesh.size > 1:
+            if step % 8 == 0 or self.shared.mesh.size > 1:
                 jax.block_until_ready(metrics)
         means = {
             name.replace("train/", "recommender/"): float(
@@ -218,14 +218,14 @@ class FusedTask:
 
     def trained_rows(self) -> np.ndarray:
         """What `batch` makes training rows of."""
-        return np.arange(len(self.setup.lessons.state))
+        return np.arange(len(self.setup.training_rows.state))
 
     def batch(self, rows: np.ndarray, read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Training rows of some lessons."""
-        lessons = self.setup.lessons
-        states = lessons.state[rows]
-        return users_batch(self.setup.states.user[states], lessons.history, rows, self.model) | {
-            "target": lessons.target[rows],
+        """Training rows by number: users, histories, targets, and what is read of their states."""
+        training = self.setup.training_rows
+        states = training.state[rows]
+        return users_batch(self.setup.states.user[states], training.history, rows, self.model) | {
+            "target": training.target[rows],
             "weight": np.ones(len(rows), np.float32),
             **{name: array[states] for name, array in read.items()},
         }
@@ -240,8 +240,8 @@ class FusedTask:
 
     def _groups(self) -> dict[str, tuple[list[Interactions], Interactions]]:
         """Seen and held-out events of each group that `evaluate` knows."""
-        split = self.setup.data.split
-        few = split.valid.take(np.isin(split.valid.user, self.setup.valid_users))
+        split = self.shared.data.split
+        few = split.valid.take(np.isin(split.valid.user, self.setup.tracked_users))
         return {
             "few": ([split.train], few),
             "valid": ([split.train], split.valid),
@@ -250,10 +250,10 @@ class FusedTask:
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, RankingEvaluator]:
-        ks = tuple(self.setup.config.ranking.ks)
+        ks = tuple(self.shared.config.ranking.ks)
         return {
             group: RankingEvaluator(
-                self.model, seen=seen, held_out=held_out, mesh=self.setup.mesh, ks=ks
+                self.model, seen=seen, held_out=held_out, mesh=self.shared.mesh, ks=ks
             )
             for group, (seen, held_out) in self._groups().items()
         }
@@ -271,13 +271,13 @@ class FusedTask:
         """
         states = self.setup.states
         rows = states.rows(TEST if group == "test" else VALID)
-        count = self.setup.data.dataset.num_users
+        count = self.shared.data.dataset.num_users
         by_user = {}
         for name, array in read.items():
             whole = np.zeros((count, *array.shape[1:]), array.dtype)
             whole[states.user[rows]] = array[rows]
             by_user[name] = whole
-        frozen = dict(frozen) | put_replicated(by_user, self.setup.mesh)
+        frozen = dict(frozen) | put_replicated(by_user, self.shared.mesh)
         return self._evaluators[group](params, frozen)
 
     # User states, and what rollouts are worth.
@@ -299,17 +299,17 @@ class FusedTask:
 
     def _user_states_of(self, base: Any, frozen: Any, states: np.ndarray) -> np.ndarray:
         setup, count = self.setup, len(states)
-        size = even(1024, setup)
+        size = even(1024, self.shared.mesh)
         found = []
         for first in range(0, count, size):
             rows = states[np.minimum(np.arange(first, first + size), count - 1)]
-            batch = setup.put(user_batch(setup, self.task.model, rows))
+            batch = self.shared.put(user_batch(setup, self.task.model, rows))
             found.append(gather(self._user_states(base, frozen, batch)))
         return np.concatenate(found)[:count]
 
     @functools.cached_property
     def _score(self) -> Any:
-        model, items = self.model, self.setup.data.dataset.num_items
+        model, items = self.model, self.shared.data.dataset.num_items
 
         @jax.jit
         def score(params, frozen, batch):
@@ -353,14 +353,14 @@ class FusedTask:
           present: `[n, 2]`.
           key: of the draw of other users' explanations.
           read: what the recommender reads of other states; nothing here depends on it.
-          targets: `[n, T]` items of `log_prob`, -1 for none; None takes `JointSetup.targets`.
+          targets: `[n, T]` items of `log_prob`, -1 for none; None takes `StateSetup.targets`.
 
         Returns:
           `log_prob` (mean over the targets), `rank` of the next item, and both with `_null`
           and `_shuffled`: `[n]` each.
         """
         del read
-        size = even(min(256, -(-len(states) // 8) * 8), self.setup)
+        size = even(min(256, -(-len(states) // 8) * 8), self.shared.mesh)
         others = another(self.setup.states.user[states], key)
         targets = self.setup.targets[states] if targets is None else targets
         found = []
@@ -376,7 +376,7 @@ class FusedTask:
                 "other_encoding": encoding[other],
                 "other_present": present[other],
             }
-            found.append(gather(self._score(params, frozen, self.setup.put(batch))))
+            found.append(gather(self._score(params, frozen, self.shared.put(batch))))
         return {
             name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
         }
@@ -384,7 +384,7 @@ class FusedTask:
     def held_out(self, states: np.ndarray) -> np.ndarray:
         """All held-out items of the users of valid states: `[n, T]` int32, -1 behind the last."""
         setup = self.setup
-        found = Histories.of([setup.data.split.valid], setup.data.dataset.num_users)
+        found = Histories.of([self.shared.data.split.valid], self.shared.data.dataset.num_users)
         users = setup.states.user[states]
         return found.padded(users, int(found.lengths[users].max(initial=1)), fill=-1)
 

@@ -25,9 +25,9 @@ from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 from xrec_jax.evaluation.ranking.ranks import top_k
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch
-from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.states.base import TEST, VALID
 from xrec_jax.joint.states.candidates import JointCases
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
 from xrec_jax.recommenders.fused import Fused
 from xrec_jax.recommenders.reranking import rerank
@@ -38,7 +38,7 @@ _READ = ("encoding", "present", "features")
 
 
 def retrieved(
-    setup: JointSetup, task: RecommenderTask, params: Any, frozen: Any, *, count: int
+    setup: StateSetup, task: RecommenderTask, params: Any, frozen: Any, *, count: int
 ) -> np.ndarray:
     """The best unseen items of the recommender alone for every state, from the history before it.
 
@@ -66,7 +66,7 @@ def retrieved(
             k=count,
             score=model.scores,
             num_items=model.num_items,
-            mesh=setup.mesh,
+            mesh=setup.shared.mesh,
         )[0]
 
     width = int(states.history.lengths.max(initial=1))
@@ -75,7 +75,7 @@ def retrieved(
         rows = np.minimum(np.arange(first, first + size), len(states) - 1)
         batch = user_batch(setup, model, rows)
         batch["seen"] = distinct(states.history.padded(rows, width, fill=-1))
-        found.append(gather(best(params, frozen, put_replicated(batch, setup.mesh))))
+        found.append(gather(best(params, frozen, put_replicated(batch, setup.shared.mesh))))
     return np.concatenate(found)[: len(states)].astype(np.int32)
 
 
@@ -186,7 +186,7 @@ class RerankTask(FusedTask):
     @functools.cached_property
     def _held_out(self) -> dict[str, tuple[Histories, Histories, np.ndarray]]:
         """Seen items, targets and users of each group."""
-        found, count = {}, self.setup.data.dataset.num_users
+        found, count = {}, self.shared.data.dataset.num_users
         for group, (seen, held_out) in self._groups().items():
             pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
             targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], count)
@@ -205,16 +205,16 @@ class RerankTask(FusedTask):
           frozen: from `frozen`.
           read: `[cases, ...]` what there is to read of every case.
         """
-        cases, setup = self.cases, self.setup
+        cases = self.cases
         seen, targets, users = self._held_out[group]
         states = cases.states
         rows = states.rows(TEST if group == "test" else VALID)
-        slots = np.full((setup.data.dataset.num_users, cases.slots.shape[1]), -1, np.int32)
+        slots = np.full((self.shared.data.dataset.num_users, cases.slots.shape[1]), -1, np.int32)
         slots[states.user[rows]] = cases.slots[rows]
         candidates = np.full_like(slots, -1)
         candidates[states.user[rows]] = cases.candidates[rows]
         most, width = (int(h.lengths[users].max(initial=1)) for h in (targets, seen))
-        tables, parts = _tables(self.model, params, frozen), batch_divisor(setup.mesh)
+        tables, parts = _tables(self.model, params, frozen), batch_divisor(self.shared.mesh)
         size = max(1, min(512, CELLS // (self.model.num_items * most)))
         size = -(-min(size, len(users)) // parts) * parts
         ranks, scored = np.zeros(len(targets.items), np.int64), np.zeros(len(users), bool)
@@ -231,14 +231,14 @@ class RerankTask(FusedTask):
             if length:
                 batch["history"] = seen.padded(chosen, length)
                 batch["length"] = np.minimum(seen.lengths[chosen], length).astype(np.int32)
-            made, good = gather(_ranks(self.model, params, tables, setup.put(batch)))
+            made, good = gather(_ranks(self.model, params, tables, self.shared.put(batch)))
             scored[first : first + size] = good[: len(users) - first]
             real = np.arange(most) < targets.lengths[chosen][:, None]
             place = targets.start[chosen][:, None] + np.arange(most)
             ranks[place[real]] = made[real]  # the repeated last user writes the same once more
         check_scored(int(scored.sum()), len(users))
         start = np.concatenate([[0], np.cumsum(targets.lengths[users])])
-        ks = tuple(setup.config.ranking.ks)
+        ks = tuple(self.shared.config.ranking.ks)
         return PerUser(users, ranking_metrics(ranks, start, ks), {})
 
     # What rollouts are worth.
@@ -273,8 +273,8 @@ class RerankTask(FusedTask):
         """
         assert read is not None
         del targets
-        cases, setup = self.cases, self.setup
-        parts = batch_divisor(setup.mesh)
+        cases = self.cases
+        parts = batch_divisor(self.shared.mesh)
         size = -(-min(256, len(states)) // parts) * parts
         others = another(cases.user[states], key)
         tables, found = _tables(self.model, params, frozen), []
@@ -291,7 +291,7 @@ class RerankTask(FusedTask):
                 "own_shuffled_encoding": encoding[other],
                 "own_shuffled_present": present[other],
             }
-            found.append(gather(_gains(self.model, params, tables, setup.put(batch))))
+            found.append(gather(_gains(self.model, params, tables, self.shared.put(batch))))
         return {
             name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
         }

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xrec_jax.core import rng
 from xrec_jax.data.histories import Histories
-from xrec_jax.joint.setup import JointSetup
+from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import batch_divisor
 
 
-def user_batch(setup: JointSetup, model: Any, states: np.ndarray) -> dict[str, np.ndarray]:
+def user_batch(setup: StateSetup, model: Any, states: np.ndarray) -> dict[str, np.ndarray]:
     """What a recommender reads of the users of some states, each before its target."""
     return users_batch(setup.states.user[states], setup.states.history, states, model)
 
@@ -37,9 +38,9 @@ def users_batch(
     return batch
 
 
-def even(size: int, setup: JointSetup) -> int:
+def even(size: int, mesh: Mesh) -> int:
     """`size`, rounded up to what the devices along the batch divide."""
-    parts = batch_divisor(setup.mesh)
+    parts = batch_divisor(mesh)
     return -(-size // parts) * parts
 
 
