@@ -239,6 +239,7 @@ def go_on(workdir):
     config = workdir.parent / "saved_config.py"
     config.write_text(
         "from xrec_jax.core.rundir import RunDir\n"
+        "from xrec_jax.run_config import read_config\n"
         "def get_config(arg=''):\n"
         f"    return read_config(RunDir({str(workdir)!r}, allow_imports=True))\n"
     )
