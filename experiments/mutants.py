@@ -117,7 +117,7 @@ _JOINT = (
     ),
     Mutant(
         "parameters_chosen_on_test_users",
-        "xrec_jax/joint/controls.py",
+        "xrec_jax/joint/controls/systems.py",
         'fused.evaluate("few", params, frozen, read)',
         'fused.evaluate("test", params, frozen, read)',
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
@@ -145,7 +145,7 @@ _JOINT = (
     ),
     Mutant(
         "shuffled_texts_are_ones_own",
-        "xrec_jax/joint/controls.py",
+        "xrec_jax/joint/controls/systems.py",
         "array[rows] = array[other]",
         "array[rows] = array[rows]",
         (_INSIDE + "test_shuffled_texts_are_those_of_other_users",),
@@ -197,9 +197,9 @@ _JOINT = (
     ),
     Mutant(
         "texts_of_the_last_round",
-        "xrec_jax/joint/controls.py",
-        'JOINT: self.state.best["policy"], "sft"',
-        'JOINT: self.state.policy["params"]["policy"], "sft"',
+        "xrec_jax/joint/controls/systems.py",
+        'return self._answers(self.state.best["policy"],',
+        'return self._answers(self.state.policy["params"]["policy"],',
         (_INSIDE + "test_final_texts_are_the_best_explainers",),
     ),
     Mutant(

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from xrec_jax.core.storage.files import read_records
 from xrec_jax.evaluation.texts.grounding import Grounder, cell_values
-from xrec_jax.joint.controls import mask_titles
+from xrec_jax.joint.controls.registry import mask_titles
 from xrec_jax.joint.monitors import Monitors
 from xrec_jax.text import get, parse_prompt
 from xrec_jax.text.titles.mask import TitleMasks

@@ -14,7 +14,7 @@ from tests.test_bad_input import refuses
 from xrec_jax import cli
 from xrec_jax.core.errors import UserError
 from xrec_jax.joint.guards import GuardState
-from xrec_jax.joint.rewards import parts as rewards
+from xrec_jax.joint.rewards import base as rewards
 from xrec_jax.joint.round import learn, roll_out
 from xrec_jax.parallel.mesh import use_mesh
 

@@ -22,7 +22,8 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.joint import actor
 from xrec_jax.joint.actor import PolicyTask
-from xrec_jax.joint.controls import Systems, mask_titles
+from xrec_jax.joint.controls.registry import mask_titles
+from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.held_out import held_out
 from xrec_jax.joint.monitors import Monitors
 from xrec_jax.joint.recommender.fused import FusedTask

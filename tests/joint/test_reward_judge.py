@@ -15,6 +15,7 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
 from xrec_jax.joint import checks
 from xrec_jax.joint.granularity import open_setup
+from xrec_jax.joint.rewards import EvidenceContext
 from xrec_jax.joint.rewards import judge as joint_judge
 from xrec_jax.joint.rewards.judge import RewardJudge, reward_judge
 from xrec_jax.joint.round import roll_out, score_rollouts
@@ -96,9 +97,8 @@ def loaded(made, folder, *, devices=1, **changed):
     mesh = tiny.mesh(devices)
     with use_mesh(mesh):
         base = run_base.load_base(made, RunDir(folder / "run"), mesh)
-        judge = reward_judge(
-            made, changed.get("states", states()), base, mesh=mesh, rundir=RunDir(folder / "run")
-        )
+        own = changed.get("states", states())
+        judge = reward_judge(EvidenceContext(made, own, base, mesh, RunDir(folder / "run")))
     return judge, mesh, base
 
 
@@ -171,7 +171,7 @@ def test_the_base_is_not_loaded_twice_and_another_base_is_refused(folder, tmp_pa
         made.llm.path = str(other)
         base = run_base.load_base(made, RunDir(tmp_path / "run"), mesh)
         with pytest.raises(UserError, match="this adapter was tuned on other weights"):
-            reward_judge(made, states(), base, mesh=mesh, rundir=RunDir(tmp_path / "run"))
+            reward_judge(EvidenceContext(made, states(), base, mesh, RunDir(tmp_path / "run")))
     with pytest.raises(UserError, match="this adapter was tuned on another base"):
         joint_judge.check(made, RunDir(tmp_path / "run"))
 
@@ -246,7 +246,7 @@ def test_a_round_is_rewarded_by_its_judge(joint, tmp_path):  # noqa: F811
         texts = setup.shared.texts(buffer.tokens, buffer.length)
         frozen = one.recommender.frozen(one.alone.frozen, host.constants)
         score, parts = score_rollouts(one, state, host, texts, frozen, 1)
-        better = setup.judge(buffer.state, texts)
+        better = setup.evidence["judge"](buffer.state, texts)
     assert np.ptp(better) > 0.001 and len(better) == made.joint.rollout.per_round
     np.testing.assert_allclose(parts["judge"], better - 0.5, atol=1e-6)
     np.testing.assert_allclose(score, parts["log_prob_gain"] + 0.25 * parts["judge"], atol=1e-6)

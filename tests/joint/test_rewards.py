@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.joint.rewards import parts as rewards
-from xrec_jax.joint.rewards.parts import Scored, total
+from xrec_jax.joint import rewards
+from xrec_jax.joint.rewards import Scored, base, total
 from xrec_jax.parallel.mesh import sharding, use_mesh
 
 VOCABULARY = 23
@@ -40,7 +40,11 @@ def scored(n=7, seed=0, **given):
         judge=rng.random(n).astype(np.float32),
     )
     fields |= given
-    return Scored(**{name: v if v is None else jnp.asarray(v) for name, v in fields.items()})
+    judge = fields.pop("judge")
+    fields["evidence"] = {} if judge is None else {"judge": jnp.asarray(judge)}
+    return Scored(
+        **{n: jnp.asarray(v) if isinstance(v, np.ndarray) else v for n, v in fields.items()}
+    )
 
 
 def part(name, rows, **options):
@@ -52,10 +56,10 @@ def part(name, rows, **options):
 @pytest.fixture
 def own():
     """Parts that a test registers are gone after it."""
-    before = dict(rewards._REGISTRY)
+    before = dict(base._REGISTRY)
     yield
-    rewards._REGISTRY.clear()
-    rewards._REGISTRY.update(before)
+    base._REGISTRY.clear()
+    base._REGISTRY.update(before)
 
 
 # The sum
@@ -117,7 +121,9 @@ def test_what_a_round_logs():
     made = rewards.metrics(score, parts)
     assert set(made) == {"reward/score", "reward/score_std", "reward/judge", "reward/ended"}
     assert made["reward/score_std"] == pytest.approx(np.std(np.asarray(score)), rel=1e-5)
-    assert made["reward/judge"] == pytest.approx(np.mean(np.asarray(rows.judge)) - 0.5, rel=1e-5)
+    assert made["reward/judge"] == pytest.approx(
+        np.mean(np.asarray(rows.need("judge"))) - 0.5, rel=1e-5
+    )
 
 
 # Mistakes

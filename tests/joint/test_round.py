@@ -12,7 +12,7 @@ from tests.joints import newest, seed_run
 from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax.joint.actor import PolicyTask
 from xrec_jax.joint.guards import GuardState
-from xrec_jax.joint.rewards import parts
+from xrec_jax.joint.rewards import base as parts
 from xrec_jax.joint.round import learn, roll_out
 from xrec_jax.joint.state import part_of
 from xrec_jax.joint.trainer import ready

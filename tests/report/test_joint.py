@@ -254,7 +254,7 @@ def test_systems_stand_by_their_score(full):
     assert rows == [controls.control(name).label for name in order]
     for name in SCORES:
         one = controls.CONTROLS[name]
-        assert one.is_ in told(full[1]) and one.shows in told(full[1])
+        assert one.description in told(full[1]) and one.shows in told(full[1])
 
 
 def test_what_each_control_says():

@@ -12,12 +12,11 @@ from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import RunData, need_events
-from xrec_jax.joint.config import SYSTEMS
+from xrec_jax.joint.controls.registry import ALONE, CONTROLS, JOINT
 from xrec_jax.joint.granularity import GRANULARITIES, granularity_of
 from xrec_jax.joint.guards import GuardOptions
 from xrec_jax.joint.recommender.fused import HPARAMS, system_of
-from xrec_jax.joint.rewards import judge
-from xrec_jax.joint.rewards import parts as rewards
+from xrec_jax.joint.rewards import evidence_of, read_weights
 from xrec_jax.joint.setup import cut_off
 from xrec_jax.joint.states.base import TEST, VALID, JointStates
 from xrec_jax.joint.states.setup import check_lengths, prompts_of, states_of
@@ -66,12 +65,13 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             f"joint.encoder={asked.encoder!r} is not valid{did_you_mean(asked.encoder, LAYERS)}"
         )
     _check_teacher(config)
-    rewards.read_weights(asked.rewards)
+    read_weights(asked.rewards)
     GuardOptions.of(asked.guards)
+    controls = [name for name in CONTROLS if name not in (JOINT, ALONE)]
     for entry in asked.systems:
         for one in entry.split(","):
-            if one and one not in SYSTEMS:
-                raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, SYSTEMS)}")
+            if one and one not in controls:
+                raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, controls)}")
     _check_counts(asked, mesh)
     shared = asked.ppo.share_prompts and asked.rollout.group_size > 1
     if shared and config.llm.attention.startswith("splash"):
@@ -81,8 +81,9 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         )
     _check_rules(asked, mesh)
     _check_fusion(config, name, data)
-    if "judge" in rewards.read_weights(asked.rewards):
-        judge.check(config, rundir)
+    for evidence in evidence_of(asked.rewards).values():
+        if evidence.check is not None:
+            evidence.check(config, rundir)
     states = states_of(config, data)
     _check_states(config, states)
     granularity = granularity_of(config)

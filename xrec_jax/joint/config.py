@@ -7,6 +7,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from xrec_jax.joint.guards import GuardOptions
+from xrec_jax.joint.rewards import sections
 from xrec_jax.training.defaults import language_training, lora, training_defaults
 
 SYSTEMS = (
@@ -103,7 +104,7 @@ def joint() -> ConfigDict:
                 gain=0.1,
             ),
             rewards=dict(log_prob_gain=1.0),  # part: weight, or dict(weight=..., options)
-            judge=dict(adapter="", reference="template"),  # of the reward part judge
+            **sections(),  # of reward parts with evidence: judge
             recommender=dict(
                 components=32,  # of an encoding, whitened; 0: all its features
                 bottleneck=32,

@@ -23,7 +23,8 @@ from xrec_jax.evaluation.statistics.intervals import (
 from xrec_jax.evaluation.statistics.significance import sign_flip
 from xrec_jax.evaluation.tables import text_table
 from xrec_jax.inference import run_records
-from xrec_jax.joint.controls import ALONE, JOINT, Systems
+from xrec_jax.joint.controls.registry import ALONE, JOINT, compared, published
+from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.granularity import granularity_of
 from xrec_jax.joint.guards import GuardOptions, kept_round
 from xrec_jax.joint.sides import Sides
@@ -35,11 +36,6 @@ from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import gather
 from xrec_jax.text.synthetic.taste_pairs import split_pair
 from xrec_jax.text.words import word_count
-
-_TEXTS = ("joint", "sft", "untuned", "template", "summary", "stated", "planted")
-
-
-_AGAINST = ("sft", "shuffled", "template", "features", "untuned", "stated")
 
 
 def texts_path(rundir: RunDir, seed: int) -> epath.Path:
@@ -58,7 +54,7 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
     """
     shared, setup, seed = sides.shared, sides.setup, sides.seed
     policy = gather(state.best["policy"])
-    texts = {name: systems.texts(name) for name in systems.names() if name in _TEXTS}
+    texts = {name: systems.texts(name) for name in systems.names() if name in published()}
     if not is_primary():
         barrier("joint")
         return
@@ -128,7 +124,7 @@ def aggregate(config: Any, setup: StateSetup, rundir: RunDir) -> dict[str, dict[
     _add_texts(config, setup, rundir, table, resamples)
     metric = f"ndcg@{setup.shared.best_k}"
     pairs = [(name, ALONE) for name in names if name != ALONE]
-    pairs += [(JOINT, name) for name in _AGAINST if name in names]
+    pairs += [(JOINT, name) for name in compared() if name in names]
     pairs += [("refit", "sft")] if {"refit", "sft"} <= {*names} else []  # only texts differ
     for first, second in pairs:
         a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))

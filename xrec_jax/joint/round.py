@@ -17,12 +17,11 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.rng import Stream
 from xrec_jax.evaluation.faithfulness.planted import score_texts
-from xrec_jax.joint import explanations, guards
+from xrec_jax.joint import explanations, guards, rewards
 from xrec_jax.joint.explanations import readable
 from xrec_jax.joint.guards import GuardState, Verdict
 from xrec_jax.joint.held_out import measure
-from xrec_jax.joint.rewards import parts as rewards
-from xrec_jax.joint.rewards.parts import Scored
+from xrec_jax.joint.rewards import Scored
 from xrec_jax.joint.rollout import rows
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState, Rollout, Snapshot, on_host, part_of, training_state
@@ -231,9 +230,6 @@ def score_rollouts(
     )
     prompts, states = setup.prompts, buffer.state
     group = setup.states.group
-    judged = None
-    if "judge" in shared.weights:
-        judged = setup.judge(states, texts)
     fields: Metrics = scored | {
         "length": buffer.length,
         "ended": buffer.ended,
@@ -242,7 +238,7 @@ def score_rollouts(
         "prompt": prompts.ids[states],
         "prompt_mask": np.arange(prompts.ids.shape[1]) < prompts.length[states][:, None],
         "group": None if group is None else group[states],
-        "judge": judged,
+        "evidence": {name: measure(states, texts) for name, measure in setup.evidence.items()},
     }
     rollouts = Scored(**shared.put(fields), content=setup.content)
     score, parts = rewards.total(rollouts, shared.cfg.rewards)

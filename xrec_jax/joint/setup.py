@@ -14,7 +14,6 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import RunData
 from xrec_jax.joint.guards import GuardOptions
-from xrec_jax.joint.rewards import parts as rewards
 from xrec_jax.llm.encoder import TextEncoder
 from xrec_jax.llm.generation.sampler import Sampler
 from xrec_jax.llm.generation.sampling import Sampling
@@ -82,7 +81,6 @@ class JointSetup:
         self.base, self.mesh, self.rundir = base, mesh, rundir
         self.size = self.cfg.explain.max_new_tokens
         self.guards = GuardOptions.of(self.cfg.guards)
-        self.weights = rewards.read_weights(self.cfg.rewards)
         self.encoder = TextEncoder(base.model, base.params, batch=64, layer=self.cfg.encoder)
         self.placeholder = placeholder_of(config, base.tokenizer)[1]
 

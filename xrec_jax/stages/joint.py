@@ -15,8 +15,8 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter, log
 from xrec_jax.core.rundir import Left
 from xrec_jax.core.runtime.distributed import barrier, is_primary
-from xrec_jax.joint import checks, config, results
-from xrec_jax.joint.controls import Systems
+from xrec_jax.joint import checks, config, results, rewards
+from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.granularity import open_setup
 from xrec_jax.joint.recommender.fused import system_of
 from xrec_jax.joint.results import aggregate, figures_table, leave_seed, texts_path
@@ -52,8 +52,8 @@ def run(ctx: Context, writer: MetricWriter) -> None:
     task = RecommenderTask(
         ctx.config, system_of(ctx.config), data=ctx.data, mesh=ctx.mesh, rundir=ctx.rundir
     )
-    if missing and "judge" in setup.shared.weights:
-        _ = setup.judge  # what is wrong with it must show before the warm start
+    if missing:
+        _ = setup.evidence  # what is wrong with it must show before the warm start
     for seed in missing:
         sides, state = train(open_sides(setup, task, seed), writer)
         systems = Systems(sides, state)
@@ -118,7 +118,7 @@ STAGE = Stage(
     run=run,
     left=left,
     evaluate=evaluate,
-    paths=("states.path", "judge.adapter"),
+    paths=("states.path", *rewards.paths()),
     not_paths=("run",),  # the judge of the same run
     trains=True,
     needs_base=True,

@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.evaluation.judging import Judge
 from xrec_jax.inference import judges
 from xrec_jax.inference.judges import judge_path, load_judge
+from xrec_jax.joint.rewards.base import Evidence, EvidenceContext, Scored, register
 from xrec_jax.joint.states.base import TRAIN, JointStates
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import is_adapter
-from xrec_jax.llm.run_base import LoadedBase
 from xrec_jax.tasks.judgements import JudgePrompts
 
 OWN = "run"  # in place of a directory: what the run's own `judge` stage makes
@@ -127,24 +128,16 @@ class RewardJudge:
         return better[of].astype(np.float32)
 
 
-def reward_judge(
-    config: Any, states: JointStates, base: LoadedBase, *, mesh: Mesh, rundir: RunDir
-) -> RewardJudge:
+def reward_judge(ctx: EvidenceContext) -> RewardJudge:
     """The judge of a run's rewards, on the base that is loaded already.
-
-    Args:
-      config: of the run.
-      states: all of them.
-      base: of the run.
-      mesh: devices; use the judge inside `use_mesh(mesh)`.
-      rundir: its directory.
 
     Raises:
       UserError: if there is no adapter, it was trained on other weights, or a training state's
         prompt leaves no room for an answer.
     """
-    path = adapter_folder(config, rundir)
-    judge = load_judge(config, rundir, base, mesh, path=path)
+    config, states = ctx.config, ctx.states
+    path = adapter_folder(config, ctx.rundir)
+    judge = load_judge(config, ctx.rundir, ctx.base, ctx.mesh, path=path)
     teacher = states.teacher if config.joint.judge.reference == "teacher" else None
     made = RewardJudge(judge, states.prompts, states.template, teacher)
     _check_room(made, judge.judge_prompts, states, config.joint.explain.max_new_tokens)
@@ -161,3 +154,17 @@ def _check_room(made: RewardJudge, prompts: JudgePrompts, states: JointStates, a
                 f"reference and an answer of {answer} tokens do not fit judge.length="
                 f"{prompts.length} tokens; raise it, or set judge.max_prompt_tokens"
             )
+
+
+@register(
+    "judge",
+    evidence=Evidence(
+        load=reward_judge,
+        check=check,
+        section={"adapter": "", "reference": "template"},
+        paths=("adapter",),
+    ),
+)
+def judge(scored: Scored) -> jax.Array:
+    """The judge's probability minus a half, in [-0.5, 0.5]."""
+    return scored.need("judge") - jnp.float32(0.5)

@@ -15,7 +15,7 @@ from xrec_jax.core.rng import Stream
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData
 from xrec_jax.joint.monitors import Monitors
-from xrec_jax.joint.rewards.judge import RewardJudge, reward_judge
+from xrec_jax.joint.rewards import EvidenceContext, Measure, evidence_of
 from xrec_jax.joint.rollout import Prompts, tokenized
 from xrec_jax.joint.setup import JointSetup, placeholder_of
 from xrec_jax.joint.states.base import TRAIN, VALID, JointStates
@@ -126,12 +126,18 @@ class StateSetup:
         return Monitors(list(self.states.teacher.values()), self.states.titles, marker=marker)
 
     @functools.cached_property
-    def judge(self) -> RewardJudge:
-        """The judge of the reward part of that name."""
+    def evidence(self) -> dict[str, Measure]:
+        """What measures the evidence of reward parts, by their names.
+
+        Raises:
+          UserError: if some cannot be measured, such as by a judge that was trained on other
+            weights.
+        """
         shared = self.shared
-        return reward_judge(
+        ctx = EvidenceContext(
             shared.config, self.states, shared.base, mesh=shared.mesh, rundir=shared.rundir
         )
+        return {name: e.load(ctx) for name, e in evidence_of(shared.cfg.rewards).items()}
 
     @functools.cached_property
     def taught_users(self) -> np.ndarray:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from xrec_jax.joint.controls.registry import ALONE, CONTROLS, JOINT, Control
 from xrec_jax.report import wording
 from xrec_jax.report.charts.panels import grid, is_pair
 from xrec_jax.report.charts.rows import Row, interval_chart
 from xrec_jax.report.html.markup import Html, table, tag
 from xrec_jax.report.html.numbers import figure, known, metric, percent
-from xrec_jax.report.joint_files import ALONE, JOINT, comparison, cutoff, gain, main_metric, sign
+from xrec_jax.report.joint_files import comparison, cutoff, gain, main_metric, sign
 
 _BOUNDS = ("attainable", "upper_bound")
 _NO_SYSTEMS = ("rounds", "data", *_BOUNDS)
@@ -20,119 +21,10 @@ _TEXT_COLUMNS = (
 )
 
 
-class Control(NamedTuple):
-    """A system of the table.
-
-    Attributes:
-      label: on the page.
-      colour: class.
-      is_: what it is.
-      shows: what it would show if the claim were wrong; empty where it is no control.
-      silent: whether it must not gain.
-    """
-
-    label: str
-    colour: str
-    is_: str
-    shows: str = ""
-    silent: bool = False
-
-
-CONTROLS = {
-    JOINT: Control(
-        "joint",
-        "k0",
-        "Explanations and recommender trained in turns, as of the best round. Its recommender went "
-        "on from there or was trained anew on the texts, whichever was better on valid users.",
-    ),
-    ALONE: Control("alone", "k5", "The same recommender without any text: what is to be beaten."),
-    "sft": Control(
-        "warm start (SFT)",
-        "k1",
-        "The explainer before the first round, tuned on examples alone.",
-        "If it gained as much, training by reward would add nothing.",
-    ),
-    "refit": Control(
-        "joint texts, read anew",
-        "k2",
-        "The joint texts with a recommender that was trained as those of all controls are. "
-        "From the warm start only its texts differ.",
-    ),
-    "untuned": Control(
-        "untuned model",
-        "k1",
-        "The language model as it was, without any adapter.",
-        "If it gained as much, no training of the explainer would be needed.",
-    ),
-    "template": Control(
-        "template",
-        "k4",
-        "A text by rule from the attributes in the history, no model.",
-        "If it gained as much, counting attributes would do.",
-    ),
-    "prompt": Control(
-        "prompt as it is",
-        "k4",
-        "The words of the prompt itself, with no model to read them.",
-        "If it gained as much, nobody would need to explain.",
-    ),
-    "summary": Control(
-        "history summary",
-        "k4",
-        "A text that says what was visited, without reasons.",
-        "If it gained as much, the reasons would be idle.",
-    ),
-    "why": Control(
-        "why only",
-        "k2",
-        "The joint texts without their why-not part.",
-        "If it gained as much, reasons against would be idle.",
-    ),
-    "why_not": Control(
-        "why-not only",
-        "k2",
-        "The joint texts without their why part.",
-        "If it gained as much, reasons for would be idle.",
-    ),
-    "masked_titles": Control(
-        "titles masked",
-        "k3",
-        "The joint texts with every title taken out.",
-        "If the gain went away, the texts would give the items away by name.",
-    ),
-    "features": Control(
-        "plain features",
-        "k4",
-        "The facts of user and items as numbers instead of a text.",
-        "If it gained as much, the gain would be the attributes', not the explanation's.",
-    ),
-    "shuffled": Control(
-        "shuffled texts",
-        "k6",
-        "The recommender trained as long with joint texts of somebody else for every user.",
-        "If it gained, any text would do, and the gain would not come from what is said.",
-        silent=True,
-    ),
-    "null": Control(
-        "no text given",
-        "k6",
-        "The fused recommender trained as long, without any text.",
-        "If it gained, the further training would explain the gain, not the explanations.",
-        silent=True,
-    ),
-    "stated": Control(
-        "perfect reader", "k7", "What users say in the prompts of their tastes, read without error."
-    ),
-    "planted": Control(
-        "true reasons", "k7", "The world's own reasons as a text: what perfect texts would give."
-    ),
-}
-
-
 def control(name: str) -> Control:
     """What a system is; one that is not known here is named after itself."""
     return CONTROLS.get(name) or Control(
-        wording.humanised(name), "k4", "Given by the run; it is not described here."
+        name, wording.humanised(name), "Given by the run; it is not described here."
     )
 
 
@@ -290,7 +182,7 @@ def _entry(systems: Mapping[str, Mapping[str, Any]], name: str) -> Html:
     return tag(
         "div",
         tag("dt", one.label),
-        tag("dd", one.is_, f" {one.shows}" if one.shows else None),
+        tag("dd", one.description, f" {one.shows}" if one.shows else None),
         tag("dd", verdict[1], class_=f"told {verdict[0]}") if verdict else None,
     )
 

@@ -1,4 +1,4 @@
-"""The controls of a joint run: the same recommender with other texts, or with none."""
+"""Training and testing of joint and its controls, from the same recommender."""
 
 from __future__ import annotations
 
@@ -17,20 +17,15 @@ from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
+from xrec_jax.joint.controls.registry import ALONE, CONTROLS, JOINT
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import PARTS, TEST
-from xrec_jax.joint.states.candidates import JointCases
 from xrec_jax.parallel.mesh import gather
-from xrec_jax.text.synthetic.taste_pairs import join_pair, taste_pair
-from xrec_jax.text.titles.mask import TitleMasks
 
-ALONE, JOINT = "alone", "joint"
-SIDES = {"why": "why", "why_not": "why_not"}
 _CHECKS = 10  # looks at the valid users while a control is trained
-_PLACE = "this place"
 
 Read = dict[str, np.ndarray]
 Arrays = dict[str, np.ndarray]
@@ -62,19 +57,14 @@ class Systems:
     def __init__(self, sides: Sides, state: JointState):
         self.sides, self.state = sides, state
         self.setup, self.shared = sides.setup, sides.shared
-        states = self.setup.states
+        states = self.states = self.setup.states
         self.rows = np.concatenate([self.setup.learned, sides.tracked, states.rows(TEST)])
         self.folder = sides.folder / "systems"
 
     def names(self) -> list[str]:
         """Systems of this run, joint first: others are made of its texts."""
         chosen = [name for entry in self.shared.cfg.systems for name in entry.split(",") if name]
-        if self.setup.states.planted is None:
-            chosen = [name for name in chosen if name != "planted"]
-        if self.setup.states.stated is None:
-            chosen = [name for name in chosen if name != "stated"]
-        if not any(self.setup.states.titles):
-            chosen = [name for name in chosen if name != "masked_titles"]
+        chosen = [name for name in chosen if CONTROLS[name].exists(self.states)]
         return list(dict.fromkeys([JOINT, ALONE, *chosen]))
 
     def test(self) -> dict[str, Arrays]:
@@ -111,75 +101,72 @@ class Systems:
         return run_records.state_texts(self.shared.rundir, path, self.rows)
 
     def _write_texts(self, name: str) -> list[str]:
-        states, sides = self.setup.states, self.sides
-        given = {
-            "template": states.template,
-            "summary": states.summary,
-            "stated": states.stated or (),
-            "prompt": states.prompts,  # its words without a model that reads them
-        }
-        if name in given:
-            return [given[name][s] for s in self.rows]
-        if name == "planted":
-            assert states.planted is not None
-            if isinstance(states, JointCases):
-                assert states.said is not None
-                return [states.said[s] for s in self.rows]
-            return [said(states.planted[s]) for s in self.rows]
-        if name == "masked_titles":
-            return mask_titles(self.texts(JOINT), states.titles)
-        policy = {JOINT: self.state.best["policy"], "sft": sides.warm_policy, "untuned": None}[name]
-        number = self.shared.cfg.rounds + 1 if name == JOINT else 0
-        made = sides.actor.answer(
-            policy, self.rows, sides.users, key=(sides.seed, Stream.EXPLANATIONS, number)
-        )
-        return self.shared.texts(made.tokens, made.length)
+        write = CONTROLS[name].texts
+        assert write is not None, f"{name} has no texts of its own"
+        return write(self)
+
+    def best_answers(self) -> list[str]:
+        """Answers of the best round's policy."""
+        return self._answers(self.state.best["policy"], self.shared.cfg.rounds + 1)
+
+    def warm_answers(self) -> list[str]:
+        """Answers of the policy after the warm start."""
+        return self._answers(self.sides.warm_policy, 0)
+
+    def base_answers(self) -> list[str]:
+        """Answers of the base model without an adapter."""
+        return self._answers(None, 0)
+
+    def _answers(self, policy: Any, number: int) -> list[str]:
+        """Texts of a policy for `rows`, drawn as those of a round."""
+        key = (self.sides.seed, Stream.EXPLANATIONS, number)
+        answers = self.sides.actor.answer(policy, self.rows, self.sides.users, key=key)
+        return self.shared.texts(answers.tokens, answers.length)
 
     def _read(self, name: str) -> Read:
         """What a system reads of every state."""
-        count, width = len(self.setup.states), self.shared.encoder.width
-        if name == "features":
-            return {"features": self.setup.states.features}
+        control = CONTROLS[name]
+        if control.features:
+            return {"features": self.states.features}
+        count, width = len(self.states), self.shared.encoder.width
         read = {
             "encoding": np.zeros((count, 2, width), np.float32),
             "present": np.zeros((count, 2), bool),
         }
-        if name in (ALONE, "null"):
+        if not control.source:
             return read
-        source = JOINT if name in ("refit", "why", "why_not", "shuffled") else name
-        read["encoding"][self.rows], read["present"][self.rows] = self.shared.encode(
-            self.texts(source)
-        )
-        if name == "shuffled":
-            part = self.setup.states.part
+        encoding, present = self.shared.encode(self.texts(control.source))
+        read["encoding"][self.rows], read["present"][self.rows] = encoding, present
+        if control.shuffled:
+            # Within a split, so that nobody reads what was written at another time.
+            part = self.states.part
             for number in range(len(PARTS)):
                 rows = self.rows[part[self.rows] == number]
                 key = rng.fold(self.sides.seed, Stream.SHUFFLED_CONTROL, number)
-                other = rows[another(self.setup.states.user[rows], key)]
+                other = rows[another(self.states.user[rows], key)]
                 for array in read.values():
                     array[rows] = array[other]
         return read
 
     def _measure(self, name: str) -> Arrays:
         """Trains a system and tests it on every user."""
-        sides, read = self.sides, self._read(name)
+        control, sides, read = CONTROLS[name], self.sides, self._read(name)
         fused = sides.recommender
-        if name == "features":
+        # Another input takes another fusion; the base under it stays the same.
+        if control.features:
             width = read["features"].shape[1]
             fused = type(fused)(self.setup, fused.task, width=width, features=True)
-        elif name in SIDES:
-            fused = type(fused)(
-                self.setup, fused.task, width=self.shared.encoder.width, sides=SIDES[name]
-            )
-        if name in (JOINT, "masked_titles"):  # the very recommender of joint, but no title to read
+        elif control.side:
+            width = self.shared.encoder.width
+            fused = type(fused)(self.setup, fused.task, width=width, sides=control.side)
+        if control.recommender == "joint":
             frozen, params, _ = self._joint
-        elif name == "refit":
+        elif control.recommender == "refit":
             frozen, params, _ = self._refit
         else:
-            parts = name in (ALONE, "null", "shuffled", *SIDES)  # of joint's texts, or nothing
-            frozen = self._frozen(fused, None if parts else read)
+            frozen = self._frozen(fused, read if control.standardised else None)
             state = fused.initial(sides.seed, sides.alone.params)
-            if name == ALONE:
+            if control.recommender == "alone":
                 params = state.params
             else:
                 params, _ = self._fit(fused, state, frozen, read, fused.steps)
@@ -199,10 +186,8 @@ class Systems:
     def _refit(self) -> Trained:
         """A recommender of the best explainer's texts, trained as those of controls are."""
         sides, read = self.sides, self._read(JOINT)
-        state, frozen = (
-            sides.recommender.initial(sides.seed, sides.alone.params),
-            self._frozen(sides.recommender, read),
-        )
+        state = sides.recommender.initial(sides.seed, sides.alone.params)
+        frozen = self._frozen(sides.recommender, read)
         return Trained(
             frozen, *self._fit(sides.recommender, state, frozen, read, sides.recommender.steps)
         )
@@ -239,23 +224,6 @@ class Systems:
             count = min(piece, steps - done)
             state, _ = fused.train(state, frozen, read, steps=count, seed=self.sides.seed)
             done += count
-
-
-def said(planted: Any) -> str:
-    """Planted tastes as a pair."""
-    sides = []
-    for side in ("for", "against"):
-        values: dict[str, list[str]] = {}
-        for reason in planted[side]:
-            values.setdefault(reason["attribute"], []).append(reason["value"])
-        sides.append(values)
-    return join_pair(taste_pair(*sides))
-
-
-def mask_titles(texts: list[str], titles: Any) -> list[str]:
-    """Texts with other words in place of the titles of the catalogue (the policy `MASK`)."""
-    masks = TitleMasks(titles)
-    return [masks.mask(text, by=_PLACE) for text in texts]
 
 
 def _write(path: epath.Path, arrays: Arrays) -> None:
