@@ -380,7 +380,7 @@ def test_schedules_end_with_the_last_update(opened):  # noqa: F811
     shared.cfg.ppo.update(epochs=2, critic_warmup=1)
     shared.cfg.ppo.policy.update(slow | dict(learning_rate=0.8, warmup=0.5))
     shared.cfg.ppo.critic.update(slow | dict(learning_rate=0.6))
-    rule = PolicyTask(setup, user_dim=3).rule
+    rule = PolicyTask(setup, user_dim=3).tx
     expected = {
         "policy": [0.0, 0.2, 0.4, 0.6, 0.8, 0.6, 0.4, 0.2],
         "critic": 0.6 * (1 - np.arange(12) / 12),

@@ -78,7 +78,7 @@ class PolicyTask:
         ppo = cfg.ppo
         steps = ppo.epochs * (cfg.rollout.per_round // ppo.batch_size)  # of a round
         moving = cfg.rounds - (ppo.critic_warmup if self.has_critic else 0)
-        self.rule = policy_optimizer(
+        self.tx = policy_optimizer(
             optimizer(ppo.policy, max(0, moving) * steps), optimizer(ppo.critic, cfg.rounds * steps)
         )
 
@@ -110,7 +110,7 @@ class PolicyTask:
                 critic = init_critic(key, lora=self.shared.critic_lora, **self._sizes)
             return {"policy": self._init_policy(key), "critic": critic}
 
-        return initializer(init, self.rule, mesh=self.shared.mesh)
+        return initializer(init, self.tx, mesh=self.shared.mesh)
 
     def initial(self, seed: int, policy: Any) -> TrainState:
         """State of policy and critic at the beginning of the rounds.
@@ -138,6 +138,7 @@ class PolicyTask:
         chosen = np.array(sorted(setup.states.teacher), np.int64)
         tokenizer = self.shared.base.tokenizer
         ids = tokenizer.encode_batch([setup.states.teacher[int(s)] for s in chosen], bos=False)
+        # The ending token is learned as any other: rewards take off from answers that do not end.
         answers = [[*row, tokenizer.eos_id] for row in ids]
         size = max(self.shared.size, max(map(len, answers)))
         tokens = np.zeros((len(answers), size), np.int32)
@@ -155,17 +156,17 @@ class PolicyTask:
             processes=jax.process_count(),
         )
         epoch = source.steps_per_epoch
-        rule = optimizer(cfg.train, epoch * cfg.train.epochs)
+        tx = optimizer(cfg.train, epoch * cfg.train.epochs)
         step = functools.partial(
             sft_step,
             model=self.shared.base.model,
             lora=self.shared.lora,
-            optimizer=rule,
+            optimizer=tx,
             answer_size=size,
             placeholder=self.shared.placeholder,
             accumulation=cfg.train.accumulation,
         )
-        state = initializer(self._init_policy, rule, mesh=self.shared.mesh)(seed)
+        state = initializer(self._init_policy, tx, mesh=self.shared.mesh)(seed)
         state = state.replace(frozen={"base": self.shared.base.params})
         options = LoopOptions(
             total_steps=epoch * cfg.train.epochs,
@@ -255,7 +256,7 @@ class PolicyTask:
                 entropy=True,
                 **common,
             )
-            found = {
+            outputs = {
                 "log_probs": log_probs,
                 "entropy": entropy,
                 "reference": policy_log_probs(
@@ -268,22 +269,23 @@ class PolicyTask:
                 ),
             }
             if self.has_critic:
-                found["values"] = critic_values(
+                outputs["values"] = critic_values(
                     params["critic"], base, batch, lora=shared.critic_lora, **common
                 )
-            return found
+            return outputs
 
         return assess
 
     def assess(self, params: Any, reference: Any, batch: Mapping[str, np.ndarray]) -> dict:
         """Log-probabilities, entropy, the reference's and values of answers, `[n, A]` each."""
         shared, size = self.shared, self.shared.cfg.ppo.batch_size // self.group
-        found = []
+        outputs = []
+        # As many rows at a time as an update takes: what fits there fits here.
         for first in range(0, len(batch["ids"]), size):
             part = self._part(batch, np.arange(first, min(first + size, len(batch["ids"]))))
             made = self._assess(params, reference, shared.base.params, shared.put(part))
-            found.append(gather(made))
-        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+            outputs.append(gather(made))
+        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
     def update(
         self, state: TrainState, batch: Mapping[str, np.ndarray], *, number: int
@@ -305,33 +307,34 @@ class PolicyTask:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
         size = cfg.batch_size // self.group
         orders = minibatches(len(batch["ids"]), size, epochs=cfg.epochs, key=key)
+        # The policy waits until the critic says something of its values.
         trains = np.float32(number > cfg.critic_warmup or not self.has_critic)
         state = state.replace(frozen={"base": shared.base.params})
         compiled = self._compiled(state)
-        found: list[dict[str, float]] = []
+        history: list[dict[str, float]] = []
         for order in orders:
             stopped = False
             for chosen in order:
                 part = self._part(batch, chosen)
                 part["train_policy"] = np.full(len(chosen), trains, np.float32)
                 state, metrics = compiled(state, shared.put(part))
-                found.append({name: float(gather(v)) for name, v in metrics.items()})
-                stopped = found[-1]["ppo/stopped"] > 0
+                history.append({name: float(gather(v)) for name, v in metrics.items()})
+                # Beyond `kl_stop` the rollout says too little of the policy: the round is over.
+                stopped = history[-1]["ppo/stopped"] > 0
                 if stopped:
                     break
             if stopped:
                 break
-        means = {
-            name: float(
-                (np.max if name.endswith("_max") else np.mean)([one[name] for one in found])
-            )
-            for name in found[0]
-        }
+        means = {}
+        for name in history[0]:
+            reduce = np.max if name.endswith("_max") else np.mean
+            means[name] = float(reduce([metrics[name] for metrics in history]))
+        # A finite loss says nothing of weights that its last update broke.
         broken = dict.fromkeys(not_finite(state.params), math.nan)
         check_updates(
             means | broken, "joint.ppo.policy.learning_rate or joint.ppo.critic.learning_rate"
         )
-        means["ppo/updates"] = float(len(found) - found[-1]["ppo/stopped"])
+        means["ppo/updates"] = float(len(history) - history[-1]["ppo/stopped"])
         return state.replace(frozen={}), means
 
     def _part(self, batch: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -349,7 +352,7 @@ class PolicyTask:
                 model=self.shared.base.model,
                 policy_lora=self.shared.lora,
                 critic_lora=self.shared.critic_lora,
-                optimizer=self.rule,
+                optimizer=self.tx,
                 options=self.options,
                 accumulation=self.shared.cfg.ppo.accumulation,
             )

@@ -1,4 +1,4 @@
-"""What the `joint` stage refuses before anything is written."""
+"""Validation of the `joint` stage before anything is written."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ TEACHERS = ("true", "stated")
 
 
 def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
-    """Refuses what the stage could not run to its end, before anything is written.
+    """Validates config, data and mesh of the stage before anything is written.
 
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked = config.joint
+    cfg = config.joint
     need_events(data, "joint")
     run_base.check(config, mesh, rundir)
     run_base.need_base(config, rundir, "joint")
@@ -55,33 +55,33 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
         raise UserError(
             f"joint.system={name!r} learns nothing, so nothing can be fused with it; choose another"
         )
-    if asked.granularity not in GRANULARITIES:
+    if cfg.granularity not in GRANULARITIES:
         raise UserError(
-            f"joint.granularity={asked.granularity!r} is not valid"
-            f"{did_you_mean(asked.granularity, GRANULARITIES)}"
+            f"joint.granularity={cfg.granularity!r} is not valid"
+            f"{did_you_mean(cfg.granularity, GRANULARITIES)}"
         )
-    if asked.encoder not in LAYERS:
+    if cfg.encoder not in LAYERS:
         raise UserError(
-            f"joint.encoder={asked.encoder!r} is not valid{did_you_mean(asked.encoder, LAYERS)}"
+            f"joint.encoder={cfg.encoder!r} is not valid{did_you_mean(cfg.encoder, LAYERS)}"
         )
     _check_teacher(config)
-    read_weights(asked.rewards)
-    GuardOptions.of(asked.guards)
+    read_weights(cfg.rewards)
+    GuardOptions.of(cfg.guards)
     controls = [name for name in CONTROLS if name not in (JOINT, ALONE)]
-    for entry in asked.systems:
+    for entry in cfg.systems:
         for one in entry.split(","):
             if one and one not in controls:
                 raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, controls)}")
-    _check_counts(asked, mesh)
-    shared = asked.ppo.share_prompts and asked.rollout.group_size > 1
+    _check_counts(cfg, mesh)
+    shared = cfg.ppo.share_prompts and cfg.rollout.group_size > 1
     if shared and config.llm.attention.startswith("splash"):
         raise UserError(
             f"llm.attention={config.llm.attention!r} cannot share a prompt between the answers of "
             "a group; use 'auto', or joint.ppo.share_prompts=False"
         )
-    _check_rules(asked, mesh)
+    _check_rules(cfg, mesh)
     _check_fusion(config, name, data)
-    for evidence in evidence_of(asked.rewards).values():
+    for evidence in evidence_of(cfg.rewards).values():
         if evidence.check is not None:
             evidence.check(config, rundir)
     states = states_of(config, data)
@@ -109,8 +109,8 @@ def _check_teacher(config: Any) -> None:
         )
 
 
-def _check_counts(asked: Any, mesh: Mesh) -> None:
-    least = {
+def _check_counts(cfg: Any, mesh: Mesh) -> None:
+    minimum = {
         "rounds": 0,
         "readings": 0,
         "candidates": 2,
@@ -137,26 +137,26 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
         "recommender.train.batch_size": 1,
         "recommender.components": 0,
     }
-    for key, low in least.items():
-        value = asked
+    for key, low in minimum.items():
+        value = cfg
         for part in key.split("."):
             value = value[part]
         if value < low:
-            raise UserError(f"joint.{key}={value} must be at least {low}")
-    if not 0.0 <= asked.rollout.held_out < 1.0:
+            raise UserError(f"joint.{key}={value} must be at minimum {low}")
+    if not 0.0 <= cfg.rollout.held_out < 1.0:
         raise UserError(
-            f"joint.rollout.held_out={asked.rollout.held_out} must be a share, from 0 to below 1"
+            f"joint.rollout.held_out={cfg.rollout.held_out} must be a share, from 0 to below 1"
         )
-    if not 0.0 <= asked.cache.refresh <= 1.0:
-        raise UserError(f"joint.cache.refresh={asked.cache.refresh} must be a share, from 0 to 1")
-    heat = asked.recommender.temperature
-    if not (math.isfinite(heat) and heat >= 0):
+    if not 0.0 <= cfg.cache.refresh <= 1.0:
+        raise UserError(f"joint.cache.refresh={cfg.cache.refresh} must be a share, from 0 to 1")
+    temperature = cfg.recommender.temperature
+    if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(
-            f"joint.recommender.temperature={heat} must be a positive number, or 0 to fit it"
+            f"joint.recommender.temperature={temperature} must be a positive number, or 0 to fit it"
         )
-    n, size, group = asked.rollout.per_round, asked.ppo.batch_size, asked.rollout.group_size
-    together = group if asked.ppo.share_prompts else 1
-    parts = batch_divisor(mesh) * asked.ppo.accumulation * together
+    n, size, group = cfg.rollout.per_round, cfg.ppo.batch_size, cfg.rollout.group_size
+    together = group if cfg.ppo.share_prompts else 1
+    parts = batch_divisor(mesh) * cfg.ppo.accumulation * together
     if n % size:
         raise UserError(
             f"joint.rollout.per_round={n} must be divisible by joint.ppo.batch_size={size}"
@@ -165,12 +165,12 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
         raise UserError(
             f"joint.rollout.per_round={n} must be divisible by joint.rollout.group_size={group}"
         )
-    if asked.ppo.estimator == "group" and group < 2:
+    if cfg.ppo.estimator == "group" and group < 2:
         raise UserError(
             "joint.ppo.estimator='group' compares answers to one prompt: set "
             "joint.rollout.group_size to 2 or more"
         )
-    trained = asked.recommender.train.batch_size
+    trained = cfg.recommender.train.batch_size
     for key, value in (("ppo.batch_size", size), ("recommender.train.batch_size", trained)):
         needs = parts if key.startswith("ppo") else batch_divisor(mesh)
         if value % needs:
@@ -185,65 +185,65 @@ def _check_counts(asked: Any, mesh: Mesh) -> None:
             )
 
 
-def _check_rules(asked: Any, mesh: Mesh) -> None:
-    if asked.ppo.estimator not in ESTIMATORS:
+def _check_rules(cfg: Any, mesh: Mesh) -> None:
+    if cfg.ppo.estimator not in ESTIMATORS:
         raise UserError(
-            f"joint.ppo.estimator={asked.ppo.estimator!r} is not valid"
-            f"{did_you_mean(asked.ppo.estimator, ESTIMATORS)}"
+            f"joint.ppo.estimator={cfg.ppo.estimator!r} is not valid"
+            f"{did_you_mean(cfg.ppo.estimator, ESTIMATORS)}"
         )
-    if asked.kl.kind not in kl.KINDS:
+    if cfg.kl.kind not in kl.KINDS:
         raise UserError(
-            f"joint.kl.kind={asked.kl.kind!r} is not valid{did_you_mean(asked.kl.kind, kl.KINDS)}"
+            f"joint.kl.kind={cfg.kl.kind!r} is not valid{did_you_mean(cfg.kl.kind, kl.KINDS)}"
         )
-    if asked.kl.reference not in ("warm_start", "base"):
+    if cfg.kl.reference not in ("warm_start", "base"):
         raise UserError(
-            f"joint.kl.reference={asked.kl.reference!r} is not valid; valid: warm_start, base"
+            f"joint.kl.reference={cfg.kl.reference!r} is not valid; valid: warm_start, base"
         )
-    ppo = asked.ppo
+    ppo = cfg.ppo
     AdvantageOptions(discount=ppo.discount, lam=ppo.lam)
     PolicyOptions(
-        temperature=asked.rollout.temperature,
+        temperature=cfg.rollout.temperature,
         clip=ppo.clip,
         value_clip=ppo.value_clip,
         value_weight=ppo.value_weight,
         entropy_weight=ppo.entropy_weight,
         kl_stop=ppo.kl_stop,
     )
-    kl.adapt(kl.controller(asked.kl.beta), 0.0, target=asked.kl.target, gain=asked.kl.gain)
-    Sampling(temperature=asked.explain.temperature)
-    train_language.lora_config(asked.lora)
-    train_language.lora_config(asked.critic)
-    if asked.critic.dropout:
+    kl.adapt(kl.controller(cfg.kl.beta), 0.0, target=cfg.kl.target, gain=cfg.kl.gain)
+    Sampling(temperature=cfg.explain.temperature)
+    train_language.lora_config(cfg.lora)
+    train_language.lora_config(cfg.critic)
+    if cfg.critic.dropout:
         raise UserError(
-            f"joint.critic.dropout={asked.critic.dropout}: the critic has no dropout; use 0"
+            f"joint.critic.dropout={cfg.critic.dropout}: the critic has no dropout; use 0"
         )
     optimizer(ppo.policy, 1)
     optimizer(ppo.critic, 1)
-    optimizer(asked.recommender.train, 1)
+    optimizer(cfg.recommender.train, 1)
     for key, value in (("schedule", "constant"), ("warmup", 0.0)):
-        if (given := asked.recommender.train[key]) != value:
+        if (given := cfg.recommender.train[key]) != value:
             raise UserError(
                 f"joint.recommender.train.{key}={given!r} must be {value!r}: the recommender is "
                 "updated in pieces, whose last begins anew at the best round"
             )
     if not 0.0 <= ppo.missing_eos < float("inf"):
         raise UserError(f"joint.ppo.missing_eos={ppo.missing_eos} must be a number from 0")
-    train_language.check(asked.sft.train, "joint.sft.train", mesh)
-    if asked.lora.dropout and not 0 <= asked.lora.dropout < 1:
-        raise UserError(f"joint.lora.dropout={asked.lora.dropout} must be from 0 to below 1")
+    train_language.check(cfg.sft.train, "joint.sft.train", mesh)
+    if cfg.lora.dropout and not 0 <= cfg.lora.dropout < 1:
+        raise UserError(f"joint.lora.dropout={cfg.lora.dropout} must be from 0 to below 1")
 
 
 def _check_fusion(config: Any, name: str, data: RunData) -> None:
     """Refuses values of the fused recommender, which is built only after the recommender alone."""
-    asked = config.joint.recommender
+    cfg = config.joint.recommender
     model = build_model(config.recommend[name], data)
     try:
         fuse(
             model,
-            encoding=max(1, asked.components),
-            components=asked.components,
-            sides=asked.sides,
-            **{key: asked[key] for key in HPARAMS},
+            encoding=max(1, cfg.components),
+            components=cfg.components,
+            sides=cfg.sides,
+            **{key: cfg[key] for key in HPARAMS},
         )
     except UserError as error:
         raise UserError(f"joint.recommender: {error}") from error

@@ -58,6 +58,7 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
     if not is_primary():
         barrier("joint")
         return
+    # The adapter in PEFT's format, which other programs load.
     folder = shared.rundir.path / "adapter_joint" / str(seed)
     if folder.exists():  # of this seed, before a kill kept it from being done
         folder.rmtree()
@@ -82,6 +83,7 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
     path = texts_path(shared.rundir, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, files.json_lines(records))
+    # Per-user figures last: their file marks the seed as done.
     arrays = {
         f"{name}/{key.removeprefix('test/')}": value
         for name, found in figures.items()
@@ -103,6 +105,7 @@ def aggregate(config: Any, setup: StateSetup, rundir: RunDir) -> dict[str, dict[
     users = per_seed[0]["users"]
     values = run_records.stacked(per_seed, rundir.path / "per_user" / STAGE)
     names = list(dict.fromkeys(key.split("/")[0] for key in values))
+    # Only users that were explained, and that the warm start was not taught with.
     kept = np.isin(users, setup.states.user[setup.states.rows(TEST)])
     kept &= ~np.isin(users, setup.taught_users)  # taught users may be known
     if not kept.any():
@@ -182,14 +185,15 @@ def _add_texts(
             if states.planted is not None:
                 f1 = score_texts(texts, [states.planted[s] for s in chosen]).f1
                 own.setdefault("planted/f1", []).append(f1)
+                # What a text scores against somebody else's reasons: the zero of the F1.
                 other = np.roll(np.arange(len(chosen)), 1)
                 chance = score_texts(texts, [states.planted[chosen[o]] for o in other]).f1
                 own.setdefault("planted/f1_chance", []).append(chance)
-            told = monitors.measure(
+            measured = monitors.measure(
                 texts, [states.prompts[s] for s in chosen], states.unshown_target[chosen]
             )
             for key in ("title_mention", "target_title", "copied_prompt"):
-                own.setdefault(f"text/{key}", []).append(np.array([told[f"monitor/{key}"]]))
+                own.setdefault(f"text/{key}", []).append(np.array([measured[f"monitor/{key}"]]))
     for name, own in found.items():
         for key, arrays in own.items():
             stacked = np.stack(arrays)

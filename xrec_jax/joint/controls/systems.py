@@ -25,14 +25,14 @@ from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import PARTS, TEST
 from xrec_jax.parallel.mesh import gather
 
-_CHECKS = 10  # looks at the valid users while a control is trained
+_EVALUATIONS = 10  # on the tracked users while a control is trained
 
 Read = dict[str, np.ndarray]
 Arrays = dict[str, np.ndarray]
 
 
 class Trained(NamedTuple):
-    """A recommender that reads: frozen arrays, parameters, and its NDCG of valid users."""
+    """A recommender that reads: frozen arrays, parameters, and its NDCG of tracked users."""
 
     frozen: Any
     params: Any
@@ -43,11 +43,11 @@ class Systems:
     """Trains and tests the systems of one seed.
 
     Every control starts from the same recommender and a fresh fusion, and gets as many updates as
-    joint got at most; the best of its evaluations on the valid users is tested. Joint goes on from
-    its best round, and is trained anew on that round's texts as a control is; the better of the two
-    on the valid users is tested, so that what spoils a recommender in the rounds, such as too few
-    users to learn from, does not stand for the texts. `refit` is the second of them by itself: held
-    against `sft` it is the texts alone that differ.
+    joint got at most; the best of its evaluations on the tracked validation users is tested. Joint
+    goes on from its best round, and is trained anew on that round's texts as a control is; the
+    better of the two on those users is tested, so that what spoils a recommender in the rounds,
+    such as too few users to learn from, does not stand for the texts. `refit` is the second of them
+    by itself: held against `sft` it is the texts alone that differ.
 
     Args:
       sides: both sides of the seed, with the warm start's policy.
@@ -69,7 +69,7 @@ class Systems:
 
     def test(self) -> dict[str, Arrays]:
         """Per-user test metrics of every system; what is done already is read from disk."""
-        found = {}
+        figures = {}
         for name in self.names():
             path = self.folder / f"{name}.npz"
             if not path.exists():
@@ -78,8 +78,8 @@ class Systems:
                 if is_primary():
                     value = arrays[f"test/ndcg@{self.shared.best_k}"].mean()
                     log(f"{self.sides.stage}: {name}: NDCG@{self.shared.best_k} {value:.4f}")
-            found[name] = run_records.system_figures(self.shared.rundir, path)
-        return found
+            figures[name] = run_records.system_figures(self.shared.rundir, path)
+        return figures
 
     def texts(self, name: str) -> list[str]:
         """Texts of a system for `rows`; made once and kept in a file. All processes call it."""
@@ -171,8 +171,8 @@ class Systems:
             else:
                 params, _ = self._fit(fused, state, frozen, read, fused.steps)
         per_user = fused.evaluate("test", params, frozen, read)
-        found = {f"test/{key}": value for key, value in per_user.masked.items()}
-        return found | {"users": per_user.users}
+        figures = {f"test/{key}": value for key, value in per_user.masked.items()}
+        return figures | {"users": per_user.users}
 
     def _frozen(self, fused: FusedTask, read: Read | None) -> Any:
         """Frozen arrays that standardise what is read; None: as at the warm start."""
@@ -207,13 +207,13 @@ class Systems:
     def _fit(
         self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int
     ) -> tuple[Any, float]:
-        """Parameters with the best NDCG of the looked-at valid users, the first ones included."""
+        """Parameters with the best NDCG of the tracked users, the first ones included."""
         metric = f"ndcg@{self.shared.best_k}"
 
         def worth(params: Any) -> float:
             return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())
 
-        piece, done = max(1, steps // _CHECKS), 0
+        piece, done = max(1, steps // _EVALUATIONS), 0
         best, params = -1.0, state.params
         while True:
             value = worth(state.params)

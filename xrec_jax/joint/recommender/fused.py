@@ -102,12 +102,12 @@ class FusedTask:
                 **values,
             )
         self.steps = cfg.warm_steps + self.shared.cfg.rounds * cfg.steps + cfg.final_steps
-        self.rule = _held(optimizer(cfg.train, self.steps), cfg.train_base)
+        self.tx = _held(optimizer(cfg.train, self.steps), cfg.train_base)
         self._compiled_step: Any = None
 
     @functools.cached_property
     def _initializer(self) -> Any:
-        return initializer(self.model.init, self.rule, mesh=self.shared.mesh)
+        return initializer(self.model.init, self.tx, mesh=self.shared.mesh)
 
     def initial(self, seed: int, base: Any) -> TrainState:
         """A fresh fusion around trained parameters of the base; without frozen arrays."""
@@ -116,7 +116,10 @@ class FusedTask:
         return state.replace(params={**state.params, "base": base}, best_params=None)
 
     def temperature(self, base: Any, frozen: Any) -> np.float32:
-        """At which the recommender alone is calibrated on the looked-at valid users' events.
+        """Temperature at which the recommender alone is calibrated on the tracked users' events.
+
+        A base is surer of its own training events than of new ones; without it the fusion would
+        learn to correct that instead of what texts say.
 
         Args:
           base: parameters of the recommender alone.
@@ -131,14 +134,15 @@ class FusedTask:
         states, held_out = self.setup.states, self.shared.data.split.valid
         rows = states.rows(VALID)
         rows = rows[np.isin(states.user[rows], self.setup.tracked_users)]
-        users, first = np.unique(states.user[rows], return_index=True)  # once, not a candidate
+        # Once a user, however many candidates of theirs are explained.
+        users, first = np.unique(states.user[rows], return_index=True)
         kept = np.isin(held_out.user, users)
         if not kept.any():
             return np.float32(1.0)
-        found = self._user_states_of(base, frozen, rows[first])
-        found = found[np.searchsorted(users, held_out.user[kept])]
+        user_states = self._user_states_of(base, frozen, rows[first])
+        user_states = user_states[np.searchsorted(users, held_out.user[kept])]
         table = self._item_table(base, frozen)
-        fitted = np.float32(gather(self._fit(found, table, held_out.item[kept])))
+        fitted = np.float32(gather(self._fit(user_states, table, held_out.item[kept])))
         check_scored(int(np.isfinite(fitted)), 1)
         return fitted
 
@@ -168,11 +172,11 @@ class FusedTask:
 
     def frozen(self, base: Any, constants: dict[str, Any]) -> dict[str, Any]:
         """Frozen arrays of the base, and the constants of what is read."""
-        found = dict(base) | put_replicated(constants, self.shared.mesh)
+        arrays = dict(base) | put_replicated(constants, self.shared.mesh)
         if isinstance(self.model, FeatureFused):
             items = {"item_features": self.setup.states.item_features}
-            found |= put_replicated(items, self.shared.mesh)
-        return found
+            arrays |= put_replicated(items, self.shared.mesh)
+        return arrays
 
     def train(
         self, state: TrainState, frozen: Any, read: dict[str, np.ndarray], *, steps: int, seed: int
@@ -195,7 +199,8 @@ class FusedTask:
         rows, size = self.trained_rows(), self.shared.cfg.recommender.train.batch_size
         state = state.replace(frozen=frozen)
         compiled = self._compiled(state)
-        done, found = int(state.step), []
+        # Batches are drawn by the step alone, so a run that goes on draws the same ones.
+        done, history = int(state.step), []
         for step in range(done, done + steps):
             chosen = rows[
                 rng.random_integers(
@@ -203,15 +208,18 @@ class FusedTask:
                 )
             ]
             state, metrics = compiled(state, self.shared.put(self.batch(chosen, read)))
-            found.append(metrics)
+            history.append(metrics)
+            # Steps must not run far ahead: their batches wait on the devices, and collectives of
+            # several steps at a time can deadlock on CPU devices.
             if step % 8 == 0 or self.shared.mesh.size > 1:
                 jax.block_until_ready(metrics)
         means = {
             name.replace("train/", "recommender/"): float(
-                np.mean([gather(one[name]) for one in found])
+                np.mean([gather(metrics[name]) for metrics in history])
             )
-            for name in (found[0] if found else {})
+            for name in (history[0] if history else {})
         }
+        # A finite loss says nothing of weights that its last update broke.
         broken = dict.fromkeys(not_finite(state.params), math.nan)
         check_updates(means | broken, "joint.recommender.train.learning_rate")
         return state.replace(frozen={}), means
@@ -232,7 +240,7 @@ class FusedTask:
 
     def _compiled(self, state: TrainState) -> Any:
         if self._compiled_step is None:
-            step = functools.partial(recommend_step, model=self.model, optimizer=self.rule)
+            step = functools.partial(recommend_step, model=self.model, optimizer=self.tx)
             self._compiled_step = compile_step(step, state)
         return self._compiled_step
 
@@ -272,6 +280,7 @@ class FusedTask:
         states = self.setup.states
         rows = states.rows(TEST if group == "test" else VALID)
         count = self.shared.data.dataset.num_users
+        # Evaluators look up what is read by user; a user has one state of each held-out split.
         by_user = {}
         for name, array in read.items():
             whole = np.zeros((count, *array.shape[1:]), array.dtype)
@@ -300,12 +309,12 @@ class FusedTask:
     def _user_states_of(self, base: Any, frozen: Any, states: np.ndarray) -> np.ndarray:
         setup, count = self.setup, len(states)
         size = even(1024, self.shared.mesh)
-        found = []
+        parts = []
         for first in range(0, count, size):
             rows = states[np.minimum(np.arange(first, first + size), count - 1)]
             batch = self.shared.put(user_batch(setup, self.task.model, rows))
-            found.append(gather(self._user_states(base, frozen, batch)))
-        return np.concatenate(found)[:count]
+            parts.append(gather(self._user_states(base, frozen, batch)))
+        return np.concatenate(parts)[:count]
 
     @functools.cached_property
     def _score(self) -> Any:
@@ -319,15 +328,15 @@ class FusedTask:
                 "encoding": batch["other_encoding"],
                 "present": batch["other_present"],
             }
-            found = {}
-            for name, one in (("", batch), ("_null", alone), ("_shuffled", shuffled)):
-                scores = model.item_scores(params, frozen, one, tables=tables)[:, :items]
+            figures = {}
+            for name, inputs in (("", batch), ("_null", alone), ("_shuffled", shuffled)):
+                scores = model.item_scores(params, frozen, inputs, tables=tables)[:, :items]
                 log_p = jax.nn.log_softmax(scores, axis=1)
-                every = batch["targets"]
-                own = jnp.take_along_axis(log_p, jnp.maximum(every, 0), axis=1)
-                found[f"log_prob{name}"] = row_means(own, every >= 0)
-                found[f"rank{name}"] = rank_of(scores, batch["target"], batch["seen"])
-            return found
+                targets = batch["targets"]
+                own = jnp.take_along_axis(log_p, jnp.maximum(targets, 0), axis=1)
+                figures[f"log_prob{name}"] = row_means(own, targets >= 0)
+                figures[f"rank{name}"] = rank_of(scores, batch["target"], batch["seen"])
+            return figures
 
         return score
 
@@ -360,10 +369,11 @@ class FusedTask:
           and `_shuffled`: `[n]` each.
         """
         del read
+        # Few shapes, so that rounds of different size do not compile anew.
         size = even(min(256, -(-len(states) // 8) * 8), self.shared.mesh)
         others = another(self.setup.states.user[states], key)
         targets = self.setup.targets[states] if targets is None else targets
-        found = []
+        parts = []
         for first in range(0, len(states), size):
             places = np.minimum(np.arange(first, first + size), len(states) - 1)
             chosen, other = states[places], others[places]
@@ -376,17 +386,17 @@ class FusedTask:
                 "other_encoding": encoding[other],
                 "other_present": present[other],
             }
-            found.append(gather(self._score(params, frozen, self.shared.put(batch))))
+            parts.append(gather(self._score(params, frozen, self.shared.put(batch))))
         return {
-            name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
+            name: np.concatenate([part[name] for part in parts])[: len(states)] for name in parts[0]
         }
 
     def held_out(self, states: np.ndarray) -> np.ndarray:
         """All held-out items of the users of valid states: `[n, T]` int32, -1 behind the last."""
         setup = self.setup
-        found = Histories.of([self.shared.data.split.valid], self.shared.data.dataset.num_users)
+        events = Histories.of([self.shared.data.split.valid], self.shared.data.dataset.num_users)
         users = setup.states.user[states]
-        return found.padded(users, int(found.lengths[users].max(initial=1)), fill=-1)
+        return events.padded(users, int(events.lengths[users].max(initial=1)), fill=-1)
 
     @property
     def _seen(self) -> Histories:
@@ -397,10 +407,14 @@ class FusedTask:
         return int(self._seen.lengths[self.setup.states.rows(TRAIN)].max(initial=1))
 
 
-def _held(rule: optax.GradientTransformation, train_base: bool) -> optax.GradientTransformation:
-    """A rule that leaves the base as it is, unless it is trained: no decay, no clipping by it."""
+def _held(tx: optax.GradientTransformation, train_base: bool) -> optax.GradientTransformation:
+    """An optimizer that leaves the base as it is, unless it is trained.
+
+    Frozen gradients alone would not do: weight decay would still move the base, and its gradients
+    would still count in clipping.
+    """
     if train_base:
-        return rule
+        return tx
 
     def label(params: Any) -> Any:
         return {
@@ -408,4 +422,4 @@ def _held(rule: optax.GradientTransformation, train_base: bool) -> optax.Gradien
             for name, part in params.items()
         }
 
-    return optax.multi_transform({"trained": rule, "held": optax.set_to_zero()}, label)
+    return optax.multi_transform({"trained": tx, "held": optax.set_to_zero()}, label)
