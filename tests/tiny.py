@@ -141,10 +141,10 @@ def joint(model: pathlib.Path) -> ConfigDict:
     made.stages = ("recommend", "joint")
     made.recommend.sasrec.layers = 1
     made.data.world.update(dict(num_users=26, num_items=22, mean_visits=7.0))
-    made.data.world.update(dict(review_share=0.7, about_share=0.4))
     made.ranking.ks = (5, 10)
     made.llm.path, made.llm.generation_batch = str(model), 16
     shrink(made)
+    made.data.world.update(dict(review_share=0.7, about_share=0.4))  # short prompts
     asked = made.joint
     asked.update(dict(rounds=2, valid_users=11, samples=2))
     asked.systems = (
