@@ -73,6 +73,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             if one and one not in controls:
                 raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, controls)}")
     _check_counts(cfg, mesh)
+    # Answers that share a row need a mask that those kernels do not have.
     shared = cfg.ppo.share_prompts and cfg.rollout.group_size > 1
     if shared and config.llm.attention.startswith("splash"):
         raise UserError(
@@ -86,6 +87,7 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
             evidence.check(config, rundir)
     states = states_of(config, data)
     _check_states(config, states)
+    # Prompts can only be measured where states are fixed and the base has a tokenizer.
     granularity = granularity_of(config)
     granularity.check(config, data)
     if config.llm.path and granularity.fixed:  # what `pretrain` makes has no tokenizer yet
@@ -154,6 +156,7 @@ def _check_counts(cfg: Any, mesh: Mesh) -> None:
         raise UserError(
             f"joint.recommender.temperature={temperature} must be a positive number, or 0 to fit it"
         )
+    # Rollouts fill whole groups and whole batches, and batches fill the devices.
     n, size, group = cfg.rollout.per_round, cfg.ppo.batch_size, cfg.rollout.group_size
     together = group if cfg.ppo.share_prompts else 1
     parts = batch_divisor(mesh) * cfg.ppo.accumulation * together
@@ -199,6 +202,7 @@ def _check_rules(cfg: Any, mesh: Mesh) -> None:
         raise UserError(
             f"joint.kl.reference={cfg.kl.reference!r} is not valid; valid: warm_start, base"
         )
+    # Built only for the checks of their own constructors.
     ppo = cfg.ppo
     AdvantageOptions(discount=ppo.discount, lam=ppo.lam)
     PolicyOptions(
@@ -262,6 +266,7 @@ def _check_states(config: Any, states: JointStates) -> None:
     gains = ["valid/gain", f"valid/ndcg@{cut_off(config)}"]
     gains += ["valid/planted_f1"] if states.planted is not None else []
     gains += ["valid/log_prob_gain"] if config.joint.granularity == "user" else []
+    # The best round is chosen by what rounds measure, never by what is tested.
     chosen = config.joint.guards.gain_metric
     if chosen not in gains:
         where = ""

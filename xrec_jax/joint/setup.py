@@ -39,6 +39,8 @@ def placeholder_of(config: Any, tokenizer: Tokenizer) -> tuple[str, int]:
     if not count:
         return "", -1
     for text in (asked,) if asked else _PLACEHOLDERS:
+        # Behind a letter, as a tokenizer may treat the first token of a text in another way; and
+        # equal tokens, so that none of the run merges with its neighbour.
         ids = tokenizer.encode("x" + text * count, bos=False)[-count:]
         if len(ids) == count and len(set(ids)) == 1 and tokenizer.decode(ids).strip():
             return text, int(ids[0])

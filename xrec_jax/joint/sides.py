@@ -98,9 +98,11 @@ def open_sides(setup: StateSetup, task: RecommenderTask, seed: int) -> Sides:
       seed: which of its seeds.
     """
     alone = Alone(*task.restore(seed))
+    # With candidates, what is explained depends on the seed's recommender.
     granularity = granularity_of(setup.shared.config)
     setup = granularity.of_seed(setup, task, alone.params, alone.frozen, seed)
     recommender = granularity.task(setup, task, width=setup.shared.encoder.width)
+    # Of the recommender alone, so soft prompts stay the same while the fusion is trained.
     users = recommender.user_states(alone.params, alone.frozen)
     valid = setup.states.rows(VALID)
     return Sides(

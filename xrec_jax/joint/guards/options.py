@@ -29,10 +29,12 @@ class Limit(NamedTuple):
 
 
 LIMITS = (
+    # The policy: how far it went, whether it still explores, whether it has something to learn.
     Limit("kl_ceiling", "ppo/kl", "above", "KL to the reference, nats per answer token,"),
     Limit("min_entropy", "ppo/entropy", "below", "the policy's entropy, nats per answer token,"),
     Limit("min_reward_std", "reward/score_std", "upto", "the spread of the rewards"),
     Limit("min_ended", "rollout/ended", "below", "the share of answers that end"),
+    # Its texts: signs that it says the answer, or says nothing (`joint.monitors`).
     Limit(
         "max_title_mention",
         "monitor/title_mention",
@@ -151,6 +153,7 @@ class GuardOptions:
                 if not isinstance(value, str) or not value:
                     raise UserError(f"guards: gain_metric={value!r} must be a metric's name")
                 continue
+            # None switches a limit off; a least step that is not there makes no sense.
             if value is None and field.name != "min_delta":
                 continue
             if not _finite(value) or value < 0:
@@ -170,6 +173,7 @@ class GuardOptions:
         Raises:
           UserError: on an unknown key or a value that makes no sense.
         """
+        # Refused here, because a misspelled limit would silently be no limit.
         known = [field.name for field in dataclasses.fields(cls)]
         chosen = dict(given.items())
         for key in chosen:
@@ -179,6 +183,7 @@ class GuardOptions:
 
 
 def _finite(value: Any) -> bool:
+    # `True` is a number to Python, and no limit to anybody.
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         return False
     return math.isfinite(value)

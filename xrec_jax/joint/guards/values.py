@@ -30,6 +30,7 @@ def check_scores(
     """
     values = {name: np.asarray(host_value(part), np.float64) for name, part in parts.items()}
     scores = np.asarray(host_value(score), np.float64)
+    # Parts before their sum: a sum that is not finite does not say which part to mend.
     for name, value in [*((f"reward part {n!r}", v) for n, v in values.items()), ("score", scores)]:
         bad = ~np.isfinite(value)
         if bad.any():
@@ -43,6 +44,7 @@ def check_scores(
         return
     over = np.abs(scores) > options.max_reward
     if over.any():
+        # The largest part of the worst row is the one whose weight is wrong.
         row = int(np.argmax(np.abs(scores)))
         widest = max(values, key=lambda name: abs(values[name][row])) if values else None
         source = (
@@ -77,6 +79,7 @@ def check_gap(
     Raises:
       UserError: if one is not finite, or the mean is above `gap_max`.
     """
+    # Padding is not compared: sampler and trainer may hold anything there.
     real = np.asarray(host_value(mask)).astype(bool)
     first = np.asarray(host_value(sampled), np.float64)[real]
     second = np.asarray(host_value(trained), np.float64)[real]
@@ -87,6 +90,7 @@ def check_gap(
                 f"{int((~np.isfinite(value)).sum())} of {value.size} answer tokens: the policy's "
                 "weights or its sampling options are broken"
             )
+    # The mean decides, not the largest: one token near a tie may differ by rounding alone.
     gap = np.abs(first - second)
     mean, most = (float(gap.mean()), float(gap.max())) if gap.size else (0.0, 0.0)
     if options.gap_max is not None and mean > options.gap_max:

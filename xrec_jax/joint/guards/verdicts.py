@@ -123,6 +123,7 @@ def check_rollouts(
     reasons = []
     if not done.size:
         reasons.append("there are no rollouts")
+    # None at all always stops, whatever the limit: there is no reward for an end to learn from.
     elif not done.any():
         reasons.append(
             f"none of {done.size} answers ended by itself (mean length {tokens.mean():.1f} tokens):"
@@ -193,6 +194,7 @@ def check_round(
                     f"{best}; guards.patience={options.patience})"
                 )
                 cause = cause or "patience"
+    # A round that was not evaluated changes neither the best one nor the patience.
     tripped = (*state.tripped, *(f"round {number}: {reason}" for reason in reasons))
     after = GuardState(best_gain, best_round, bad, tripped)
     return after, Verdict(tuple(reasons), improved, best_round, number, best_gain, cause)

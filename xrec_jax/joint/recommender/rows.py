@@ -51,9 +51,11 @@ def row_means(values: jax.Array, real: jax.Array) -> jax.Array:
 
 def another(users: np.ndarray, key: int) -> np.ndarray:
     """For each row a row of another user, drawn by key; its own where there is no other user."""
+    # A step along a keyed cycle: every text is read once, by somebody else as a rule.
     order = rng.permutation(key, len(users))
     place = np.empty(len(users), np.int64)
     place[order] = np.roll(order, 1)
+    # Users with several rows may meet themselves; those rows are drawn again.
     for row in np.flatnonzero(users[place] == users):
         options = np.flatnonzero(users != users[row])
         if len(options):

@@ -168,6 +168,7 @@ def register(
     """
 
     def add(function: P) -> P:
+        # At registration, where the traceback still shows whose part it is.
         try:
             inspect.signature(function).bind(None, **defaults)
         except TypeError as error:
@@ -271,6 +272,7 @@ def read_weights(weights: Any) -> dict[str, tuple[float, dict[str, Any]]]:
                     f"reward {name!r} has no option {key!r}{did_you_mean(key, [*known, 'weight'])}"
                 )
             _check_kind(name, key, value, known[key])
+        # Parts of weight 0 are not computed: their evidence may be missing.
         if weight:
             found[name] = (float(weight), known | own)
     if not found:
@@ -302,6 +304,7 @@ def total(scored: Scored, weights: Any) -> tuple[jax.Array, dict[str, jax.Array]
             raise UserError(f"reward {name!r}: {error}") from error
         if not isinstance(value, (jax.Array, np.ndarray)):
             raise UserError(f"reward {name!r} gave a {type(value).__name__}, not an array")
+        # Strict, since a scalar or a float64 would spread silently over the whole sum.
         if value.shape != rows or value.dtype != jnp.float32:
             raise UserError(
                 f"reward {name!r} gave {value.dtype}{list(value.shape)}; it must give one float32 "
@@ -331,6 +334,7 @@ def _is_number(value: Any) -> bool:
 
 def _check_kind(name: str, key: str, value: Any, default: Any) -> None:
     """Refuses an option's value that is of another kind than its default."""
+    # Booleans first: to Python they are whole numbers, too.
     if isinstance(default, bool):
         right, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):

@@ -48,6 +48,7 @@ def prompts_of(config: Any, states: JointStates, tokenizer: Tokenizer) -> Prompt
     """
     text, placeholder = placeholder_of(config, tokenizer)
     vectors, template = config.joint.soft_prompt.vectors, run_base.template(config)
+    # Soft vectors come last: prompts then share what stands before, and it is read once.
     suffix = text * vectors + "\n" if vectors else ""
     ids = [
         tokenizer.prompt(prompt.rstrip("\n") + "\n" + suffix, template=template)
@@ -111,6 +112,7 @@ class StateSetup:
         Raises:
           UserError: says what is too long.
         """
+        # Before anything is trained: a sampler would find it only rounds later.
         most = self.shared.base.model.config.max_positions
         check_lengths(self.shared.config, self.prompts, most)
 
@@ -178,6 +180,7 @@ class StateSetup:
         for s in self.learned.tolist():
             past = states.history.items[states.history.start[s] : states.history.start[s + 1]]
             own = self.targets[s][self.targets[s] >= 0]
+            # The text stays as it was written; the history grows by the targets before.
             for number, item in enumerate(own.tolist()):
                 which.append(s)
                 target.append(item)
@@ -236,5 +239,6 @@ def tracked_users(states: JointStates, count: int) -> np.ndarray:
     """
     users = states.user[states.rows(VALID)]
     users = users[~np.isin(users, taught_users(states))]
+    # Under seed 0, so that all seeds of a run track the same users and their figures compare.
     order = rng.permutation(rng.fold(0, Stream.SHARED_53), len(users))
     return np.sort(users[order[: count or len(users)]])
