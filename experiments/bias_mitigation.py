@@ -1,4 +1,4 @@
-"""Does tuning on unequal explanations make a model unequal, and do balanced sets undo it.
+"""Effect of tuning on explanations that are unequal between groups, and of balancing the set.
 
     python experiments/bias_mitigation.py --base=runs/quickstart/base --workdir=runs/bias
 
@@ -73,21 +73,21 @@ class Writer:
 
     def visits(self, count: int, *, seed: int) -> list[tuple[int, int, np.ndarray, int]]:
         """`count` visits of women and men."""
-        found = visits_to_explain(self.data, count + count // 4, seed=seed)
-        return [visit for visit in found if self.gender[visit[0]] in GROUPS][:count]
+        visits = visits_to_explain(self.data, count + count // 4, seed=seed)
+        return [visit for visit in visits if self.gender[visit[0]] in GROUPS][:count]
 
     def cases(self, visits: Sequence[tuple[int, int, np.ndarray, int]]) -> list[Case]:
         """Visits with their true reasons."""
         if self.data.world is None:
             raise UserError("this experiment needs a planted world")
-        users, items, made = (np.array([visit[i] for visit in visits]) for i in (0, 1, 3))
-        reasons = self.data.world.reasons(users, items, made)
+        users, items, visits_before = (np.array([visit[i] for visit in visits]) for i in (0, 1, 3))
+        reasons = self.data.world.reasons(users, items, visits_before)
         dataset = self.data.dataset
         return [
             Case(
                 item=self.prompting.items[item],
                 history=[self.prompting.items[i] for i in before],
-                reasons=why,
+                reasons=own_reasons,
                 user=self.prompting.user(user),
                 meta={
                     "user": str(dataset.user_ids[user]),
@@ -95,7 +95,7 @@ class Writer:
                     "gender": self.gender[user],
                 },
             )
-            for (user, item, before, _), why in zip(visits, reasons, strict=True)
+            for (user, item, before, _), own_reasons in zip(visits, reasons, strict=True)
         ]
 
     def write(self, cases: Sequence[Case], length: Length) -> list[Instruction]:
@@ -122,17 +122,22 @@ def sets(writer: Writer, examples: int) -> dict[str, list[Instruction]]:
         for place, case in enumerate(cases)
     ]
     # As many as the run tunes on and holds out, so that every arm sees the same number.
-    few = select(unequal, examples + examples // 8, balance="gender")
-    chosen = {one.group for one in few}
-    several = [one for part in answers.values() for one in part if one.group in chosen]
-    return {"biased": few, "matched": unequal, "one_length": one_answer_each(several)}
+    tuned = select(unequal, examples + examples // 8, balance="gender")
+    chosen = {example.group for example in tuned}
+    several = [
+        example
+        for answer_set in answers.values()
+        for example in answer_set
+        if example.group in chosen
+    ]
+    return {"biased": tuned, "matched": unequal, "one_length": one_answer_each(several)}
 
 
-def words_by_group(found: Sequence[Instruction]) -> dict[str, dict[str, float]]:
+def words_by_group(examples: Sequence[Instruction]) -> dict[str, dict[str, float]]:
     """Examples and mean words of each gender."""
     groups = collections.defaultdict(list)
-    for one in found:
-        groups[str(one.meta["gender"])].append(len(one.completion.split()))
+    for example in examples:
+        groups[str(example.meta["gender"])].append(len(example.completion.split()))
     return {
         name: {"examples": len(words), "words": float(np.mean(words))}
         for name, words in sorted(groups.items())
@@ -141,10 +146,10 @@ def words_by_group(found: Sequence[Instruction]) -> dict[str, dict[str, float]]:
 
 def tune(config: Any, args: argparse.Namespace, name: str, path: pathlib.Path) -> RunDir:
     """Tunes the adapter of an arm; a finished one is kept."""
-    mine = config.copy_and_resolve_references()
-    mine.name, mine.stages = f"bias_{name}", ("instruct",)
-    mine.llm.path = args.base
-    mine.instruct.update(
+    cfg = config.copy_and_resolve_references()
+    cfg.name, cfg.stages = f"bias_{name}", ("instruct",)
+    cfg.llm.path = args.base
+    cfg.instruct.update(
         dict(
             source="file",
             path=str(path),
@@ -154,9 +159,9 @@ def tune(config: Any, args: argparse.Namespace, name: str, path: pathlib.Path) -
             balance="gender" if name == "matched" else "",
         )
     )
-    mine.instruct.train.update(dict(epochs=args.epochs, evaluate_every=args.epochs))
-    mine.instruct.samples.update(dict(final=8))
-    return run_stages(mine, path.parent / name)
+    cfg.instruct.train.update(dict(epochs=args.epochs, evaluate_every=args.epochs))
+    cfg.instruct.samples.update(dict(final=8))
+    return run_stages(cfg, path.parent / name)
 
 
 def answers_of(rundir: RunDir, prompts: Sequence[str], tuned: bool) -> list[str]:
@@ -193,7 +198,7 @@ def gaps(
 
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
-    """All arms; see the head of this file."""
+    """Runs all arms; see the head of this file."""
     sys.path.insert(0, str(ROOT))
     config = importlib.import_module("configs.quickstart").get_config()
     config.instruct.history = args.history
@@ -203,14 +208,16 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     folder = pathlib.Path(args.workdir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     pools = sets(writer, args.examples)
-    seen = {one.group for found in pools.values() for one in found}
+    # Visits of any set: the tested prompts must be of others.
+    seen = {example.group for pool in pools.values() for example in pool}
     cases = writer.cases(writer.visits(2 * args.prompts, seed=1))
     tested = [
-        (case, one)
-        for case, one in zip(cases, writer.write(cases, MIDDLE), strict=True)
-        if one.group not in seen
+        (case, example)
+        for case, example in zip(cases, writer.write(cases, MIDDLE), strict=True)
+        if example.group not in seen
     ][: args.prompts]
-    prompts = [one.prompt for _, one in tested]
+    prompts = [example.prompt for _, example in tested]
+    # The grounding of answers needs the facts that each prompt shows.
     grounder = Grounder(
         [row["name"] for row in writer.prompting.items],
         vocabulary_of(writer.prompting.items, COLUMNS),
@@ -237,34 +244,37 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
         path = folder / f"{name}.jsonl"
         write_instructions(path, pool)
         rundir = tune(config, args, name, path)
+        # `matched` chooses from its pool, so the table shows the examples that were used.
         used = instructions.read_instructions(rundir.path / "instructions" / "train.jsonl")
         result["sets"][name] = words_by_group(used)
+        # The base answers once, in the first round.
         for explainer, tuned in ((("base", False),) if not figures else ()) + ((name, True),):
             texts = answers_of(rundir, prompts, tuned)
             figures[explainer] = explanation_figures(texts, ground_pairs(grounder, pairs, texts))
             result["explainers"][explainer] = {
                 metric: float(np.nanmean(values)) for metric, values in figures[explainer].items()
             }
+    # Words are a family of tests of their own; see the head of this file.
     result["gaps"] = {}
-    for one in gaps(figures, tested, only="words") + gaps(figures, tested, without="words"):
-        sign = 1 if one.first == "woman" else -1  # women minus men
-        low, high = sorted((sign * one.effect.low, sign * one.effect.high))
-        result["gaps"].setdefault(one.explainer, {})[one.metric] = {
-            "difference": sign * one.effect.difference,
-            "g": sign * one.effect.size,
+    for comparison in gaps(figures, tested, only="words") + gaps(figures, tested, without="words"):
+        sign = 1 if comparison.first == "woman" else -1  # women minus men
+        low, high = sorted((sign * comparison.effect.low, sign * comparison.effect.high))
+        result["gaps"].setdefault(comparison.explainer, {})[comparison.metric] = {
+            "difference": sign * comparison.effect.difference,
+            "g": sign * comparison.effect.size,
             "low": low,
             "high": high,
-            "p": one.p,
-            "users": list(one.effect.counts),
+            "p": comparison.p,
+            "users": list(comparison.effect.counts),
         }
     return result
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints what the sets are and the gap in words."""
-    for name, found in result["sets"].items():
-        told = ", ".join(f"{group} {found[group]['words']:.1f} words" for group in GROUPS)
-        print(f"set {name:12} {told}")
+    """Prints the mean words of each set and the gap in words of each explainer."""
+    for name, figures in result["sets"].items():
+        summary = ", ".join(f"{group} {figures[group]['words']:.1f} words" for group in GROUPS)
+        print(f"set {name:12} {summary}")
     print(f"{'explainer':22}{'words':>8}{'women - men':>13}{'g':>7}  95 % interval     p")
     for name, metrics in result["gaps"].items():
         gap = metrics["words"]

@@ -1,4 +1,4 @@
-"""How faithful are a run's explanations? Against the planted reasons and against the recommender.
+"""Faithfulness of a run's explanations to the planted reasons and to the recommender.
 
     python experiments/faithfulness.py --workdir=runs/quickstart [--draws=8]
 
@@ -58,12 +58,12 @@ def read(folder: epath.Path) -> tuple[list[Any], dict[str, list[str]]]:
     pairs: list[Any] = read_json_lines(folder / "pairs.jsonl")
     if not pairs or any(pair["planted"] is None for pair in pairs):
         raise UserError(f"{folder}: no planted reasons; they exist in the generated world alone")
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         records: list[Any] = read_json_lines(path)
         if records and "explainer" in records[0]:
-            found[path.stem] = [both.explanation["text"] for both in join(pairs, records)]
-    return pairs, found
+            texts[path.stem] = [both.explanation["text"] for both in join(pairs, records)]
+    return pairs, texts
 
 
 def row(entry: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def controls(pairs: Sequence[Any]) -> dict[str, list[str]]:
         name: [str(value) for value in world_vocabulary()[name]]
         for name in ("kind", "cuisine", "mood", "price")
     }
-    made: dict[str, list[str]] = {"true": [], "shuffled": [], "unfaithful": []}
+    texts: dict[str, list[str]] = {"true": [], "shuffled": [], "unfaithful": []}
     for place, pair in enumerate(pairs):
         item, key = row(pair), (pair["user"], pair["item"])
         history = [row(entry) for entry in pair["history"]]
@@ -85,14 +85,14 @@ def controls(pairs: Sequence[Any]) -> dict[str, list[str]]:
         # A pair halfway round is of another user, whatever the number of items a user.
         other = pairs[(place + max(1, len(pairs) // 2)) % len(pairs)]
         for name, planted in (("true", pair["planted"]), ("shuffled", other["planted"])):
-            told = [types.SimpleNamespace(**reason) for reason in planted["for"]]
+            supporting = [types.SimpleNamespace(**reason) for reason in planted["for"]]
             caveats = [types.SimpleNamespace(**reason) for reason in planted["against"]]
-            reasons: Any = types.SimpleNamespace(for_=told, against=caveats)
-            made[name].append(explain(reasons, item=item, history=history, user=user, key=key))
-        made["unfaithful"].append(
+            reasons: Any = types.SimpleNamespace(for_=supporting, against=caveats)
+            texts[name].append(explain(reasons, item=item, history=history, user=user, key=key))
+        texts["unfaithful"].append(
             unfaithful_explanation(item, history, user, key=key, vocabulary=vocabulary)
         )
-    return made
+    return texts
 
 
 def cell(entry: Any) -> str:
@@ -112,15 +112,18 @@ def show(title: str, names: Sequence[str], table: dict[str, dict[str, Any]]) -> 
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All tables."""
+    """Measures the run's explanations and the controls, and prints all tables."""
     opened = Run(args.workdir)
     pairs, texts = read(opened.rundir.path / "explanations")
+    # An explainer of the run keeps its name where a control has the same one.
     texts = texts | {k: v for k, v in controls(pairs).items() if k not in texts}
     truth = [pair["planted"] for pair in pairs]
     scores: dict[str, PlantedScores] = {
         name: score_texts(written, truth) for name, written in texts.items()
     }
-    table: dict[str, dict[str, Any]] = {name: found.estimates() for name, found in scores.items()}
+    table: dict[str, dict[str, Any]] = {
+        name: own_scores.estimates() for name, own_scores in scores.items()
+    }
     show(f"planted reasons, {len(pairs)} pairs", COLUMNS, table)
     show("F1 by attribute", [f"planted/{name}_f1" for name in ATTRIBUTES], table)
     if args.draws:
@@ -131,9 +134,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             table[name] |= moved
         show(f"against the recommender {pairs[0]['system']}", AGAINST_RECOMMENDER, table)
     compared = {}
-    for name, found in scores.items():
+    for name, own_scores in scores.items():
         if name != "base" and "base" in scores:
-            compared[f"{name} vs base"] = compare(found, scores["base"])
+            compared[f"{name} vs base"] = compare(own_scores, scores["base"])
     for name, figures in compared.items():
         difference = cell(figures["planted/f1_difference"])
         print(f"{name}: F1 {difference}, p = {figures['planted/p']['value']:.4g}")

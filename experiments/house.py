@@ -131,7 +131,7 @@ def annotation_nodes(tree: ast.AST) -> Iterator[ast.expr]:
 
 
 def format_marks(tree: pathlib.Path) -> int:
-    """How often the formatter is told to keep its hands off, in all Python files."""
+    """Number of comments that turn the formatter off, in all Python files."""
     count = 0
     for path in tree.rglob("*.py"):
         if not _SKIPPED.intersection(path.relative_to(tree).parts):

@@ -1,4 +1,4 @@
-"""`xrec explain` over 100,000 pairs, killed three times: is every pair there exactly once?
+"""Test that `xrec explain` over 100,000 pairs, killed three times, has every pair exactly once.
 
     XLA_FLAGS="--xla_force_host_platform_device_count=8 \
       --xla_cpu_enable_concurrency_optimized_scheduler=false" JAX_PLATFORMS=cpu \
@@ -47,11 +47,11 @@ class Job:
     """The command that is killed and run again.
 
     Args:
-      program: what stands before the verb.
+      program: command line up to the verb.
       workdir: the run.
       output: the file to make.
       users: as the flag.
-      args: of the experiment.
+      args: command line of the experiment.
     """
 
     def __init__(
@@ -114,21 +114,21 @@ class Job:
 
 def check(output: pathlib.Path, recommended: pathlib.Path, shard: int) -> dict[str, object]:
     """Counts the pairs of a file against the recommendations it must hold."""
-    found, expected = files.read_records(output), files.read_records(recommended)
-    keys = [(record["user"], record["item"]) for record in found]
+    records, expected = files.read_records(output), files.read_records(recommended)
+    keys = [(record["user"], record["item"]) for record in records]
     counts = collections.Counter(keys)
     return {
-        "pairs": len(found),
+        "pairs": len(records),
         "expected": len(expected),
         "pairs_exactly_once": sum(count == 1 for count in counts.values()),
         "missing": len({(r["user"], r["item"]) for r in expected} - counts.keys()),
         "in_order": keys == [(record["user"], record["item"]) for record in expected],
         "same_rank_score_system": all(
             all(a[key] == b[key] for key in ("rank", "score", "system"))
-            for a, b in zip(found, expected, strict=True)
+            for a, b in zip(records, expected, strict=True)
         ),
-        "with_text": sum(bool(record["text"]) for record in found),
-        "shards": -(-len(found) // shard),
+        "with_text": sum(bool(record["text"]) for record in records),
+        "shards": -(-len(records) // shard),
     }
 
 
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]:
-    """See the module."""
+    """Kills and resumes the job, then compares it with an undisturbed one; see the module."""
     import jax
 
     from experiments import explained_world
@@ -180,14 +180,17 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     )
     job = Job(program, run, folder / "killed.jsonl", "all", args)
     shards = -(-args.users * args.top_k // args.shard)
+    # Three kills in different tenths of the work, each at a random moment of a shard.
     tenths = sorted(draw.sample(range(10), 3))
     kills, around = [], set()
     for tenth in tenths:
         after = max(1, draw.randrange(tenth * shards // 10, (tenth + 1) * shards // 10))
         kill = job.kill(after, draw.uniform(0.0, 3.0))
         kills.append(kill)
-        lost = len(job.shards())  # the first one that is missing was being made
-        around |= {shard for shard in (lost - 1, lost, lost + 1) if 0 <= shard < shards}
+        next_shard = len(job.shards())  # the first one that is missing was being made
+        around |= {
+            shard for shard in (next_shard - 1, next_shard, next_shard + 1) if 0 <= shard < shards
+        }
         print(f"seed {args.seed}: {kill}", flush=True)
     seconds = job.finish()
     result = check(job.output, folder / "recommended.jsonl", args.shard)
@@ -201,12 +204,13 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, object]
     (folder / "users.txt").write_text(
         "\n".join(name for k in sampled for name in names[k * each : (k + 1) * each])
     )
+    # Only users of the shards around the kills are explained again: all would take too long.
     whole = Job(program, run, folder / "whole.jsonl", str(folder / "users.txt"), args)
     whole.finish()
     with whole.output.open("rb") as file:
         undisturbed = file.readlines()
-    mine = [line for k in sampled for line in lines[k * args.shard : (k + 1) * args.shard]]
-    compared, equal = len(mine), sum(a == b for a, b in zip(mine, undisturbed, strict=True))
+    resumed = [line for k in sampled for line in lines[k * args.shard : (k + 1) * args.shard]]
+    compared, equal = len(resumed), sum(a == b for a, b in zip(resumed, undisturbed, strict=True))
     clean = not job.parts.exists() and not [p for p in folder.iterdir() if "parts" in p.name]
     ok = (
         {result[key] for key in ("pairs", "expected", "pairs_exactly_once")}

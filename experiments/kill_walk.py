@@ -1,4 +1,4 @@
-"""A run killed before every one of its file operations: does each rerun end with the same bytes?
+"""Test that a run killed before any of its file operations ends with the same bytes when rerun.
 
     JAX_PLATFORMS=cpu python experiments/kill_walk.py --config=configs/quickstart.py:tiny \
         --minutes=8 --kills=1 --output=experiments/results/kill_walk_quickstart.json
@@ -87,27 +87,27 @@ def watched(folder: pathlib.Path, hook: Hook) -> Iterator[None]:
         sys._xrec_kill_walk = True  # type: ignore[attr-defined]
     inside, lock = f"{folder}{os.sep}", threading.RLock()
 
-    def told(event: str, paths: tuple[str, ...]) -> None:
+    def notify(event: str, paths: tuple[str, ...]) -> None:
         if any(os.path.abspath(path).startswith(inside) for path in paths):
             with lock:
                 hook(event, paths)
 
-    _watchers.append(told)
+    _watchers.append(notify)
     try:
         yield
     finally:
-        _watchers.remove(told)
+        _watchers.remove(notify)
 
 
 class State(NamedTuple):
-    """What a kill leaves.
+    """A run directory as a kill leaves it.
 
     Attributes:
-      number: of the operation that did not happen any more, from 1.
-      operation: and what it was about, relative to the run directory.
-      stage: that was running.
+      number: number of the operation that did not happen any more, from 1.
+      operation: its kind and its paths, relative to the run directory.
+      stage: stage that was running.
       half: whether the operation had begun: a file was opened and nothing, or half, written.
-      copy: of the directory.
+      copy: copy of the directory.
     """
 
     number: int
@@ -204,20 +204,23 @@ def walk(make: Callable[[], Any], folder: pathlib.Path, copies: pathlib.Path) ->
     """
     from xrec_jax.api import run
 
-    found = Walk(folder, copies)
-    with stages_watched(found.begin), watched(folder, found):
+    undisturbed = Walk(folder, copies)
+    with stages_watched(undisturbed.begin), watched(folder, undisturbed):
         run.run(make(), folder)
-    found.ends[found.stage] = contents(folder)
-    found.ends[""] = found.ends[found.stage]  # a kill before the first stage: to the very end
-    return found
+    undisturbed.ends[undisturbed.stage] = contents(folder)
+    # After a kill before the first stage the run goes on to its very end.
+    undisturbed.ends[""] = undisturbed.ends[undisturbed.stage]
+    return undisturbed
 
 
-def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = False) -> list[str]:
+def rerun(
+    make: Callable[[], Any], undisturbed: Walk, state: State, *, whole: bool = False
+) -> list[str]:
     """Puts a state in the run's place, runs again, and compares.
 
     Args:
       make: makes the config.
-      found: of the undisturbed run.
+      undisturbed: states of the undisturbed run.
       state: one of its states.
       whole: run to the end, whatever stage was cut off.
 
@@ -226,8 +229,8 @@ def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = F
     """
     from xrec_jax.api import run
 
-    shutil.rmtree(found.folder, ignore_errors=True)
-    shutil.copytree(state.copy, found.folder)
+    shutil.rmtree(undisturbed.folder, ignore_errors=True)
+    shutil.copytree(state.copy, undisturbed.folder)
     until = "" if whole else state.stage
     names = list(make().stages)
     later = names[names.index(until) + 1 :] if until else []
@@ -238,10 +241,10 @@ def rerun(make: Callable[[], Any], found: Walk, state: State, *, whole: bool = F
 
     try:
         with contextlib.suppress(Enough), stages_watched(before):
-            run.run(make(), found.folder)
+            run.run(make(), undisturbed.folder)
     except Exception as error:
-        return [f"{type(error).__name__}: {error}".replace(str(found.folder), "RUN")]
-    now, then = contents(found.folder), found.ends[until]
+        return [f"{type(error).__name__}: {error}".replace(str(undisturbed.folder), "RUN")]
+    now, then = contents(undisturbed.folder), undisturbed.ends[until]
     return [name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)]
 
 
@@ -275,23 +278,23 @@ def _scattered(kind: tuple[str, bool]) -> str:
     return hashlib.sha256(repr(kind).encode()).hexdigest()
 
 
-def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, Any]]:
+def real_kills(command: list[str], undisturbed: Walk, count: int) -> list[dict[str, Any]]:
     """Kills processes of their own before operations spread over the run, then runs to the end.
 
     Args:
-      command: of the run; this file is what makes it die, see `die_at`.
-      found: of the undisturbed run, whose place they take.
-      count: of kills.
+      command: arguments of `xrec` for the run; `die_at` makes it die.
+      undisturbed: states of the undisturbed run, whose place they take.
+      count: number of kills.
     """
     records = []
     for number in range(1, count + 1):
-        shutil.rmtree(found.folder, ignore_errors=True)
-        at = number * found.operations // (count + 1)
-        dying = dying_command(at, found.folder)
+        shutil.rmtree(undisturbed.folder, ignore_errors=True)
+        at = number * undisturbed.operations // (count + 1)
+        dying = dying_command(at, undisturbed.folder)
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         killed = subprocess.run([*dying, *command], cwd=ROOT, **quiet)
         again = subprocess.run([sys.executable, "-m", "xrec_jax", *command], cwd=ROOT, **quiet)
-        now, then = contents(found.folder), found.ends[""]
+        now, then = contents(undisturbed.folder), undisturbed.ends[""]
         differs = [
             name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)
         ]
@@ -305,8 +308,8 @@ def real_kills(command: list[str], found: Walk, count: int) -> list[dict[str, An
 
 def dying_command(number: int, folder: pathlib.Path) -> list[str]:
     """A command that runs `xrec` with the arguments put behind it and dies at an operation."""
-    here = str(pathlib.Path(__file__).resolve())
-    return [sys.executable, here, "--die_at", str(number), "--folder", str(folder), "--"]
+    script = str(pathlib.Path(__file__).resolve())
+    return [sys.executable, script, "--die_at", str(number), "--folder", str(folder), "--"]
 
 
 def die_at(number: int, folder: pathlib.Path, arguments: list[str]) -> int:
@@ -337,6 +340,7 @@ def main() -> None:
     parser.add_argument("--stages", default="", help="only states of these, with commas between")
     parser.add_argument("--die_at", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    # `--` separates the arguments of the command that a process of its own is to die in.
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     args, command = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
@@ -352,15 +356,17 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        found = walk(make, folder / "run", folder / "copies")
-        saved = arrays(found.folder)
-        print(f"{found.operations} operations, {len(found.states)} states", flush=True)
+        undisturbed = walk(make, folder / "run", folder / "copies")
+        saved = arrays(undisturbed.folder)
+        print(f"{undisturbed.operations} operations, {len(undisturbed.states)} states", flush=True)
         records, walked = [], time.monotonic()
-        asked = args.stages.split(",") if args.stages else [*found.ends]
-        for state in spread([s for s in found.states if s.stage in asked], args.every):
+        chosen_stages = args.stages.split(",") if args.stages else [*undisturbed.ends]
+        for state in spread(
+            [s for s in undisturbed.states if s.stage in chosen_stages], args.every
+        ):
             if time.monotonic() - walked > 60 * args.minutes:
                 break
-            differs = rerun(make, found, state)
+            differs = rerun(make, undisturbed, state)
             record = {
                 "operation": state.operation,
                 "number": state.number,
@@ -371,22 +377,25 @@ def main() -> None:
             records.append(record)
             if differs:
                 print(record, flush=True)
-        last = rerun(make, found, found.states[-1], whole=True)
-        now = arrays(found.folder)
+        # Checkpoints count by their names alone so far; their arrays are compared once, at the end.
+        last = rerun(make, undisturbed, undisturbed.states[-1], whole=True)
+        now = arrays(undisturbed.folder)
         result = {
             "command": shlex.join(["experiments/kill_walk.py", *sys.argv[1:]]),
             "config": args.config,
-            "operations": found.operations,
-            "states": len(found.states),
+            "operations": undisturbed.operations,
+            "states": len(undisturbed.states),
             "tried": len(records),
             "differ": [r for r in records if r["differs"]],
-            "stages": {s: sum(r["stage"] == s for r in records) for s in found.ends if s},
+            "stages": {s: sum(r["stage"] == s for r in records) for s in undisturbed.ends if s},
             "differ_at_the_end": last,
             "arrays_differ": sorted(
                 key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key)
             ),
             "kills": real_kills(
-                ["run", f"--config={args.config}", f"--workdir={found.folder}"], found, args.kills
+                ["run", f"--config={args.config}", f"--workdir={undisturbed.folder}"],
+                undisturbed,
+                args.kills,
             ),
             "seconds": time.monotonic() - begin,
             "python": platform.python_version(),

@@ -34,24 +34,24 @@ sys.path.append(str(ROOT))
 
 from experiments.mutants import MUTANTS, Mutant  # noqa: E402
 
-# What tests need of a checkout.
+# Parts of a checkout that tests need.
 _PARTS = ("xrec_jax", "tests", "configs", "experiments", "examples", "docs", "pyproject.toml")
 _FAILED = re.compile(r"^(FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
 class Outcome:
-    """What pytest said of some tests.
+    """Result of a pytest run.
 
     Args:
       code: its exit status.
-      output: what it printed.
+      output: its standard output and error.
     """
 
     def __init__(self, code: int, output: str):
         self.code, self.output = code, output
-        found = _FAILED.findall(output)
-        self.failed = sorted({name for word, name in found if word == "FAILED"})
-        self.errors = sorted({name for word, name in found if word == "ERROR"})
+        matches = _FAILED.findall(output)
+        self.failed = sorted({name for word, name in matches if word == "FAILED"})
+        self.errors = sorted({name for word, name in matches if word == "ERROR"})
 
     def fails(self, test: str) -> bool:
         """Whether a test failed, in one of its cases at least; a broken fixture is no failure."""
@@ -70,9 +70,9 @@ def mutated(mutant: Mutant, text: str) -> str:
             f"mutation {mutant.name!r} no longer applies: its text is {count} times in "
             f"{mutant.file}, not once; write it anew in experiments/mutants.py"
         )
-    made = text.replace(mutant.old, mutant.new)
-    compile(made, mutant.file, "exec")
-    return made
+    text_mutated = text.replace(mutant.old, mutant.new)
+    compile(text_mutated, mutant.file, "exec")
+    return text_mutated
 
 
 def copy_checkout(folder: pathlib.Path) -> None:
@@ -95,7 +95,7 @@ def run_tests(checkout: pathlib.Path, tests: Sequence[str], runs: pathlib.Path) 
       runs: folder of the finished runs that they share.
     """
     with tempfile.TemporaryDirectory(prefix="mutation_tests_") as scratch:
-        made = subprocess.run(
+        process = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -121,7 +121,7 @@ def run_tests(checkout: pathlib.Path, tests: Sequence[str], runs: pathlib.Path) 
                 "COLUMNS": "200",
             },
         )
-    return Outcome(made.returncode, made.stdout + made.stderr)
+    return Outcome(process.returncode, process.stdout + process.stderr)
 
 
 def check_baseline(folder: pathlib.Path, mutants: Sequence[Mutant], runs: pathlib.Path) -> None:
@@ -133,12 +133,12 @@ def check_baseline(folder: pathlib.Path, mutants: Sequence[Mutant], runs: pathli
     checkout = folder / "checkout"
     copy_checkout(checkout)
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    found = run_tests(checkout, tests, runs)
+    outcome = run_tests(checkout, tests, runs)
     shutil.rmtree(checkout)
-    if found.code:
+    if outcome.code:
         raise SystemExit(
-            f"without a mistake: {', '.join([*found.failed, *found.errors]) or 'pytest'} "
-            f"failed\n{found.output[-4000:]}"
+            f"without a mistake: {', '.join([*outcome.failed, *outcome.errors]) or 'pytest'} "
+            f"failed\n{outcome.output[-4000:]}"
         )
 
 
@@ -151,18 +151,18 @@ def run_mutant(
     path = checkout / mutant.file
     path.write_text(mutated(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
     try:
-        found = run_tests(checkout, tests, runs)
+        outcome = run_tests(checkout, tests, runs)
     finally:
         shutil.rmtree(checkout)
-    missed = [test for test in tests if not found.fails(test)]
+    missed = [test for test in tests if not outcome.fails(test)]
     return {
         "file": mutant.file,
         "caught": not missed,
-        "failed": found.failed,
+        "failed": outcome.failed,
         "missed_by": missed,
-        "errors": found.errors,
+        "errors": outcome.errors,
         "seconds": round(time.perf_counter() - begin, 1),
-        "output": "" if not missed else found.output[-3000:],
+        "output": "" if not missed else outcome.output[-3000:],
     }
 
 
@@ -188,13 +188,13 @@ def kept(path: pathlib.Path, only: str) -> dict[str, Any]:
     return {mutant.name: before[mutant.name] for mutant in MUTANTS if mutant.name in before}
 
 
-def write(path: pathlib.Path, found: dict[str, Any]) -> int:
+def write(path: pathlib.Path, records: dict[str, Any]) -> int:
     """Writes the figures; returns how many mutations were not caught."""
-    caught = sum(one["caught"] for one in found.values())
-    ordered = {mutant.name: found[mutant.name] for mutant in MUTANTS if mutant.name in found}
-    table = {"caught": caught, "of": len(found), "mutations": ordered}
+    caught = sum(record["caught"] for record in records.values())
+    ordered = {mutant.name: records[mutant.name] for mutant in MUTANTS if mutant.name in records}
+    table = {"caught": caught, "of": len(records), "mutations": ordered}
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return len(found) - caught
+    return len(records) - caught
 
 
 def main() -> int:
@@ -209,23 +209,25 @@ def main() -> int:
     for mutant in mutants:  # before an hour is spent
         mutated(mutant, (ROOT / mutant.file).read_text(encoding="utf-8"))
     path, missed = pathlib.Path(args.output), 0
-    found = kept(path, args.only)
+    records = kept(path, args.only)
     with tempfile.TemporaryDirectory(prefix="mutations_") as scratch:
         folder = pathlib.Path(scratch)
         runs = pathlib.Path(args.runs) if args.runs else folder / "shared"
         if not others:
             check_baseline(folder, mutants, runs)
         for mutant in mutants:
-            one = run_mutant(mutant, folder, runs, others or mutant.tests)
-            output = one.pop("output")
-            found[mutant.name] = one
-            word = "caught" if one["caught"] else "MISSED"
-            print(f"{word}  {mutant.name} ({one['seconds']:.0f} s): {', '.join(one['failed'])}")
+            record = run_mutant(mutant, folder, runs, others or mutant.tests)
+            output = record.pop("output")
+            records[mutant.name] = record
+            word = "caught" if record["caught"] else "MISSED"
+            print(
+                f"{word}  {mutant.name} ({record['seconds']:.0f} s): {', '.join(record['failed'])}"
+            )
             if output and not others:
                 print(output)
             sys.stdout.flush()
-            missed = write(path, found)
-    print(f"{len(found) - missed} of {len(found)} caught; {path}")
+            missed = write(path, records)
+    print(f"{len(records) - missed} of {len(records)} caught; {path}")
     return 1 if missed else 0
 
 

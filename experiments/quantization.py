@@ -1,4 +1,4 @@
-"""What storing a LLaMA's frozen kernels in 8 or 4 bits costs: bytes, and error of its predictions.
+"""Bytes and prediction error of a LLaMA whose frozen kernels are stored in 8 or 4 bits.
 
     python experiments/quantization.py                          # small LLaMA, random and trained
     python experiments/quantization.py --path=DIR --text=FILE   # a checkpoint of one's own
@@ -79,19 +79,20 @@ def compare(model: Llama, params: Any, ids: np.ndarray) -> dict[str, dict[str, A
 
     @jax.jit
     def row(params, stored, ids):
-        right, found = (model.logits(p, ids[None])[0, :-1] for p in (params, stored))
-        log_right, log_found = jax.nn.log_softmax(right), jax.nn.log_softmax(found)
+        right, logits = (model.logits(p, ids[None])[0, :-1] for p in (params, stored))
+        log_right, log_probs = jax.nn.log_softmax(right), jax.nn.log_softmax(logits)
         return {
-            "error": jnp.sum((found - right) ** 2),
+            "error": jnp.sum((logits - right) ** 2),
             "norm": jnp.sum(right**2),
-            "kl": jnp.sum(jnp.exp(log_right) * (log_right - log_found), axis=-1).mean(),
-            "top_1": (right.argmax(-1) == found.argmax(-1)).mean(),
-            "loss": -jnp.take_along_axis(log_found, ids[1:, None], axis=-1).mean(),
+            "kl": jnp.sum(jnp.exp(log_right) * (log_right - log_probs), axis=-1).mean(),
+            "top_1": (right.argmax(-1) == logits.argmax(-1)).mean(),
+            "loss": -jnp.take_along_axis(log_probs, ids[1:, None], axis=-1).mean(),
         }
 
     records = {}
     for storage in STORAGE:
         stored = store(params, storage)
+        # Row by row: the logits of all rows at once would need too much memory.
         rows = [row(params, stored, jnp.asarray(line)) for line in ids]
         mean = {key: np.mean([float(record[key]) for record in rows]) for key in rows[0]}
         plain, small = kernels(params), kernels(stored)
@@ -126,6 +127,7 @@ def train(model: Llama, params: Any, data: np.ndarray, steps: int, seed: int) ->
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
+    # Windows of 129 tokens: 128 inputs and their next tokens.
     rng, state = np.random.default_rng(seed), optimizer.init(params)
     for number in range(steps):
         starts = rng.integers(0, len(data) - 129, 8)
@@ -170,7 +172,7 @@ def show(title: str, records: dict[str, dict[str, Any]]) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All tables."""
+    """Compares the ways of storing one or two models, and prints all tables."""
     result: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     if args.path:
         source = checkpoint.open_model(args.path)
@@ -194,6 +196,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         if args.vocab < 256:
             raise UserError(f"--vocab={args.vocab}: bytes need at least 256")
+        # Without a checkpoint the bytes of the source tree are the text; its end is held out.
         files = sorted((ROOT / "xrec_jax").rglob("*.py"))
         data = np.frombuffer(b"".join(file.read_bytes() for file in files), np.uint8)
         held_out = len(data) * 9 // 10

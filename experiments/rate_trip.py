@@ -68,15 +68,17 @@ class Browser:
                 "download.prompt_for_download": False,
             },
         }
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options}
-        wanted["goog:loggingPrefs"] = {"browser": "ALL", "performance": "ALL"}
+        capabilities = {"browserName": "chrome", "goog:chromeOptions": options}
+        capabilities["goog:loggingPrefs"] = {"browser": "ALL", "performance": "ALL"}
         try:
             self._wait_for_driver()
-            made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            session = self._call(
+                "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
+            )
         except BaseException:
             self._process.kill()
             raise
-        self._session = f"/session/{made['sessionId']}"
+        self._session = f"/session/{session['sessionId']}"
 
     def _wait_for_driver(self) -> None:
         for _ in range(100):
@@ -110,8 +112,8 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Clicks as a mouse does: fails where something lies above the element."""
-        found = self.call("/element", {"using": "css selector", "value": selector})
-        self.call(f"/element/{found[ELEMENT]}/click", {})
+        element = self.call("/element", {"using": "css selector", "value": selector})
+        self.call(f"/element/{element[ELEMENT]}/click", {})
 
     def press(self, *keys: str) -> None:
         """Types keys into whatever has the focus."""
@@ -207,12 +209,12 @@ def made_up(folder: pathlib.Path, count: int = 12) -> pathlib.Path:
 
 
 class Rater:
-    """What a made-up person answers: a liking for each system, and noise of their own.
+    """A made-up person, who answers by a liking for each system and noise of their own.
 
     Args:
       name: typed into the sheet.
-      key: of the kit: this person has read it, unlike a real one.
-      seed: of the noise.
+      key: the kit's key, which this person has read, unlike a real one.
+      seed: seed of the noise.
     """
 
     def __init__(self, name: str, key: dict[str, Any], seed: int):
@@ -279,6 +281,7 @@ def rate_sheet(
     browser.open(sheet)
     shown = browser.script("return JSON.parse(document.getElementById('sheet').textContent)")
     steps = rater.key["sheets"][shown["sheet"]]["steps"]
+    # A name, and a first screen that must not let an empty answer pass.
     pictures(browser, output, "start")
     browser.click("#name")
     browser.press(*rater.name, "Enter")
@@ -286,6 +289,7 @@ def rate_sheet(
     check("Please answer" in browser.script("return missing.textContent"), "an empty screen passes")
     check(browser.script("return count.textContent").startswith("0 "), "an empty screen counts")
     answer(browser, rater, steps, by=by, first=0, output=output)
+    # The reload half way must offer to resume, with the answers that the page stored.
     half = len(steps) // 2
     before = browser.script("return localStorage.getItem(localStorage.key(0))")
     browser.call("/refresh", {})
@@ -300,14 +304,15 @@ def rate_sheet(
     answer(browser, rater, steps, by=by, first=half, output=output)
     browser.click("#save")
     pictures(browser, output, "done")
+    # The browser saves in the background.
     for _ in range(100):
-        found = list(browser.downloads.glob(f"ratings-{shown['sheet']}-*.json"))
-        if found:
+        saved = list(browser.downloads.glob(f"ratings-{shown['sheet']}-*.json"))
+        if saved:
             break
         time.sleep(0.1)
-    check(len(found) == 1, f"{len(found)} files were saved")
-    print(f"{rater.name}: saved {found[0].name}")
-    return found[0]
+    check(len(saved) == 1, f"{len(saved)} files were saved")
+    print(f"{rater.name}: saved {saved[0].name}")
+    return saved[0]
 
 
 def pictures(browser: Browser, output: pathlib.Path, name: str) -> None:
@@ -336,9 +341,9 @@ def trip(args: argparse.Namespace) -> dict[str, Any]:
             files.append(rate_sheet(browser, sheet, rater, by=by, output=output))
             errors = [entry["message"] for entry in browser.log("browser")]
             check(not errors, f"the browser complains: {errors}")
-            asked = {url.split(":")[0] for url in browser.requests()}
-            asked -= {"chrome", "chrome-untrusted"}  # the browser's own first tab
-            check(asked <= {"file", "data", "blob"}, f"the page asks for {sorted(asked)}")
+            schemes = {url.split(":")[0] for url in browser.requests()}
+            schemes -= {"chrome", "chrome-untrusted"}  # the browser's own first tab
+            check(schemes <= {"file", "data", "blob"}, f"the page asks for {sorted(schemes)}")
         finally:
             browser.close()
             shutil.rmtree(folder / "profile", ignore_errors=True)

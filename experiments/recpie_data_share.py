@@ -1,4 +1,4 @@
-"""How much training data joint training saves: at which share it matches the base on all of it.
+"""Training data that joint training saves: the share at which it matches the base on all of it.
 
     python experiments/recpie_data_share.py --workdir=runs/data_share --base=RUN
     python experiments/recpie_data_share.py --workdir=DIR --shares=0.12,1 --seeds=0,1
@@ -55,9 +55,9 @@ def matching_share(shares: Sequence[float], values: Sequence[float], target: flo
     """The smallest share at which `values`, joined by straight lines, reach `target`.
 
     Args:
-      shares: ascending.
-      values: at each of them.
-      target: to reach.
+      shares: shares of the training data, ascending.
+      values: value at each of them.
+      target: value to reach.
 
     Returns:
       The first share where its value is enough already; None where none is.
@@ -78,25 +78,25 @@ def shares_of(text: str) -> list[float]:
     Raises:
       UserError: if one is none, or all the data is not among them.
     """
-    found = sorted(set(sweep.numbers(text, "--shares", float)))
-    if not found or not all(0.0 < share <= 1.0 for share in found):
+    shares = sorted(set(sweep.numbers(text, "--shares", float)))
+    if not shares or not all(0.0 < share <= 1.0 for share in shares):
         raise UserError(f"--shares={text}: a share is above 0 and at most 1")
-    if found[-1] != 1.0:
+    if shares[-1] != 1.0:
         raise UserError(f"--shares={text}: add 1, as all are compared with it")
-    return found
+    return shares
 
 
 def config_of(config: ConfigDict, share: float, base: RunDir | None) -> ConfigDict:
-    """What is run for a share."""
-    mine = config.copy_and_resolve_references()
-    mine.name, mine.data.train_share = f"recpie_world_share_{share:g}", share
-    mine.joint.systems = (TRUE,)
-    mine.stages = ("recommend", "joint")
+    """The config of a share's run."""
+    cfg = config.copy_and_resolve_references()
+    cfg.name, cfg.data.train_share = f"recpie_world_share_{share:g}", share
+    cfg.joint.systems = (TRUE,)
+    cfg.stages = ("recommend", "joint")
     if base is None:
-        mine.stages = ("recommend", "pretrain", "joint")
+        cfg.stages = ("recommend", "pretrain", "joint")
     else:
-        mine.llm.path, mine.llm.chat_template = str(base.path / "base"), "no"
-    return mine
+        cfg.llm.path, cfg.llm.chat_template = str(base.path / "base"), "no"
+    return cfg
 
 
 def run_share(config: ConfigDict, rundir: RunDir, base: RunDir | None) -> RunDir:
@@ -109,7 +109,7 @@ def run_share(config: ConfigDict, rundir: RunDir, base: RunDir | None) -> RunDir
 
 
 def tested(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Users with a test state, and users whose explanations were taught; rows."""
+    """Rows of the users with a test state, and of those whose explanations were taught."""
     states = states_of(config, prepare(config.data))
     return states.user[states.rows(TEST)], np.unique(states.user[sorted(states.teacher)])
 
@@ -122,6 +122,7 @@ def values_of(
     Raises:
       UserError: if there are none.
     """
+    # Only users that no run was taught explanations of are comparable over the shares.
     loaded, kept = [], None
     for rundir, config in zip(rundirs, configs, strict=True):
         seeds = []
@@ -149,34 +150,37 @@ def compare(
     Args:
       shares: ascending, 1 the last.
       values: of `alone`, `joint` and `planted`, each `[shares, seeds, users]`.
-      resamples: of the intervals.
+      resamples: number of resamples of the intervals.
     """
     alone, joint = values[sweep.ALONE], values[sweep.JOINT]
     whole = alone[-1]
-    found = {}
-    for share, one, other, most in zip(shares, alone, joint, values[TRUE], strict=True):
-        found[f"{share:g}"] = {
-            "alone": estimate(one, resamples=resamples),
-            "joint": estimate(other, resamples=resamples),
-            "planted": estimate(most, resamples=resamples),
-            "joint_less_alone": paired_difference(other, one, resamples=resamples),
-            "joint_less_alone_on_all": paired_difference(other, whole, resamples=resamples),
-            "p_on_all": sign_flip(other.mean(axis=0), whole.mean(axis=0)),
+    table = {}
+    for share, alone_values, joint_values, true_values in zip(
+        shares, alone, joint, values[TRUE], strict=True
+    ):
+        table[f"{share:g}"] = {
+            "alone": estimate(alone_values, resamples=resamples),
+            "joint": estimate(joint_values, resamples=resamples),
+            "planted": estimate(true_values, resamples=resamples),
+            "joint_less_alone": paired_difference(joint_values, alone_values, resamples=resamples),
+            "joint_less_alone_on_all": paired_difference(joint_values, whole, resamples=resamples),
+            "p_on_all": sign_flip(joint_values.mean(axis=0), whole.mean(axis=0)),
         }
+    # the share that answers the question, and its bound for an explainer without a mistake
     reached, bound = (
-        matching_share(shares, one.mean(axis=(1, 2)).tolist(), float(whole.mean()))
-        for one in (joint, values[TRUE])
+        matching_share(shares, system_values.mean(axis=(1, 2)).tolist(), float(whole.mean()))
+        for system_values in (joint, values[TRUE])
     )
     return {
         "users": alone.shape[-1],
-        "shares": found,
+        "shares": table,
         "matching_share": reached,
         "planted_matching_share": bound,
     }
 
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
-    """All shares; see the head of this file."""
+    """Runs and compares all shares; see the head of this file."""
     shares = shares_of(args.shares)
     config = sweep.world_config(args)
     if args.tiny:  # so small a share has no more users to teach by
@@ -186,11 +190,11 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     base = None if args.anew else sweep.base_of(args, config)
     configs = [config_of(config, share, base) for share in shares]
     rundirs = []
-    for share, mine in zip(shares, configs, strict=True):
+    for share, cfg in zip(shares, configs, strict=True):
         print(f"share {share:g}", flush=True)
         rundir = RunDir(pathlib.Path(args.workdir) / f"share_{share:g}")
         try:
-            rundirs.append(run_share(mine, rundir, base))
+            rundirs.append(run_share(cfg, rundir, base))
         except UserError as error:
             raise UserError(f"share {share:g}: {error}") from error
     k = 10 if 10 in config.ranking.ks else config.ranking.ks[0]
@@ -209,11 +213,11 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
 
 def answer(result: dict[str, Any]) -> str:
     """The share in words."""
-    least, said = min(map(float, result["shares"])), []
+    least, parts = min(map(float, result["shares"])), []
     for reached in (result["matching_share"], result["planted_matching_share"]):
         less = " or less" if reached == least else ""
-        said.append("at no share that was run" if reached is None else f"with {reached:.1%}{less}")
-    return f"joint reaches the recommender alone on all data {said[0]}, true tastes {said[1]}"
+        parts.append("at no share that was run" if reached is None else f"with {reached:.1%}{less}")
+    return f"joint reaches the recommender alone on all data {parts[0]}, true tastes {parts[1]}"
 
 
 def show(result: dict[str, Any]) -> str:
@@ -221,12 +225,12 @@ def show(result: dict[str, Any]) -> str:
     rows = [
         [
             share,
-            *(cell(one[name]) for name in SYSTEMS),
-            signed(one["joint_less_alone"]),
-            signed(one["joint_less_alone_on_all"]),
-            f"{one['p_on_all']:.4f}",
+            *(cell(record[name]) for name in SYSTEMS),
+            signed(record["joint_less_alone"]),
+            signed(record["joint_less_alone_on_all"]),
+            f"{record['p_on_all']:.4f}",
         ]
-        for share, one in result["shares"].items()
+        for share, record in result["shares"].items()
     ]
     metric = result["metric"].upper()
     header = [
@@ -252,10 +256,12 @@ def draw(result: dict[str, Any], panel: Any) -> None:
     """Curves over the share, and what the recommender alone reaches on all data."""
     shares = [float(share) for share in result["shares"]]
     for name, colour in zip(SYSTEMS, ("#D55E00", "#0072B2", "#009E73"), strict=True):
-        found = [one[name] for one in result["shares"].values()]
-        panel.plot(shares, [one["value"] for one in found], "o-", color=colour, label=name)
-        if all(one["low"] is not None for one in found):
-            low, high = ([one[bound] for one in found] for bound in ("low", "high"))
+        estimates = [record[name] for record in result["shares"].values()]
+        panel.plot(
+            shares, [record["value"] for record in estimates], "o-", color=colour, label=name
+        )
+        if all(record["low"] is not None for record in estimates):
+            low, high = ([record[bound] for record in estimates] for bound in ("low", "high"))
             panel.fill_between(shares, low, high, color=colour, alpha=0.15, lw=0)
     whole = result["shares"]["1"]["alone"]["value"]
     panel.axhline(whole, color="#666666", ls="--", lw=1, label="alone on all data")

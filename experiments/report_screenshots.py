@@ -122,20 +122,20 @@ class Browser:
 
     Args:
       driver: address of a running chromedriver.
-      binary: of the browser.
+      binary: path of the browser's program.
     """
 
     def __init__(self, driver: str, binary: str):
         self._driver = driver
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         options = {"binary": binary, "args": flags}
-        wanted = {
+        capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        found = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._session = f"/session/{found['sessionId']}"
+        session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
+        self._session = f"/session/{session['sessionId']}"
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -158,7 +158,7 @@ class Browser:
         self._ask("POST", f"{self._session}/url", {"url": address})
 
     def run(self, script: str) -> Any:
-        """What a script returns."""
+        """Runs a script in the page and returns its result."""
         return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": []})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
@@ -183,11 +183,11 @@ def browser(driver: str, binary: str) -> Iterator[Browser]:
             if "successfully on port" in line:
                 port = line.rsplit("port", 1)[1].strip(" .\n")
                 break
-        found = Browser(f"http://127.0.0.1:{port}", binary)
+        session = Browser(f"http://127.0.0.1:{port}", binary)
         try:
-            yield found
+            yield session
         finally:
-            found.close()
+            session.close()
     finally:
         process.terminate()
         process.wait()
@@ -223,22 +223,22 @@ def shoot(page: Browser, width: int, target: pathlib.Path) -> list[pathlib.Path]
 
 def requests(page: Browser) -> list[str]:
     """Addresses that were asked for over a network."""
-    found = []
+    urls = []
     for entry in page.log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             address = message["params"]["request"]["url"]
             if not address.startswith(("file:", "data:", "blob:")):
-                found.append(address)
-    return found
+                urls.append(address)
+    return urls
 
 
 def check(page: Browser) -> list[str]:
-    """What is wrong with the page that is open."""
+    """Returns a message for each fault of the page that is open."""
     wrong = []
-    found = page.run(_OVERFLOW)
-    if found["width"] > found["screen"] or found["wide"]:
-        wrong.append(f"wider than the screen: {found}")
+    problems = page.run(_OVERFLOW)
+    if problems["width"] > problems["screen"] or problems["wide"]:
+        wrong.append(f"wider than the screen: {problems}")
     wrong += [f"low contrast: {text}" for text in page.run(_CONTRAST)]
     wrong += [f"asked for {address}" for address in requests(page)]
     wrong += [entry["message"] for entry in page.log("browser") if entry["level"] == "SEVERE"]
@@ -252,10 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for pictures")
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
     parser.add_argument("--chromedriver", default=shutil.which("chromedriver") or "chromedriver")
-    asked = parser.parse_args(arguments)
-    asked.output.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
     failed = False
-    with browser(asked.chromedriver, asked.chromium) as page:
+    with browser(args.chromedriver, args.chromium) as page:
         for theme in THEMES:
             for width in WIDTHS:
                 height = 844 if width < 600 else 900
@@ -264,11 +264,11 @@ def main(arguments: list[str] | None = None) -> int:
                     "Emulation.setEmulatedMedia",
                     features=[{"name": "prefers-color-scheme", "value": theme}],
                 )
-                page.open(asked.page.resolve().as_uri())
-                time.sleep(0.3)
+                page.open(args.page.resolve().as_uri())
+                time.sleep(0.3)  # scripts of the page draw after it has loaded
                 wrong = check(page)
                 speed = page.run(_SPEED)
-                paths = shoot(page, width, asked.output / f"{width}-{theme}")
+                paths = shoot(page, width, args.output / f"{width}-{theme}")
                 failed = failed or bool(wrong)
                 print(f"{width} {theme}: {', '.join(map(str, paths))}")
                 print(f"  milliseconds: {speed}" if speed else "  no recommendations")

@@ -1,4 +1,4 @@
-"""What is in a run directory, to compare two of them: all files, but for what a clock decides."""
+"""Contents of a run directory without times, so that two runs can be compared."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
         return
     for folder, folders, names in os.walk(source):
         folders[:] = [name for name in folders if name != "tensorboard"]
-        there = target / os.path.relpath(folder, source)
+        copied = target / os.path.relpath(folder, source)
         for name in folders:
-            (there / name).mkdir(parents=True, exist_ok=True)
+            (copied / name).mkdir(parents=True, exist_ok=True)
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(os.path.join(folder, name), there / name)
+                shutil.copyfile(os.path.join(folder, name), copied / name)
 
 
 def everything(folder: pathlib.Path) -> list[tuple[str, str]]:
     """Name and digest of all that is in a folder, but for what names a process or a time."""
-    found = []
+    entries = []
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"\d+-\w*-[0-9a-f]{8}\.tmp", "tmp", str(path.relative_to(folder)))
         digest = ""
         if path.is_file() and not name.startswith(".") and "checkpoints" not in name:
             digest = hashlib.sha256(_untimed(path)).hexdigest()
-        found.append((name, digest))
-    return found
+        entries.append((name, digest))
+    return entries
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
     Checkpoints count by their names; see `arrays` for what is in them.
     """
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         first = name.parts[0]
@@ -52,8 +52,8 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
         if any((folder / parent / "_CHECKPOINT_METADATA").exists() for parent in name.parents):
             continue
         digest = hashlib.sha256(_untimed(path)).hexdigest() if path.is_file() else "folder"
-        found[str(name)] = digest
-    return found
+        digests[str(name)] = digest
+    return digests
 
 
 def _untimed(path: pathlib.Path) -> bytes:
@@ -80,7 +80,7 @@ def arrays(folder: pathlib.Path) -> dict[str, str]:
     import numpy as np
     from orbax.checkpoint import v1 as ocp
 
-    found = {}
+    digests = {}
     for place in sorted((folder / "checkpoints").rglob("*")):
         if not (place.is_dir() and place.name.isdigit() and (place / "state").is_dir()):
             continue
@@ -90,5 +90,5 @@ def arrays(folder: pathlib.Path) -> dict[str, str]:
             name = f"{place.relative_to(folder)}{jax.tree_util.keystr(path)}"
             if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
-            found[name] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-    return found
+            digests[name] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    return digests

@@ -85,7 +85,9 @@ def together(runs: Sequence[Mapping[str, Any]], pattern: str) -> dict[str, Any]:
                 everywhere = [run.get(stage, {}).get(system, {}).get(name) for run in runs]
                 if not re.search(pattern, f"{stage}/{system}/{name}") or _P_VALUE.search(name):
                     continue
-                if any(one is None or one.get("value") is None for one in everywhere):
+                if any(
+                    estimate is None or estimate.get("value") is None for estimate in everywhere
+                ):
                     continue
                 table.setdefault(f"{stage}/{system}", {})[name] = predicted(everywhere)
     return table
@@ -135,9 +137,9 @@ def show(table: Mapping[str, Any]) -> str:
     number = lambda value: "-" if value is None else f"{value:.4f}"  # noqa: E731
     rows = []
     for system, figures in table.items():
-        for name, one in figures.items():
-            bounds = [number(one[key]) for key in ("value", "low", "high")]
-            rows.append([system, name, *bounds, " ".join(map(number, one["values"]))])
+        for name, estimate in figures.items():
+            bounds = [number(estimate[key]) for key in ("value", "low", "high")]
+            rows.append([system, name, *bounds, " ".join(map(number, estimate["values"]))])
     return text_table(["system", "figure", "mean", "low", "high", "runs"], rows)
 
 

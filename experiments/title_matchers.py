@@ -103,7 +103,7 @@ def google_maps(path: pathlib.Path) -> dict[str, Corpus]:
 
 def of_run(folder: pathlib.Path) -> dict[str, Corpus]:
     """Explanations of pairs and of users in a finished run."""
-    found: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     catalogue: dict[str, None] = {}
     pairs_path = folder / "explanations" / "pairs.jsonl"
     if pairs_path.exists():
@@ -123,16 +123,16 @@ def of_run(folder: pathlib.Path) -> dict[str, Corpus]:
                     )
                     for text, pair in zip(texts, pairs, strict=True)
                 ]
-                found[f"{folder.name} {path.stem}"] = Corpus(list(catalogue), cases)
+                corpora[f"{folder.name} {path.stem}"] = Corpus(list(catalogue), cases)
     for path in sorted(folder.glob("joint/*/systems/*.jsonl")):
         cases = [Case(record["text"], Row("", {}), [], "") for record in read_records(path)]
         name = f"{folder.name} joint {path.parent.parent.name} {path.stem}"
-        found[name] = Corpus(list(catalogue) or ["Golden Lantern", "The Merry Wagon"], cases)
-    return found
+        corpora[name] = Corpus(list(catalogue) or ["Golden Lantern", "The Merry Wagon"], cases)
+    return corpora
 
 
 def outcomes(corpus: Corpus) -> dict[str, list[Any]]:
-    """What each use finds in each text."""
+    """Mentions that each use finds in each text."""
     titles = corpus.titles
     columns: dict[str, dict[str, None]] = collections.defaultdict(dict)
     for case in corpus.cases:
@@ -144,7 +144,7 @@ def outcomes(corpus: Corpus) -> dict[str, list[Any]]:
     texts = [case.text for case in corpus.cases]
     monitors = Monitors(texts[:_REFERENCES], titles)
     number = {title: place for place, title in reversed(list(enumerate(titles)))}
-    found: dict[str, list[Any]] = {"grounding": [], "monitors": [], "masks": []}
+    matches: dict[str, list[Any]] = {"grounding": [], "monitors": [], "masks": []}
     for case in corpus.cases:
         spans = grounder.ground(
             case.text,
@@ -153,22 +153,22 @@ def outcomes(corpus: Corpus) -> dict[str, list[Any]]:
             item_attributes=case.item.attributes,
             history_attributes=[row.attributes for row in case.history],
         ).spans
-        found["grounding"].append([list(span) for span in spans])
+        matches["grounding"].append([list(span) for span in spans])
         measured = monitors.measure([case.text], [case.prompt], [number.get(case.item.title, -1)])
-        found["monitors"].append(measured)
-        found["masks"].append(masks.mask(case.text, by=_MASK))
-    found["control"] = mask_titles(texts, titles)
-    return found
+        matches["monitors"].append(measured)
+        matches["masks"].append(masks.mask(case.text, by=_MASK))
+    matches["control"] = mask_titles(texts, titles)
+    return matches
 
 
-def mentions(use: str, texts: list[str], found: list[Any]) -> int:
+def mentions(use: str, texts: list[str], matches: list[Any]) -> int:
     """The number of mentions, of texts with one for the monitors."""
     if use == "grounding":
-        return sum("attribute" not in span[2] for spans in found for span in spans)
+        return sum("attribute" not in span[2] for spans in matches for span in spans)
     if use == "monitors":
-        return round(sum(measured["monitor/title_mention"] for measured in found))
+        return round(sum(measured["monitor/title_mention"] for measured in matches))
     mask = _MASK if use == "masks" else "this place"
-    return sum(f.count(mask) - t.count(mask) for f, t in zip(found, texts, strict=True))
+    return sum(f.count(mask) - t.count(mask) for f, t in zip(matches, texts, strict=True))
 
 
 def main(argv: list[str]) -> None:
@@ -183,9 +183,9 @@ def main(argv: list[str]) -> None:
     before = json.loads(pathlib.Path(_AGAINST.value).read_text()) if _AGAINST.value else {}
     now: dict[str, Any] = {}
     for name, corpus in corpora.items():
-        found, texts = outcomes(corpus), [case.text for case in corpus.cases]
-        now[name] = found
-        for use, values in found.items():
+        matches, texts = outcomes(corpus), [case.text for case in corpus.cases]
+        now[name] = matches
+        for use, values in matches.items():
             line = f"{name:36} {use:10} {len(texts):6} texts {mentions(use, texts, values):6}"
             old = before.get(name, {}).get(use)
             if old is not None:

@@ -74,10 +74,12 @@ class Ours:
 
     def prepare(self) -> dict[str, Any]:
         """Writes the prompts' tokens for the peer."""
-        cases = self._builder.many(self._pairs)
-        (self._folder / "prompts.json").write_text(json.dumps([case.ids for case in cases]))
-        lengths = [len(case.ids) for case in cases]
-        return {"pairs": len(cases), "prompt_tokens": statistics.mean(lengths)}
+        requests = self._builder.many(self._pairs)
+        (self._folder / "prompts.json").write_text(
+            json.dumps([request.ids for request in requests])
+        )
+        lengths = [len(request.ids) for request in requests]
+        return {"pairs": len(requests), "prompt_tokens": statistics.mean(lengths)}
 
     def answer(self, count: int) -> dict[str, Any]:
         """Explains the first pairs, from rows to the finished file."""
@@ -160,7 +162,7 @@ def main() -> None:
 
 
 def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
-    """See the module."""
+    """Times our engine and the peer in turns on the same prompts; see the module."""
     from experiments.benchmarks.llm import Child
 
     subprocess.run(
@@ -168,6 +170,7 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )
+    # Both processes stay warm on the same core, and only one of them works at a time.
     cores = [args.core]
     ours = Child([sys.executable, str(HERE / "explain.py"), f"--serve={folder}"], cores)
     work = ours.ask("prepare")
@@ -184,12 +187,12 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
                 ("batched", peer, "batched", args.batched),
             ]
         for name, child, do, count in passes:
-            found = child.ask(do, count=count)
-            texts[name] = found["texts"]
-            settings[name] = found.get("setting")
+            answer = child.ask(do, count=count)
+            texts[name] = answer["texts"]
+            settings[name] = answer.get("setting")
             if turn:
-                rates.setdefault(name, []).append(found["pairs"] / found["seconds"])
-            print(f"{name}: {found['pairs'] / found['seconds']:.2f} pairs a second", flush=True)
+                rates.setdefault(name, []).append(answer["pairs"] / answer["seconds"])
+            print(f"{name}: {answer['pairs'] / answer['seconds']:.2f} pairs a second", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     result: dict[str, Any] = {
         "pairs_per_second": medians,

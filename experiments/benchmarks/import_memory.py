@@ -68,7 +68,7 @@ def measure(folder: pathlib.Path, dtype: str, shard_bytes: int) -> dict[str, Any
     shards = [file.stat().st_size for file in (folder / "hf").glob("*.safetensors")]
     command = [sys.executable, __file__, f"--path={folder / 'hf'}", f"--output={folder / 'out'}"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = json.loads(out.splitlines()[-1])
+    report = json.loads(out.splitlines()[-1])
     source, imported = hf.open_model(folder / "hf"), checkpoint.open_model(folder / "out")
     exact = all(
         np.array_equal(source.tensor(p, layer), imported.tensor(p, layer))
@@ -81,11 +81,11 @@ def measure(folder: pathlib.Path, dtype: str, shard_bytes: int) -> dict[str, Any
         "dtype": dtype,
         "files": len(shards),
         "largest_file_mib": round(max(shards) / 2**20),
-        "peak_mib": round(found["peak"] / 2**20),
+        "peak_mib": round(report["peak"] / 2**20),
         "limit_mib": round(limit / 2**20),
-        "within_limit": found["status"] == 0 and found["peak"] < limit,
+        "within_limit": report["status"] == 0 and report["peak"] < limit,
         "exact": exact,
-        "seconds": round(found["seconds"], 1),
+        "seconds": round(report["seconds"], 1),
     }
 
 

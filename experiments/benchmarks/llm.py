@@ -104,24 +104,24 @@ class Pair:
           **options: of the command.
         """
         sides = {"peer": self.peer, "ours": self.ours}
-        found: dict[str, list] = {name: [] for name, side in sides.items() if side}
+        answers_of: dict[str, list] = {name: [] for name, side in sides.items() if side}
         for turn in range(repeats + 1):
-            for name in found:
+            for name in answers_of:
                 child = sides[name]
                 assert child is not None
                 if beside is not None and turn:
                     rate = child.ask("matmul", size=1024, repeats=5)["flops"]
                     beside.setdefault(name, []).append(rate)
-                found[name].append(child.ask(do, **options))
-        for answers in found.values():
+                answers_of[name].append(child.ask(do, **options))
+        for answers in answers_of.values():
             answers[1]["first_loss"] = answers[0].get("first_loss")
             del answers[0]
-        return found
+        return answers_of
 
     def memory(self) -> dict[str, float]:
         """Peak memory so far, MiB."""
-        found = {"ours": self.ours.ask("memory")["peak_mib"]}
-        return found | ({"peer": self.peer.ask("memory")["peak_mib"]} if self.peer else {})
+        peaks = {"ours": self.ours.ask("memory")["peak_mib"]}
+        return peaks | ({"peer": self.peer.ask("memory")["peak_mib"]} if self.peer else {})
 
     def close(self) -> None:
         """Ends both."""
@@ -147,9 +147,9 @@ def summary(answers: list[dict[str, Any]], tokens: float | None = None) -> dict[
     }
 
 
-def compared(found: dict[str, list], tokens: float | None = None) -> dict[str, Any]:
+def compared(records: dict[str, list], tokens: float | None = None) -> dict[str, Any]:
     """Summaries of both sides and their ratio."""
-    entry: dict[str, Any] = {name: summary(answers, tokens) for name, answers in found.items()}
+    entry: dict[str, Any] = {name: summary(answers, tokens) for name, answers in records.items()}
     if "peer" in entry:
         for name, rate in (("ratio", "tokens_per_second"), ("cpu_ratio", "tokens_per_cpu_second")):
             entry[name] = entry["ours"][rate] / entry["peer"][rate]
@@ -173,6 +173,7 @@ def tuning(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     pair = Pair(folder, args)
     results: dict[str, Any] = {}
     results["versions"] = pair.ours.ask("versions")
+    # Speeds are only comparable where both sides compute the same function of the weights.
     pair.ours.ask("logits")
     if pair.peer:
         results["versions"] |= pair.peer.ask("versions")
@@ -190,12 +191,13 @@ def tuning(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
         ("all", "completion"),
     ):
         products: dict[str, list[float]] = {}
-        found = pair.each(
+        answers = pair.each(
             args.repeats, "tune", beside=products, targets=targets, loss=loss, steps=args.steps
         )
-        entry = compared(found, tokens=8 * 256)
-        if "peer" in found:
-            losses = [found[side][0]["first_loss"] for side in ("ours", "peer")]
+        entry = compared(answers, tokens=8 * 256)
+        # The first loss shows that both sides train on the same labels.
+        if "peer" in answers:
+            losses = [answers[side][0]["first_loss"] for side in ("ours", "peer")]
             if not abs(losses[0] - losses[1]) < 1e-4:
                 raise SystemExit(f"first losses differ: {losses}")
         entry["matmul_flops"] = {k: statistics.median(v) for k, v in products.items()}
@@ -238,20 +240,21 @@ def mixed(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
         "peer_share_of_batches": args.peer_share if args.peer else None,
     }
     for number, prompt in enumerate(args.mixed_prompts):
-        found = results[f"prompt_{prompt}"] = {}
-        for case in CASES[: 2 if number else 3] if args.quick else CASES:
-            found[case] = mixed_case(pair, prompt, case, args)
-            show_mixed(f"prompt {prompt}, {case}", found[case])
+        section = results[f"prompt_{prompt}"] = {}
+        for workload in CASES[: 2 if number else 3] if args.quick else CASES:
+            section[workload] = mixed_case(pair, prompt, workload, args)
+            show_mixed(f"prompt {prompt}, {workload}", section[workload])
     results["peak_mib"] = pair.memory()
     pair.close()
     return results
 
 
-def mixed_case(pair: Pair, prompt: int, case: str, args: argparse.Namespace) -> dict[str, Any]:
+def mixed_case(pair: Pair, prompt: int, workload: str, args: argparse.Namespace) -> dict[str, Any]:
     """One prompt length, distribution and order: everyone takes turns; warming up is theirs."""
-    limits, order = case.split("/")
+    limits, order = workload.split("/")
     options = dict(limits=limits, order=order, prompt=prompt)
     passes: dict[str, list] = {}
+    # All take turns in every repeat, so that a slow minute of the machine hits all of them.
     for _ in range(args.mixed_repeats):
         for batch in BATCHES:
             turns: list[tuple[str, Child, dict[str, Any]]] = [
@@ -263,20 +266,21 @@ def mixed_case(pair: Pair, prompt: int, case: str, args: argparse.Namespace) -> 
             for name, child, more in turns:
                 answer = child.ask("mixed", batch=batch, **options, **more)
                 passes.setdefault(name, []).append(answer)
-    found = {name: summary(answers) for name, answers in passes.items()}
-    return found | ratios(found)
+    summaries = {name: summary(answers) for name, answers in passes.items()}
+    return summaries | ratios(summaries)
 
 
-def ratios(found: dict[str, Any]) -> dict[str, Any]:
+def ratios(summaries: dict[str, Any]) -> dict[str, Any]:
     """The best batch size of each schedule, and how they compare."""
 
     def rate(name: str) -> float:
-        return float(found[name]["tokens_per_second"])
+        return float(summaries[name]["tokens_per_second"])
 
+    # Each schedule is judged at the batch size that suits it best.
     best = {
-        kind: max((name for name in found if name.startswith(kind)), key=rate)
+        kind: max((name for name in summaries if name.startswith(kind)), key=rate)
         for kind in ("peer static", "ours static", "ours continuous")
-        if any(name.startswith(kind) for name in found)
+        if any(name.startswith(kind) for name in summaries)
     }
     out: dict[str, Any] = {"best": best}
     ours = rate(best["ours continuous"])
@@ -358,9 +362,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for section in args.sections.split(","):
             results[section] = SECTIONS[section](folder, args)
     results["machine"]["load_after"] = os.getloadavg()
-    for section, found in results.items():
-        if isinstance(found, dict) and "peak_mib" in found:
-            peaks = ", ".join(f"{side} {peak:,.0f}" for side, peak in found["peak_mib"].items())
+    for section, section_results in results.items():
+        if isinstance(section_results, dict) and "peak_mib" in section_results:
+            peaks = ", ".join(
+                f"{side} {peak:,.0f}" for side, peak in section_results["peak_mib"].items()
+            )
             print(f"  peak memory, {section}: {peaks} MiB")
     return results
 
@@ -393,6 +399,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256, help="with --gpu, tokens to read")
     parser.add_argument("--new", type=int, default=129, help="with --gpu, tokens to generate")
     parser.add_argument("--copy-bytes", type=int, default=1 << 32, help="with --gpu")
+    # --quick changes defaults only, so that an option that is given still counts.
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args()

@@ -36,11 +36,11 @@ def random_params(config: Any, dtype: Any) -> Any:
     leaves, tree = jax.tree.flatten(layout.abstract(config, dtype))
     make = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    made = []
+    filled = []
     for key, leaf in zip(keys, leaves, strict=True):
         norm = leaf.ndim == 1 or leaf.shape == (config.num_layers, config.hidden_size)
-        made.append(jnp.ones(leaf.shape, dtype) if norm else make(key, leaf.shape))
-    return jax.tree.unflatten(tree, made)
+        filled.append(jnp.ones(leaf.shape, dtype) if norm else make(key, leaf.shape))
+    return jax.tree.unflatten(tree, filled)
 
 
 def copy_bandwidth(size: int, repeats: int = 10) -> float:
@@ -100,7 +100,7 @@ def device_tuning(config: Any, params: Any, peak: float, args: Any) -> list[dict
     from xrec_jax.llm.model.llama import Llama
     from xrec_jax.parallel.mesh import make_mesh, use_mesh
 
-    found, mesh = [], make_mesh(devices=jax.devices()[:1])
+    records, mesh = [], make_mesh(devices=jax.devices()[:1])
     for remat in args.remat.split(","):
         for batch in map(int, args.device_batches.split(",")):
             model = Llama(config, jnp.bfloat16, remat=remat)
@@ -111,17 +111,18 @@ def device_tuning(config: Any, params: Any, peak: float, args: Any) -> list[dict
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                found.append(entry | {"fits": False})
+                # Batch sizes ascend, so that no later one fits either.
+                records.append(entry | {"fits": False})
                 print(f"  remat {remat}, batch {batch}: does not fit", flush=True)
                 break
             rate = batch * args.sequence / seconds
             entry |= {"fits": True, "tokens_per_second": rate, "loss": loss}
             entry["flops_at_4n"] = rate * 4 * config.matmul_parameters
             entry["mfu"] = entry["flops_at_4n"] / peak if peak else None
-            found.append(entry)
+            records.append(entry)
             share = f", MFU {entry['mfu']:.1%}" if peak else ""
             print(f"  remat {remat}, batch {batch}: {rate:,.0f} tokens/s{share}", flush=True)
-    return found
+    return records
 
 
 def device_steps(
@@ -135,6 +136,7 @@ def device_steps(
     ids = rng.integers(0, model.config.vocab_size, shape, dtype=np.int32)
     rows = put_batch(tuning_batch(ids, ids), mesh)
     state, step = lora_training(model, params, TARGETS["all"], mesh)
+    # The first steps compile and warm up, outside the clock.
     for _ in range(3):
         state, metrics = step(state, rows)
     loss, seconds = float(metrics["train/loss"]), []
@@ -156,7 +158,7 @@ def device_decoding(config: Any, params: Any, results: Any, args: Any) -> list[d
     from xrec_jax.llm.generation.schedule import Request
     from xrec_jax.llm.model.llama import Llama
 
-    rng, found = np.random.default_rng(0), []
+    rng, records = np.random.default_rng(0), []
     prompt, new, batch = args.prompt, args.new, args.decode_batch
     prompts = rng.integers(0, config.vocab_size, (batch, prompt)).tolist()
     model = Llama(config, jnp.bfloat16)
@@ -164,6 +166,7 @@ def device_decoding(config: Any, params: Any, results: Any, args: Any) -> list[d
         sampler = Sampler(
             model, params, eos=(), batch=batch, schedule="static", unstack_layers=unstack
         )
+        # The difference of a long and a one-token generation leaves the decoding steps alone.
         timed: dict[int, float] = {}
         for count in (1, new):
             requests = [Request(ids, count) for ids in prompts]
@@ -192,12 +195,13 @@ def device_decoding(config: Any, params: Any, results: Any, args: Any) -> list[d
             "bytes_per_second": (weights + cache) / step,
         }
         entry["share_of_copy"] = entry["bytes_per_second"] / results["copy_bytes_per_second"]
-        found.append(entry)
+        records.append(entry)
         print(
             f"  decode, batch {batch}, unstack_layers={unstack}: {1e3 * step:.2f} ms a step, "
             f"{entry['share_of_copy']:.1%} of copy bandwidth",
             flush=True,
         )
+        # The next sampler needs the memory of this one's weights and programs.
         del sampler
         jax.clear_caches()
-    return found
+    return records

@@ -82,9 +82,9 @@ class Ours:
 
         self._folder = folder
         self._work = dict(np.load(folder / "work.npz"))
-        found = hf.open_model(folder / "model")
-        self._model = Llama(found.config)
-        self._params = jax.tree.map(jax.numpy.asarray, found.load_params())
+        opened = hf.open_model(folder / "model")
+        self._model = Llama(opened.config)
+        self._params = jax.tree.map(jax.numpy.asarray, opened.load_params())
         self._mesh = make_mesh(devices=jax.devices()[:1])
         self._tuned: dict[str, Any] = {}
         self._samplers: dict[Any, Any] = {}
@@ -200,8 +200,8 @@ class Ours:
         """
         from xrec_jax.llm.generation.schedule import Run
 
-        wanted = self._work[f"limits_{limits}"]
-        requests = self._requests(self._work["mixed_ids"][:, :prompt], wanted)
+        new_tokens = self._work[f"limits_{limits}"]
+        requests = self._requests(self._work["mixed_ids"][:, :prompt], new_tokens)
         sampler = self._sampler(batch, schedule)
         if (kind := (limits, batch, prompt)) not in self._warm:
             self._warm.add(kind)
@@ -213,11 +213,11 @@ class Ours:
             answers = sampler.generate(requests)
         seconds = time.perf_counter() - start
         Run._ordered = self._sorted  # type: ignore[method-assign]
-        if [len(answer.ids) for answer in answers] != wanted.tolist():
+        if [len(answer.ids) for answer in answers] != new_tokens.tolist():
             raise AssertionError("an answer has not the length that was asked for")
         return {
             "seconds": seconds,
-            "tokens": int(wanted.sum()),
+            "tokens": int(new_tokens.sum()),
             "prompts": len(requests),
             "steps": sampler.work.steps,
         }
@@ -259,9 +259,9 @@ def serve(folder: pathlib.Path) -> None:
     for line in sys.stdin:
         command = json.loads(line)
         begin, busy = time.perf_counter(), time.process_time()
-        found = getattr(ours, command.pop("do"))(**command)
-        found["cpu_share"] = (time.process_time() - busy) / (time.perf_counter() - begin)
-        answers.write(json.dumps(found) + "\n")
+        answer = getattr(ours, command.pop("do"))(**command)
+        answer["cpu_share"] = (time.process_time() - busy) / (time.perf_counter() - begin)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

@@ -174,24 +174,24 @@ class Peer:
         """
         if self._cache is None:
             self.generate()
-        ids, wanted = self._work["mixed_ids"][:, :prompt], self._work[f"limits_{limits}"]
+        ids, new_tokens = self._work["mixed_ids"][:, :prompt], self._work[f"limits_{limits}"]
         if (batch, prompt) not in self._warm:
             self._warm.add((batch, prompt))
             self._generate(ids[:batch], 4)
         chosen = np.arange(len(ids))
         if order == "known":
-            chosen = np.argsort(-wanted, kind="stable")
+            chosen = np.argsort(-new_tokens, kind="stable")
         batches = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
         number = max(1, round(len(batches) * share))
         places = (np.arange(number) * len(batches) / number + len(batches) / number / 2).astype(int)
         picked = [batches[place] for place in places]
         start = time.perf_counter()
         for rows in picked:
-            self._generate(ids[rows], int(wanted[rows].max()))
+            self._generate(ids[rows], int(new_tokens[rows].max()))
         seconds = time.perf_counter() - start
         return {
             "seconds": seconds,
-            "tokens": int(sum(wanted[rows].sum() for rows in picked)),
+            "tokens": int(sum(new_tokens[rows].sum() for rows in picked)),
             "prompts": int(sum(map(len, picked))),
         }
 
@@ -205,9 +205,9 @@ def serve(answers: Any, worker: Any) -> None:
     for line in sys.stdin:
         command = json.loads(line)
         begin, busy = time.perf_counter(), time.process_time()
-        found = getattr(worker, command.pop("do"))(**command)
-        found["cpu_share"] = (time.process_time() - busy) / (time.perf_counter() - begin)
-        answers.write(json.dumps(found) + "\n")
+        answer = getattr(worker, command.pop("do"))(**command)
+        answer["cpu_share"] = (time.process_time() - busy) / (time.perf_counter() - begin)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

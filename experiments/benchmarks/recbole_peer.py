@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains, validates, ranks and tests one model.
 
     Args:
-        args: the command line.
+        args: The command line.
 
     Returns:
         The record that is written as JSON.
@@ -182,6 +182,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             hidden[loader] = mask.clone()
     set_up = time.perf_counter() - start
 
+    # Its `fit` would not time training and validation apart, so that its epochs are called here.
     examples, clock, epochs = len(train._dataset), 0.0, []
     best: dict[str, Any] = {"valid_ndcg@10": -1.0}
     best_weights = None
@@ -202,6 +203,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             break
     peak = peak_rss()
 
+    # Ranking is timed with the weights of the best epoch, in three ways that are ours, too.
     model.load_state_dict(best_weights)
     forget_tables(model)
     tested = dict(trainer.evaluate(test, load_best_model=False))

@@ -55,6 +55,7 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
     from xrec_jax.parallel.mesh import open_mesh
     from xrec_jax.training.recommender import RecommenderTask
 
+    # JAX reports every compilation, which is part of the seconds to the target.
     compiling: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -68,6 +69,7 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
     config.data.path = data
     metric = TARGETS[model][0]
 
+    # The clock reads each epoch's figures as they are written, and ends training at the target.
     class Reached(Exception):  # noqa: N818
         pass
 
@@ -92,6 +94,7 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
             reached = True
         compile_seconds = sum(compiling)
         ranking = ranking_rates(task, task.initial_state(seed), mesh, repeats)
+    # SASRec predicts the next event, so that the first one of each user is no example.
     events = len(prepared.split.train)
     if model == "sasrec":
         events -= len(np.unique(prepared.split.train.user))
@@ -190,10 +193,12 @@ def main() -> None:
     data = str(pathlib.Path(args.data).resolve())
     if args.child:
         seed = int(args.seeds)
-        found = measure(args.child, data, seed, args.target, args.repeats)
-        pathlib.Path(args.output).write_text(json.dumps(found))
+        record = measure(args.child, data, seed, args.target, args.repeats)
+        pathlib.Path(args.output).write_text(json.dumps(record))
         return
 
+    # The peer goes first: its best validation score is the target of ours. Every measurement has
+    # a process of its own, so that no compilation or memory of another one counts.
     results: dict[str, Any] = {"core_pinned": True, "models": {}}
     for model in args.models.split(","):
         entry: dict[str, Any] = {"ours": []}

@@ -1,4 +1,4 @@
-"""How a large data set starts: 20 million events of 138,000 users on 27,000 items.
+"""Time and memory until training starts on 20 million events of 138,000 users on 27,000 items.
 
     python experiments/benchmarks/scale.py
 
@@ -49,6 +49,7 @@ def write(folder: pathlib.Path, events: int, users: int, items: int) -> None:
 
 def child(folder: str) -> None:
     """Reads, splits, starts training; prints one JSON line."""
+    # The imports count as part of the start.
     begin = time.perf_counter()
     from xrec_jax.core.runtime.memory import keep_freed_memory
 
@@ -68,6 +69,7 @@ def child(folder: str) -> None:
     class Started(Exception):  # noqa: N818
         pass
 
+    # The first line of metrics means that the first steps are compiled and done.
     class Stopwatch(MetricWriter):
         def write(self, stage, step, metrics):
             del stage, step, metrics

@@ -76,11 +76,11 @@ def computed(golden: pathlib.Path, what: str) -> Rows:
         tokens, reference = ours.greedy(golden / name)
         yield f"{what}: {name} greedy tokens that differ", float((tokens != reference).sum())
     for name in ours.LORA:
-        found = ours.lora_differences(golden, name)
-        yield f"{what}: LoRA ({name}) loss", found.pop("loss")
-        yield f"{what}: LoRA ({name}) losses of 10 steps", found.pop("step losses")
+        differences = ours.lora_differences(golden, name)
+        yield f"{what}: LoRA ({name}) loss", differences.pop("loss")
+        yield f"{what}: LoRA ({name}) losses of 10 steps", differences.pop("step losses")
         for part, text in (("gradient", "gradients"), ("end", "adapter after 10 steps")):
-            worst = max(value for key, value in found.items() if key.startswith(part))
+            worst = max(value for key, value in differences.items() if key.startswith(part))
             yield f"{what}: LoRA ({name}) {text}", worst
     yield f"{what}: adapter from PEFT", ours.peft_difference(golden)
 
@@ -96,23 +96,23 @@ def exported(golden: pathlib.Path, scratch: pathlib.Path) -> Rows:
         folder = scratch / name
 
         hf_export.save_params(folder / "base", params, model.config, max_shard_bytes=50_000)
-        there = _read(folder / "base")
-        yield f"export: {name} in transformers", _difference(there, ids, base_logits)
+        peer = _read(folder / "base")
+        yield f"export: {name} in transformers", _difference(peer, ids, base_logits)
         again = jax.tree.map(ours.difference, ours.load(folder / "base")[1], params)
         yield f"export: {name} read back", max(jax.tree.leaves(again))
 
         peft_io.save_adapter(folder / "adapter", adapter)
-        there = peft.PeftModel.from_pretrained(there, folder / "adapter").eval()
-        yield f"export: {name} adapter in PEFT", _difference(there, ids, logits)
-        there = there.merge_and_unload()
+        peer = peft.PeftModel.from_pretrained(peer, folder / "adapter").eval()
+        yield f"export: {name} adapter in PEFT", _difference(peer, ids, logits)
+        peer = peer.merge_and_unload()
         merged = lora.merge(params, adapter)
         yield (
             f"export: {name} merged here and by PEFT",
-            _difference(there, ids, jax.jit(model.logits)(merged, ids)),
+            _difference(peer, ids, jax.jit(model.logits)(merged, ids)),
         )
         hf_export.save_params(folder / "merged", merged, model.config)
-        there = _read(folder / "merged")
-        yield f"export: {name} merged, in transformers", _difference(there, ids, logits)
+        peer = _read(folder / "merged")
+        yield f"export: {name} merged, in transformers", _difference(peer, ids, logits)
 
 
 def _random_adapter(model: Llama, key: jax.Array) -> lora.Adapter:

@@ -60,8 +60,8 @@ def batches(vocab: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _loss(model: Any, data: dict[str, np.ndarray], step: int) -> torch.Tensor:
-    one = {key: torch.from_numpy(value[step % len(value)]) for key, value in data.items()}
-    return model(one["ids"], attention_mask=one["mask"], labels=one["labels"]).loss
+    single = {key: torch.from_numpy(value[step % len(value)]) for key, value in data.items()}
+    return model(single["ids"], attention_mask=single["mask"], labels=single["labels"]).loss
 
 
 def _adapter_weights(model: Any) -> list[tuple[Any, str]]:

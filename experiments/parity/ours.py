@@ -35,8 +35,8 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def load(folder: pathlib.Path, **options: Any) -> tuple[Llama, Any]:
     """The model in a Hugging Face directory, as stored; options of `Llama`."""
-    found = hf.open_model(folder)
-    return Llama(found.config, **options), jax.tree.map(jnp.asarray, found.load_params())
+    opened = hf.open_model(folder)
+    return Llama(opened.config, **options), jax.tree.map(jnp.asarray, opened.load_params())
 
 
 def difference(a: Any, b: Any) -> float:
@@ -44,8 +44,8 @@ def difference(a: Any, b: Any) -> float:
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"shapes {a.shape} and {b.shape}")
-    found = float(np.max(np.abs(a.astype(np.float64) - b)))
-    return found if np.isfinite(found) else float("inf")
+    largest = float(np.max(np.abs(a.astype(np.float64) - b)))
+    return largest if np.isfinite(largest) else float("inf")
 
 
 def logits_difference(folder: pathlib.Path, **options: Any) -> float:
@@ -132,8 +132,8 @@ def lora_differences(golden: pathlib.Path, name: str) -> dict[str, float]:
 
     adapter = Adapter(to_tree({**start, **_by_module(theirs, "point")}), config)
     value, grad = value_and_grad(params, adapter, data[0])
-    found = {"loss": difference(value, theirs["loss"])}
-    found |= _leaves("gradient", grad.params, to_tree(_by_module(theirs, "gradient")))
+    differences = {"loss": difference(value, theirs["loss"])}
+    differences |= _leaves("gradient", grad.params, to_tree(_by_module(theirs, "gradient")))
 
     adamw = manifest["adamw"]
     optimizer = optax.adamw(
@@ -155,8 +155,8 @@ def lora_differences(golden: pathlib.Path, name: str) -> dict[str, float]:
     for n in range(len(theirs["step_losses"])):
         adapter, state, value = step(adapter, state, data[n % len(data)])
         losses.append(float(value))
-    found["step losses"] = difference(losses, theirs["step_losses"])
-    return found | _leaves("end", adapter.params, to_tree(end))
+    differences["step losses"] = difference(losses, theirs["step_losses"])
+    return differences | _leaves("end", adapter.params, to_tree(end))
 
 
 def _leaves(what: str, ours: Any, theirs: Any) -> dict[str, float]:
