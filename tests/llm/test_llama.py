@@ -12,7 +12,7 @@ from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.model import lora
 from xrec_jax.llm.model.config import LlamaConfig, RopeScaling
-from xrec_jax.llm.model.layers import Extend, Sequence
+from xrec_jax.llm.model.layers import FullAttention, PrefixAttention
 from xrec_jax.llm.model.llama import Llama, SoftPrompt, positions_of, unstack
 from xrec_jax.parallel.mesh import RULES, put_batch, put_sharded, sharding, use_mesh
 
@@ -186,7 +186,7 @@ def test_soft_prompt_replaces_embeddings():
     found = compiled()(params(), ids, soft=soft)
     expected = np.asarray(compiled()(params(), replaced))
     np.testing.assert_allclose(found, expected, atol=3e-5)
-    contexts = [Sequence(np.ones_like(ids))] * 2
+    contexts = [FullAttention(np.ones_like(ids))] * 2
     place = np.broadcast_to(np.arange(10), ids.shape)
     run = jax.jit(lambda p, *rest: MODEL.project(p, MODEL.cached(p, *rest)[0]))
     cached = run(params(), embedded, place, contexts)
@@ -219,11 +219,11 @@ def test_cached_continues_a_sequence(stacked):
     @jax.jit
     def run(weights, extra, ids):
         place = jnp.broadcast_to(jnp.arange(12), ids.shape)
-        first = [Sequence(jnp.ones((2, 7), jnp.int32))] * 2
+        first = [FullAttention(jnp.ones((2, 7), jnp.int32))] * 2
         x = MODEL.embed(weights, ids)
         start, caches = MODEL.cached(weights, x[:, :7], place[:, :7], first, lora=extra)
         mask = jnp.broadcast_to(jnp.arange(12) <= jnp.arange(7, 12)[:, None], (2, 5, 12))
-        rest = [Extend(cache, mask) for cache in caches]
+        rest = [PrefixAttention(cache, mask) for cache in caches]
         end, _ = MODEL.cached(weights, x[:, 7:], place[:, 7:], rest, lora=extra)
         return MODEL.project(weights, jnp.concatenate([start, end], axis=1))
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# A pytree of any structure: parameters, shapes, shardings, batches.
+PyTree: TypeAlias = Any
 
-def num_parameters(tree: Any) -> int:
+
+def num_parameters(tree: PyTree) -> int:
     """Number of elements in all arrays of `tree`."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def device_bytes(tree: Any) -> dict[str, dict[int, int]]:
+def device_bytes(tree: PyTree) -> dict[str, dict[int, int]]:
     """Bytes of each array of `tree` on each device of this process.
 
     Returns:
@@ -33,7 +36,7 @@ def _finite(leaves: list[jax.Array]) -> jax.Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
-def not_finite(tree: Any) -> list[str]:
+def not_finite(tree: PyTree) -> list[str]:
     """Paths, as `a/b/c`, of the arrays of `tree` that hold NaN or infinite values."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)

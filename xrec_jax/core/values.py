@@ -44,7 +44,7 @@ def finite_number(value: Any, name: str, *, least: float = -math.inf) -> float:
     return number
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a value's own code; the message should still come

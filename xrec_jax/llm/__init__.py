@@ -1,1 +1,1 @@
-"""Level 2: LLaMA, adapters, sampler, tokenizers, Hugging Face and PEFT files."""
+"""Level 2: LLaMA, LoRA adapters, sampler, tokenizers, Hugging Face and PEFT files."""

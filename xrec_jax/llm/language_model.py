@@ -1,4 +1,4 @@
-"""A language model ready for use: functions, base, adapters and tokenizer together."""
+"""Language model for inference: functions, base, adapters and tokenizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.core.values import whole_number
 from xrec_jax.llm.generation.prefixes import bucket
 from xrec_jax.llm.generation.sampler import Sampler
@@ -31,22 +33,22 @@ Record = dict[str, Any]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def dtype_named(name: str) -> Any:
-    """The dtype of a config's `dtype`.
+def dtype_named(name: str) -> DTypeLike:
+    """Dtype of a config's `dtype`.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: for an unknown name.
     """
     if name not in DTYPES:
         raise UserError(f"dtype={name!r} is not valid{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 
-def shardings(model: Llama, mesh: Mesh) -> Any:
-    """How every parameter of a base is split over a mesh.
+def shardings(model: Llama, mesh: Mesh) -> PyTree:
+    """Shardings of a base's parameters on a mesh.
 
     Raises:
-      UserError: if the mesh does not split one evenly; names it.
+      UserError: names a parameter that the mesh does not split evenly.
     """
     split = build(model.config, lambda parameter: sharding(mesh, *parameter.axes))
     check_shardings(model.config, split)
@@ -54,27 +56,27 @@ def shardings(model: Llama, mesh: Mesh) -> Any:
 
 
 class LanguageModel:
-    """A base, any number of adapters on it, and the tokenizer that belongs to them.
+    """A base with any number of adapters and the tokenizer.
 
     Attributes:
-      model: the functions.
-      params: of the base, shared by all adapters, never changed.
-      tokenizer: text to ids and back.
-      adapters: by name; the base itself is the adapter None.
+      model: the model's functions.
+      params: parameters of the base, shared by all adapters and never changed.
+      tokenizer: the model's tokenizer.
+      adapters: adapters by name; the base itself is the adapter None.
 
     Args:
-      model: the functions.
-      params: of the base, unboxed.
-      tokenizer: text to ids and back.
-      adapters: by name.
-      batch: rows that generate at once.
+      model: the model's functions.
+      params: parameters of the base, unboxed.
+      tokenizer: the model's tokenizer.
+      adapters: adapters by name.
+      batch: number of rows generated at once.
       sampler_options: further arguments of `Sampler`.
     """
 
     def __init__(
         self,
         model: Llama,
-        params: Any,
+        params: PyTree,
         tokenizer: Tokenizer,
         *,
         adapters: Mapping[str, Adapter] | None = None,
@@ -94,17 +96,17 @@ class LanguageModel:
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler, made on first use."""
+        """The sampler, created on first use."""
         if self._sampler is None:
             eos = self.tokenizer.eos_ids
             self._sampler = Sampler(self.model, self.params, eos=eos, **self._options)
         return self._sampler
 
     def adapter(self, name: str | None) -> Adapter | None:
-        """An adapter by its name; None is the base, "default" the only one (or the base).
+        """Looks up an adapter; None is the base, "default" the only adapter (or the base).
 
         Raises:
-          UserError: on an unknown name, or "default" where there are several.
+          UserError: for an unknown name, or "default" if there are several.
         """
         if name is None:
             return None
@@ -121,14 +123,13 @@ class LanguageModel:
 
         Args:
           token_ids: `[batch, length]` int, or a list of rows of any lengths.
-          adapter: None is the base.
+          adapter: None for the base.
 
         Returns:
-          `[batch, length, vocab]` float32; rows shorter than the longest are followed by values
-          that mean nothing.
+          `[batch, length, vocab]` float32; values after the end of a shorter row are undefined.
 
         Raises:
-          UserError: on a token outside the vocabulary, or too many of them.
+          UserError: for a token outside the vocabulary, or a row that is too long.
         """
         config = self.model.config
         if isinstance(token_ids, (str, bytes)) or not isinstance(token_ids, Iterable):
@@ -144,6 +145,7 @@ class LanguageModel:
             raise UserError(
                 f"a row has {length} tokens, but the model takes {config.max_positions}"
             )
+        # Few widths, so that few shapes are compiled; segment 0 masks the padding.
         width = bucket(length)
         ids, segments = (np.zeros((len(rows), width), np.int32) for _ in range(2))
         for number, row in enumerate(rows):
@@ -170,34 +172,35 @@ class LanguageModel:
         template: bool | None = None,
         soft: Sequence[np.ndarray] | None = None,
     ) -> list[Record]:
-        """Writes an answer to every prompt.
+        """Generates an answer to every prompt.
 
         Args:
           prompts: texts, messages or token ids.
           max_new_tokens: most tokens of an answer; one number, or one a prompt.
-          temperature: 0 (or below 0.0001) always takes the most likely token.
+          temperature: softmax temperature; 0 (or below 0.0001) is greedy.
           top_k: see `sampling.Sampling`, as the next three.
           top_p: share of probability kept.
-          min_p: least share of the best token's probability.
-          repetition_penalty: of tokens seen before.
-          seed: of the random choices; a number for all prompts, each then draws by its place, or
-            one a prompt. A prompt with its seed gets the same answer in any company.
+          min_p: least share of the highest probability.
+          repetition_penalty: penalty of tokens seen before.
+          seed: random seed; one for all prompts, mixed with the index of each, or one a prompt. A
+            prompt with its seed gets the same answer in any batch.
           stop: texts that end an answer, which is cut before them; they may spell special tokens.
-          adapter: None is the base, "default" the adapter that was loaded.
-          template: whether to use the chat template; default: if the model has one.
-          soft: `[vectors, hidden]` a prompt, put in place of its first tokens `<|soft|>`.
+          adapter: None for the base, "default" for the loaded adapter.
+          template: use the chat template; default: if the model has one.
+          soft: `[vectors, hidden]` for each prompt, in place of its tokens `<|soft|>`.
 
         Returns:
-          Records `text`, `tokens` (their number), `log_prob` (their sum at the sampling
+          Records with `text`, `tokens` (number of tokens), `log_prob` (sum at the sampling
           temperature), `stop` ("eos", "length" or "string"), `ids` and `log_probs`.
 
         Raises:
-          UserError: on a value that is not valid, or a prompt that is too long.
+          UserError: for an invalid value, or a prompt that is too long.
         """
         prompts = _listed(prompts)
         count = len(prompts)
         stops = Stops(stop, self.tokenizer)
         options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        # One limit and seed for each prompt.
         limits = _each(max_new_tokens, "max_new_tokens", count)
         seeds = (
             _each(seed, "seed", count)
@@ -209,6 +212,7 @@ class LanguageModel:
             raise UserError(f"soft has {what} for {count} prompts")
         if template is not None and not isinstance(template, bool):
             raise UserError(f"template={template!r:.60} must be True, False or None")
+        # All prompts are validated before the first is generated.
         requests = [
             self._request(
                 number,
@@ -269,12 +273,12 @@ class LanguageModel:
 def _row(row: Any) -> np.ndarray:
     try:
         return np.asarray(row)
-    except ValueError:  # rows of rows of several lengths
+    except ValueError:  # nested rows of different lengths
         return np.zeros((0, 0))
 
 
 def _listed(prompts: Any) -> Sequence[Any]:
-    """The prompts, if they are several, or one in a list of its own."""
+    """Checks that the prompts are a list."""
     single = isinstance(prompts, (str, bytes, bytearray, Mapping)) or not hasattr(
         prompts, "__len__"
     )
@@ -286,18 +290,20 @@ def _listed(prompts: Any) -> Sequence[Any]:
     return prompts
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple)) or (
         isinstance(value, (np.ndarray, jax.Array)) and value.ndim > 0
     )
 
 
-def _is_conversation(prompt: Any) -> bool:
-    return isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt)
+def _is_conversation(prompt: object) -> bool:
+    return isinstance(prompt, (list, tuple)) and any(
+        isinstance(message, Mapping) for message in prompt
+    )
 
 
 def _each(values: Any, name: str, count: int) -> list[int]:
-    """One whole number a prompt, from one for all or a list of them."""
+    """Expands an integer, or a list of them, to one a prompt."""
     if not _is_list(values):
         return [whole_number(values, name)] * count
     if len(values) != count:
@@ -306,7 +312,7 @@ def _each(values: Any, name: str, count: int) -> list[int]:
 
 
 def _mix(seed: int, place: int) -> int:
-    """A 32-bit seed for a prompt by its place."""
+    """Derives a 32-bit seed of a prompt from its index."""
     return int(np.random.SeedSequence([seed % 2**63, place]).generate_state(1)[0])
 
 
@@ -321,32 +327,33 @@ def load_llm(
     batch: int = 16,
     **sampler_options: Any,
 ) -> LanguageModel:
-    """Loads a model for use.
+    """Loads a model for inference.
 
     Args:
       path: a Hugging Face directory, or a checkpoint made by `xrec import-hf`.
-      adapter: a directory in PEFT's format, several by name, or none.
-      dtype: "float32" or "bfloat16", of parameters and computation.
-      quantization: "none", "int8" or "nf4" storage of the layers' kernels.
+      adapter: a directory in PEFT's format, several by name, or None.
+      dtype: dtype of parameters and computation: "float32" or "bfloat16".
+      quantization: storage of the layers' kernels: "none", "int8" or "nf4".
       attention: see `attention.IMPLEMENTATIONS`.
-      mesh: splits the parameters; use the result inside `parallel.mesh.use_mesh(mesh)`.
-      batch: rows that generate at once.
+      mesh: mesh to shard the parameters over; use the result inside `parallel.mesh.use_mesh(mesh)`.
+      batch: number of rows generated at once.
       **sampler_options: further arguments of `Sampler`.
 
     Raises:
-      UserError: on anything that is missing, damaged or does not fit together.
+      UserError: if anything is missing, damaged or does not fit together.
     """
     source = open_model(path)
     kind = dtype_named(dtype)
     model = Llama(source.config, dtype=kind, attention=attention)
     tokenizer = load_tokenizer(path)
-    given = {"default": adapter} if isinstance(adapter, (str, epath.Path)) else adapter
-    if given is not None and not isinstance(given, Mapping):
-        given = {"default": given}
+    directories = {"default": adapter} if isinstance(adapter, (str, epath.Path)) else adapter
+    if directories is not None and not isinstance(directories, Mapping):
+        directories = {"default": directories}
     adapters = {
         name: jax.tree.map(jnp.asarray, load_adapter(where, source.config))
-        for name, where in (given or {}).items()
+        for name, where in (directories or {}).items()
     }
+    # Plain kernels are freed one by one as they are quantised.
     split = None if mesh is None else shardings(model, mesh)
     params = jax.tree.map(jnp.asarray, source.load_params(dtype=kind, shardings=split))
     params = quantize.quantize_params(params, quantization, release=True)

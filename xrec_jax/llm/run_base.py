@@ -1,4 +1,4 @@
-"""The language model of a run: from nothing, from a directory, with the run's adapter."""
+"""Language model of a run: its base, trained from scratch or loaded, and the run's adapters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import is_local
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io.checkpoint import ImportedModel, open_model
 from xrec_jax.llm.io.hf import HfModel
 from xrec_jax.llm.io.peft_io import WEIGHTS, Base, base_of, is_adapter, load_adapter
@@ -42,22 +44,22 @@ _SIZES = (
 
 
 class LoadedBase(NamedTuple):
-    """A base ready to be tuned or used.
+    """A loaded base, ready for tuning or inference.
 
     Attributes:
-      model: its functions.
-      params: frozen, on the mesh.
-      tokenizer: its own.
-      source: where it came from.
+      model: the model's functions.
+      params: frozen parameters on the mesh.
+      tokenizer: the base's tokenizer.
+      source: the opened directory.
     """
 
     model: Llama
-    params: Any
+    params: PyTree
     tokenizer: Tokenizer
     source: HfModel | ImportedModel
 
     def identity(self) -> Base:
-        """Where it is and what its weights are; reads a Hugging Face directory once."""
+        """Path and fingerprint of the base; reads a Hugging Face directory once."""
         return Base(str(self.source.path), _fingerprint(self.source))
 
 
@@ -74,29 +76,29 @@ def _fingerprint(source: HfModel | ImportedModel) -> str:
     return _fingerprint_at(str(source.path), folder.stat().mtime)
 
 
-def base_path(config: Any, rundir: RunDir) -> epath.Path:
-    """Where the base is: the directory that the config names, or what `pretrain` made."""
+def base_path(config: ml_collections.ConfigDict, rundir: RunDir) -> epath.Path:
+    """Path of the base: the directory of the config, or the output of `pretrain`."""
     return epath.Path(config.llm.path) if config.llm.path else rundir.path / "base"
 
 
 def adapter_path(rundir: RunDir) -> epath.Path:
-    """Where the `instruct` stage leaves its adapter, in PEFT's format."""
+    """Path of the `instruct` stage's adapter, in PEFT's format."""
     return rundir.path / "adapter"
 
 
-def template(config: Any) -> bool | None:
-    """Whether prompts go through a chat template; None lets the tokenizer decide."""
+def template(config: ml_collections.ConfigDict) -> bool | None:
+    """Use of the chat template by the config; None lets the tokenizer decide."""
     chat = config.llm.chat_template
-    if chat == "auto":  # a small base from nothing has never seen the template's tokens
+    if chat == "auto":  # a base trained from scratch has never seen the template's tokens
         return None if config.llm.path else False
     return chat == "yes"
 
 
-def check(config: Any, mesh: Mesh, rundir: RunDir) -> None:
-    """Refuses values of `config.llm` that cannot work, before anything is written.
+def check(config: ml_collections.ConfigDict, mesh: Mesh, rundir: RunDir) -> None:
+    """Validates `config.llm` before anything is written.
 
     Raises:
-      UserError: names the key and what is valid.
+      UserError: names the key and its valid values.
     """
     llm = config.llm
     if not is_local(rundir.path):
@@ -129,19 +131,22 @@ def check(config: Any, mesh: Mesh, rundir: RunDir) -> None:
     shardings(functions(config, shape), mesh)
 
 
-def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
-    """The shape of a model from nothing.
+def model_config(
+    config: ml_collections.ConfigDict, *, vocab_size: int | None = None
+) -> LlamaConfig:
+    """Shape of a model trained from scratch.
 
     Args:
-      config: of the run.
-      vocab_size: of the trained tokenizer, at most the configured one.
+      config: config of the run.
+      vocab_size: size of the trained tokenizer's vocabulary, at most the configured one.
     """
     values = {key: config.llm[key] for key in _SIZES}
     if config.llm.initializer_range < 0.0:
         raise UserError(
             f"llm.initializer_range={config.llm.initializer_range} must not be negative"
         )
-    # The usual 0.02 suits wide models; in a narrow one it drowns the tokens in what layers add.
+    # The usual 0.02 suits wide models; in a narrow one embeddings would be small compared to the
+    # layers' outputs.
     values["initializer_range"] = config.llm.initializer_range or config.llm.hidden_size**-0.5
     if vocab_size is not None:
         # A multiple of 64 splits evenly over the devices of a mesh.
@@ -149,13 +154,13 @@ def model_config(config: Any, *, vocab_size: int | None = None) -> LlamaConfig:
     return LlamaConfig(**values)
 
 
-def functions(config: Any, shape: LlamaConfig) -> Llama:
-    """The model's functions as the config wants them."""
+def functions(config: ml_collections.ConfigDict, shape: LlamaConfig) -> Llama:
+    """The model's functions, as configured."""
     llm = config.llm
     return Llama(shape, dtype=dtype_named(llm.dtype), attention=llm.attention, remat=llm.remat)
 
 
-def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
+def load_base(config: ml_collections.ConfigDict, rundir: RunDir, mesh: Mesh) -> LoadedBase:
     """Loads the base of a run onto the mesh.
 
     Raises:
@@ -176,9 +181,9 @@ def load_base(config: Any, rundir: RunDir, mesh: Mesh) -> LoadedBase:
 
 
 def language_model(
-    config: Any, base: LoadedBase, adapters: dict[str, Adapter] | None = None
+    config: ml_collections.ConfigDict, base: LoadedBase, adapters: dict[str, Adapter] | None = None
 ) -> LanguageModel:
-    """The base with adapters, ready to generate."""
+    """Language model of the base with adapters, for inference."""
     return LanguageModel(
         base.model,
         base.params,
@@ -188,14 +193,14 @@ def language_model(
     )
 
 
-def need_base(config: Any, rundir: RunDir, stage: str) -> None:
-    """Refuses a stage that will find no base.
+def need_base(config: ml_collections.ConfigDict, rundir: RunDir, stage: str) -> None:
+    """Refuses a stage that needs a base if there will be none.
 
     Raises:
-      UserError: says what to set.
+      UserError: names the keys to set.
     """
-    made = config.llm.path or "pretrain" in config.stages
-    if not made and not base_path(config, rundir).exists():
+    provided = config.llm.path or "pretrain" in config.stages
+    if not provided and not base_path(config, rundir).exists():
         raise UserError(
             f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, or put "
             "'pretrain' before it in config.stages"
@@ -203,12 +208,12 @@ def need_base(config: Any, rundir: RunDir, stage: str) -> None:
 
 
 def tuned_adapter(rundir: RunDir, base: LoadedBase) -> Adapter:
-    """The adapter of a finished `instruct` stage; see `adapter_of`."""
+    """Loads the adapter of a finished `instruct` stage; see `adapter_of`."""
     return adapter_of(adapter_path(rundir), base, stage="instruct")
 
 
 def adapter_of(path: epath.Path, base: LoadedBase, *, stage: str) -> Adapter:
-    """The adapter that a finished stage left.
+    """Loads the adapter of a finished stage.
 
     Raises:
       UserError: if there is none, or it was tuned on other weights.
@@ -226,15 +231,18 @@ def adapter_of(path: epath.Path, base: LoadedBase, *, stage: str) -> Adapter:
 
 
 def answer(
-    config: Any, lm: LanguageModel, prompts: Sequence[Any], adapter: str | None
+    config: ml_collections.ConfigDict,
+    lm: LanguageModel,
+    prompts: Sequence[Any],
+    adapter: str | None,
 ) -> list[Record]:
-    """Answers prompts as `instruct.samples` says.
+    """Generates answers with the sampling options of `instruct.samples`.
 
     Args:
-      config: of the run.
+      config: config of the run.
       lm: base and adapters.
       prompts: texts or conversations.
-      adapter: its name; None is the base.
+      adapter: name of the adapter; None for the base.
     """
     samples = config.instruct.samples
     return lm.generate(
@@ -249,8 +257,8 @@ def answer(
     )
 
 
-def base_identity(config: Any, rundir: RunDir) -> str:
-    """What the weights of the run's base are: the start of their SHA-256.
+def base_identity(config: ml_collections.ConfigDict, rundir: RunDir) -> str:
+    """Identity of the run's base: the start of its weights' SHA-256.
 
     Raises:
       UserError: if there is no base.
@@ -265,11 +273,11 @@ def base_identity(config: Any, rundir: RunDir) -> str:
 
 
 def adapter_identity(path: str, base: str) -> str:
-    """What the weights of an adapter are: the start of their SHA-256.
+    """Identity of an adapter: the start of its weights' SHA-256.
 
     Args:
-      path: its directory.
-      base: identity of the base it is put on.
+      path: directory of the adapter.
+      base: identity of the base that it is applied to.
 
     Raises:
       UserError: if there is no adapter, or it was tuned on other weights.

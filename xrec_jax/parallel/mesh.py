@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import log
 from xrec_jax.core.runtime.distributed import is_primary
+from xrec_jax.core.trees import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -129,7 +130,7 @@ def current_parts(logical: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Assembles global arrays, split by rows, from this process's rows of a global batch.
 
     Args:
@@ -143,12 +144,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(split, a), batch)
 
 
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """Replicates host arrays, equal on every process, on every device."""
     return put_sharded(tree, jax.tree.map(lambda _: sharding(mesh), tree))
 
 
-def put_sharded(tree: Any, shardings: Any) -> Any:
+def put_sharded(tree: PyTree, shardings: PyTree) -> PyTree:
     """Places host arrays, held in full by every process, each device taking its own shard."""
 
     def put(array, split):
@@ -159,11 +160,11 @@ def put_sharded(tree: Any, shardings: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _replicate(mesh: Mesh) -> Any:
+def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def gather(tree: Any) -> Any:
+def gather(tree: PyTree) -> PyTree:
     """Full host copies of arrays, also of those split over several processes."""
 
     def fetch(array):

@@ -18,6 +18,7 @@ import numpy as np
 
 from xrec_jax.core.dropout import dropout
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
@@ -339,7 +340,7 @@ class Fused(Recommender):
         return self._tempered(jax.vmap(one)(*flat).reshape(candidates.shape), tables.extra)
 
     def item_scores(
-        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+        self, params: PyTree, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
     ) -> jax.Array:
         """Scores of the whole catalogue by what the batch itself has to read.
 
@@ -359,7 +360,7 @@ class Fused(Recommender):
         return self._catalogue_scores(self._states(params, tables, batch), tables)
 
     def candidate_scores(
-        self, params: Any, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+        self, params: PyTree, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
     ) -> jax.Array:
         """Score of every candidate with its own explanation, divided as in `item_scores`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _PROC = pathlib.Path("/proc")
 
@@ -40,7 +40,7 @@ class Process(NamedTuple):
         return runs(self.pid, self.start)
 
     @classmethod
-    def of(cls, record: Any) -> Process | None:
+    def of(cls, record: object) -> Process | None:
         """Restores a process from the record of `_asdict`; None if the record is something else."""
         if not isinstance(record, dict):
             return None

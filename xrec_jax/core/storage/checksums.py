@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xrec_jax.core.trees import PyTree
+
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _BLOCK = 1 << 18  # words of a large array that are widened at once
 
@@ -24,7 +26,7 @@ _BLOCK = 1 << 18  # words of a large array that are widened at once
 Checksum = tuple[str, list[int], str]  # dtype, shape, sum; JSON as it is
 
 
-def tree_checksums(tree: Any) -> dict[str, Checksum]:
+def tree_checksums(tree: PyTree) -> dict[str, Checksum]:
     """Computes the checksum of every array of a tree.
 
     Args:
@@ -46,17 +48,17 @@ def tree_checksums(tree: Any) -> dict[str, Checksum]:
     }
 
 
-def json_checksum(value: Any) -> str:
+def json_checksum(value: object) -> str:
     """Digest of a JSON value; independent of key order, tuples count as lists."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _described(array: Any, total: int) -> Checksum:
+def _described(array: jax.Array | np.ndarray, total: int) -> Checksum:
     return np.dtype(array.dtype).name, list(array.shape), f"{total:08x}"
 
 
-def _on_host(array: Any) -> bool:
+def _on_host(array: jax.Array | np.ndarray) -> bool:
     """True if the value lies in this process's host memory, so that nothing has to be compiled."""
     if not isinstance(array, jax.Array):
         return True
@@ -119,7 +121,7 @@ def _device_sum(array: jax.Array) -> jax.Array:
     return total
 
 
-def array_bytes(tree: Any) -> int:
+def array_bytes(tree: PyTree) -> int:
     """Total bytes of the arrays of a tree; abstract arrays will do."""
     return sum(
         math.prod(x.shape) * np.dtype(x.dtype).itemsize

@@ -187,7 +187,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
     write_atomic(path, lambda temporary: epath.Path(temporary).write_bytes(data))
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Returns `value` with array scalars as Python numbers and non-finite floats as None (JSON)."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -200,7 +200,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
+def write_json(path: epath.PathLike, value: object) -> None:
     """Writes `value` as indented JSON, atomically; array scalars become numbers."""
     write_text(path, jsonl.dump(plain(value), indent=2) + "\n")
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from xrec_jax.core.errors import UserError
 
@@ -145,7 +145,7 @@ def log_records(file: IO[bytes], path: object) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def dump(value: Any, *, indent: int | None = None) -> str:
+def dump(value: object, *, indent: int | None = None) -> str:
     """Serialises a value without characters that some reader takes for a line end.
 
     Raises:
@@ -183,7 +183,7 @@ def _check_escapes(text: str) -> None:
             raise json.JSONDecodeError("\\u0000 is no character of a text", text, match.start())
 
 
-def _levels(value: Any) -> int:
+def _levels(value: object) -> int:
     """Depth of nesting, counted no further than needed, without recursion."""
     levels, nodes = 0, [value]
     while nodes and levels <= MOST_LEVELS:
@@ -210,7 +210,7 @@ def _parse_float(digits: str) -> float:
     return number
 
 
-def _parse_constant(name: str) -> Any:
+def _parse_constant(name: str) -> NoReturn:
     raise _FaultError(f"{name} is no number; null stands for a missing one", name)
 
 

@@ -213,7 +213,7 @@ class Marks:
         return mark
 
 
-def section_digest(value: Any) -> str:
+def section_digest(value: object) -> str:
     """SHA-256 of a JSON value, independent of key order."""
     text = json.dumps(files.plain(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -224,7 +224,7 @@ def _untimed(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def _lists_files(value: Any) -> bool:
+def _lists_files(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(content, dict) and isinstance(content.get("bytes"), int)
         for content in value.values()

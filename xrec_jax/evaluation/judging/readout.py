@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.generation.prefixes import bucket, common
-from xrec_jax.llm.model.layers import Extend
-from xrec_jax.llm.model.layers import Sequence as Whole
+from xrec_jax.llm.model.layers import FullAttention, PrefixAttention
 from xrec_jax.llm.model.llama import Llama, positions_of
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_batch, put_replicated
@@ -80,7 +79,7 @@ class AnswerReader:
         def begin(params, adapter, ids, segments):
             lora = None if adapter is None else adapter.scaled()["layers"]
             x = model.embed(params, ids)
-            contexts = [Whole(segments)] * layers
+            contexts = [FullAttention(segments)] * layers
             _, caches = model.cached(params, x, positions_of(segments), contexts, lora=lora)
             # All rows are equal; there are several only because the batch is split over devices.
             return jax.tree.map(lambda cache: cache[:1], caches)
@@ -94,7 +93,7 @@ class AnswerReader:
             mask = jnp.concatenate([before, causal], axis=1)[None]
             mask = jnp.broadcast_to(mask, (len(ids), *mask.shape[1:]))
             positions = jnp.broadcast_to(start + jnp.arange(length), ids.shape)
-            contexts = [Extend(cache, mask) for cache in caches]
+            contexts = [PrefixAttention(cache, mask) for cache in caches]
             x = model.embed(params, ids)
             hidden, _ = model.cached(params, x, positions, contexts, lora=lora)
             return choose(params, hidden, batch["last"])

@@ -1,11 +1,11 @@
-"""Which prompts share a beginning, so that it is read once."""
+"""Grouping of prompts by shared prefixes, so that each prefix is computed once."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-_WORTH = 16  # tokens; reading fewer again costs less than a group of its own
+_WORTH = 16  # tokens; recomputing fewer costs less than a separate group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,9 +13,9 @@ class Group:
     """Prompts that are admitted together.
 
     Attributes:
-      prefix: tokens that all members start with; 0 for none.
+      prefix: number of tokens that all members start with; 0 for none.
       members: indices of the prompts.
-      number: tells groups apart when members have left.
+      number: identity of the group, kept when members leave.
     """
 
     prefix: int
@@ -24,15 +24,16 @@ class Group:
 
 
 def bucket(length: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that holds `length`: few shapes, little padding."""
+    """Rounds `length` up to 16, 24, 32, 48, 64, 96, ...: few shapes, little padding."""
     size = 16
     while size < length:
+        # From a power of two to 3/2 of it, then to the next power of two.
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts start with in common."""
+    """Length of the common prefix of two prompts."""
     count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:
@@ -44,8 +45,8 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 def groups(prompts: Sequence[Sequence[int]], *, share: bool) -> list[Group]:
     """Groups prompts by shared beginnings.
 
-    Prompts are sorted, so those that share most are neighbours; a group grows while its prefix is
-    worth keeping: what a further member saves must exceed what the others lose by a shorter prefix.
+    Prompts are sorted, so those that share most are neighbours; a group grows while the tokens that
+    a further member saves exceed those that the others lose by a shorter prefix.
 
     Args:
       prompts: token ids.
@@ -58,10 +59,11 @@ def groups(prompts: Sequence[Sequence[int]], *, share: bool) -> list[Group]:
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     if not share:
         return [Group(0, tuple(range(len(prompts))))] if prompts else []
-    found: list[Group] = []
+    result: list[Group] = []
     members: list[int] = []
     prefix = 0
     for index in order:
+        # The last token is left out: its output predicts the first token of the answer.
         limit = len(prompts[index]) - 1
         if not members:
             members, prefix = [index], limit
@@ -72,12 +74,13 @@ def groups(prompts: Sequence[Sequence[int]], *, share: bool) -> list[Group]:
             members.append(index)
             prefix = shared
         else:
-            found.append(_group(members, prefix))
+            result.append(_group(members, prefix))
             members, prefix = [index], limit
     if members:
-        found.append(_group(members, prefix))
-    alone = tuple(i for group in found if not group.prefix for i in group.members)
-    together = [group for group in found if group.prefix]
+        result.append(_group(members, prefix))
+    # Prompts that share nothing form one group without a prefix.
+    alone = tuple(i for group in result if not group.prefix for i in group.members)
+    together = [group for group in result if group.prefix]
     numbered = [dataclasses.replace(group, number=n) for n, group in enumerate(together)]
     return numbered + ([Group(0, alone)] if alone else [])
 

@@ -1,4 +1,4 @@
-"""Probabilities of given continuations of a prompt; what a constrained choice is made of."""
+"""Log-probabilities of given continuations of a prompt, for constrained choices."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.generation import engine
 from xrec_jax.llm.generation.engine import Prefix
 from xrec_jax.llm.generation.prefixes import bucket
 from xrec_jax.llm.io.tokenizer import Tokenizer
-from xrec_jax.llm.model.layers import Extend
+from xrec_jax.llm.model.layers import PrefixAttention
 from xrec_jax.llm.model.llama import Llama
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import current_parts, gather
 
-_FEWEST = 8  # rows
+_FEWEST = 8  # rows of the smallest compiled batch
 
 
 def continuation_log_probs(
-    model: Llama, params: Any, lora: Any, prefix: Prefix, ids: jax.Array, lengths: jax.Array
+    model: Llama, params: PyTree, lora: PyTree, prefix: Prefix, ids: jax.Array, lengths: jax.Array
 ) -> jax.Array:
-    """Log-probabilities of continuations behind one prefix.
+    """Log-probabilities of continuations of one prefix.
 
     Args:
       model: the model.
-      params: of the base.
+      params: parameters of the base.
       lora: scaled adapter layers, or None.
-      prefix: what comes before all of them.
-      ids: `[rows, width]` int32, padded on the right; the first token of a row is given, the others
-        count.
-      lengths: `[rows]` int32.
+      prefix: common prefix of all rows.
+      ids: `[rows, width]` int32, padded on the right; the first token of a row is conditioned on,
+        the others count.
+      lengths: `[rows]` int32, number of tokens of each row.
 
     Returns:
       `[rows]` float32, sums over the tokens of a row.
@@ -43,40 +44,41 @@ def continuation_log_probs(
     count, width = ids.shape
     column = jnp.arange(width)
     shared = prefix.caches[0].v.shape[2]
+    # A token sees the real part of the left-padded prefix and its own row up to itself.
     before = jnp.broadcast_to(jnp.arange(shared) >= shared - prefix.length, (count, width, shared))
     own = jnp.broadcast_to(column <= column[:, None], (count, width, width))
     mask = jnp.concatenate([before, own], axis=2)
     positions = jnp.broadcast_to(column + prefix.length, (count, width))
-    contexts = [Extend(cache, mask) for cache in prefix.caches]
+    contexts = [PrefixAttention(cache, mask) for cache in prefix.caches]
     hidden, _ = model.cached(params, model.embed(params, ids), positions, contexts, lora=lora)
     logits = model.project(params, hidden[:, :-1])
     picked = jnp.take_along_axis(logits, ids[:, 1:, None], axis=2)[..., 0]
-    found = picked - jax.nn.logsumexp(logits, axis=2)
-    return jnp.sum(jnp.where(column[1:] < lengths[:, None], found, 0.0), axis=1)
+    log_p = picked - jax.nn.logsumexp(logits, axis=2)
+    return jnp.sum(jnp.where(column[1:] < lengths[:, None], log_p, 0.0), axis=1)
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(model: Llama) -> tuple[Any, Any]:
-    """The device functions, shared by all that read out of one model."""
+    """Jitted functions, shared by all readouts of one model."""
     read = jax.jit(functools.partial(engine.read_prefix, model))
     return read, jax.jit(functools.partial(continuation_log_probs, model))
 
 
 class Readout:
-    """Compares continuations of prompts under one model; each prompt is read once.
+    """Scores continuations of prompts under one model; each prompt is computed once.
 
     Args:
       model: the model's functions.
-      params: of the base, unboxed.
-      tokenizer: text to ids.
-      adapter: None is the base itself.
-      template: whether prompts go through the chat template; None lets the tokenizer decide.
+      params: parameters of the base, unboxed.
+      tokenizer: the model's tokenizer.
+      adapter: None for the base itself.
+      template: use the chat template; None lets the tokenizer decide.
     """
 
     def __init__(
         self,
         model: Llama,
-        params: Any,
+        params: PyTree,
         tokenizer: Tokenizer,
         *,
         adapter: Adapter | None = None,
@@ -88,24 +90,24 @@ class Readout:
         self._read, self._score = _compiled(model)
 
     def open(self, prompt: str) -> Opened:
-        """Reads a prompt.
+        """Computes a prompt.
 
         Raises:
-          UserError: if it is longer than the model takes.
+          UserError: if it is too long for the model.
         """
         ids = self._tokenizer.prompt(prompt, template=self._template)
         most = self._model.config.max_positions
         if len(ids) >= most:
             raise UserError(f"a prompt has {len(ids)} tokens, but the model takes {most}")
-        # The last token is read with the continuations: its state predicts their first one.
-        given = ids[:-1]
-        row = [0] * (bucket(max(len(given), 1)) - len(given)) + given
+        # The last token is computed with the continuations: its state predicts their first one.
+        context = ids[:-1]
+        row = [0] * (bucket(max(len(context), 1)) - len(context)) + context
         padded = np.tile(row, (current_parts("batch"), 1)).astype(np.int32)
-        prefix = self._read(self._params, self._lora, padded, jnp.int32(len(given)))
+        prefix = self._read(self._params, self._lora, padded, jnp.int32(len(context)))
         return Opened(self, prompt, ids, prefix)
 
     def answer_ids(self, prompt: str, count: int, text: str) -> list[int]:
-        """Ids of an answer to a prompt of `count` tokens, without the token that ends it."""
+        """Token ids of an answer to a prompt of `count` tokens, without the end-of-text token."""
         rendered = self._tokenizer.render((prompt, text), template=self._template)
         ids = [
             token
@@ -117,7 +119,7 @@ class Readout:
         return ids
 
     def score(self, prefix: Prefix, rows: Sequence[Sequence[int]], before: int) -> np.ndarray:
-        """Log-probability of every row behind the prefix, its first token given: `[rows]`."""
+        """Log-probability of each row after the prefix, given its first token: `[rows]`."""
         longest = max(map(len, rows))
         most = self._model.config.max_positions
         if before + longest > most:
@@ -131,12 +133,12 @@ class Readout:
         ids, lengths = np.zeros((count, bucket(longest)), np.int32), np.ones(count, np.int32)
         for number, row in enumerate(rows):
             ids[number, : len(row)], lengths[number] = row, len(row)
-        found = gather(self._score(self._params, self._lora, prefix, ids, lengths))
-        return np.asarray(found[: len(rows)])
+        log_probs = gather(self._score(self._params, self._lora, prefix, ids, lengths))
+        return np.asarray(log_probs[: len(rows)])
 
 
 class Opened:
-    """A prompt that was read; made by `Readout.open`."""
+    """A computed prompt, returned by `Readout.open`."""
 
     def __init__(self, readout: Readout, prompt: str, ids: list[int], prefix: Prefix):
         self._readout, self._prompt, self._ids, self._prefix = readout, prompt, ids, prefix

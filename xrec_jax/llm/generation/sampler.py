@@ -1,4 +1,4 @@
-"""Batched generation: a queue of prompts flows through the rows of one batch."""
+"""Batched generation: a queue of prompts passes through the rows of one batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Answer, Plan, Request, Run, Work
-from xrec_jax.llm.model.layout import build
+from xrec_jax.llm.model.layout import Parameter, build
 from xrec_jax.llm.model.llama import Llama, unstack
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.llm.model.quantize import is_quantized
@@ -22,32 +23,32 @@ SCHEDULES = ("continuous", "static")
 
 
 class Sampler:
-    """Generates with one base and any of its adapters.
+    """Generator for one base and any of its adapters.
 
     Attributes:
       model: the model's functions.
-      work: what the last call cost.
+      work: cost of the last call.
 
     Args:
       model: the model's functions.
-      params: of the base, unboxed; sharded or not.
-      eos: every token that ends an answer, or the only one.
-      batch: rows that generate at once; divisible by the devices along the batch.
+      params: parameters of the base, unboxed; sharded or not.
+      eos: token or tokens that end an answer.
+      batch: number of rows generated at once; divisible by the batch shards.
       schedule: "continuous" refills finished rows from the queue, "static" waits for all.
-      refill: finished rows that are worth a pause; 0 takes a quarter of the batch.
-      check_every: steps between looks for stop strings.
-      share_prefixes: read what prompts have in common once.
-      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory. On a
-        CPU a slice of a stacked array is copied at every step, so there it is the default.
+      refill: number of finished rows that justify a pause; 0 for a quarter of the batch.
+      check_every: steps between checks for stop strings.
+      share_prefixes: compute common prefixes of prompts once.
+      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory. The
+        default on CPUs, where a slice of a stacked array is copied at every step.
 
     Raises:
-      UserError: on a value that is not valid.
+      UserError: for an invalid value.
     """
 
     def __init__(
         self,
         model: Llama,
-        params: Any,
+        params: PyTree,
         *,
         eos: int | Sequence[int],
         batch: int = 16,
@@ -57,6 +58,7 @@ class Sampler:
         share_prefixes: bool = True,
         unstack_layers: bool | None = None,
     ):
+        # Validate the arguments.
         if schedule not in SCHEDULES:
             hint = did_you_mean(schedule, SCHEDULES)
             raise UserError(f"schedule={schedule!r} is not valid{hint}")
@@ -72,6 +74,7 @@ class Sampler:
             raise UserError(
                 f"batch={batch} must be divisible by the {divisor} devices along the batch"
             )
+        # A static schedule is one that refills only when the whole batch is free.
         refill = min(batch, refill or max(1, batch // 4))
         self._plan = Plan(
             eos=(int(eos),) if isinstance(eos, int) else tuple(map(int, eos)),
@@ -81,17 +84,18 @@ class Sampler:
             check_every=check_every,
             share_prefixes=share_prefixes,
         )
+        # Parameters are prepared once, for all calls.
         self._unstack = cpu if unstack_layers is None else unstack_layers
         self._params = self._split(params)
         self.work = Work()
 
-    def _split(self, params: Any) -> Any:
+    def _split(self, params: PyTree) -> PyTree:
         params = _for_serving(params, self.model)
         if not self._unstack or isinstance(params["layers"], tuple):
             return params
         return {**params, "layers": unstack(params["layers"], self.model.config.num_layers)}
 
-    def _lora(self, adapter: Adapter | None) -> Any:
+    def _lora(self, adapter: Adapter | None) -> PyTree:
         if adapter is None:
             return None
         layers = jax.tree.map(lambda x: x.astype(self.model.dtype), adapter.scaled()["layers"])
@@ -105,17 +109,17 @@ class Sampler:
         adapter: Adapter | None = None,
         stop: Callable[[list[int]], int | None] | None = None,
     ) -> list[Answer]:
-        """Answers every request, in order.
+        """Generates an answer to every request, in order.
 
         Args:
           requests: the prompts.
-          sampling: how tokens are chosen.
-          adapter: None is the base.
-          stop: from an answer's tokens so far to how many of them to keep, or None to go on; looked
-            at every `check_every` steps.
+          sampling: sampling options.
+          adapter: None for the base.
+          stop: maps an answer's tokens so far to the number of tokens to keep, or None to continue;
+            called every `check_every` steps.
 
         Raises:
-          UserError: if a prompt is empty, holds an unknown token, or is too long with its answer.
+          UserError: if a prompt is empty, holds an invalid token, or is too long with its answer.
         """
         answers: list[Answer | None] = [None] * len(requests)
         for index, answer in self.stream(requests, sampling=sampling, adapter=adapter, stop=stop):
@@ -130,7 +134,7 @@ class Sampler:
         adapter: Adapter | None = None,
         stop: Callable[[list[int]], int | None] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """As `generate`, but yields `(index, answer)` whenever finished rows are replaced."""
+        """As `generate`, but yields `(index, answer)` as rows finish."""
         if not requests:
             return
         self._check(requests)
@@ -178,30 +182,30 @@ class Sampler:
         if not len(places) and vectors is None:
             return
         shape = [len(places), config.hidden_size]
-        given = "missing" if vectors is None else list(vectors.shape)
-        if given != shape:
-            raise UserError(f"{name}: soft_vectors must have shape {shape}, but are {given}")
+        actual = "missing" if vectors is None else list(vectors.shape)
+        if actual != shape:
+            raise UserError(f"{name}: soft_vectors must have shape {shape}, but are {actual}")
 
 
-def _for_serving(params: Any, model: Llama) -> Any:
-    """Parameters of a mesh with `fsdp` gathered over it, where a quarter of the memory holds them.
+def _for_serving(params: PyTree, model: Llama) -> PyTree:
+    """Gathers FSDP-sharded parameters, if they fit into a quarter of the device memory.
 
-    Each decoding step would gather every kernel anew otherwise. They are cast to the model's dtype,
-    so that a step reads no more bytes than it needs.
+    Otherwise each decoding step would gather every kernel again. They are cast to the model's
+    dtype, so that a step reads no more bytes than it needs.
     """
     leaves = jax.tree.leaves(params, is_leaf=is_quantized)
     split = getattr(leaves[0], "sharding", None)
     if not isinstance(split, NamedSharding) or any(map(is_quantized, leaves)):
         return params
     mesh: Any = split.mesh
-    parts = mesh.shape.get("fsdp", 1)
+    shards = mesh.shape.get("fsdp", 1)
     stats = jax.local_devices()[0].memory_stats() or {}
     size = sum(x.size for x in leaves) * jnp.dtype(model.dtype).itemsize
     size //= mesh.shape.get("tensor", 1)
-    if parts == 1 or size > stats.get("bytes_limit", 1 << 36) // 4:
+    if shards == 1 or size > stats.get("bytes_limit", 1 << 36) // 4:
         return params
 
-    def gathered(parameter: Any) -> NamedSharding:
+    def gathered(parameter: Parameter) -> NamedSharding:
         axes = [None if axis == "embed" else axis for axis in parameter.axes]
         return sharding(mesh, *axes)
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: the choice of one token a row."""
+"""Sampling of the next token from logits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LEAST = 1e-30  # below it float32 has no normal numbers to divide by
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Applied in this order, as Hugging Face does.
+    """Sampling options, applied in this order, as in Hugging Face.
 
     Attributes:
       repetition_penalty: logits of tokens in the prompt or the answer are divided by it if
         positive, multiplied if negative; 1 is off.
-      temperature: 0, or so little that it comes to the same, always takes the most likely token.
-      top_k: only the k most likely, among equals the first; 0 is off.
-      top_p: only the most likely ones that together reach this probability; 1 is off.
-      min_p: only those at least this share of the most likely one's probability; 0 is off.
+      temperature: softmax temperature; 0, or below 0.0001, is greedy.
+      top_k: keep the k most likely tokens, the first among ties; 0 is off.
+      top_p: keep the most likely tokens that together reach this probability; 1 is off.
+      min_p: keep tokens of at least this share of the highest probability; 0 is off.
     """
 
     temperature: float = 0.0
@@ -38,7 +38,7 @@ class Sampling:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             least = 0.0 if name == "temperature" else -math.inf
             number = finite_number(getattr(self, name), name, least=least)
-            object.__setattr__(self, name, number)  # of NumPy's numbers Python's
+            object.__setattr__(self, name, number)  # NumPy scalars become Python numbers
         object.__setattr__(self, "top_k", whole_number(self.top_k, "top_k", least=0))
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p={self.top_p} must be above 0 and at most 1; 1 is off")
@@ -49,12 +49,12 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
+        """True if the most likely token is always chosen."""
         return self.temperature < _TINY
 
     @property
     def penalises(self) -> bool:
-        """Whether tokens seen before must be remembered."""
+        """True if tokens seen before must be tracked."""
         return self.repetition_penalty != 1.0
 
 
@@ -68,20 +68,20 @@ def choose(
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses the next token of every row.
 
-    A row's choice depends on its logits, its seed and how many tokens it has, on nothing else in
-    the batch.
+    The choice depends only on the row's logits, seed and number of generated tokens, not on the
+    rest of the batch.
 
     Args:
       logits: `[batch, vocab]` float32.
-      options: how.
+      options: sampling options.
       seeds: `[batch]` uint32.
-      counts: `[batch]` int32, tokens the row has generated before this one.
+      counts: `[batch]` int32, number of tokens generated before this one.
       seen: `[batch, vocab]` bool, tokens that the repetition penalty applies to.
 
     Returns:
       Tokens `[batch]` int32, and their log-probability `[batch]` float32 under the whole
-      distribution at the sampling temperature (at 1 where that is 0), before anything is cut off or
-      penalised: what a policy gradient needs.
+      distribution at the sampling temperature (1 if that is 0), before truncation and penalty, as a
+      policy gradient needs it.
     """
     temperature = options.temperature or 1.0
     if temperature < _TINY:  # divided by it, logits would leave float32's range
@@ -89,6 +89,7 @@ def choose(
         log_p = jax.nn.log_softmax((logits - best) / max(temperature, _LEAST), axis=-1)
     else:
         log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+    # Scores are for the choice alone; the reported log-probability ignores penalty and filters.
     scores = logits
     if options.penalises and seen is not None:
         penalty = options.repetition_penalty
@@ -109,7 +110,8 @@ def _best(scores: jax.Array) -> jax.Array:
 
 
 def _sample(scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.Array) -> jax.Array:
-    """Gumbel-max over what the filters leave."""
+    """Samples by Gumbel-max from the filtered distribution."""
+    # A key for each (seed, position): equal for a prompt in any batch.
     keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(
         seeds, counts
     )
@@ -120,6 +122,7 @@ def _sample(scores: jax.Array, options: Sampling, seeds: jax.Array, counts: jax.
         scores, ids = jax.lax.top_k(scores, k)
     if options.top_p < 1.0:
         shares = jax.nn.softmax(scores, axis=-1)
+        # Probability of all more likely tokens; the first token is always kept.
         before = jnp.cumsum(shares, axis=-1) - shares
         scores = jnp.where(before < options.top_p, scores, -jnp.inf)
     if options.min_p > 0.0:

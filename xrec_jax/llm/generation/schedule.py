@@ -1,4 +1,4 @@
-"""The host side of generation: which prompt sits in which row, and when rows are refilled."""
+"""Host side of generation: assigns prompts to rows and refills finished rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.generation import engine
 from xrec_jax.llm.generation.prefixes import Group, bucket, groups
 from xrec_jax.llm.generation.sampling import Sampling
@@ -26,11 +27,11 @@ class Request:
     """One prompt.
 
     Attributes:
-      ids: its tokens, at least one.
+      ids: token ids, at least one.
       max_new_tokens: most tokens to generate.
-      seed: of its random choices; the same seed gives the same answer in any batch.
+      seed: random seed; the same seed gives the same answer in any batch.
       soft_positions: columns of `ids` whose embeddings are replaced.
-      soft_vectors: `[len(soft_positions), hidden]`.
+      soft_vectors: `[len(soft_positions), hidden]` embeddings.
     """
 
     ids: Sequence[int]
@@ -42,11 +43,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What was generated for a prompt.
+    """Generated answer to a prompt.
 
     Attributes:
-      ids: tokens, the one that ended the row included.
-      log_probs: of each (see `sampling.choose`).
+      ids: token ids, including the end-of-text token.
+      log_probs: log-probability of each token, see `sampling.choose`.
       stop: "eos", "length" or "string".
     """
 
@@ -57,13 +58,13 @@ class Answer:
 
 @dataclasses.dataclass
 class Work:
-    """What a call cost, for benchmarks and logs.
+    """Cost of a call, for benchmarks and logs.
 
     Attributes:
       steps: decoding steps of the whole batch.
-      prompt_tokens: tokens read, padding not counted.
-      shared_tokens: tokens that a shared prefix saved reading.
-      new_tokens: tokens generated.
+      prompt_tokens: prompt tokens computed, without padding.
+      shared_tokens: prompt tokens saved by shared prefixes.
+      new_tokens: generated tokens.
     """
 
     steps: int = 0
@@ -74,15 +75,15 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a batch is run.
+    """Settings of a batch.
 
     Attributes:
       eos: tokens that end an answer.
-      batch: rows.
-      refill: free rows that are worth a pause for reading prompts.
-      multiple: prompts are read in multiples of this many.
-      check_every: steps between looks for stop strings.
-      share_prefixes: whether common beginnings are read once.
+      batch: number of rows.
+      refill: number of free rows that justify a pause to admit prompts.
+      multiple: number of prompts admitted at once is a multiple of this.
+      check_every: steps between checks for stop strings.
+      share_prefixes: compute common prefixes once.
     """
 
     eos: tuple[int, ...]
@@ -97,6 +98,7 @@ class Plan:
 def _compiled(model: Llama, sampling: Sampling, eos: tuple[int, ...]) -> dict[str, Any]:
     """Jitted functions, shared by all runs with the same settings."""
     cpu = jax.default_backend() == "cpu"
+    # On a CPU the full optimisation takes longer to compile than it saves.
     options = {"xla_backend_optimization_level": 1} if cpu else None
     bound = (model, sampling, eos)
     sizes = ("batch", "slots", "most", "vocab")
@@ -118,21 +120,21 @@ class Run:
 
     Args:
       model: the model's functions.
-      params: of the base.
-      requests: already checked.
+      params: parameters of the base.
+      requests: validated requests.
       lora: scaled adapter layers, or None.
-      sampling: how tokens are chosen.
-      plan: how the batch is run.
+      sampling: sampling options.
+      plan: settings of the batch.
       stop: see `Sampler.generate`.
     """
 
     def __init__(
         self,
         model: Llama,
-        params: Any,
+        params: PyTree,
         requests: Sequence[Request],
         *,
-        lora: Any,
+        lora: PyTree,
         sampling: Sampling,
         plan: Plan,
         stop: Stop | None,
@@ -144,7 +146,7 @@ class Run:
         self._hidden = model.config.hidden_size
         self._soft = max(len(request.soft_positions) for request in requests)
         prompts = [request.ids for request in requests]
-        # What is shared ends before the first soft vector: those differ between equal tokens.
+        # A shared prefix ends before the first soft vector: those differ between equal tokens.
         plain = [
             request.ids[: min(request.soft_positions) + 1]
             if len(request.soft_positions)
@@ -156,16 +158,18 @@ class Run:
         )
         self._prefix: engine.Prefix | None = None
         self._prefix_of = -1
+        # One cache for all requests: the longest prompt and answer, rounded up to few shapes.
         longest = max(len(ids) for ids in prompts)
         most = bucket(max(request.max_new_tokens for request in requests))
         self._vocab = model.config.vocab_size if sampling.penalises else 0
         self._rows = self._call["empty"](
             batch=plan.batch, slots=bucket(longest) + most, most=most, vocab=self._vocab
         )
+        # Index of the request in each row; None for a free row.
         self._seats: list[int | None] = [None] * plan.batch
 
     def _ordered(self, group: Group) -> Group:
-        """Long answers first, so that the batch does not wait for a single long one at the end."""
+        """Sorts long answers first, so that the batch does not wait for a single one at the end."""
         requests = self._requests
 
         def key(i: int) -> tuple[int, int]:
@@ -174,12 +178,14 @@ class Run:
         return dataclasses.replace(group, members=tuple(sorted(group.members, key=key)))
 
     def answers(self) -> Iterator[tuple[int, Answer]]:
-        """Fills free rows, decodes, empties finished rows, until nothing is left."""
+        """Admits prompts, decodes and collects answers until all requests are done."""
         plan = self._plan
         while self._queue or any(seat is not None for seat in self._seats):
             if len(self._free()) >= plan.refill:
                 while self._queue and (free := self._free()):
                     self._admit(free)
+            # Without stop strings, decoding runs until enough rows are free; the host looks no
+            # earlier.
             steps = plan.check_every if self._stop else 1 << 30
             before = int(self._rows.tick)
             self._rows = self._call["decode"](
@@ -196,11 +202,11 @@ class Run:
         return [row for row, seat in enumerate(self._seats) if seat is None]
 
     def _admit(self, free: list[int]) -> None:
-        """Puts prompts of the first group into free rows."""
+        """Admits prompts of the first group into free rows."""
         group = self._queue.popleft()
-        chosen, rest = group.members[: len(free)], group.members[len(free) :]
-        if rest:
-            self._queue.appendleft(dataclasses.replace(group, members=rest))
+        chosen, remaining = group.members[: len(free)], group.members[len(free) :]
+        if remaining:
+            self._queue.appendleft(dataclasses.replace(group, members=remaining))
         if group.prefix and self._prefix_of != group.number:
             self._read_prefix(group)
         new = self._prompts(chosen, free, group.prefix)
@@ -221,7 +227,7 @@ class Run:
         self.work.prompt_tokens += group.prefix
 
     def _prompts(self, chosen: Sequence[int], free: Sequence[int], prefix: int) -> engine.Prompts:
-        """Arrays of some prompts: a power of two of them, so that few shapes are compiled."""
+        """Arrays of some prompts, padded to a power of two of them: few shapes are compiled."""
         requests = [self._requests[i] for i in chosen]
         count = self._plan.multiple
         while count < len(requests):
@@ -243,6 +249,7 @@ class Run:
                 seen[k, list(request.ids)] = True
             if len(request.soft_positions):
                 used = len(request.soft_positions)
+                # Left padding and the removed prefix shift the columns of soft vectors.
                 moved = width - lengths[k] - prefix
                 positions[k, :used] = np.asarray(request.soft_positions) + moved
                 vectors[k, :used] = request.soft_vectors
@@ -252,7 +259,7 @@ class Run:
         return engine.Prompts(ids, lengths, rows, limits, seeds, soft, seen)
 
     def _collect(self) -> Iterator[tuple[int, Answer]]:
-        """Yields the answers of finished rows and frees them."""
+        """Yields the answers of finished rows and frees the rows."""
         rows = self._rows
         done, counts, tokens, log_probs = gather(
             (rows.done, rows.count, rows.tokens, rows.log_probs)
@@ -263,6 +270,7 @@ class Run:
                 continue
             ids = tokens[row, : counts[row]].tolist()
             reason = "eos" if ids[-1] in self._plan.eos else "length"
+            # A stop string ends a row that the device believes to be running; it is told below.
             keep = self._stop(ids) if self._stop else None
             if keep is not None:
                 stopped |= not done[row]

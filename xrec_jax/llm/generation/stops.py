@@ -1,4 +1,4 @@
-"""Texts that end an answer, special tokens among them."""
+"""Stop strings, including those that spell special tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from xrec_jax.llm.io.tokenizer import Tokenizer, check_text
 
 
 class Stops:
-    """Finds where an answer's text reaches one of several ends.
+    """Detects stop strings in the text of an answer.
 
-    An answer's text leaves special tokens out, so an end that spells one (a template's mark of the
-    end of a turn, say) is looked for in the text with them.
+    Answers are decoded without special tokens, so a stop string that spells one (such as a
+    template's end-of-turn token) is searched in the text with them.
 
     Args:
-      texts: the ends; None or empty for none.
-      tokenizer: the model's.
+      texts: the stop strings; None or empty for none.
+      tokenizer: the model's tokenizer.
 
     Raises:
-      UserError: if they are no list of texts, or one is empty.
+      UserError: if they are not a list of texts, or one is empty.
     """
 
     def __init__(self, texts: Sequence[str] | None, tokenizer: Tokenizer):
@@ -33,16 +33,17 @@ class Stops:
         ends = {tokenizer.decode_whole([token]) for token in tokenizer.eos_ids}
         special = tokenizer.special_texts
         spelled = {text for text in self.texts if any(token in text for token in special)}
-        self._special = sorted(spelled - ends)  # those end an answer anyway
+        self._special = sorted(spelled - ends)  # end-of-text tokens end an answer anyway
         self._plain = [text for text in self.texts if text not in spelled]
 
     def __bool__(self) -> bool:
         return bool(self._special or self._plain)
 
     def keep(self, ids: list[int]) -> int | None:
-        """How many tokens of an answer reach an end, the fewest; None if none does."""
+        """Least number of an answer's tokens that contain a stop string; None if none does."""
         if not self._inside(ids):
             return None
+        # A binary search: once a prefix contains a stop string, longer ones do as well.
         low, high = 0, len(ids)
         while high - low > 1:
             middle = (low + high) // 2
@@ -50,23 +51,25 @@ class Stops:
         return high
 
     def cut(self, ids: list[int]) -> str:
-        """The text of an answer before the first end in it."""
+        """Text of an answer before its first stop string."""
         text = self._tokenizer.decode(ids)
         places = [text.index(end) for end in self._plain if end in text]
         places += [self._before(ids, end) for end in self._special]
         return text[: min(places, default=len(text))]
 
     def _before(self, ids: list[int], end: str) -> int:
-        """Characters of the text, without special tokens, that stand before such an end."""
-        whole = self._tokenizer.decode_whole(ids)
-        if end not in whole:
+        """Number of characters, without special tokens, before a stop string that spells one."""
+        text = self._tokenizer.decode_whole(ids)
+        if end not in text:
             return len(self._tokenizer.decode(ids))
-        before = whole[: whole.index(end)]
+        before = text[: text.index(end)]
         for token in self._tokenizer.special_texts:
             before = before.replace(token, "")
         return len(before)
 
     def _inside(self, ids: list[int]) -> bool:
         text = self._tokenizer.decode(ids) if self._plain else ""
-        whole = self._tokenizer.decode_whole(ids) if self._special else ""
-        return any(end in text for end in self._plain) or any(end in whole for end in self._special)
+        full_text = self._tokenizer.decode_whole(ids) if self._special else ""
+        return any(end in text for end in self._plain) or any(
+            end in full_text for end in self._special
+        )

@@ -1,4 +1,4 @@
-"""Training a small byte-level BPE tokenizer, for models trained from nothing."""
+"""Training of a small byte-level BPE tokenizer, for models trained from scratch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from xrec_jax.llm.io.tokenizer_files import quiet_transformers
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = (BOS, EOS, PAD, SOFT, *ROLES)  # ids 0, 1, 2, ...
-SMALLEST = 256 + len(SPECIAL)  # ids that every vocabulary needs
-# Role tokens stand at the seams, where no merge can reach across from one message to the next.
+SMALLEST = 256 + len(SPECIAL)  # least size of a vocabulary: bytes and special tokens
+# Role tokens separate messages: BPE never merges across a special token.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -28,13 +28,13 @@ def train_bpe(
 ) -> Tokenizer:
     """Trains a tokenizer and writes it as a directory that `transformers` loads.
 
-    The same texts in the same order always give the same files.
+    Deterministic: the same texts in the same order give the same files.
 
     Args:
-      texts: read once.
-      path: the directory; must not exist, or be empty.
-      vocab_size: ids at most; fewer if the texts have fewer pairs to merge.
-      min_frequency: pairs seen less often are not merged.
+      texts: training texts, iterated once.
+      path: output directory; must not exist, or be empty.
+      vocab_size: most ids; fewer if the texts have fewer pairs to merge.
+      min_frequency: least frequency of a merged pair.
 
     Raises:
       UserError: if the vocabulary cannot hold all bytes, or the directory cannot be written.
@@ -48,6 +48,7 @@ def train_bpe(
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    # Single digits keep numbers readable for small models; bytes make every text encodable.
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -64,6 +65,7 @@ def train_bpe(
         show_progress=False,
     )
     model.train_from_iterator(texts, trainer)
+    # Plain texts begin with the BOS token, as LLaMA's do.
     model.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, SPECIAL.index(BOS))]
     )

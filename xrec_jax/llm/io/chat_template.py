@@ -1,8 +1,8 @@
-"""Chat templates, programs that come with a model, rendered with a bound on what they may do.
+"""Chat templates, which are programs that come with a model, rendered within a budget.
 
-They run in Jinja's sandbox, which keeps them from files and from Python's insides but lets them
-loop and grow texts at will. Here every turn of a loop, every call and every character costs; what
-a single operation would make is estimated before it is made.
+They run in Jinja's sandbox, which denies files and Python internals but allows unlimited loops and
+texts. Here every iteration, call and character is counted, and the size of a single operation's
+result is estimated before it is computed.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from jinja2.visitor import NodeTransformer
 
 from xrec_jax.core.errors import UserError
 
-MOST_STEPS = 200_000  # turns of loops, calls and filters of one conversation
-MOST_CHARACTERS = 10_000_000  # of all that is written, and of any value on the way
+MOST_STEPS = 200_000  # iterations, calls and filters of one rendering
+MOST_CHARACTERS = 10_000_000  # of the output, and of any intermediate value
 MOST_SECONDS = 20.0
 _LONGEST = 1_000_000  # characters of a template
-_WIDTH = re.compile(r"\d{5}|%[^a-zA-Z%]*\*")  # in a format: room for very many characters
+_WIDTH = re.compile(r"\d{5}|%[^a-zA-Z%]*\*")  # in a format: a huge field width
 _ANY_NUMBER = ("format", "format_map", "default", "d", "dict", "namespace", "update", "append")
 _REPEATING = ("replace", "join", "indent", "expandtabs", "translate")
 _CONSUMING = ("join", "sum", "list", "sort", "unique", "groupby", "batch", "slice")
-_MEMBER = 16  # characters that a member of a list or object counts for
+_MEMBER = 16  # characters that an element of a list or object counts for
 _UNBOUNDED = ("urlize", "wordwrap", "lipsum")  # no template of a model uses them
 _budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("chat template")
 
 
 class ExcessError(Exception):
-    """A template asks for more than it may."""
+    """A template exceeds its budget."""
 
 
 @dataclasses.dataclass
 class _Budget:
-    """What is left to one rendering."""
+    """Remaining budget of one rendering."""
 
     until: float
     steps: int = MOST_STEPS
@@ -65,11 +65,11 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Args:
-      tokenizer: of `transformers`, with a template.
-      where: for messages.
+      tokenizer: a `transformers` tokenizer with a template.
+      where: name of the tokenizer, for messages.
 
     Raises:
-      UserError: if it has several templates and none is the default, or it is no template.
+        UserError: if there are several templates without a default, or the template is invalid.
     """
 
     def __init__(self, tokenizer: Any, *, where: str):
@@ -82,14 +82,14 @@ class ChatTemplate:
             self._template = _environment().from_string(text)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = False) -> str:
-        """The text of a conversation, as `apply_chat_template` of transformers gives it.
+        """Renders a conversation as `apply_chat_template` of transformers does.
 
         Args:
-          messages: with role and content.
-          prompt: whether to end with what begins an answer.
+          messages: messages with role and content.
+          prompt: append the beginning of an answer.
 
         Raises:
-          UserError: if the template refuses the messages, fails, or does too much.
+          UserError: if the template refuses the messages, fails, or exceeds its budget.
         """
         token = _budget.set(_Budget(time.monotonic() + MOST_SECONDS))
         try:
@@ -109,7 +109,7 @@ class ChatTemplate:
 
 
 class _Refusing:
-    """Turns what a template does wrong into one line."""
+    """Turns errors of a template into a `UserError`."""
 
     def __init__(self, where: str):
         self._where = where
@@ -117,33 +117,33 @@ class _Refusing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ExcessError):
             raise UserError(f"{self._where}: its chat template asks for {error}") from error
-        if isinstance(error, (Exception, MemoryError)):  # whatever a program can run into
+        if isinstance(error, (Exception, MemoryError)):  # a template may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{self._where}: its chat template fails: {reason}") from error
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which marks an answer for others; here it changes nothing."""
+    """`{% generation %}`, which marks answers for other tools; ignored here."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
-    def parse(self, parser: Any) -> nodes.Node:
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which everything that repeats or grows is counted."""
+    """Jinja's sandbox with a budget for loops, calls and sizes."""
 
     intercepted_binops = frozenset(["*", "**", "%", "+"])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        return _Counting().visit(tree).set_lineno(1)  # of the nodes that are new
+        return _Counting().visit(tree).set_lineno(1)  # gives the new nodes line numbers
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         name, owner = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
@@ -162,7 +162,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Lets loops, texts that are put together, and macros count what they do."""
+    """Rewrites loops, concatenations and macros so that they count their work."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 (named by the visitor)
         self.generic_visit(node)
@@ -185,10 +185,10 @@ def _filter(node: Any, name: str, size: int) -> nodes.Filter:
 
 
 def _constants(body: Iterable[nodes.Node]) -> int:
-    """Characters that stand in a body as they are, and are written at every turn."""
-    found = [part for node in body for part in node.find_all(nodes.TemplateData)]
+    """Number of literal characters of a body, written at every iteration."""
+    nested = [literal for node in body for literal in node.find_all(nodes.TemplateData)]
     own = [node for node in body if isinstance(node, nodes.TemplateData)]
-    return sum(len(part.data) for part in [*found, *own])
+    return sum(len(literal.data) for literal in [*nested, *own])
 
 
 def _turns(values: Iterable[Any], size: int) -> Iterator[Any]:
@@ -198,20 +198,20 @@ def _turns(values: Iterable[Any], size: int) -> Iterator[Any]:
         yield value
 
 
-def _joined(parts: list[Any], size: int) -> str:
+def _joined(values: list[Any], size: int) -> str:
     _budget.get().spend(1, size)
-    _check_size(sum(map(_size, parts)))
-    return _measured("".join(map(str, parts)))
+    _check_size(sum(map(_size, values)))
+    return _measured("".join(map(str, values)))
 
 
-def _written(value: Any, size: int) -> Any:
+def _written(value: object, size: int) -> object:
     _budget.get().spend(1, size)
     return value
 
 
-@jinja2.pass_context  # or Jinja would call it while it compiles
-def _output(context: Any, value: Any) -> str:
-    """Counts what is written; Jinja's hook for every value that a template puts out."""
+@jinja2.pass_context  # prevents Jinja from calling it at compile time
+def _output(context: object, value: object) -> str:
+    """Counts the output; Jinja's `finalize` hook for every value that a template outputs."""
     del context
     _check_size(_size(value))
     text = value if isinstance(value, str) else str(value)
@@ -224,45 +224,45 @@ def _check_size(size: int) -> None:
         raise ExcessError(f"a value of more than {MOST_CHARACTERS:,} characters or members")
 
 
-def _size(value: Any) -> int:
-    """Characters that a value takes as text, roughly; of nested ones no more than the limit.
+def _size(value: object) -> int:
+    """Approximate number of characters of a value as text, counted up to the limit.
 
-    A list may hold one other list many times, and that one a third, so that little memory is a
-    text without end.
+    A list may contain one other list many times, and that one a third, so that a small object can
+    have an enormous text.
     """
     total, waiting = 0, [value]
     while waiting and total <= MOST_CHARACTERS:
-        one = waiting.pop()
-        if isinstance(one, str):
-            total += len(one)
-        elif isinstance(one, (list, tuple)):
-            total += _MEMBER * len(one)
-            waiting += one
-        elif isinstance(one, dict):
-            total += _MEMBER * len(one)
-            waiting += [*one, *one.values()]
-        elif isinstance(one, int):
-            total += one.bit_length() // 3 + 1
+        item = waiting.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, (list, tuple)):
+            total += _MEMBER * len(item)
+            waiting += item
+        elif isinstance(item, dict):
+            total += _MEMBER * len(item)
+            waiting += [*item, *item.values()]
+        elif isinstance(item, int):
+            total += item.bit_length() // 3 + 1
         else:
             total += _MEMBER
     return total
 
 
 def _measured(value: Any) -> Any:
-    """A result, if it is not too large; what it costs is spent."""
+    """Checks the size of a result and spends its cost."""
     if isinstance(value, (str, list, tuple, dict)):
         _check_size(len(value))
         _budget.get().spend(1 + len(value) // 1000)
     return value
 
 
-def _check_operands(name: str, owner: Any, values: list[Any]) -> None:
-    """Refuses a call or filter whose result could be huge, by its arguments alone.
+def _check_operands(name: str, owner: object, values: list[Any]) -> None:
+    """Refuses a call or filter whose result could be huge, judged by its arguments.
 
     Args:
-      name: of the function.
-      owner: what it is a method of, or what the filter stands behind.
-      values: the arguments.
+      name: name of the function.
+      owner: object of a method, or input of a filter.
+      values: other arguments.
     """
     _budget.get().spend()
     total = sum(map(_size, [owner, *values]))
@@ -271,7 +271,7 @@ def _check_operands(name: str, owner: Any, values: list[Any]) -> None:
         for value in values:
             if isinstance(value, (int, float)) and not abs(value) <= _LONGEST:
                 raise ExcessError(f"the number {str(value)[:20]} as an argument")
-    if name in _REPEATING:  # one text may come to stand at every place of another
+    if name in _REPEATING:  # one text may be inserted at every position of another
         sizes = [len(v) for v in [owner, *values] if isinstance(v, (str, list, tuple))]
         sizes += [abs(int(value)) for value in values if isinstance(value, (int, float))]
         first, second = sorted([*sizes, 1, 1])[-2:]
@@ -296,25 +296,25 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
         _check_size(len(left) + len(right))
 
 
-def _check_format(text: Any) -> None:
-    """Refuses a format with room for more than anybody writes."""
+def _check_format(text: object) -> None:
+    """Refuses a format with huge field widths."""
     if _WIDTH.search(str(text)):
         raise ExcessError(f"the format {str(text)[:40]!r}")
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja that counts, its operands checked first."""
+    """Wraps a Jinja filter: checks its operands and counts its work."""
     skipped = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        before, (value, *rest) = args[:skipped], args[skipped:]
+        before, (value, *others) = args[:skipped], args[skipped:]
         if name in _CONSUMING and not isinstance(value, (str, dict)):
             value = list(_turns(value, 0))
         if name == "format":
             _check_format(value)
-        _check_operands(name, value, [*rest, *kwargs.values()])
-        return _measured(function(*before, value, *rest, **kwargs))
+        _check_operands(name, value, [*others, *kwargs.values()])
+        return _measured(function(*before, value, *others, **kwargs))
 
     return bounded
 
@@ -323,8 +323,8 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """JSON without Jinja's escapes of HTML."""
+def _to_json(value: object, ensure_ascii: bool = False, **options: Any) -> str:
+    """JSON without Jinja's HTML escapes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
@@ -334,19 +334,21 @@ def _now(layout: str) -> str:
 
 
 def _environment() -> _Sandbox:
-    """What transformers gives to a template, but for what no template of a model uses."""
-    made = _Sandbox(
+    """Jinja environment of transformers, without filters that no model's template uses."""
+    environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, loopcontrols],
         optimized=False,
         finalize=_output,
     )
-    made.filters["tojson"] = _to_json
+    environment.filters["tojson"] = _to_json
     for name in _UNBOUNDED:
-        made.filters.pop(name, None)
-        made.globals.pop(name, None)
-    made.filters = {name: _bounded(name, function) for name, function in made.filters.items()}
-    made.filters |= {"_turns": _turns, "_joined": _joined, "_written": _written}
-    made.globals |= {"raise_exception": _raise, "strftime_now": _now}
-    return made
+        environment.filters.pop(name, None)
+        environment.globals.pop(name, None)
+    environment.filters = {
+        name: _bounded(name, function) for name, function in environment.filters.items()
+    }
+    environment.filters |= {"_turns": _turns, "_joined": _joined, "_written": _written}
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    return environment

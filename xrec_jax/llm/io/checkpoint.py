@@ -1,12 +1,12 @@
-"""Imported checkpoints: a LLaMA as Orbax arrays that any mesh can restore.
+"""Imported checkpoints: a LLaMA as Orbax arrays, restorable on any mesh.
 
     DIR/
       config.json, generation_config.json, tokenizer files   as in a Hugging Face directory
       params/{embed,final_norm,head}                          Orbax, one checkpoint each
       params/layers/{0000,0001,...}                           Orbax, one checkpoint a layer
-      xrec.json                                               written last: what is above is whole
+      xrec.json                                               written last: marks completeness
 
-Layers are kept apart so that neither writing nor reading ever holds more than one of them on the
+Layers are stored separately so that neither writing nor reading holds more than one of them on the
 host; the model's stacked arrays are filled layer by layer on the devices.
 """
 
@@ -22,11 +22,13 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.checksums import tree_checksums
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import hf
 from xrec_jax.llm.io.hf import Generation, HfModel, read_generation, read_object, silent
 from xrec_jax.llm.io.hf_export import copy_tokenizer, dtype_of, new_directory, write_descriptions
@@ -44,12 +46,12 @@ class ImportedModel:
     """An imported checkpoint.
 
     Attributes:
-      path: the directory, local or `gs://`.
-      config: the model's shape.
-      generation: its special ids.
-      dtype: of the stored arrays.
-      digest: the source's fingerprint; of source and dtype where the import changed the dtype.
-      sums: checksums of the arrays in each folder; empty in imports from before there were any.
+      path: directory, local or `gs://`.
+      config: shape of the model.
+      generation: special token ids.
+      dtype: dtype of the stored arrays.
+      digest: fingerprint of the source; of source and dtype if the import changed the dtype.
+      sums: checksums of the arrays in each folder; empty in imports of earlier versions.
     """
 
     path: epath.Path
@@ -61,7 +63,7 @@ class ImportedModel:
     _last: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """A parameter, or one layer of a stacked one; the last layer read is kept."""
+        """Reads a parameter, or one layer of a stacked one; the last layer read is cached."""
         folder = _folder(self.path, parameter.path[0], layer)
         if folder not in self._last:
             self._last.clear()
@@ -69,45 +71,51 @@ class ImportedModel:
         return np.asarray(at({parameter.path[0]: self._last[folder]}, parameter))
 
     def fingerprint(self, advance: Callable[[int], None] = silent) -> str:
-        """The digest that was computed at the import; nothing is read."""
+        """Digest computed at the import; nothing is read."""
         del advance
         return self.digest
 
     def load_params(
-        self, *, dtype: Any = None, shardings: Any = None, advance: Callable[[int], None] = silent
+        self,
+        *,
+        dtype: DTypeLike | None = None,
+        shardings: PyTree = None,
+        advance: Callable[[int], None] = silent,
     ) -> dict[str, Any]:
         """Restores all parameters.
 
         Args:
-          dtype: default: as stored.
-          shardings: tree of shardings, of any mesh; None for numpy arrays.
-          advance: is told the bytes as they are read.
+          dtype: dtype of the result; default: as stored.
+          shardings: tree of shardings on any mesh; None for NumPy arrays.
+          advance: progress callback, called with the number of bytes read.
 
         Raises:
-          UserError: names the folder that is damaged, or the parameter that cannot be split.
+          UserError: names the damaged folder, or the parameter that cannot be split.
         """
         dtype = np.dtype(dtype or dtype_of(self.dtype))
         if shardings is not None:
             check_shardings(self.config, shardings)
         shapes = abstract(self.config, dtype)
-        found: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         for key, shape in shapes.items():
-            wanted = None if shardings is None else shardings[key]
+            split = None if shardings is None else shardings[key]
             if key == "layers":
-                found[key] = self._layers(shape, wanted, advance)
+                params[key] = self._layers(shape, split, advance)
                 continue
-            found[key] = self._group(key, None, self._stored(shape, wanted))
-            found[key] = _cast(found[key], dtype)
-            advance(_bytes(found[key]))
-        return found
+            params[key] = self._group(key, None, self._stored(shape, split))
+            params[key] = _cast(params[key], dtype)
+            advance(_bytes(params[key]))
+        return params
 
-    def _layers(self, shape: Any, shardings: Any, advance: Callable[[int], None]) -> Any:
-        """The stacked layers, filled one by one."""
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shape)
+    def _layers(self, shape: PyTree, shardings: PyTree, advance: Callable[[int], None]) -> PyTree:
+        """Fills the stacked layers one by one."""
+        layer_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shape)
         if shardings is None:
             stacked = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shape)
         else:
             split = jax.tree.map(_without_layers, shardings)
+            # On devices the stack is allocated sharded, and each layer is inserted in place
+            # (donated).
             zeros = jax.jit(
                 lambda: jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shape),
                 out_shardings=shardings,
@@ -118,34 +126,34 @@ class ImportedModel:
             if shardings is None:
                 for leaf, value in zip(
                     jax.tree.leaves(stacked),
-                    jax.tree.leaves(self._group("layers", layer, self._stored(one, None))),
+                    jax.tree.leaves(self._group("layers", layer, self._stored(layer_shapes, None))),
                     strict=True,
                 ):
                     leaf[layer] = value
             else:
-                loaded = self._group("layers", layer, self._stored(one, split))
+                loaded = self._group("layers", layer, self._stored(layer_shapes, split))
                 stacked = jax.block_until_ready(insert(stacked, loaded, layer))
-            advance(_bytes(one))
+            advance(_bytes(layer_shapes))
         return stacked
 
-    def _group(self, key: str, layer: int | None, wanted: Any) -> Any:
-        """The arrays of one folder, held against what was imported."""
+    def _group(self, key: str, layer: int | None, target: PyTree) -> PyTree:
+        """Loads the arrays of one folder and verifies their checksums."""
         folder = _folder(self.path, key, layer)
-        loaded = _load(folder, wanted)
-        then = self.sums.get(_folder_name(key, layer), {})
-        if not isinstance(then, dict):
+        loaded = _load(folder, target)
+        expected = self.sums.get(_folder_name(key, layer), {})
+        if not isinstance(expected, dict):
             raise UserError(f"{self.path / MARK}: checksums are damaged; import the model again")
-        now = tree_checksums(loaded) if then else {}
-        for name, one in now.items():
-            if list(one) != then.get(name):
+        now = tree_checksums(loaded) if expected else {}
+        for name, checksum in now.items():
+            if list(checksum) != expected.get(name):
                 raise UserError(
                     f"{folder}: {name} is damaged: its values are not those that were imported; "
                     "import the model again"
                 )
         return loaded
 
-    def _stored(self, shape: Any, shardings: Any) -> Any:
-        """What Orbax is asked for: stored dtype, wanted shardings."""
+    def _stored(self, shape: PyTree, shardings: PyTree) -> PyTree:
+        """Abstract arrays for Orbax: stored dtype, requested shardings."""
         dtype = dtype_of(self.dtype)
         if shardings is None:
             return jax.tree.map(lambda x: np.empty(x.shape, dtype), shape)
@@ -165,9 +173,10 @@ def import_model(
 
     Args:
       source: the model.
-      path: the new directory; it appears when everything is written.
-      dtype: of the stored arrays, a key of `hf.DTYPES`; default: the source's.
-      advance: is told the bytes of the source's files as they are read, twice: once for the digest.
+      path: the new directory; it appears once everything is written.
+      dtype: dtype of the stored arrays, a key of `hf.DTYPES`; default: the source's.
+      advance: progress callback, called with the number of bytes read from the source; every byte
+        is read twice, once for the digest.
 
     Raises:
       UserError: if the directory is not empty or cannot be written, or the dtype is unknown.
@@ -178,6 +187,7 @@ def import_model(
     numpy_dtype = dtype_of(name)
     with new_directory(path) as folder:
         sums: dict[str, Any] = {}
+        # One Orbax checkpoint at a time: the host holds no more than one layer.
         for key, layer in _groups(source.config):
             tree: dict[str, Any] = {}
             for parameter in parameters(source.config):
@@ -190,7 +200,8 @@ def import_model(
                 advance(value.nbytes)
                 node[parameter.path[-1]] = value.astype(numpy_dtype, copy=False)
             sums[_folder_name(key, layer)] = tree_checksums(tree)
-            ocp.save(epath.Path(_folder(folder, key, layer)), tree)
+            ocp.save(_folder(epath.Path(folder), key, layer), tree)
+        # Descriptions, tokenizer, and last the mark that makes the import valid.
         write_descriptions(folder, source.config, name, source.generation)
         copy_tokenizer(source.path, folder)
         digest = source.fingerprint(advance)
@@ -212,7 +223,8 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
     """Opens an imported checkpoint.
 
     Raises:
-      UserError: if it is incomplete, of another version, or does not fit its `config.json`.
+      UserError: if it is incomplete, of another format version, or does not match its
+        `config.json`.
     """
     folder = files.absolute(path)
     mark = read_object(folder / MARK)
@@ -240,10 +252,10 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
 
 
 def open_model(path: str | pathlib.Path) -> HfModel | ImportedModel:
-    """Opens a Hugging Face directory or an imported checkpoint, whichever `path` is.
+    """Opens a Hugging Face directory or an imported checkpoint.
 
     Raises:
-      UserError: if it is neither, or damaged; says what was looked for.
+      UserError: if it is neither, or damaged; names the expected files.
     """
     hf.check_directory(path)
     folder = epath.Path(path)
@@ -264,34 +276,36 @@ def restore_params(
     path: str | pathlib.Path,
     *,
     config: LlamaConfig | None = None,
-    dtype: Any = None,
-    shardings: Any = None,
+    dtype: DTypeLike | None = None,
+    shardings: PyTree = None,
 ) -> dict[str, Any]:
     """Restores the parameters of an imported checkpoint onto any mesh.
 
     Args:
-      path: the checkpoint.
-      config: what the caller expects; None for whatever is stored.
-      dtype: default: as stored.
-      shardings: tree of shardings; None for numpy arrays.
+      path: directory of the checkpoint.
+      config: expected shape of the model; None to accept any.
+      dtype: dtype of the result; default: as stored.
+      shardings: tree of shardings; None for NumPy arrays.
 
     Raises:
-      UserError: if another model is stored, or the checkpoint is damaged.
+      UserError: if the stored model has another shape, or the checkpoint is damaged.
     """
     model = open_imported(path)
     if config is not None:
-        wanted, stored = ({p.name: p.shape for p in parameters(c)} for c in (config, model.config))
-        for name in dict.fromkeys([*wanted, *stored]):
-            if wanted.get(name) != stored.get(name):
+        expected, stored = (
+            {p.name: p.shape for p in parameters(c)} for c in (config, model.config)
+        )
+        for name in dict.fromkeys([*expected, *stored]):
+            if expected.get(name) != stored.get(name):
                 raise UserError(
                     f"{path}: {name} has shape {stored.get(name, 'none')} there but "
-                    f"{wanted.get(name, 'none')} in the configured model"
+                    f"{expected.get(name, 'none')} in the configured model"
                 )
     return model.load_params(dtype=dtype, shardings=shardings)
 
 
 def _groups(config: LlamaConfig) -> list[tuple[str, int | None]]:
-    """What lies in one Orbax checkpoint: a key of the root, or one layer."""
+    """Contents of each Orbax checkpoint: a key of the root, or one layer."""
     keys = dict.fromkeys(p.path[0] for p in parameters(config))
     return [
         (key, layer)
@@ -300,7 +314,7 @@ def _groups(config: LlamaConfig) -> list[tuple[str, int | None]]:
     ]
 
 
-def _folder(path: Any, key: str, layer: int | None) -> Any:
+def _folder(path: epath.Path, key: str, layer: int | None) -> epath.Path:
     return path / "params" / _folder_name(key, layer)
 
 
@@ -308,7 +322,7 @@ def _folder_name(key: str, layer: int | None) -> str:
     return key if layer is None else f"{key}/{layer:04d}"
 
 
-def _load(folder: Any, wanted: Any) -> Any:
+def _load(folder: epath.Path, wanted: PyTree) -> PyTree:
     try:
         return ocp.load(folder, wanted)
     except (ValueError, KeyError, OSError, ocp.errors.InvalidLayoutError) as error:
@@ -316,27 +330,27 @@ def _load(folder: Any, wanted: Any) -> Any:
         raise UserError(f"{folder}: damaged ({reason}); import the model again") from error
 
 
-def _cast(tree: Any, dtype: np.dtype) -> Any:
+def _cast(tree: PyTree, dtype: np.dtype) -> PyTree:
     if all(leaf.dtype == dtype for leaf in jax.tree.leaves(tree)):
         return tree
     return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
-def _insert(stacked: Any, loaded: Any, layer: Any) -> Any:
-    def insert(whole, part):
-        return jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), layer, 0)
+def _insert(stacked: PyTree, loaded: PyTree, layer: int | jax.Array) -> PyTree:
+    def insert(array: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(array, value.astype(array.dtype), layer, 0)
 
     return jax.tree.map(insert, stacked, loaded)
 
 
 def _without_layers(split: Any) -> Any:
-    """The sharding of one layer of a stacked array."""
+    """Sharding of one layer of a stacked array."""
     if isinstance(split, NamedSharding):
         return NamedSharding(split.mesh, PartitionSpec(*split.spec[1:]))
     return split
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face LLaMA directory: every tensor checked first, then read part by part."""
+"""Reader of Hugging Face LLaMA directories: checks every tensor first, then reads slices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
+from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import check_scheme, is_local, read_json
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import tensorfile
 from xrec_jax.llm.io.tensorfile import Tensor
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE, check_unquantized, open_weights
@@ -28,17 +30,17 @@ _HASH_CHUNK = 1 << 22
 
 
 def silent(count: int) -> None:
-    """Tells nobody about progress."""
+    """Progress callback that does nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """Token ids that frame a text.
+    """Special token ids of a model.
 
     Attributes:
-      bos_id: begins one; None if the model has none.
-      eos_ids: each of them ends one.
-      pad_id: fills up a batch; None if the model has none.
+      bos_id: begin-of-text token; None if the model has none.
+      eos_ids: end-of-text tokens.
+      pad_id: padding token; None if the model has none.
     """
 
     bos_id: int | None = None
@@ -46,22 +48,22 @@ class Generation:
     pad_id: int | None = None
 
     def to_hf(self) -> dict[str, Any]:
-        """Keys of a `generation_config.json`; one end is a number, several are a list."""
+        """Keys of a `generation_config.json`; several end-of-text ids are a list."""
         eos = list(self.eos_ids) if len(self.eos_ids) > 1 else next(iter(self.eos_ids), None)
-        found = {"bos_token_id": self.bos_id, "eos_token_id": eos, "pad_token_id": self.pad_id}
-        return {key: value for key, value in found.items() if value is not None}
+        ids = {"bos_token_id": self.bos_id, "eos_token_id": eos, "pad_token_id": self.pad_id}
+        return {key: value for key, value in ids.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class HfModel:
-    """A Hugging Face directory whose files have been found complete.
+    """A Hugging Face directory with complete files.
 
     Attributes:
       path: the directory.
-      config: the model's shape.
-      generation: its special ids.
+      config: shape of the model.
+      generation: special token ids.
       dtype: "bfloat16" if all weights are stored so, else "float32".
-      tensors: every tensor that is needed, by Hugging Face's name.
+      tensors: all tensors of the model, by Hugging Face's name.
     """
 
     path: pathlib.Path
@@ -71,20 +73,20 @@ class HfModel:
     tensors: Mapping[str, Tensor]
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """A parameter, or one layer of a stacked one, in our layout and the stored dtype."""
-        found = self.tensors[parameter.hf.format(layer=layer)]
+        """Reads a parameter, or one layer of a stacked one, in our layout and the stored dtype."""
+        tensor = self.tensors[parameter.hf.format(layer=layer)]
         shape = parameter.hf_shape[::-1] if parameter.transposed else parameter.hf_shape
-        out = np.empty(shape, tensorfile.DTYPES[found.dtype])
-        _fill(out, found, tuple(slice(0, size) for size in shape), parameter.transposed)
+        out = np.empty(shape, tensorfile.DTYPES[tensor.dtype])
+        _fill(out, tensor, tuple(slice(0, size) for size in shape), parameter.transposed)
         return out
 
-    def part(self, parameter: Parameter, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """The part `index` of a parameter's array; only its bytes are read (whole rows of a file).
+    def part(self, parameter: Parameter, index: tuple[slice, ...], dtype: DTypeLike) -> np.ndarray:
+        """Reads a slice of a parameter's array; only its bytes are read (whole rows of a file).
 
         Args:
-          parameter: which.
+          parameter: the parameter.
           index: one slice for each dimension of `parameter.shape`.
-          dtype: of the result.
+          dtype: dtype of the result.
         """
         slices = tuple(
             slice(*s.indices(n)[:2]) for s, n in zip(index, parameter.shape, strict=True)
@@ -99,33 +101,37 @@ class HfModel:
         return out
 
     def load_params(
-        self, *, dtype: Any = None, shardings: Any = None, advance: Callable[[int], None] = silent
+        self,
+        *,
+        dtype: DTypeLike | None = None,
+        shardings: PyTree = None,
+        advance: Callable[[int], None] = silent,
     ) -> dict[str, Any]:
         """Reads all parameters; see the function of the same name."""
         dtype = np.dtype(dtype or DTYPES[self.dtype])
         if shardings is not None:
             check_shardings(self.config, shardings)
 
-        def load(parameter: Parameter) -> Any:
-            whole = tuple(slice(None) for _ in parameter.shape)
+        def load(parameter: Parameter) -> np.ndarray | jax.Array:
+            full = tuple(slice(None) for _ in parameter.shape)
             advance(math.prod(parameter.shape) * dtype.itemsize)
             if shardings is None:
-                return self.part(parameter, whole, dtype)
+                return self.part(parameter, full, dtype)
             read: dict[str, np.ndarray] = {}
 
-            def part(index: Any) -> np.ndarray:
-                if str(index) not in read:  # replicas take the same part
+            def shard(index: Any) -> np.ndarray:
+                if str(index) not in read:  # replicas share a slice
                     read[str(index)] = self.part(parameter, index, dtype)
                 return read[str(index)]
 
             split = at(shardings, parameter)
-            array = jax.make_array_from_callback(parameter.shape, split, part)
+            array = jax.make_array_from_callback(parameter.shape, split, shard)
             return array.block_until_ready()  # or host copies of several parameters pile up
 
         return build(self.config, load)
 
     def fingerprint(self, advance: Callable[[int], None] = silent) -> str:
-        """Digest of the weights' files; `advance` is told the bytes as they are read."""
+        """Digest of the weight files; `advance` is called with the number of bytes read."""
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_HASH_CHUNK))
         for path in sorted({tensor.file for tensor in self.tensors.values()}):
@@ -142,15 +148,15 @@ class HfModel:
 
 
 def open_model(path: str | pathlib.Path, *, config: LlamaConfig | None = None) -> HfModel:
-    """Opens a Hugging Face directory and checks that every tensor is there, with its shape.
+    """Opens a Hugging Face directory and checks presence and shape of every tensor.
 
     Args:
       path: a local directory with `config.json` and `model.safetensors`, or with
         `model.safetensors.index.json` and the files that it names.
-      config: default: read from `config.json`.
+      config: shape of the model; default: from `config.json`.
 
     Raises:
-      UserError: names the file and the tensor or key that is wrong.
+        UserError: names the file and the faulty tensor or key.
     """
     path = _directory(path)
     content = read_object(path / "config.json")
@@ -168,17 +174,17 @@ def load_params(
     path: str | pathlib.Path,
     *,
     config: LlamaConfig | None = None,
-    dtype: Any = None,
-    shardings: Any = None,
+    dtype: DTypeLike | None = None,
+    shardings: PyTree = None,
 ) -> dict[str, Any]:
     """Reads the parameters of a Hugging Face directory, in the layout of `llm.layout`.
 
     Args:
       path: the directory.
-      config: default: read from `config.json`.
-      dtype: default: as stored ("bfloat16" or "float32").
-      shardings: tree of shardings; each device's part is read by itself, so that the host holds
-        this process's share of one parameter at a time. None for numpy arrays.
+      config: shape of the model; default: from `config.json`.
+      dtype: dtype of the result; default: as stored ("bfloat16" or "float32").
+      shardings: tree of shardings; each device's shard is read separately, so that the host holds
+        this process's share of one parameter at a time. None for NumPy arrays.
 
     Raises:
       UserError: see `open_model`.
@@ -187,11 +193,11 @@ def load_params(
 
 
 def fingerprint(path: str | pathlib.Path) -> str:
-    """SHA-256 over the bytes of the weights' files, in the order of their names."""
+    """SHA-256 over the bytes of the weight files, in the order of their names."""
     return open_model(path).fingerprint()
 
 
-def read_object(path: Any) -> dict[str, Any]:
+def read_object(path: epath.PathLike) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
     Raises:
@@ -204,11 +210,11 @@ def read_object(path: Any) -> dict[str, Any]:
 
 
 def refuse_code(content: Mapping[str, Any], where: str) -> None:
-    """Refuses a file that asks for custom code, which is never run, nor asked about.
+    """Refuses a file that requires custom code, which is never run.
 
     Args:
-      content: of a `config.json` or `tokenizer_config.json`.
-      where: the file, for messages.
+      content: content of a `config.json` or `tokenizer_config.json`.
+      where: path of the file, for messages.
 
     Raises:
       UserError: names the code.
@@ -224,32 +230,32 @@ def refuse_code(content: Mapping[str, Any], where: str) -> None:
     )
 
 
-def read_generation(path: Any) -> Generation:
-    """Special ids from `generation_config.json`, and from `config.json` where that is silent.
+def read_generation(path: epath.Path | pathlib.Path) -> Generation:
+    """Reads special ids from `generation_config.json`, or else from `config.json`.
 
     Args:
       path: the model's directory, an `epath.Path` or local path.
 
     Raises:
-      UserError: names the file and the key whose value is no id.
+        UserError: names the file and the key with an invalid id.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    ids_by_key: dict[str, tuple[int, ...]] = {}
     for name in ("generation_config.json", "config.json"):
         if not (path / name).exists():
             continue
         content = read_object(path / name)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = content.get(key)
-            if value is None or key in found:
+            if value is None or key in ids_by_key:
                 continue
             ids = value if isinstance(value, list) else [value]
             if not all(type(n) is int and n >= (-1 if key[0] == "p" else 0) for n in ids):
                 raise UserError(f"{path / name}: {key}={value!r} is not a token id")
-            found[key] = tuple(n for n in ids if n >= 0)
-    bos, pad = found.get("bos_token_id", ()), found.get("pad_token_id", ())
+            ids_by_key[key] = tuple(n for n in ids if n >= 0)
+    bos, pad = ids_by_key.get("bos_token_id", ()), ids_by_key.get("pad_token_id", ())
     return Generation(
         next(iter(bos), None),
-        tuple(dict.fromkeys(found.get("eos_token_id", ()))),
+        tuple(dict.fromkeys(ids_by_key.get("eos_token_id", ()))),
         next(iter(pad), None),
     )
 
@@ -262,20 +268,20 @@ def _directory(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def check_directory(path: epath.PathLike) -> None:
-    """Refuses a path at which no base can be, and says what is there instead.
+    """Checks that a path can be a base model; the error says what was found there instead.
 
     Raises:
-      UserError: for a scheme that cannot be read, no directory, or an adapter.
+      UserError: for an unsupported scheme, a path that is not a directory, or an adapter.
     """
     check_scheme(path)
     folder = epath.Path(path)
     try:
-        there, whole = folder.exists(), folder.is_dir()
+        exists, is_directory = folder.exists(), folder.is_dir()
     except OSError as error:  # a name that no file system takes
         reason = error.strerror or error
         raise UserError(f"{str(path)[:200]}: cannot be read ({reason})") from error
-    if not whole:
-        if there:
+    if not is_directory:
+        if exists:
             raise UserError(f"{path}: is a file; give the directory that holds the whole model")
         raise UserError(
             f"{path}: no such directory; models are never downloaded, give the path of one"
@@ -296,9 +302,9 @@ def check_directory(path: epath.PathLike) -> None:
 
 
 def _fill(out: np.ndarray, tensor: Tensor, slices: tuple[slice, ...], transposed: bool) -> None:
-    """Fills `out` with a part of a tensor, casting; `slices` and `out` are in our layout."""
+    """Fills `out` with a slice of a tensor, casting; `slices` and `out` are in our layout."""
     if transposed:
         out, slices = out.T, slices[::-1]
-    rows, rest = slices[0], slices[1:]
+    rows, others = slices[0], slices[1:]
     for first, chunk in tensor.chunks(rows.start, rows.stop):
-        out[first - rows.start : first - rows.start + len(chunk)] = chunk[(slice(None), *rest)]
+        out[first - rows.start : first - rows.start + len(chunk)] = chunk[(slice(None), *others)]

@@ -1,4 +1,4 @@
-"""Writing a Hugging Face LLaMA directory, tensor by tensor, that appears whole or not at all."""
+"""Writer of Hugging Face LLaMA directories, tensor by tensor and atomic."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.disk import writing
 from xrec_jax.core.storage.files import is_local, remove_leftovers, temporary_sibling, write_json
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import tensorfile
 from xrec_jax.llm.io.hf import DTYPES, Generation, silent
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE
@@ -42,12 +43,12 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A parameter tree of host or device arrays, as a `Source`."""
+    """`Source` for a parameter tree of host or device arrays."""
 
-    params: Any
+    params: PyTree
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """A parameter, or one layer of a stacked one; gathered from all devices."""
+        """Gathers a parameter, or one layer of a stacked one, from all devices."""
         leaf = at(self.params, parameter)
         if layer is not None:
             leaf = _row(leaf, layer) if isinstance(leaf, jax.Array) else leaf[layer]
@@ -56,13 +57,13 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """A base with an adapter's update added in float32, one matrix at a time, as a `Source`."""
+    """`Source` for a base with an adapter merged in float32, one matrix at a time."""
 
     base: Source
     adapter: Adapter
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """The base's tensor, in float32 where the adapter changes it."""
+        """Reads a tensor of the base, in float32 if the adapter changes it."""
         tensor = self.base.tensor(parameter, layer)
         if parameter.path[-1] != "kernel":
             return tensor
@@ -76,7 +77,7 @@ class Merged:
 
 def save_params(
     path: str | pathlib.Path,
-    params: Any,
+    params: PyTree,
     config: LlamaConfig,
     *,
     dtype: str = "float32",
@@ -89,11 +90,11 @@ def save_params(
     Args:
       path: see `save_model`.
       params: parameter tree in the layout of `llm.layout`, on the host or on devices.
-      config: see `save_model`, as are the rest.
-      dtype: of the files.
-      generation: special ids.
-      tokenizer_dir: where tokenizer files are copied from.
-      max_shard_bytes: of one file.
+      config: see `save_model`.
+      dtype: see `save_model`.
+      generation: see `save_model`.
+      tokenizer_dir: see `save_model`.
+      max_shard_bytes: see `save_model`.
     """
     save_model(
         path,
@@ -119,23 +120,24 @@ def save_model(
 ) -> None:
     """Writes a model as a Hugging Face directory, holding one tensor at a time.
 
-    All processes call it; the first one writes.
+    All processes call it; the primary one writes.
 
     Args:
-      path: the directory; must not exist, or be empty.
-      source: where the arrays come from.
-      config: the model.
-      dtype: of the files, a key of `hf.DTYPES`.
+      path: output directory; must not exist, or be empty.
+      source: source of the arrays.
+      config: shape of the model.
+      dtype: dtype of the files, a key of `hf.DTYPES`.
       generation: special ids for `config.json` and `generation_config.json`.
-      tokenizer_dir: where tokenizer files are copied from; None for none.
-      max_shard_bytes: a file is closed before it would pass this, unless a single tensor does.
-      advance: is told the bytes as they are written.
+      tokenizer_dir: directory to copy tokenizer files from; None for none.
+      max_shard_bytes: size limit of a file, exceeded only by a single larger tensor.
+      advance: progress callback, called with the number of bytes written.
 
     Raises:
       UserError: if the directory is not empty or cannot be written, or the dtype is unknown.
     """
     numpy_dtype = dtype_of(dtype)
     generation = generation or Generation()
+    # The shards are planned from shapes alone: their number is part of the file names.
     shards = _shards(config, numpy_dtype, max_shard_bytes)
     with new_directory(path) as folder:
         weights: dict[str, str] = {}
@@ -149,6 +151,7 @@ def save_model(
                 if is_primary():
                     file = tensorfile.Writer(folder / name, shapes, numpy_dtype)
                     writer = stack.enter_context(file)
+                # All processes take part in gathering a tensor; only the primary writes it.
                 for parameter, layer, hf in shard:
                     tensor = source.tensor(parameter, layer)
                     weights[hf] = name
@@ -167,7 +170,7 @@ def save_model(
 
 
 def write_descriptions(
-    folder: Any, config: LlamaConfig, dtype: str, generation: Generation
+    folder: epath.Path | pathlib.Path, config: LlamaConfig, dtype: str, generation: Generation
 ) -> None:
     """Writes `config.json` and `generation_config.json`."""
     ids = generation.to_hf()
@@ -175,20 +178,18 @@ def write_descriptions(
     write_json(folder / "generation_config.json", ids)
 
 
-def copy_tokenizer(source: Any, folder: Any) -> None:
-    """Copies the tokenizer's files, those that are there, from one directory to another."""
-    from etils import epath
-
+def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
+    """Copies the existing tokenizer files from one directory to another."""
     for name in TOKENIZER_FILES:
         if (epath.Path(source) / name).exists():
             (epath.Path(folder) / name).write_bytes((epath.Path(source) / name).read_bytes())
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The dtype that a user names.
+    """Returns the dtype of a name.
 
     Raises:
-      UserError: if it is none of `hf.DTYPES`.
+      UserError: if it is not a key of `hf.DTYPES`.
     """
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported{did_you_mean(name, DTYPES)}")
@@ -196,10 +197,10 @@ def dtype_of(name: str) -> np.dtype:
 
 
 def check_new(path: str | pathlib.Path) -> pathlib.Path:
-    """The path, local and free for a new directory.
+    """Checks that a path is local and free for a new directory; returns it absolute.
 
     Raises:
-      UserError: if something is there already.
+      UserError: if it is remote, a file, or a directory that is not empty.
     """
     if not is_local(path):
         raise UserError(f"{path}: the output must be on a local disk")
@@ -213,10 +214,10 @@ def check_new(path: str | pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary directory that becomes `path` if the block ends well, and else is removed.
+    """Yields a temporary directory that becomes `path` if the block succeeds, and else is removed.
 
-    The first process looks whether `path` is free and writes; call `barrier` behind the block
-    before another one reads.
+    The primary process checks `path` and writes; call `barrier` after the block before another
+    process reads.
 
     Raises:
       UserError: if `path` is not free or cannot be written.
@@ -235,7 +236,7 @@ def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
             os.replace(temporary, final)  # onto an empty directory is fine
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:  # made for nothing
+        for parent in missing:  # of a failed block; on success they are not empty
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
@@ -243,7 +244,7 @@ def new_directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def _shards(
     config: LlamaConfig, dtype: np.dtype, limit: int
 ) -> list[list[tuple[Parameter, int | None, str]]]:
-    """Tensors file by file, layer after layer."""
+    """Assigns the tensors to files, layer after layer."""
     flat = [(p, layer, name) for p in parameters(config) for layer, name in p.hf_names()]
 
     def depth(item: tuple[Parameter, int | None, str]) -> int:
@@ -266,5 +267,5 @@ def _shards(
 
 
 @jax.jit
-def _row(array: jax.Array, layer: Any) -> jax.Array:
+def _row(array: jax.Array, layer: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)

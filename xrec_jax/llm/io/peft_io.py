@@ -1,7 +1,7 @@
-"""LoRA adapters in PEFT's format, which is also the format of this library's own adapters.
+"""Reader and writer of LoRA adapters in PEFT's format, also used for this library's own adapters.
 
 A directory with `adapter_config.json` and `adapter_model.safetensors`, as PEFT and vLLM load it;
-ours also have `xrec.json`, which says for which base they were trained.
+ours also have `xrec.json`, which identifies their base.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MARK = "xrec.json"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.([\w.]+))\.lora_([AB])\.weight")
 _LONGEST_PATTERN = 10_000  # characters
-_PATTERN_SECONDS = 5.0  # of all names; an honest pattern takes microseconds a name
-# Keys that change nothing in what a trained adapter computes.
+_PATTERN_SECONDS = 5.0  # for all names together; an ordinary pattern takes microseconds a name
+# Keys that do not affect the computation of a trained adapter.
 _NEUTRAL = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -66,8 +66,8 @@ class Base:
     """The base that an adapter was trained on.
 
     Attributes:
-      path: where it was; empty if unknown.
-      fingerprint: of its weights; empty if unknown.
+      path: its path at the time; empty if unknown.
+      fingerprint: fingerprint of its weights; empty if unknown.
     """
 
     path: str = ""
@@ -75,12 +75,12 @@ class Base:
 
 
 def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Base()) -> None:
-    """Writes an adapter that PEFT, vLLM and `load_adapter` read; all processes call it.
+    """Writes an adapter for PEFT, vLLM and `load_adapter`; all processes call it.
 
     Args:
-      path: the directory; must not exist, or be empty.
+      path: output directory; must not exist, or be empty.
       adapter: host or device arrays, stored in float32.
-      base: what it was trained on; PEFT finds the base by its path.
+      base: the base that it was trained on; PEFT finds the base by its path.
 
     Raises:
       UserError: if the directory is not empty or cannot be written.
@@ -110,7 +110,7 @@ def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Bas
 
 
 def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:
-    """The content of an `adapter_config.json`."""
+    """Content of an `adapter_config.json`."""
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
     return {
         "peft_type": "LORA",
@@ -133,18 +133,18 @@ def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:
 def load_adapter(path: str | pathlib.Path, model: LlamaConfig) -> Adapter:
     """Reads an adapter written by PEFT or by `save_adapter`.
 
-    rsLoRA's scale alpha / sqrt(r) becomes the plain one by a larger alpha.
+    rsLoRA's scale alpha / sqrt(r) is expressed as the plain one by a larger alpha.
 
     Args:
-      path: the directory.
-      model: the base's shape.
+      path: directory of the adapter.
+      model: shape of the base.
 
     Returns:
       The adapter with float32 numpy arrays.
 
     Raises:
-      UserError: names the key or tensor that is missing, unknown, of a wrong shape, or that asks
-        for something a plain LoRA adapter cannot do.
+      UserError: names the key or tensor that is missing, unknown, of a wrong shape, or not
+        supported by plain LoRA.
     """
     check_scheme(path)
     if not is_local(path):
@@ -154,19 +154,21 @@ def load_adapter(path: str | pathlib.Path, model: LlamaConfig) -> Adapter:
         raise UserError(f"{path}: no adapter: {CONFIG} is not there")
     where = path / CONFIG
     content = read_object(where)
+    # First the config, then the tensors, then whether both name the same targets.
     rank, alpha, dropout = _numbers(content, where)
     if not (path / WEIGHTS).is_file():
         other = "; adapter_model.bin must be converted to safetensors first"
         hint = other if (path / "adapter_model.bin").is_file() else ""
         raise UserError(f"{path}: {WEIGHTS} is missing{hint}")
-    found = _by_target(path / WEIGHTS, rank, model)
-    _check_targets(content, found, model, where)
-    targets = tuple(target for target in TARGETS if target in found)
+    tensors = _by_target(path / WEIGHTS, rank, model)
+    _check_targets(content, tensors, model, where)
+    # PEFT stores a matrix a layer, transposed; ours are stacked over layers.
+    targets = tuple(target for target in TARGETS if target in tensors)
     tree: dict[str, Any] = {}
     for target in targets:
         tree.setdefault(GROUPS[target], {})[target] = {
             side.lower(): np.stack(
-                [_read(found[target][layer, side]).T for layer in range(model.num_layers)]
+                [_read(tensors[target][layer, side]).T for layer in range(model.num_layers)]
             )
             for side in "AB"
         }
@@ -174,12 +176,12 @@ def load_adapter(path: str | pathlib.Path, model: LlamaConfig) -> Adapter:
 
 
 def is_adapter(path: str | pathlib.Path) -> bool:
-    """Whether a directory holds an adapter in PEFT's format."""
+    """True if a directory holds an adapter in PEFT's format."""
     return (pathlib.Path(path) / CONFIG).is_file()
 
 
 def base_of(path: str | pathlib.Path) -> Base:
-    """What an adapter says about its base."""
+    """Base recorded in an adapter's directory."""
     path = pathlib.Path(path)
     if (path / MARK).is_file():
         base = read_object(path / MARK).get("base") or {}
@@ -190,7 +192,7 @@ def base_of(path: str | pathlib.Path) -> Base:
 
 
 def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, float]:
-    """Rank, alpha and dropout; refuses whatever plain LoRA is not."""
+    """Rank, alpha and dropout of a config; refuses everything but plain LoRA and rsLoRA."""
     if content.get("peft_type") != "LORA":
         raise UserError(
             f"{where}: peft_type {content.get('peft_type')!r} is not supported, only LORA"
@@ -223,10 +225,11 @@ def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, 
 def _by_target(
     file: pathlib.Path, rank: int, model: LlamaConfig
 ) -> dict[str, dict[tuple[int, str], Tensor]]:
-    """Tensors by target, layer and side, all of them checked."""
+    """Reads and checks the tensors, by target and then (layer, side)."""
     targets = {hf: target for target, (_, hf) in PROJECTIONS.items()}
-    found: dict[str, dict[tuple[int, str], Tensor]] = {}
+    by_target: dict[str, dict[tuple[int, str], Tensor]] = {}
     for name, tensor in tensorfile.read_header(file).items():
+        # Every tensor must be a known one, of the right shape and dtype.
         match = _KEY.fullmatch(name)
         if match is None or match[3] not in targets:
             raise UserError(
@@ -245,10 +248,11 @@ def _by_target(
             )
         if tensor.dtype not in tensorfile.DTYPES:
             raise UserError(f"{file}: tensor {name!r} has dtype {tensor.dtype}, not supported")
-        found.setdefault(target, {})[layer, side] = tensor
-    if not found:
+        by_target.setdefault(target, {})[layer, side] = tensor
+    if not by_target:
         raise UserError(f"{file}: it holds no tensor")
-    for target, tensors in found.items():
+    # A target must be complete: both matrices in every layer.
+    for target, tensors in by_target.items():
         for layer in range(model.num_layers):
             for side in "AB":
                 if (layer, side) not in tensors:
@@ -257,49 +261,48 @@ def _by_target(
                         f"{file}: tensor '{name}.lora_{side}.weight' is missing; an adapter must "
                         "change a projection in every layer or in none"
                     )
-    return found
+    return by_target
 
 
 def _check_targets(
-    content: dict[str, Any], found: Container[str], model: LlamaConfig, where: pathlib.Path
+    content: dict[str, Any], present: Container[str], model: LlamaConfig, where: pathlib.Path
 ) -> None:
-    """Compares `target_modules`, in any of PEFT's spellings, with the targets of the tensors."""
-    asked, excluded = content.get("target_modules"), content.get("exclude_modules")
-    if asked is None:
+    """Compares `target_modules`, in any of PEFT's forms, with the targets of the tensors."""
+    requested, excluded = content.get("target_modules"), content.get("exclude_modules")
+    if requested is None:
         return
     until = time.monotonic() + _PATTERN_SECONDS
     for target, (_, hf) in PROJECTIONS.items():
         for layer in range(model.num_layers):
             module = f"model.layers.{layer}.{hf}"
-            wanted = _matches(asked, "target_modules", module, where, until)
+            wanted = _matches(requested, "target_modules", module, where, until)
             wanted = wanted and not _matches(excluded, "exclude_modules", module, where, until)
-            if wanted != (target in found):
+            if wanted != (target in present):
                 what = "is missing in" if wanted else "was not asked for but is in"
                 raise UserError(
-                    f"{where}: target_modules={str(asked)[:80]!r}: {module} {what} {WEIGHTS}"
+                    f"{where}: target_modules={str(requested)[:80]!r}: {module} {what} {WEIGHTS}"
                 )
 
 
-def _matches(asked: Any, key: str, module: str, where: pathlib.Path, until: float) -> bool:
-    """PEFT's rule: a regular expression for the whole name, or a list of names or their ends."""
-    if not asked:
+def _matches(patterns: object, key: str, module: str, where: pathlib.Path, until: float) -> bool:
+    """PEFT's matching: a regular expression for the whole name, or a list of names or suffixes."""
+    if not patterns:
         return False
-    if asked == "all-linear":
+    if patterns == "all-linear":
         return True
-    if isinstance(asked, str):
-        return _matches_pattern(asked, key, module, where, until)
-    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
-        raise UserError(f"{where}: {key}={str(asked)[:80]!r} must be a text or a list of texts")
-    return any(module == name or module.endswith(f".{name}") for name in asked)
+    if isinstance(patterns, str):
+        return _matches_pattern(patterns, key, module, where, until)
+    if not isinstance(patterns, list) or not all(isinstance(name, str) for name in patterns):
+        raise UserError(f"{where}: {key}={str(patterns)[:80]!r} must be a text or a list of texts")
+    return any(module == name or module.endswith(f".{name}") for name in patterns)
 
 
 def _matches_pattern(
     pattern: str, key: str, module: str, where: pathlib.Path, until: float
 ) -> bool:
-    """Whether a regular expression matches a whole name, found out before the time `until`.
+    """True if a regular expression matches a whole name; fails after the time `until`.
 
-    A pattern such as `([a-z]+)+!` tries more ways than there is time for, and comes from a
-    stranger's file.
+    A pattern of an untrusted file, such as `([a-z]+)+!`, may backtrack exponentially.
     """
     shown = f"{key}={pattern[:80]!r}"
     try:
@@ -307,7 +310,7 @@ def _matches_pattern(
             warnings.simplefilter("ignore")  # about syntax that may change
             if len(pattern) > _LONGEST_PATTERN:
                 raise re.error(f"{len(pattern)} characters")
-            re.compile(pattern)  # PEFT's own rules; the other package accepts more
+            re.compile(pattern)  # PEFT uses `re`; `regex` accepts more
             left = max(until - time.monotonic(), 1e-3)
             return regex.fullmatch(pattern, module, timeout=left) is not None
     except TimeoutError as error:
@@ -319,10 +322,10 @@ def _matches_pattern(
 
 
 def _module(target: str) -> str:
-    """PEFT's name of a projection."""
+    """PEFT's module name of a projection."""
     return PROJECTIONS[target][1].split(".")[-1]
 
 
 def _read(tensor: Tensor) -> np.ndarray:
-    parts = [rows.astype(np.float32) for _, rows in tensor.chunks(0, tensor.shape[0])]
-    return np.concatenate(parts)
+    chunks = [rows.astype(np.float32) for _, rows in tensor.chunks(0, tensor.shape[0])]
+    return np.concatenate(chunks)

@@ -1,15 +1,15 @@
-"""The safetensors file format: checked headers, reads of parts of a tensor, streamed writes.
+"""The safetensors file format: checked headers, reads of slices, streamed writes.
 
 The format is an eight-byte length, a JSON header with each tensor's dtype, shape and byte range,
-and the bytes. Reading it here rather than through the `safetensors` package keeps host memory to
-the part that is asked for (mapped pages count as memory too), and tells what is wrong with a
-damaged file.
+and the bytes. Reading it here rather than through the `safetensors` package limits host memory to
+the requested slice (mapped pages count as memory too), and allows precise errors for damaged files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import math
 import pathlib
@@ -32,7 +32,7 @@ DTYPES = {
 # Bits of the exponent: all set in infinities and NaNs, and in nothing else.
 _EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
 _SUMS = "crc32"  # key of the header's metadata: eight hexadecimal digits a tensor, in their order
-_POINTER = b"version https://git-lfs"  # what a clone without Git LFS holds instead of a file
+_POINTER = b"version https://git-lfs"  # start of a placeholder in a clone without Git LFS
 _MAX_HEADER = 100_000_000  # the format's own limit
 _CHUNK = 1 << 25  # bytes read at once
 
@@ -42,12 +42,12 @@ class Tensor:
     """A tensor in a file.
 
     Attributes:
-      file: where it lies.
-      name: in that file.
-      dtype: as the header spells it, such as "BF16".
-      shape: its shape.
-      offset: of its first byte in the file.
-      crc: CRC-32 of its bytes, where the file's writer left one.
+      file: path of the file.
+      name: name in that file.
+      dtype: dtype as in the header, such as "BF16".
+      shape: shape of the tensor.
+      offset: offset of its first byte in the file.
+      crc: CRC-32 of its bytes, if the file's writer stored one.
     """
 
     file: pathlib.Path
@@ -58,14 +58,14 @@ class Tensor:
     crc: int | None = None
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Reads rows `start` to `stop` a few at a time.
+        """Reads rows `start` to `stop` in chunks.
 
         Yields:
-          The first row's number and the rows, `[rows, ...]`, in the stored dtype.
+          Number of the first row, and the rows, `[rows, ...]`, in the stored dtype.
 
         Raises:
-          UserError: if the file ends early, a value is not finite, or the whole tensor was read and
-            is not what was written.
+          UserError: if the file ends early, a value is not finite, or the checksum of a tensor that
+            was read in full does not match.
         """
         dtype = DTYPES[self.dtype]
         crc = 0
@@ -90,7 +90,8 @@ class Tensor:
             )
 
     def _check_finite(self, rows: np.ndarray, first: int) -> None:
-        """Refuses values that no trained model has: one of them makes every output NaN."""
+        """Refuses NaN and infinity: a single one makes every output NaN."""
+        # On the bits, since NumPy's `isfinite` does not know bfloat16 well and is slower.
         bits = rows.reshape(-1).view(f"u{rows.itemsize}")
         exponent = bits.dtype.type(_EXPONENTS[self.dtype])
         if bits.size and (bits & exponent).max() == exponent:
@@ -102,7 +103,7 @@ class Tensor:
                 "the weights are damaged, or training had diverged"
             )
 
-    def _fill(self, file: Any, rows: np.ndarray) -> None:
+    def _fill(self, file: io.RawIOBase, rows: np.ndarray) -> None:
         view = rows.reshape(-1).view(np.uint8).data
         while len(view):
             count = file.readinto(view)
@@ -115,11 +116,12 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
     """Reads the header of a safetensors file and checks it against the file's size.
 
     Raises:
-      UserError: names the file and what is wrong: missing, no header, truncated, and so on.
+      UserError: names the file and the fault: missing, no header, truncated, and so on.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            # The length bounds the header before it is read: a wrong file must not fill the memory.
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > _MAX_HEADER or 8 + length > size:
                 file.seek(0)
@@ -141,10 +143,11 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a safetensors file (its header is no JSON)") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is no JSON object)")
+    # Byte ranges must follow each other without gap or overlap, up to the end of the file.
     metadata = header.pop("__metadata__", None)
     sums = _sums(metadata, len(header))
     start, end = 8 + length, 0
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     spans = {name: _span(path, name, entry) for name, entry in header.items()}
     for place, (name, (first, last)) in enumerate(sorted(spans.items(), key=lambda item: item[1])):
         if first != end:  # the format wants every byte to belong to one tensor
@@ -152,18 +155,18 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: tensor {name!r} {what}; the file is damaged")
         entry, end = header[name], last
         shape, crc = tuple(entry["shape"]), sums[place] if sums else None
-        found[name] = Tensor(path, name, entry["dtype"], shape, start + first, crc)
+        tensors[name] = Tensor(path, name, entry["dtype"], shape, start + first, crc)
     if size != start + end:
         what = "truncated" if size < start + end else "damaged"
         raise UserError(
             f"{path}: the file is {what}: it has {size} bytes, its header promises {start + end}; "
             "copy it again"
         )
-    return {name: found[name] for name in header}
+    return {name: tensors[name] for name in header}
 
 
-def _sums(metadata: Any, count: int) -> list[int]:
-    """The tensors' checksums in the order of their bytes; none where nobody wrote them."""
+def _sums(metadata: object, count: int) -> list[int]:
+    """Checksums of the tensors in the order of their bytes; empty if there are none."""
     text = metadata.get(_SUMS, "") if isinstance(metadata, dict) else ""
     if not isinstance(text, str) or len(text) != 8 * count or set(text) - set(string.hexdigits):
         return []
@@ -171,7 +174,7 @@ def _sums(metadata: Any, count: int) -> list[int]:
 
 
 def _once(path: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object none of whose keys stands twice: which of two would count?"""
+    """Builds a JSON object; refuses repeated keys, which are ambiguous."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -181,14 +184,14 @@ def _once(path: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end, by its entry in the header, which is checked."""
+    """Byte range of a tensor from its header entry, which is checked."""
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, first, last]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: tensor {name!r} has a damaged header entry") from error
-    whole = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
-    if not isinstance(dtype, str) or not isinstance(shape, list) or not whole or last < first:
+    valid = all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not valid or last < first:
         raise UserError(f"{path}: tensor {name!r} has a damaged header entry")
     if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
         raise UserError(
@@ -199,13 +202,13 @@ def _span(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 class Writer:
-    """Writes a safetensors file tensor by tensor, with a checksum of each in its header.
+    """Writer of a safetensors file, tensor by tensor, with checksums in its header.
 
     Args:
-      path: the file; it is complete once the context ends.
-      shapes: name and shape of every tensor, in the order in which they will be appended.
-      dtype: of all of them.
-      metadata: text for the header; transformers wants `format`.
+      path: path of the file; it is complete once the context ends.
+      shapes: name and shape of every tensor, in the order of the `append` calls.
+      dtype: dtype of all tensors.
+      metadata: further entries of the header's metadata.
     """
 
     def __init__(
@@ -217,7 +220,9 @@ class Writer:
     ):
         self._shapes, self._dtype, self._count = list(shapes), np.dtype(dtype), 0
         spelled = next(name for name, known in DTYPES.items() if known == self._dtype)
-        room = "0" * 8 * len(self._shapes)  # for the checksums, known at the end
+        # The header precedes the tensors, so checksums get placeholders that are overwritten at the
+        # end.
+        room = "0" * 8 * len(self._shapes)  # eight hexadecimal digits a tensor
         known = {"format": "pt"} | dict(metadata or {}) | {_SUMS: room}
         header: dict[str, Any] = {"__metadata__": known}
         self._sums = ""
@@ -232,7 +237,7 @@ class Writer:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def append(self, array: np.ndarray) -> None:
-        """Writes the next tensor, cast to the file's dtype."""
+        """Appends the next tensor, cast to the file's dtype."""
         name, shape = self._shapes[self._count]
         if array.shape != shape:
             raise ValueError(f"tensor {name!r} has shape {array.shape}, not {shape}")
@@ -244,7 +249,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: object, *rest: object) -> None:
+    def __exit__(self, kind: object, *details: object) -> None:
         """Closes the file.
 
         Raises:

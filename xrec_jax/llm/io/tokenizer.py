@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, prompts, and conversations with a mask of what is trained."""
+"""Tokenizer: encoding, decoding, prompts, and conversations with a loss mask."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xrec_jax.llm.io.chat_template import ChatTemplate
 from xrec_jax.llm.io.hf import Generation, read_generation
 from xrec_jax.llm.io.tokenizer_files import read_tokenizer
 
-SOFT = "<|soft|>"  # a place in a prompt that a soft prompt's vectors fill
+SOFT = "<|soft|>"  # placeholder that a soft prompt vector replaces
 Message = Mapping[str, str]
 
 
 class Rendered(NamedTuple):
-    """A conversation as ids.
+    """Token ids of a conversation, with a loss mask.
 
     Attributes:
-      ids: `[length]`.
-      trained: `[length]`; true where a token is one that the model must learn to write: the
-        assistant's words and the token that ends them.
+      ids: `[length]` token ids.
+      trained: `[length]`, true for tokens to be learned: the assistant's answers, each with its
+        end-of-text token.
     """
 
     ids: list[int]
@@ -32,12 +32,12 @@ class Rendered(NamedTuple):
 
 
 class Tokenizer:
-    """A tokenizer of `transformers` with the ids that a model needs.
+    """A `transformers` tokenizer with the special ids of a model.
 
     Args:
       tokenizer: a fast tokenizer.
-      generation: the model's special ids, which may know more ends than the tokenizer.
-      where: for messages.
+      generation: special ids of the model, perhaps with more end-of-text tokens than the tokenizer.
+      where: name for messages.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Tokenizer:
         self.where = where
         generation = generation or Generation()
         own = tokenizer.eos_token_id
-        # As `transformers` begins a text, also where no file names the token that begins one.
+        # The tokens that `transformers` puts before a text, even if no file names a BOS token.
         self._start: list[int] = _start(tokenizer)
         self.bos_id: int | None = tokenizer.bos_token_id
         if self.bos_id is None and self._start:
             self.bos_id = self._start[0]
-        # Any of them ends a text; the tokenizer's own comes first and is the one that we write.
+        # Any of them ends a text; the tokenizer's own comes first and is the one that is written.
         self.eos_ids: tuple[int, ...] = tuple(
             dict.fromkeys([*([] if own is None else [own]), *generation.eos_ids])
         )
         pads = (tokenizer.pad_token_id, generation.pad_id, *self.eos_ids, 0)
-        # Only fills up batches: which tokens are real is told by lengths, never by this id.
+        # Only for padding: masks come from lengths, never from this id.
         self.pad_id: int = next(pad for pad in pads if pad is not None)
         soft = tokenizer.get_vocab().get(SOFT)
         self.soft_id: int | None = soft
-        self._beyond: dict[int, str] = {}  # tokens that the model has no row for
-        self._rows = 0  # of the model's embedding, once that is known
+        self._beyond: dict[int, str] = {}  # tokens without a row of the embedding
+        self._rows = 0  # rows of the model's embedding, once known
         self._chat: ChatTemplate | None = None
 
     def __len__(self) -> int:
@@ -71,12 +71,12 @@ class Tokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether the model has a chat template."""
+        """True if the model has a chat template."""
         return bool(self.hf.chat_template)
 
     @property
     def eos_id(self) -> int:
-        """The id that ends what we write.
+        """End-of-text id that is written after an answer.
 
         Raises:
           UserError: if there is none.
@@ -91,12 +91,12 @@ class Tokenizer:
     def check_fits(self, vocab_size: int) -> None:
         """Checks the ids against the model's embedding.
 
-        Tokens that were added without a row for them (a padding token, most often) are fine as
+        Added tokens without a row of the embedding (a padding token, most often) are accepted as
         long as no text spells them and none of them begins or ends every text.
 
         Raises:
-          UserError: if tokens of the vocabulary itself, or ones that cannot be done without, lie
-            beyond the embedding.
+          UserError: if tokens of the vocabulary itself, or indispensable added ones, lie beyond the
+            embedding.
         """
         beyond = {n: text for text, n in self.hf.get_vocab().items() if n >= vocab_size}
         needless = set(self.hf.get_added_vocab().values()).difference(self._start)
@@ -116,16 +116,16 @@ class Tokenizer:
             self.pad_id = next(iter(ends), 0)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Ids of a text.
+        """Encodes a text.
 
         Args:
-          text: special tokens that are spelled out in it become their ids.
-          bos: whether to begin as the model's texts do; never begins twice.
+          text: the text; special tokens spelled out in it become their ids.
+          bos: add the begin-of-text token, unless the text spells it.
         """
         return self.encode_batch([text], bos=bos)[0]
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = True) -> list[list[int]]:
-        """Ids of several texts; see `encode`."""
+        """Encodes several texts; see `encode`."""
         texts = [check_text(text) for text in texts]
         if not texts:
             return []
@@ -143,11 +143,11 @@ class Tokenizer:
                 )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """Decodes ids, without special tokens."""
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """The texts of several rows of ids."""
+        """Decodes several rows of ids."""
         return [
             self.hf.decode(
                 [int(n) for n in row], skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -156,56 +156,58 @@ class Tokenizer:
         ]
 
     def decode_whole(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
+        """Decodes ids, with special tokens spelled out."""
         return self.hf.decode(
             [int(n) for n in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:
-        """How the tokens are spelled that `decode` leaves out."""
+        """Texts of the special tokens, which `decode` omits."""
         added = self.hf.added_tokens_decoder.values()
         return tuple(sorted({token.content for token in added if token.special}))
 
-    def prompt(self, given: str | Sequence[Message], *, template: bool | None = None) -> list[int]:
-        """Ids after which the model writes its answer.
+    def prompt(
+        self, conversation: str | Sequence[Message], *, template: bool | None = None
+    ) -> list[int]:
+        """Token ids of a prompt, to be continued by the model's answer.
 
         Args:
-          given: a prompt, or messages of which the last is not the assistant's.
-          template: whether to use the chat template; default: if the model has one.
+          conversation: a prompt, or messages of which the last is not the assistant's.
+          template: use the chat template; default: if the model has one.
 
         Raises:
           UserError: if the messages are malformed or the template refuses them.
         """
-        messages = _messages(given)
+        messages = _messages(conversation)
         if self._templated(template):
             return self.encode(self._apply(messages, prompt=True), bos=False)
-        if isinstance(given, str):
-            return self.encode(given)
+        if isinstance(conversation, str):
+            return self.encode(conversation)
         return self._plain(messages).ids
 
     def render(
-        self, given: tuple[str, str] | Sequence[Message], *, template: bool | None = None
+        self, conversation: tuple[str, str] | Sequence[Message], *, template: bool | None = None
     ) -> Rendered:
-        """Ids of a whole conversation, and which of them are trained.
+        """Token ids and loss mask of a whole conversation.
 
-        What precedes an answer is, token for token, what `prompt` gives for it.
+        The tokens before an answer equal those of `prompt`.
 
         Args:
-          given: a prompt and its completion, or messages with at least one of the assistant.
-          template: whether to use the chat template; default: if the model has one.
+          conversation: a prompt and its completion, or messages with at least one of the assistant.
+          template: use the chat template; default: if the model has one.
 
         Raises:
-          UserError: if the messages are malformed, the template refuses them, or it writes the
-            beginning of a conversation differently once it goes on, so that no mask is right.
+          UserError: if the messages are malformed, the template refuses them, or it renders the
+            beginning of a conversation differently once it continues, so that no mask is correct.
         """
-        messages = _messages(given)
+        messages = _messages(conversation)
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError("messages: none is the assistant's, so there is nothing to learn")
         if self._templated(template):
             return self._render_template(messages)
-        if isinstance(given, tuple):
-            begin, answer = self.encode(given[0]), self._answer(given[1])
+        if isinstance(conversation, tuple):
+            begin, answer = self.encode(conversation[0]), self._answer(conversation[1])
             return Rendered(begin + answer, [False] * len(begin) + [True] * len(answer))
         return self._plain(messages)
 
@@ -218,60 +220,63 @@ class Tokenizer:
         return [*self.encode(text, bos=False), self.eos_id]
 
     def _plain(self, messages: Sequence[Message]) -> Rendered:
-        """Messages without a template: paragraphs, each answer ended."""
+        """Renders messages without a template: paragraphs, answers with an end-of-text token."""
         ids: list[int] = self.encode("")
         trained = [False] * len(ids)
         for message in messages:
             answer = message["role"] == "assistant"
             text = message["content"]
-            part = self._answer(text) if answer else self.encode(text + "\n\n", bos=False)
-            ids += part
-            trained += [answer] * len(part)
+            tokens = self._answer(text) if answer else self.encode(text + "\n\n", bos=False)
+            ids += tokens
+            trained += [answer] * len(tokens)
         return Rendered(ids, trained)
 
     def _render_template(self, messages: Sequence[Message]) -> Rendered:
-        whole = self._apply(messages)
-        ids = self.encode(whole, bos=False)
+        text = self._apply(messages)
+        ids = self.encode(text, bos=False)
         trained = [False] * len(ids)
         end = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start, end = self._answer_span(messages, number, whole, ids)
+            start, end = self._answer_span(messages, number, text, ids)
             stops = [n for n in range(start, end) if ids[n] in self.eos_ids]
-            if stops:  # a template's line feed behind the end is never written
+            if stops:  # a template's line feed after the end-of-text token is never generated
                 end = stops[-1] + 1
             trained[start:end] = [True] * (end - start)
+        # The model must learn to stop, even if the template ends without an end-of-text token.
         last = messages[-1]["role"] == "assistant"
         if last and not (end and ids[end - 1] in self.eos_ids):
             ids, trained = [*ids, self.eos_id], [*trained, True]
         return Rendered(ids, trained)
 
     def _answer_span(
-        self, messages: Sequence[Message], number: int, whole: str, ids: list[int]
+        self, messages: Sequence[Message], number: int, rendered: str, ids: list[int]
     ) -> tuple[int, int]:
-        """Which tokens of a conversation hold the answer that is message `number`.
+        """Token range of the answer that is message `number`.
 
-        Where a token reaches across the border of prompt and answer, it belongs to the answer.
+        A token that spans the border of prompt and answer belongs to the answer.
         """
         borders = [
-            self._prefix(messages[:number], whole, number, prompt=True),
-            self._prefix(messages[: number + 1], whole, number, prompt=False),
+            self._prefix(messages[:number], rendered, number, prompt=True),
+            self._prefix(messages[: number + 1], rendered, number, prompt=False),
         ]
-        begins = [self.encode(text, bos=False) for text in borders]
+        begins = [self.encode(border, bos=False) for border in borders]
+        # Usually tokens do not cross the borders and encoded prefixes give the range; else
+        # character offsets do.
         if all(ids[: len(begin)] == begin for begin in begins):
             return len(begins[0]), len(begins[1])
-        first, last = (len(text) for text in borders)
+        first, last = (len(border) for border in borders)
         places = self.hf(
-            whole, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+            rendered, add_special_tokens=False, verbose=False, return_offsets_mapping=True
         )["offset_mapping"]
         inside = [n for n, (start, stop) in enumerate(places) if stop > first and start < last]
         return (inside[0], inside[-1] + 1) if inside else (len(begins[0]), len(begins[0]))
 
-    def _prefix(self, messages: Sequence[Message], whole: str, number: int, *, prompt: bool) -> str:
-        """The rendered `messages`, which must be the beginning of the whole conversation."""
+    def _prefix(self, messages: Sequence[Message], text: str, number: int, *, prompt: bool) -> str:
+        """Renders leading messages, which must be a prefix of the whole conversation's text."""
         begin = self._apply(messages, prompt=prompt)
-        if not whole.startswith(begin):
+        if not text.startswith(begin):
             raise UserError(
                 f"{self.where}: the chat template writes messages 0 to {len(messages) - 1} "
                 f"differently when message {number} follows, so what is trained cannot be told; "
@@ -286,13 +291,13 @@ class Tokenizer:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """Loads the tokenizer of a model's directory, Hugging Face's or imported; never downloads.
+    """Loads the tokenizer of a Hugging Face or imported model; never downloads.
 
     Args:
       path: a local or `gs://` directory.
 
     Raises:
-      UserError: if it is no directory, or holds no tokenizer that can be read.
+      UserError: if it is not a directory, or holds no readable tokenizer.
     """
     check_scheme(path)
     folder = epath.Path(path)
@@ -302,19 +307,20 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
 
 
 def _start(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before every text: one token, or nothing."""
-    whole, bare = (
+    """Tokens that a tokenizer puts before every text: one, or none."""
+    with_special, bare = (
         tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"]
         for special in (True, False)
     )
-    return list(whole[:1]) if whole[1 : 1 + len(bare)] == bare != whole else []
+    return list(with_special[:1]) if with_special[1 : 1 + len(bare)] == bare != with_special else []
 
 
-def check_text(text: Any, what: str = "text") -> str:
-    """The text, if it can be written in UTF-8.
+def check_text(text: object, what: str = "text") -> str:
+    """Returns the text if it can be encoded in UTF-8.
 
     Raises:
-      UserError: if it is no text, or holds half a surrogate pair, as of an emoji cut in two.
+      UserError: if it is not a text, or holds half a surrogate pair, such as of an emoji cut in
+        two.
     """
     if not isinstance(text, str):
         raise UserError(f"{what} must be a text, not {type(text).__name__}")
@@ -326,19 +332,19 @@ def check_text(text: Any, what: str = "text") -> str:
             f"{what} holds half a surrogate pair ({half!r}) at character {error.start}; remove or "
             "replace it"
         ) from error
-    return str(text)  # of NumPy's and other subclasses the plain text
+    return str(text)  # subclasses, such as NumPy's, become plain texts
 
 
-def _messages(given: Any) -> list[Message]:
-    """Any way to give a conversation, as checked messages."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if isinstance(given, tuple):
-        if len(given) != 2 or not all(isinstance(text, str) for text in given):
+def _messages(conversation: Any) -> list[Message]:
+    """Converts any form of a conversation to checked messages."""
+    if isinstance(conversation, str):
+        return [{"role": "user", "content": conversation}]
+    if isinstance(conversation, tuple):
+        if len(conversation) != 2 or not all(isinstance(text, str) for text in conversation):
             raise UserError("a prompt and its completion must be two texts")
         roles = ("user", "assistant")
-        return [{"role": r, "content": t} for r, t in zip(roles, given, strict=True)]
-    messages = list(given)
+        return [{"role": r, "content": t} for r, t in zip(roles, conversation, strict=True)]
+    messages = list(conversation)
     if not messages:
         raise UserError("messages: the list is empty")
     for number, message in enumerate(messages):

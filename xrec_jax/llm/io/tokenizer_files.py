@@ -1,4 +1,4 @@
-"""Reading the tokenizer in a model's directory: which files there are, and what they need."""
+"""Reader of the tokenizer files in a model's directory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FATAL = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
 def read_tokenizer(folder: epath.Path) -> Any:
-    """The `transformers` tokenizer of a directory; nothing is downloaded and no code of it is run.
+    """Reads the `transformers` tokenizer of a directory, without downloads or custom code.
 
     Args:
-      folder: a local or `gs://` directory, which exists.
+      folder: an existing local or `gs://` directory.
 
     Raises:
-      UserError: if it holds no tokenizer, one that cannot be read here, or one with its own code.
+        UserError: if it holds no tokenizer, one that cannot be read, or one with custom code.
     """
     if is_local(folder):
         return _read(pathlib.Path(folder), str(folder))
@@ -40,7 +40,7 @@ def read_tokenizer(folder: epath.Path) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keeps `transformers` from advising, when it is first imported, to install PyTorch."""
+    """Silences the advice of `transformers` to install PyTorch; call before its first import."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
@@ -59,25 +59,28 @@ def _read(folder: pathlib.Path, where: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    # Under this class some versions of transformers make a byte-level file into another tokenizer.
+    # For this class some versions of transformers convert a byte-level file into another tokenizer.
     llama = str(content.get("tokenizer_class")).startswith("LlamaTokenizer")
     plain = llama and not pieces_only and _is_byte_level(folder / _WHOLE)
     kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
     loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # what matters ends in an exception
+    logging.set_verbosity_error()  # real problems raise
     try:
         options = {} if plain else {"trust_remote_code": False}
-        made = kind.from_pretrained(str(folder), local_files_only=True, **options)
-        made.model_max_length = 1 << 60  # nothing is cut here, and files hold any value for it
-        if getattr(made.backend_tokenizer.model, "dropout", None):
-            made.backend_tokenizer.model.dropout = (
-                None  # it is for training; texts have one reading
-            )
-        made.decode(made("a")["input_ids"])
-        return made
+        tokenizer = kind.from_pretrained(str(folder), local_files_only=True, **options)
+        tokenizer.model_max_length = (
+            1 << 60
+        )  # nothing is truncated here, and files hold arbitrary values
+        if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            # BPE dropout is for training; here a text has one encoding.
+            tokenizer.backend_tokenizer.model.dropout = None
+        tokenizer.decode(tokenizer("a")["input_ids"])
+        return tokenizer
     except _FATAL:
         raise
-    except BaseException as error:  # `tokenizers` raises plain ones, and panics that are no others
+    except (
+        BaseException
+    ) as error:  # `tokenizers` raises `Exception` itself, and panics outside of it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{where}: the tokenizer cannot be read: {reason}") from error
     finally:
@@ -85,7 +88,7 @@ def _read(folder: pathlib.Path, where: str) -> Any:
 
 
 def _check_pieces(file: pathlib.Path, where: str) -> None:
-    """Refuses a directory with `tokenizer.model` alone where its package is not installed."""
+    """Refuses a directory with only `tokenizer.model` if the package that reads it is missing."""
     with file.open("rb") as opened:
         first = opened.read(1)
     # A sentencepiece model begins with the tag of its first piece; tiktoken's file is text.
@@ -98,10 +101,10 @@ def _check_pieces(file: pathlib.Path, where: str) -> None:
 
 
 def _is_byte_level(file: pathlib.Path) -> bool:
-    """Whether a `tokenizer.json` works on bytes, as Llama 3's does, unlike that of LLaMA 2."""
+    """True if a `tokenizer.json` is byte-level, as Llama 3's, unlike LLaMA 2's."""
     try:
         content = json.loads(file.read_bytes())
-        parts = json.dumps([content.get(key) for key in ("pre_tokenizer", "decoder")])
+        text = json.dumps([content.get(key) for key in ("pre_tokenizer", "decoder")])
     except (OSError, ValueError, AttributeError, RecursionError):
-        return False  # whoever reads it next says what is wrong
-    return '"ByteLevel"' in parts
+        return False  # the next reader reports the fault
+    return '"ByteLevel"' in text

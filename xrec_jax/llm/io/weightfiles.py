@@ -1,8 +1,8 @@
-"""Which files of a Hugging Face directory hold a LLaMA's weights, and under which names.
+"""Weight files of a Hugging Face directory, and the names of a LLaMA's tensors in them.
 
-One parameter has several names in the wild: without the prefix `model.` where the bare model was
-saved, under the head's name where the two tables are one. Nothing that is stored is left out
-silently, and nothing that is missing is made up.
+A parameter may have several names: without the prefix `model.` if the bare model was saved, or
+under the head's name if both tables are tied. No stored tensor is ignored silently, and no missing
+one is initialised.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from xrec_jax.llm.model.layout import parameters
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_LONGEST_NAME = 200  # of a file, which file systems bound by 255 bytes
-_COMPUTED = "rotary_emb.inv_freq"  # older files keep it; it follows from the configuration
-# What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a kernel.
+_LONGEST_NAME = 200  # of a file; file systems allow 255 bytes
+_COMPUTED = "rotary_emb.inv_freq"  # stored in older files; follows from the configuration
+# Tensors that GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store with or for a kernel.
 _QUANTIZED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..*|nested_absmax|"
     r"nested_quant_map|weight_(scale|scale_inv|packed|shape|zero_point)|input_scale)$"
@@ -36,15 +36,19 @@ _ADVICE = "give the unquantised model; quantization='int8' or 'nf4' quantises it
 
 
 def check_unquantized(content: Mapping[str, Any], where: str) -> None:
-    """Refuses a `config.json` that says its weights are quantised.
+    """Refuses a `config.json` of quantised weights.
 
     Raises:
-      UserError: says how they are quantised.
+      UserError: names the quantisation method.
     """
-    asked = content.get("quantization_config")
-    if not asked:
+    quantization = content.get("quantization_config")
+    if not quantization:
         return
-    method = asked.get("quant_method", "of an unknown kind") if isinstance(asked, dict) else asked
+    method = (
+        quantization.get("quant_method", "of an unknown kind")
+        if isinstance(quantization, dict)
+        else quantization
+    )
     raise UserError(
         f"{where}: quantization_config: the weights are quantised ({str(method)[:40]!r}), which "
         f"cannot be read; {_ADVICE}"
@@ -52,32 +56,33 @@ def check_unquantized(content: Mapping[str, Any], where: str) -> None:
 
 
 def open_weights(path: pathlib.Path, config: LlamaConfig) -> tuple[LlamaConfig, dict[str, Tensor]]:
-    """Finds every tensor of a model, by Hugging Face's usual names, and checks dtypes and shapes.
+    """Finds all tensors of a model, by Hugging Face's standard names, and checks dtypes and shapes.
 
     Returns:
-      The configuration, untied where two different tables are stored, and the tensors.
+      The configuration, untied if two different tables are stored, and the tensors by name.
 
     Raises:
-      UserError: names the file and the tensor that is missing, unknown, doubled or of a wrong
+      UserError: names the file and the tensor that is missing, unknown, repeated or of a wrong
         shape or dtype.
     """
     stored = _by_usual_name(_stored(path))
     where = path / (SINGLE if (path / SINGLE).is_file() else INDEX)
     tied = config.tie_embeddings
+    # One tied table may be stored under the head's name alone.
     if tied and HEAD in stored and EMBEDDING not in stored:
         stored[EMBEDDING] = stored.pop(HEAD)
-    both = dataclasses.replace(config, tie_embeddings=False)
-    found = _expected(where, stored, both if tied and HEAD in stored else config)
-    if tied and HEAD in found:
-        # Saved apart after they were trained apart: transformers takes the head that is stored.
-        if not _equal(found[EMBEDDING], found[HEAD]):
-            return both, found
-        del found[HEAD]
-    return config, found
+    untied = dataclasses.replace(config, tie_embeddings=False)
+    tensors = _expected(where, stored, untied if tied and HEAD in stored else config)
+    if tied and HEAD in tensors:
+        # The tables were trained separately: transformers uses the stored head, too.
+        if not _equal(tensors[EMBEDDING], tensors[HEAD]):
+            return untied, tensors
+        del tensors[HEAD]
+    return config, tensors
 
 
 def _stored(path: pathlib.Path) -> dict[str, Tensor]:
-    """All tensors of the directory by their stored names; a single file before an index."""
+    """All tensors of the directory by stored name; a single file takes precedence over an index."""
     if (path / SINGLE).is_file():
         return tensorfile.read_header(path / SINGLE)
     stored: dict[str, Tensor] = {}
@@ -100,7 +105,7 @@ def _stored(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _index(path: pathlib.Path) -> dict[str, str]:
-    """The index: a file's name for every tensor."""
+    """Reads the index: file name of every tensor."""
     if not (path / INDEX).is_file():
         other = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pth", ".gguf"))
         hint = f"; {other[0]} must be converted to safetensors first" if other else ""
@@ -123,8 +128,8 @@ def _index(path: pathlib.Path) -> dict[str, str]:
 
 
 def _by_usual_name(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names of a whole model's, whichever part of it was saved."""
-    found: dict[str, Tensor] = {}
+    """Renames the tensors of a bare or a full model to the names of a full model."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if _QUANTIZED.search(name):
             raise UserError(
@@ -134,37 +139,37 @@ def _by_usual_name(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         bare = name
         while bare.startswith("model."):
             bare = bare.removeprefix("model.")
-        inner = bare.startswith(("embed_tokens.", "layers.", "norm."))
-        usual = f"model.{bare}" if inner else bare
-        if usual in found:
+        is_bare = bare.startswith(("embed_tokens.", "layers.", "norm."))
+        usual = f"model.{bare}" if is_bare else bare
+        if usual in renamed:
             raise UserError(
-                f"{tensor.file}: tensors {found[usual].name!r} and {name!r} are one parameter; "
+                f"{tensor.file}: tensors {renamed[usual].name!r} and {name!r} are one parameter; "
                 "remove one of them"
             )
-        found[usual] = tensor
-    return found
+        renamed[usual] = tensor
+    return renamed
 
 
 def _expected(
     where: pathlib.Path, stored: Mapping[str, Tensor], config: LlamaConfig
 ) -> dict[str, Tensor]:
-    """The tensors that the model needs, checked; refuses others."""
-    found: dict[str, Tensor] = {}
+    """Selects and checks the tensors of the model; refuses unknown ones."""
+    tensors: dict[str, Tensor] = {}
     for parameter in parameters(config):
         for _, name in parameter.hf_names():
             if name not in stored:
                 stale = where.name == SINGLE and (where.parent / INDEX).is_file()
                 hint = f"; {INDEX} beside it names other files: remove what is stale"
                 raise UserError(f"{where}: tensor {name!r} is missing{hint if stale else ''}")
-            found[name] = stored[name]
+            tensors[name] = stored[name]
             _check(stored[name], parameter.hf_shape)
     for name, tensor in stored.items():
-        if name not in found and _COMPUTED not in name:
+        if name not in tensors and _COMPUTED not in name:
             raise UserError(
                 f"{tensor.file}: tensor {tensor.name!r} is none of a LLaMA's with "
                 f"{config.num_layers} layers; the model would not be the one that was stored"
             )
-    return found
+    return tensors
 
 
 def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -183,9 +188,9 @@ def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers; ends at the first that differ."""
+    """True if two tensors of one shape hold the same numbers; stops at the first difference."""
     for start, rows in a.chunks(0, a.shape[0]):
-        others = np.concatenate([part for _, part in b.chunks(start, start + len(rows))])
+        others = np.concatenate([chunk for _, chunk in b.chunks(start, start + len(rows))])
         if not np.array_equal(rows.astype(np.float64), others.astype(np.float64)):
             return False
     return True

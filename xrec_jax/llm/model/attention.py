@@ -1,7 +1,7 @@
-"""Causal attention over packed sequences: one interface, whatever implementation suits the device.
+"""Causal attention over packed sequences: one interface to the implementations of each device.
 
-A token sees the tokens before it in its row that have the same segment number; 0 is padding. Where
-segment 1 is shared, all later segments see it too: a prompt, and several answers to it.
+A token sees the earlier tokens of its row with the same segment number; 0 is padding. If segment 1
+is shared, all later segments see it too: a prompt, and several answers to it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.parallel.mesh import current_parts, mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
-# Queries of a block on a CPU: long enough for the matrix product, short enough that the scores stay
-# in the cache and half of the square is skipped; more blocks cost compilation.
+# Queries of a block on a CPU: long enough for an efficient matrix product, short enough that the
+# scores stay in the cache and half of the square is skipped; more blocks cost compilation time.
 _BLOCK, LONG, _BLOCK_LONG = 128, 512, 256
-_MASKED = -1e30  # finite: a row that is all padding must not become NaN
+_MASKED = -1e30  # finite: a fully masked row must not become NaN
 
 
 def choose(
@@ -31,10 +31,10 @@ def choose(
     dtype: jnp.dtype,
     shared: bool = False,
 ) -> str:
-    """The implementation that `auto` stands for on this device, mesh and shape.
+    """Resolves "auto" to the implementation for this device, mesh and shape.
 
     Raises:
-      UserError: on an unknown name, or one that this device does not have.
+      UserError: for an unknown name, or one that this device does not support.
     """
     if implementation not in IMPLEMENTATIONS:
         hint = did_you_mean(implementation, IMPLEMENTATIONS)
@@ -51,17 +51,18 @@ def choose(
         return implementation
     if backend == "cpu":
         return "blocked"
+    # cuDNN and splash have constraints on dtype and shape; "xla" takes everything.
     half = dtype in (jnp.bfloat16, jnp.float16)
     if backend == "gpu" and half and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
-    whole = kv_heads % current_parts("heads") == 0
-    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and whole and not shared:
+    even_heads = kv_heads % current_parts("heads") == 0
+    if backend == "tpu" and length % 128 == 0 and head_dim % 64 == 0 and even_heads and not shared:
         return "splash"
     return "xla"
 
 
 def _visible(queries: jax.Array, keys: jax.Array, shared: bool) -> jax.Array:
-    """Which tokens may see which by their segments: `[b, q]`, `[b, k]` -> `[b, q, k]` bool."""
+    """Mask of visible keys by segment: `[b, q]`, `[b, k]` -> `[b, q, k]` bool."""
     queries, keys = queries[:, :, None], keys[:, None, :]
     same = queries == keys
     return same | ((keys == 1) & (queries > 1)) if shared else same
@@ -76,19 +77,19 @@ def attend(
     implementation: str = "auto",
     shared: bool = False,
 ) -> jax.Array:
-    """Attention of a sequence to itself.
+    """Causal self-attention of packed sequences.
 
     Args:
       q: `[batch, length, heads, head_dim]`.
       k: `[batch, length, kv_heads, head_dim]`.
       v: like `k`.
-      segments: `[batch, length]` int32; 0 is padding, whose output means nothing but is finite.
+      segments: `[batch, length]` int32; 0 is padding, whose output is undefined but finite.
       implementation: one of `IMPLEMENTATIONS`. "blocked" computes only the causal half of the
         scores, "cudnn" needs a GPU and 16-bit inputs, "splash" is the Pallas kernel of TPUs.
-      shared: whether later segments see segment 1.
+      shared: let later segments see segment 1.
 
     Returns:
-      `[batch, length, heads, head_dim]`.
+        `[batch, length, heads, head_dim]`.
     """
     chosen = choose(
         implementation,
@@ -103,6 +104,7 @@ def attend(
     if chosen in ("splash", "splash_interpret"):
         return _splash(q, k, v, segments, interpret=chosen == "splash_interpret")
     length = q.shape[1]
+    # "xla" and "cudnn" share JAX's interface, which takes a dense mask.
     causal = jnp.tril(jnp.ones((length, length), bool))
     mask = causal & _visible(segments, segments, shared)
     kernel: Any = chosen
@@ -124,17 +126,17 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 
     Args:
       q: `[batch, length, heads, head_dim]`.
-      k: `[batch, kv_heads, head_dim, slots]`: the product with a single query then runs along the
-        slots.
+      k: `[batch, kv_heads, head_dim, slots]`, so that the product with a single query is contiguous
+        along the slots.
       v: `[batch, kv_heads, slots, head_dim]`.
       mask: `[batch, length, slots]` bool.
 
     Returns:
-      `[batch, length, heads, head_dim]`; finite also where the mask is empty.
+      `[batch, length, heads, head_dim]`; finite even for an empty mask.
     """
     batch, length, heads, dim = q.shape
     kv = k.shape[1]
-    # Query heads of one key head become rows of one product.
+    # Grouped queries: the query heads of one key head become rows of one product.
     rows = q.reshape(batch, length, kv, heads // kv, dim).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv, -1, dim)
     scores = jnp.einsum("bkrd,bkds->bkrs", rows, k, preferred_element_type=jnp.float32)
@@ -149,11 +151,11 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 def _blocked(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, shared: bool
 ) -> jax.Array:
-    """Blocks of queries, each against the keys up to its end: half of the square is skipped."""
+    """Attends in blocks of queries, each to the keys up to its end: skips half of the square."""
     length = q.shape[1]
     block = _BLOCK if length <= LONG else _BLOCK_LONG
     k, v = keys_for_cache(k), head_major(v)
-    # Long rows keep no scores for the backward pass: to compute them again is cheaper than memory.
+    # Long rows recompute their scores in the backward pass instead of storing them.
     attend_block = attend_cached if length <= LONG else jax.checkpoint(attend_cached)
     out = []
     for start in range(0, length, block):
@@ -168,7 +170,7 @@ def _blocked(
 def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, interpret: bool
 ) -> jax.Array:
-    """The Pallas kernel for TPUs; each device runs it on its own rows and heads."""
+    """Runs the Pallas kernel for TPUs; each device on its own rows and heads."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -180,6 +182,7 @@ def _splash(
             f"attention='splash' needs {k.shape[2]} key heads to split evenly over the mesh axis "
             f"tensor, which is {current_parts('heads')}; use 'xla'"
         )
+    # The largest block that divides the length.
     side = next(size for size in (512, 256, 128) if length % size == 0)
     blocks = kernel.BlockSizes(
         block_q=side,
@@ -191,7 +194,7 @@ def _splash(
         use_fused_bwd_kernel=True,
     )
 
-    def local(q, k, v, segments):
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         causal = masks.CausalMask((length, length))
         mask = masks.MultiHeadMask([causal] * q.shape[2])
         call = kernel.make_splash_mha(
@@ -204,10 +207,11 @@ def _splash(
         q, k, v = head_major(q * dim**-0.5), head_major(k), head_major(v)
         return jax.vmap(row)(q, k, v, segments).swapaxes(1, 2).astype(v.dtype)
 
+    # The compiler cannot partition a Pallas call, so the mesh is mapped by hand.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q, k, v, segments)
-    heads, rows = (PartitionSpec(mesh_axes("batch"), *rest) for rest in ((None, "tensor"), ()))
+    heads, rows = (PartitionSpec(mesh_axes("batch"), *others) for others in ((None, "tensor"), ()))
     split = jax.shard_map(
         local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA, and its translation to and from a Hugging Face `config.json`."""
+"""Configuration of a LLaMA, and its translation to and from a Hugging Face `config.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ARCHITECTURES = (ARCHITECTURE, "LlamaModel")  # the second is stored without a 
 _ACTIVATIONS = ("silu", "swish")  # two names of one function
 _BIASES = ("attention_bias", "mlp_bias")  # this model has none
 _TYPE = ("rope_type", "type")  # the second is the older name
-# What each kind of scaling reads; a value under any other key would be dropped without a word.
+# Keys read by each kind of scaling; a value under any other key would be ignored silently.
 _SCALINGS = {
     "default": (),
     "linear": ("factor",),
@@ -27,16 +27,16 @@ _BORDERS = ("low_freq_factor", "high_freq_factor")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for sequences longer than those of the training.
+    """Scaling of rotary frequencies for sequences longer than those of the training.
 
     Attributes:
       factor: low frequencies are divided by it; in "linear" all are.
       low_freq_factor: wavelengths above `original_max_positions / low_freq_factor` are scaled.
       high_freq_factor: wavelengths below `original_max_positions / high_freq_factor` are kept.
       original_max_positions: context length before the extension.
-      kind: "llama3" (Llama 3.1 and 3.2), "linear", or "dynamic", which changes nothing up to
-        `LlamaConfig.max_positions`, the longest sequence that is taken. The three fields before
-        belong to "llama3" only.
+      kind: "llama3" (Llama 3.1 and 3.2), "linear", or "dynamic", which has no effect up to
+        `LlamaConfig.max_positions`, the longest sequence accepted. The three fields before belong
+        to "llama3" only.
     """
 
     factor: float
@@ -58,11 +58,11 @@ class LlamaConfig:
       num_heads: query heads.
       num_kv_heads: key and value heads; divides `num_heads`.
       head_dim: features of a head; need not be `hidden_size / num_heads`.
-      max_positions: longest sequence the model is meant for.
+      max_positions: longest sequence that the model supports.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None for LLaMA 2 and 3.
       rms_eps: added to the mean square in RMSNorm.
-      tie_embeddings: whether the output layer is the embedding.
+      tie_embeddings: use the embedding as the output layer.
       initializer_range: standard deviation of random kernels.
     """
 
@@ -100,14 +100,14 @@ class LlamaConfig:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with: N of the 4N and 6N FLOPs a token."""
+        """Number of parameters in matrix products: N of the 4N and 6N FLOPs a token."""
         heads = 2 * self.num_heads + 2 * self.num_kv_heads
         layer = self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
         return self.num_layers * layer + self.vocab_size * self.hidden_size
 
     @property
     def num_parameters(self) -> int:
-        """All parameters."""
+        """Total number of parameters."""
         norms = (2 * self.num_layers + 1) * self.hidden_size
         embedding = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         return self.matmul_parameters + norms + embedding
@@ -116,12 +116,13 @@ class LlamaConfig:
 def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaConfig:
     """Reads the content of a Hugging Face `config.json`, of transformers 4 or 5.
 
-    Where two keys say the same, the one that transformers 5 reads counts. A null stands for the
-    default only under the keys where transformers takes it so.
+    Of two equivalent keys, the one that transformers 5 reads takes precedence. A null means the
+    default only for the keys where transformers does so.
 
     Raises:
-      UserError: names the key if the architecture or a value is not one of LLaMA 2 to 3.2.
+      UserError: names the key whose value is not one of LLaMA 2 to 3.2.
     """
+    # Refuse whatever this implementation would compute differently.
     _check_architecture(config, where)
     if config.get("hidden_act", "silu") not in _ACTIVATIONS:
         raise UserError(
@@ -130,8 +131,9 @@ def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaCo
     for key in _BIASES:
         if _flag(config, key, where):
             raise UserError(f"{where}: {key}=True is not supported; only False is")
-    hidden = _whole(config, "hidden_size", where)
-    heads = _whole(config, "num_attention_heads", where)
+    # Sizes, with the defaults of transformers.
+    hidden = _integer(config, "hidden_size", where)
+    heads = _integer(config, "num_attention_heads", where)
     kv, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
     if head_dim is None and hidden % heads:
         raise UserError(
@@ -140,14 +142,14 @@ def from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaCo
         )
     theta, scaling = _rope(config, where)
     values: dict[str, Any] = {
-        "vocab_size": _whole(config, "vocab_size", where),
+        "vocab_size": _integer(config, "vocab_size", where),
         "hidden_size": hidden,
-        "intermediate_size": _whole(config, "intermediate_size", where),
-        "num_layers": _whole(config, "num_hidden_layers", where),
+        "intermediate_size": _integer(config, "intermediate_size", where),
+        "num_layers": _integer(config, "num_hidden_layers", where),
         "num_heads": heads,
-        "num_kv_heads": heads if kv is None else _whole(config, "num_key_value_heads", where),
-        "head_dim": hidden // heads if head_dim is None else _whole(config, "head_dim", where),
-        "max_positions": _whole(config, "max_position_embeddings", where, default=2048),
+        "num_kv_heads": heads if kv is None else _integer(config, "num_key_value_heads", where),
+        "head_dim": hidden // heads if head_dim is None else _integer(config, "head_dim", where),
+        "max_positions": _integer(config, "max_position_embeddings", where, default=2048),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "rms_eps": _number(config, "rms_norm_eps", where, default=1e-6),
@@ -172,8 +174,8 @@ def _check_architecture(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _whole(values: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
-    """A whole number above 0; `default` stands for a key that is not there."""
+def _integer(values: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
+    """Reads an integer above 0; `default` is used for a missing key."""
     if key not in values and default is None:
         raise UserError(f"{where}: key {key!r} is missing")
     value = values.get(key, default)
@@ -185,11 +187,11 @@ def _whole(values: Mapping[str, Any], key: str, where: str, *, default: int | No
 def _number(
     values: Mapping[str, Any], key: str, where: str, *, default: float | None = None
 ) -> float:
-    """A finite number above 0; `default` stands for a key that is not there."""
+    """Reads a finite number above 0; `default` is used for a missing key."""
     if key not in values and default is None:
         raise UserError(f"{where}: key {key!r} is missing")
     value = values.get(key, default)
-    # Beyond float64 an integer of JSON has no finite value either.
+    # An integer of JSON may exceed float64.
     fine = type(value) in (int, float) and 0 < value <= sys.float_info.max
     if not fine:
         raise UserError(f"{where}: {key}={str(value)[:40]} must be a positive number")
@@ -204,13 +206,13 @@ def _flag(config: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary frequencies, wherever the file keeps them."""
-    # As transformers 5 does: what people add to a file under the older name replaces the newer.
+    """Reads base and scaling of the rotary frequencies, under their newer or older key."""
+    # As in transformers 5: the older key, which users add to files, overrides the newer one.
     at = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(at) or {}
     if not isinstance(rope, Mapping):
         raise UserError(f"{where}: {at}={rope!r} must be an object")
-    inside = f"{where}: {at}"
+    rope_where = f"{where}: {at}"
     kind = next((rope[key] for key in _TYPE if key in rope), "default")
     if not isinstance(kind, str) or kind not in _SCALINGS:
         raise UserError(
@@ -221,42 +223,44 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
         neutral = key in _TYPE or key == "rope_theta" or value is None
         if not neutral and key not in _SCALINGS[kind] and key not in _UNREAD:
             raise UserError(
-                f"{inside}: {key}={value!r} is not read by rope scaling {kind!r}; name the scaling "
-                "it belongs to as rope_type, or remove it"
+                f"{rope_where}: {key}={value!r} is not read by rope scaling {kind!r}; name the "
+                "scaling it belongs to as rope_type, or remove it"
             )
-    if kind != "default":  # there transformers does not read it
-        for part in (rope, config):
-            if part.get("partial_rotary_factor") not in (None, 1):
+    if kind != "default":  # transformers ignores it there
+        for mapping in (rope, config):
+            if mapping.get("partial_rotary_factor") not in (None, 1):
                 raise UserError(f"{where}: partial_rotary_factor is not supported; only 1 is")
-    source = (rope, inside) if "rope_theta" in rope else (config, where)
+    source = (rope, rope_where) if "rope_theta" in rope else (config, where)
     theta = _number(source[0], "rope_theta", source[1], default=10000.0)
     if kind == "default":
         return theta, None
-    factor = _number(rope, "factor", inside)
+    factor = _number(rope, "factor", rope_where)
     if kind != "llama3":
         return theta, RopeScaling(factor, kind=kind)
-    low, high = (_number(rope, key, inside) for key in _BORDERS)
+    low, high = (_number(rope, key, rope_where) for key in _BORDERS)
     if low >= high:
         raise UserError(f"{where}: rope scaling needs low_freq_factor below high_freq_factor")
-    return theta, RopeScaling(factor, low, high, _original(config, rope, where, inside))
+    return theta, RopeScaling(factor, low, high, _original(config, rope, where, rope_where))
 
 
-def _original(config: Mapping[str, Any], rope: Mapping[str, Any], where: str, inside: str) -> int:
-    """The context length before the extension, at any of the places that transformers looks."""
+def _original(
+    config: Mapping[str, Any], rope: Mapping[str, Any], where: str, rope_where: str
+) -> int:
+    """Context length before the extension, under any of the keys that transformers reads."""
     key = "original_max_position_embeddings"
     if key in config:
-        return _whole(config, key, where)
+        return _integer(config, key, where)
     if key in rope:
-        return _whole(rope, key, inside)
-    return _whole(config, "max_position_embeddings", where, default=2048)
+        return _integer(rope, key, rope_where)
+    return _integer(config, "max_position_embeddings", where, default=2048)
 
 
 def to_hf(config: LlamaConfig, *, dtype: str = "float32", **more: Any) -> dict[str, Any]:
-    """The content of a `config.json` that transformers 4.43 and later, and vLLM, read.
+    """Content of a `config.json` for transformers 4.43 and later, and vLLM.
 
     Args:
       config: the model.
-      dtype: of the stored weights.
+      dtype: dtype of the stored weights.
       **more: further keys, such as `bos_token_id` and `eos_token_id`.
     """
     rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
@@ -269,6 +273,7 @@ def to_hf(config: LlamaConfig, *, dtype: str = "float32", **more: Any) -> dict[s
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }
+    # transformers 4 keeps base and scaling apart, transformers 5 in one object; both are written.
     old = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {
         "architectures": [ARCHITECTURE],
@@ -282,7 +287,7 @@ def to_hf(config: LlamaConfig, *, dtype: str = "float32", **more: Any) -> dict[s
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_positions,
         "rope_parameters": rope,
-        "rope_theta": config.rope_theta,  # transformers 4 reads this one and the next
+        "rope_theta": config.rope_theta,  # this and the next key are for transformers 4
         "rope_scaling": old if scaling is not None else None,
         "rms_norm_eps": config.rms_eps,
         "tie_word_embeddings": config.tie_embeddings,

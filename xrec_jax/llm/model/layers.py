@@ -1,4 +1,4 @@
-"""Linen layers of a LLaMA. LoRA updates live in a collection of their own, `lora`."""
+"""Linen layers of a LLaMA. LoRA updates are a separate collection, `lora`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from xrec_jax.core.dropout import dropout
 from xrec_jax.llm.model import attention, quantize
@@ -18,7 +19,7 @@ from xrec_jax.parallel.mesh import constrain, logical
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every token's angles, `[batch, length, 1, head_dim / 2]`."""
+    """Cosine and sine of the rotary angles, `[batch, length, 1, head_dim / 2]`."""
 
     cos: jax.Array
     sin: jax.Array
@@ -32,7 +33,7 @@ class Cache(NamedTuple):
 
 
 def join(first: Cache, second: Cache) -> Cache:
-    """Places of one cache, then those of another; a `first` of one row is shared by all."""
+    """Concatenates the slots of two caches; a `first` of one row is shared by all rows."""
 
     def both(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
         return jnp.concatenate([jnp.broadcast_to(a, (len(b), *a.shape[1:])), b], axis=axis)
@@ -40,23 +41,23 @@ def join(first: Cache, second: Cache) -> Cache:
     return Cache(both(first.k, second.k, 3), both(first.v, second.v, 2))
 
 
-class Sequence(struct.PyTreeNode):
-    """Tokens attend to each other: `segments` `[batch, length]`, 0 is padding.
+class FullAttention(struct.PyTreeNode):
+    """Causal self-attention of packed sequences.
 
     Attributes:
-      segments: numbers of what belongs together.
-      shared: whether later segments see segment 1.
+      segments: `[batch, length]` int32 segment numbers; 0 is padding.
+      shared: let later segments see segment 1.
     """
 
     segments: jax.Array
     shared: bool = struct.field(pytree_node=False, default=False)
 
 
-class Extend(NamedTuple):
-    """Tokens attend to what is cached and to each other.
+class PrefixAttention(NamedTuple):
+    """Attention of new tokens to a cached prefix and to each other.
 
     Attributes:
-      cache: of earlier tokens; a first axis of 1 is shared by all rows.
+      cache: cache of the prefix; a first axis of 1 is shared by all rows.
       mask: `[batch, length, slots + length]` bool.
     """
 
@@ -64,12 +65,12 @@ class Extend(NamedTuple):
     mask: jax.Array
 
 
-class Step(NamedTuple):
-    """One token a row is written into the cache and attends to it.
+class DecodeStep(NamedTuple):
+    """Attention of one new token a row, which is written into the cache first.
 
     Attributes:
       cache: the whole cache.
-      slot: int32 scalar, where every row's token goes.
+      slot: int32 scalar, slot of every row's token.
       mask: `[batch, 1, slots]` bool, the new token's slot included.
     """
 
@@ -78,7 +79,7 @@ class Step(NamedTuple):
     mask: jax.Array
 
 
-Context = Sequence | Extend | Step
+Context = FullAttention | PrefixAttention | DecodeStep
 
 
 class RMSNorm(nn.Module):
@@ -97,32 +98,35 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A kernel without bias, and the LoRA update beside it where the `lora` collection has one.
+    """Linear layer without bias, plus the LoRA update if the `lora` collection has one.
 
     Attributes:
       features: output size.
       axes: logical axes of the kernel.
-      stddev: of the initial values.
-      dtype: of the product.
-      lora_dropout: on the update's input, where a `dropout` key is given.
+      stddev: standard deviation of the initial values.
+      dtype: dtype of the product.
+      lora_dropout: dropout rate of the update's input, if a `dropout` key is given.
     """
 
     features: int
     axes: tuple[str, str]
     stddev: float
-    dtype: Any
+    dtype: DTypeLike
     lora_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` -> `[..., features]`."""
-        if self.has_variable("params", "kernel"):  # a quantised kernel is not one plain array
+        if self.has_variable(
+            "params", "kernel"
+        ):  # a quantised kernel is a tree, which `param` would refuse
             kernel: Any = self.get_variable("params", "kernel")
         else:
             init = logical(nn.initializers.normal(self.stddev), *self.axes)
             kernel = self.param("kernel", init, (x.shape[-1], self.features))
         y = quantize.matmul(x, nn.unbox(kernel), self.dtype, axes=self.axes)
         if self.has_variable("lora", "a"):
+            # y = x W + dropout(x) A B, with alpha / rank already in B.
             a: jax.Array = self.get_variable("lora", "a").astype(self.dtype)
             b: jax.Array = self.get_variable("lora", "b").astype(self.dtype)
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
@@ -135,7 +139,7 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
     config: LlamaConfig
-    dtype: Any
+    dtype: DTypeLike
     implementation: str
     lora_dropout: float
 
@@ -157,15 +161,16 @@ class Attention(nn.Module):
             return constrain(out, "batch", None, "heads", None)
 
         q, k, v = split("q", heads), split("k", kv_heads), split("v", kv_heads)
+        # Keys are cached rotated, so their slot carries no position.
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = Cache(attention.keys_for_cache(k), attention.head_major(v))
-        if isinstance(context, Sequence):
+        if isinstance(context, FullAttention):
             out = attention.attend(
                 q, k, v, context.segments, implementation=self.implementation, shared=context.shared
             )
-        elif isinstance(context, Extend):
-            whole = join(context.cache, cache)
-            out = attention.attend_cached(q, *whole, context.mask)
+        elif isinstance(context, PrefixAttention):
+            joined = join(context.cache, cache)
+            out = attention.attend_cached(q, *joined, context.mask)
         else:
             write, slot = jax.lax.dynamic_update_slice_in_dim, context.slot
             k, v = context.cache
@@ -179,7 +184,7 @@ class FeedForward(nn.Module):
     """SwiGLU: `down(silu(gate x) * up x)`."""
 
     config: LlamaConfig
-    dtype: Any
+    dtype: DTypeLike
     lora_dropout: float
 
     @nn.compact
@@ -191,10 +196,10 @@ class FeedForward(nn.Module):
             stddev, rate = config.initializer_range, self.lora_dropout
             return Projection(features, AXES[name], stddev, self.dtype, rate, name=name)(x)
 
-        inner = config.intermediate_size
-        gate, up = project("gate", inner, x), project("up", inner, x)
-        both = constrain(jax.nn.silu(gate) * up, "batch", None, "inner")
-        return project("down", config.hidden_size, both)
+        mlp_dim = config.intermediate_size
+        gate, up = project("gate", mlp_dim, x), project("up", mlp_dim, x)
+        gated = constrain(jax.nn.silu(gate) * up, "batch", None, "inner")
+        return project("down", config.hidden_size, gated)
 
 
 class Block(nn.Module):
@@ -202,13 +207,13 @@ class Block(nn.Module):
 
     Attributes:
       config: the model.
-      dtype: of the computation; norms, angles and softmax are float32.
-      implementation: of attention.
+      dtype: dtype of the computation; norms, angles and softmax are float32.
+      implementation: attention implementation.
       lora_dropout: see `Projection`.
     """
 
     config: LlamaConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     implementation: str = "auto"
     lora_dropout: float = 0.0
 

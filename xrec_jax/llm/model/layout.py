@@ -1,4 +1,4 @@
-"""The parameter tree of a LLaMA: paths, shapes, logical axes, and Hugging Face's names."""
+"""Parameter tree of a LLaMA: paths, shapes, logical axes, and Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.config import LlamaConfig
 
 _LAYER = "model.layers.{layer}."
-# Modules of a layer: path in our tree, name in Hugging Face's.
+# Projections of a layer: group in our tree, and Hugging Face's module name.
 PROJECTIONS = {
     "q": ("attn", "self_attn.q_proj"),
     "k": ("attn", "self_attn.k_proj"),
@@ -28,13 +30,13 @@ PROJECTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One array of the tree; those of the layers are stacked along their first axis.
+    """An array of the tree; those of the layers are stacked along their first axis.
 
     Attributes:
       path: keys from the root, such as `("layers", "attn", "q", "kernel")`.
-      shape: its shape.
+      shape: shape of the array.
       axes: logical axis of each dimension.
-      hf: Hugging Face's name, with `{layer}` where the array is stacked.
+      hf: Hugging Face's name, with `{layer}` for a stacked array.
     """
 
     path: tuple[str, ...]
@@ -49,22 +51,22 @@ class Parameter:
 
     @property
     def layers(self) -> int | None:
-        """Length of the stacked axis; None where nothing is stacked."""
+        """Number of stacked layers; None for an array that is not stacked."""
         return self.shape[0] if self.path[0] == "layers" else None
 
     @property
     def transposed(self) -> bool:
-        """Whether Hugging Face stores a matrix the other way round: `[out, in]`."""
+        """True if Hugging Face stores the transposed matrix, `[out, in]`."""
         return self.path[-1] == "kernel"
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """Shape of Hugging Face's tensor, of one layer."""
+        """Shape of Hugging Face's tensor for one layer."""
         shape = self.shape if self.layers is None else self.shape[1:]
         return shape[::-1] if self.transposed else shape
 
     def hf_names(self) -> Iterator[tuple[int | None, str]]:
-        """Layer (None where nothing is stacked) and name of each of Hugging Face's tensors."""
+        """Yields layer (None if not stacked) and name of each of Hugging Face's tensors."""
         if self.layers is None:
             yield None, self.hf
         else:
@@ -73,27 +75,27 @@ class Parameter:
 
 
 class Source(Protocol):
-    """Where a model's arrays can be had one at a time."""
+    """Source of a model's arrays, one at a time."""
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """A parameter, or one layer of a stacked one, in our layout."""
+        """Returns a parameter, or one layer of a stacked one, in our layout."""
         ...
 
 
 @functools.cache
 def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
-    """Every parameter of the model, in the order in which a forward pass meets them."""
+    """All parameters of the model, in the order of the forward pass."""
     hidden, layers = config.hidden_size, config.num_layers
     heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inner = config.intermediate_size
+    mlp_dim = config.intermediate_size
     sizes = {
         "q": (hidden, heads),
         "k": (hidden, kv),
         "v": (hidden, kv),
         "o": (heads, hidden),
-        "gate": (hidden, inner),
-        "up": (hidden, inner),
-        "down": (inner, hidden),
+        "gate": (hidden, mlp_dim),
+        "up": (hidden, mlp_dim),
+        "down": (mlp_dim, hidden),
     }
 
     def norm(name: str, hf: str) -> Parameter:
@@ -102,6 +104,8 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
 
     def kernel(name: str) -> Parameter:
         group, hf = PROJECTIONS[name]
+        # Megatron-style: the first kernel of a block is split by output, the last by input over
+        # `tensor`.
         split = "heads" if group == "attn" else "inner"
         axes = (split, "embed") if name in ("o", "down") else ("embed", split)
         path, shape = ("layers", group, name, "kernel"), (layers, *sizes[name])
@@ -110,7 +114,7 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
     def table(name: str, hf: str) -> Parameter:
         return Parameter((name, "table"), (config.vocab_size, hidden), ("vocab", "embed"), hf)
 
-    found = [
+    result = [
         table("embed", "model.embed_tokens.weight"),
         norm("attn_norm", "input_layernorm"),
         *(kernel(name) for name in ("q", "k", "v", "o")),
@@ -119,12 +123,12 @@ def parameters(config: LlamaConfig) -> tuple[Parameter, ...]:
         Parameter(("final_norm", "scale"), (hidden,), (None,), "model.norm.weight"),
     ]
     if not config.tie_embeddings:
-        found.append(table("head", "lm_head.weight"))
-    return tuple(found)
+        result.append(table("head", "lm_head.weight"))
+    return tuple(result)
 
 
 def build(config: LlamaConfig, leaf: Callable[[Parameter], Any]) -> dict[str, Any]:
-    """The parameter tree with `leaf(parameter)` in place of each array."""
+    """Builds the parameter tree with `leaf(parameter)` in place of each array."""
     tree: dict[str, Any] = {}
     for parameter in parameters(config):
         node = tree
@@ -134,18 +138,18 @@ def build(config: LlamaConfig, leaf: Callable[[Parameter], Any]) -> dict[str, An
     return tree
 
 
-def at(tree: Any, parameter: Parameter) -> Any:
-    """The leaf of `tree` that belongs to a parameter."""
+def at(tree: PyTree, parameter: Parameter) -> PyTree:
+    """Leaf of `tree` at a parameter's path."""
     for key in parameter.path:
         tree = tree[key]
     return tree
 
 
-def check_shardings(config: LlamaConfig, shardings: Any) -> None:
-    """Checks that every parameter can be split as asked.
+def check_shardings(config: LlamaConfig, shardings: PyTree) -> None:
+    """Checks that every parameter can be split as requested.
 
     Raises:
-      UserError: names the parameter that has no equal parts.
+      UserError: names the parameter that cannot be split evenly.
     """
     for parameter in parameters(config):
         split = at(shardings, parameter)
@@ -158,11 +162,11 @@ def check_shardings(config: LlamaConfig, shardings: Any) -> None:
             ) from error
 
 
-def abstract(config: LlamaConfig, dtype: Any) -> dict[str, Any]:
-    """The parameter tree as shapes."""
+def abstract(config: LlamaConfig, dtype: DTypeLike) -> dict[str, Any]:
+    """Parameter tree of shapes."""
     return build(config, lambda parameter: jax.ShapeDtypeStruct(parameter.shape, dtype))
 
 
 def logical_axes(config: LlamaConfig) -> dict[str, Any]:
-    """The parameter tree as tuples of logical axis names, for `parallel.mesh.sharding`."""
+    """Parameter tree of tuples of logical axis names, for `parallel.mesh.sharding`."""
     return build(config, lambda parameter: parameter.axes)

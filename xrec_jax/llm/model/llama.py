@@ -1,28 +1,30 @@
 """LLaMA as pure functions over explicit parameter trees.
 
-Parameters of all layers are stacked on a first axis, `{"embed": {"table"}, "layers": {...},
-"final_norm": {"scale"}, "head": {"table"}}` (no head where it is tied), and scanned over.
+The tree is `{"embed": {"table"}, "layers": {...}, "final_norm": {"scale"}, "head": {"table"}}`
+(without head if tied); parameters of the layers are stacked on a first axis and scanned over.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.attention import IMPLEMENTATIONS, LONG
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.llm.model.layers import Block, Cache, Context, RMSNorm, Rotation, Sequence
+from xrec_jax.llm.model.layers import Block, Cache, Context, FullAttention, RMSNorm, Rotation
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.llm.model.rope import rotations
 from xrec_jax.parallel.mesh import constrain, logical
 
-_UNROLLED = 8  # layers that a CPU runs without a loop: slicing stacked weights costs a copy there
+_UNROLLED = 8  # layers that a CPU unrolls, since slicing stacked weights costs a copy there
 
 REMAT = {
     "none": None,
@@ -32,10 +34,10 @@ REMAT = {
 
 
 class SoftPrompt(NamedTuple):
-    """Vectors put in place of token embeddings.
+    """Vectors that replace token embeddings.
 
     Attributes:
-      positions: `[batch, vectors]` int32 columns of the sequence; -1 for none.
+      positions: `[batch, vectors]` int32 columns of the sequence; -1 for unused vectors.
       vectors: `[batch, vectors, hidden]`.
     """
 
@@ -52,8 +54,8 @@ def positions_of(segments: jax.Array) -> jax.Array:
     return column - jax.lax.cummax(jnp.where(first, column, 0), axis=1)
 
 
-def unstack(tree: Any, num_layers: int) -> tuple[Any, ...]:
-    """One tree a layer from a tree stacked over layers."""
+def unstack(tree: PyTree, num_layers: int) -> tuple[Any, ...]:
+    """Splits a tree that is stacked over layers into one tree a layer."""
     return tuple(_layer(tree, i) for i in range(num_layers))
 
 
@@ -63,14 +65,14 @@ class Llama:
 
     Attributes:
       config: sizes and constants.
-      dtype: of the computation. Norms, angles, softmax and logits are float32 in any case.
+      dtype: dtype of the computation; norms, angles, softmax and logits are always float32.
       attention: see `attention.IMPLEMENTATIONS`.
-      remat: what a layer's backward pass keeps: "none" everything, "dots" matrix products, "full"
-        only the layer's input.
+      remat: activations kept for a layer's backward pass: "none" all, "dots" matrix products,
+        "full" only the layer's input.
     """
 
     config: LlamaConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     attention: str = "auto"
     remat: str = "none"
 
@@ -84,21 +86,22 @@ class Llama:
     def _block(self, lora_dropout: float = 0.0) -> Block:
         return Block(self.config, self.dtype, self.attention, lora_dropout)
 
-    def init(self, key: jax.Array) -> Any:
-        """Random parameters, float32, each with its logical axes (`flax.linen.Partitioned`)."""
+    def init(self, key: jax.Array) -> PyTree:
+        """Initialises float32 parameters, each with its logical axes (`flax.linen.Partitioned`)."""
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
         table = logical(normal, "vocab", "embed")
         layer_key, embed_key, head_key = jax.random.split(key, 3)
         x = jnp.zeros((1, 2, config.hidden_size), self.dtype)
         rotation = Rotation(*rotations(config, jnp.zeros((1, 2), jnp.int32)))
-        context = Sequence(jnp.ones((1, 2), jnp.int32))
+        context = FullAttention(jnp.ones((1, 2), jnp.int32))
 
-        def one(key):  # two tokens are too few for some implementations of attention
+        def init_layer(key: jax.Array) -> PyTree:
+            # Two tokens are too few for some implementations of attention.
             block = Block(config, self.dtype, "xla")
             return block.init(key, x, rotation, context)["params"]
 
-        layers = jax.vmap(one)(jax.random.split(layer_key, config.num_layers))
+        layers = jax.vmap(init_layer)(jax.random.split(layer_key, config.num_layers))
         layers = nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"})
         ones = logical(nn.initializers.ones, None)
         shape = (config.vocab_size, config.hidden_size)
@@ -111,20 +114,21 @@ class Llama:
             params["head"] = {"table": table(head_key, shape)}
         return params
 
-    def embed(self, params: Any, ids: jax.Array, soft: SoftPrompt | None = None) -> jax.Array:
-        """`[batch, length]` int32 -> `[batch, length, hidden]`."""
-        # Gathered over `fsdp` first: the table is small beside what a batch's lookup would be.
+    def embed(self, params: PyTree, ids: jax.Array, soft: SoftPrompt | None = None) -> jax.Array:
+        """Embeds tokens: `[batch, length]` int32 -> `[batch, length, hidden]`."""
+        # Gathered over `fsdp` first: the table is small compared to a sharded lookup of a batch.
         table = constrain(params["embed"]["table"], "vocab", None)
         x = jnp.take(table, constrain(ids, "batch", None), axis=0).astype(self.dtype)
         if soft is not None:
             rows = jnp.arange(ids.shape[0])[:, None]
+            # Unused vectors point out of bounds and are dropped.
             columns = jnp.where(soft.positions < 0, ids.shape[1], soft.positions)
             x = x.at[rows, columns].set(soft.vectors.astype(self.dtype), mode="drop")
         return constrain(x, "batch", None, None)
 
     def hidden(
         self,
-        params: Any,
+        params: PyTree,
         ids: jax.Array,
         *,
         segments: jax.Array | None = None,
@@ -134,18 +138,18 @@ class Llama:
         key: jax.Array | None = None,
         shared: bool = False,
     ) -> jax.Array:
-        """Normalised states before the output layer.
+        """Computes the normalised states before the output layer.
 
         Args:
-          params: of the base, unboxed.
+          params: parameters of the base, unboxed.
           ids: `[batch, length]` int32.
           segments: `[batch, length]` int32; tokens see earlier ones of their own segment, 0 is
             padding. Default: one segment, no padding.
           positions: `[batch, length]` int32; default: counted from each segment's start.
-          adapter: None is the base itself.
-          soft: embeddings to replace.
-          key: switches on the adapter's dropout.
-          shared: whether later segments see segment 1; needs positions.
+          adapter: None for the base itself.
+          soft: vectors that replace token embeddings.
+          key: random key that enables the adapter's dropout.
+          shared: let later segments see segment 1; needs positions.
 
         Returns:
           `[batch, length, hidden]` in `dtype`.
@@ -155,13 +159,16 @@ class Llama:
         segments = jnp.ones_like(ids) if segments is None else segments
         positions = positions_of(segments) if positions is None else positions
         rotation = Rotation(*rotations(self.config, positions))
-        context = Sequence(segments, shared)
+        context = FullAttention(segments, shared)
+        # Base, scaled adapter and dropout keys are scanned together, a slice of each a layer.
         block = self._block(adapter.config.dropout if adapter is not None else 0.0)
         lora = {} if adapter is None else adapter.scaled()["layers"]
         layers = self.config.num_layers
         keys = None if key is None else jax.random.split(key, layers)
 
-        def layer(x, xs):
+        def layer(
+            x: jax.Array, xs: tuple[PyTree, PyTree, jax.Array | None]
+        ) -> tuple[jax.Array, None]:
             params, lora, key = xs
             rngs = None if key is None else {"dropout": key}
             variables = {"params": params, "lora": lora}
@@ -169,28 +176,28 @@ class Llama:
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
-        # Unrolled layers would be merged with what they recompute for their backward pass.
+        # With remat, unrolled layers would be merged with their recomputation by the compiler.
         small = jax.default_backend() == "cpu" and layers <= _UNROLLED and ids.shape[1] <= LONG
         unroll = layers if small and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
         x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)
         return self.final_norm(params, x)
 
-    def final_norm(self, params: Any, x: jax.Array) -> jax.Array:
-        """The last normalisation."""
+    def final_norm(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """Applies the final normalisation."""
         out: Any = RMSNorm(self.config.rms_eps).apply({"params": params["final_norm"]}, x)
         return out
 
-    def table(self, params: Any) -> jax.Array:
-        """The output layer's `[vocab, hidden]`; logits are states times its transpose."""
+    def table(self, params: PyTree) -> jax.Array:
+        """Output weights, `[vocab, hidden]`; logits are states times their transpose."""
         return params["embed" if self.config.tie_embeddings else "head"]["table"]
 
-    def logits(self, params: Any, ids: jax.Array, **options: Any) -> jax.Array:
-        """`[batch, length]` int32 -> `[batch, length, vocab]` float32; options of `hidden`."""
+    def logits(self, params: PyTree, ids: jax.Array, **options: Any) -> jax.Array:
+        """Logits `[batch, length, vocab]` float32 of ids `[batch, length]`; options of `hidden`."""
         return self.project(params, self.hidden(params, ids, **options))
 
-    def project(self, params: Any, hidden: jax.Array) -> jax.Array:
-        """States `[..., hidden]` to logits `[..., vocab]` float32."""
+    def project(self, params: PyTree, hidden: jax.Array) -> jax.Array:
+        """Projects states `[..., hidden]` to logits `[..., vocab]` float32."""
         table = self.table(params).astype(self.dtype)
         flat = hidden.reshape(-1, hidden.shape[-1])
         out = jax.lax.dot_general(
@@ -200,29 +207,29 @@ class Llama:
 
     def cached(
         self,
-        params: Any,
+        params: PyTree,
         x: jax.Array,
         positions: jax.Array,
-        contexts: Items[Context],
+        contexts: Sequence[Context],
         *,
-        lora: Any = None,
+        lora: PyTree = None,
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """A forward pass that gives every layer its own context; what decoding is made of.
+        """Forward pass with a separate attention context for each layer, for decoding.
 
         Layers are not scanned: a cache carried through a scan would be copied at every layer.
 
         Args:
-          params: as in `hidden`, or with `layers` a tuple of one tree a layer (`unstack`).
+          params: as in `hidden`, or with `layers` as a tuple of one tree a layer (`unstack`).
           x: embeddings `[batch, length, hidden]`.
           positions: `[batch, length]` int32.
-          contexts: one a layer.
+          contexts: one context a layer.
           lora: `Adapter.scaled()["layers"]`, stacked or as a tuple of one tree a layer.
 
         Returns:
-          Normalised states `[batch, length, hidden]`, and each layer's cache.
+          Normalised states `[batch, length, hidden]`, and the cache of each layer.
         """
         rotation = Rotation(*rotations(self.config, positions))
-        # Prompts come in lengths that only the general implementation takes on every device.
+        # Prompts have arbitrary lengths, which only the general implementations support.
         block = Block(self.config, self.dtype, _serving(self.attention))
         caches: list[Cache] = []
         for i, context in enumerate(contexts):
@@ -234,13 +241,13 @@ class Llama:
 
 
 def _serving(implementation: str) -> str:
-    """Attention of prompts: what was chosen, unless it takes only some lengths."""
+    """Attention implementation of prompts, which must support every length."""
     if implementation in ("xla", "blocked"):
         return implementation
     return "blocked" if jax.default_backend() == "cpu" else "xla"
 
 
-def _layer(tree: Any, i: int) -> Any:
+def _layer(tree: PyTree, i: int) -> PyTree:
     if not tree:
         return {}
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda leaf: leaf[i], tree)

@@ -1,6 +1,6 @@
-"""LoRA adapters (Hu et al., arXiv 2106.09685): small trees beside a base that never changes.
+"""LoRA adapters (Hu et al., arXiv 2106.09685): small parameter trees on a frozen base.
 
-`adapter=None` is the base itself, so a reference model costs nothing; any number of adapters share
+`adapter=None` is the base itself, so a reference model needs no copy; any number of adapters share
 one base.
 """
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model import quantize
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.parallel.mesh import logical
@@ -42,13 +43,13 @@ AXES = {  # logical axes of the kernels
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What an adapter changes.
+    """LoRA configuration: rank, scale, dropout and target projections.
 
     Attributes:
-      rank: inner size r of the update `B A`.
+      rank: rank r of the update `B A`.
       alpha: the update is scaled by `alpha / rank`.
-      dropout: on the adapter's input, during training.
-      targets: projections that have an update, of `TARGETS`.
+      dropout: dropout rate of the update's input, during training.
+      targets: projections with an update, a subset of `TARGETS`.
     """
 
     rank: int = 8
@@ -74,23 +75,23 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Alpha / rank."""
+        """Scale of the update, alpha / rank."""
         return self.alpha / self.rank
 
 
 class Adapter(flax.struct.PyTreeNode):
-    """An adapter: its arrays, and the configuration that says what they mean.
+    """An adapter: its arrays and their configuration.
 
     Attributes:
       params: `{"layers": {group: {target: {"a": [layers, in, rank], "b": [layers, rank, out]}}}}`.
-      config: static.
+      config: LoRA configuration, static under `jit`.
     """
 
-    params: Any
+    params: PyTree
     config: LoraConfig = flax.struct.field(pytree_node=False, default=LoraConfig())
 
-    def scaled(self) -> Any:
-        """The tree with `b` times alpha / rank: what the model adds to its projections."""
+    def scaled(self) -> PyTree:
+        """Parameter tree with `b` multiplied by alpha / rank, as the model applies it."""
 
         def scale(path, leaf):
             return leaf * self.config.scale if path[-1].key == "b" else leaf
@@ -100,25 +101,26 @@ class Adapter(flax.struct.PyTreeNode):
 
 def sizes(model: LlamaConfig) -> dict[str, tuple[int, int]]:
     """Input and output size of each projection."""
-    hidden, inner = model.hidden_size, model.intermediate_size
+    hidden, mlp_dim = model.hidden_size, model.intermediate_size
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     return {
         "q": (hidden, heads),
         "k": (hidden, kv),
         "v": (hidden, kv),
         "o": (heads, hidden),
-        "gate": (hidden, inner),
-        "up": (hidden, inner),
-        "down": (inner, hidden),
+        "gate": (hidden, mlp_dim),
+        "up": (hidden, mlp_dim),
+        "down": (mlp_dim, hidden),
     }
 
 
-def init_params(config: LoraConfig, model: LlamaConfig, key: jax.Array) -> Any:
-    """A fresh adapter's tree that changes nothing, each array with its logical axes.
+def init_params(config: LoraConfig, model: LlamaConfig, key: jax.Array) -> PyTree:
+    """Initialises an adapter's tree with a zero update; each array carries its logical axes.
 
     `a` is uniform within `1 / sqrt(in)`, as in PEFT, and `b` is zero.
     """
     tree: dict[str, Any] = {}
+    # The key of a target does not depend on which others are trained.
     for number, target in enumerate(TARGETS):
         if target not in config.targets:
             continue
@@ -141,11 +143,11 @@ def init_params(config: LoraConfig, model: LlamaConfig, key: jax.Array) -> Any:
 
 
 def init(config: LoraConfig, model: LlamaConfig, key: jax.Array) -> Adapter:
-    """A fresh adapter that changes nothing."""
+    """Initialises an adapter with a zero update."""
     return Adapter(nn.unbox(init_params(config, model, key)), config)
 
 
-def _added(params: Any, adapter: Adapter, sign: float) -> Any:
+def _added(params: PyTree, adapter: Adapter, sign: float) -> PyTree:
     layers = {name: dict(group) for name, group in params["layers"].items()}
     for group, targets in adapter.params["layers"].items():
         for target, pair in targets.items():
@@ -163,8 +165,8 @@ def _added(params: Any, adapter: Adapter, sign: float) -> Any:
     return {**params, "layers": layers}
 
 
-def merge(params: Any, adapter: Adapter) -> Any:
-    """Base parameters with the adapter's update added in float32, in the base's own dtype.
+def merge(params: PyTree, adapter: Adapter) -> PyTree:
+    """Merges an adapter into the base, in float32, and rounds to the base's dtype.
 
     Raises:
       UserError: if the base is quantised.
@@ -172,6 +174,6 @@ def merge(params: Any, adapter: Adapter) -> Any:
     return _added(params, adapter, 1.0)
 
 
-def unmerge(params: Any, adapter: Adapter) -> Any:
-    """The inverse of `merge`, up to the rounding of the base's dtype."""
+def unmerge(params: PyTree, adapter: Adapter) -> PyTree:
+    """Inverse of `merge`, up to the rounding of the base's dtype."""
     return _added(params, adapter, -1.0)

@@ -1,29 +1,28 @@
 """Cross entropy and log-probabilities without an array `[batch, length, vocab]`.
 
-Logits exist for a chunk of columns at a time. Cross entropy takes its gradient in the same pass, so
-nothing is computed twice, and skips columns without a target: in completion-only training most of
-a row is prompt, and the output layer is a large part of a small model.
+Logits exist for a chunk of columns at a time. Cross entropy computes its gradient in the same pass,
+so no logits are recomputed, and skips columns without a target: in completion-only training most
+of a row is prompt, and the output layer is a large part of a small model.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from xrec_jax.parallel.mesh import constrain, current_parts
 
-_CHUNK_BYTES = {"cpu": 4 << 20}  # of float32 logits, all rows together; small enough for a cache
+_CHUNK_BYTES = {"cpu": 4 << 20}  # of float32 logits of all rows; fits into a CPU cache
 _CHUNK_BYTES_DEFAULT = 1 << 29
 
 
 def chunk_columns(rows: int, length: int, vocab: int) -> int:
-    """Columns of a global `[rows, length]` batch whose logits are alive at once."""
+    """Number of columns of a global `[rows, length]` batch whose logits are held at once."""
     budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_DEFAULT)
-    a_device = -(-rows * vocab // (current_parts("batch") * current_parts("vocab")))
-    return max(1, min(length, budget // (4 * a_device)))
+    entries = -(-rows * vocab // (current_parts("batch") * current_parts("vocab")))
+    return max(1, min(length, budget // (4 * entries)))
 
 
 def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
@@ -53,10 +52,10 @@ def cross_entropy(
       hidden: `[batch, length, hidden]` normalised states.
       table: `[vocab, hidden]` output layer.
       targets: `[batch, length]` int32, the token after each column.
-      weights: `[batch, length]` float32, taken as constants; columns of weight 0 cost nothing and
+      weights: `[batch, length]` float32, treated as constants; columns of weight 0 cost nothing and
         may hold any target.
-      chunk: columns at a time; 0 chooses.
-      train_table: whether the table needs a gradient too (not when it is frozen).
+      chunk: columns of a chunk; 0 for a default by device.
+      train_table: compute the gradient of the table too (false if it is frozen).
 
     Returns:
       float32 scalar.
@@ -69,7 +68,7 @@ def cross_entropy(
     if spare:
         hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
         targets, weights = (jnp.pad(x, ((0, 0), (0, spare))) for x in (targets, weights))
-    # Columns that count come first, so that the others are never reached.
+    # Columns with a weight are sorted first, so that chunks of the others are never computed.
     order = jnp.argsort(weights == 0, axis=1, stable=True)
     targets, weights = (jnp.take_along_axis(x, order, axis=1) for x in (targets, weights))
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
@@ -79,7 +78,7 @@ def cross_entropy(
 
 
 def _chunks(weights: jax.Array, chunk: int) -> jax.Array:
-    """How many chunks hold a column that counts."""
+    """Number of chunks with a weighted column."""
     used = jnp.max(jnp.sum(weights != 0, axis=1))
     return (used + chunk - 1) // chunk
 
@@ -106,6 +105,8 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
         states, target = _cut(hidden, index, chunk), _cut(targets, index, chunk)
         weight = _cut(weights, index, chunk)[..., None].astype(jnp.float32)
         logits = _logits(states, table)
+        # Softmax once, for the loss log(sum exp) - logit and its gradient softmax -
+        # one_hot(target).
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         shares = jnp.exp(logits - top)
         partition = jnp.sum(shares, axis=-1, keepdims=True)
@@ -131,7 +132,9 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
     return total, (grads[0], grads[1].astype(table.dtype), table, targets, weights)
 
 
-def _backward(chunk: int, train_table: bool, saved: Any, cotangent: jax.Array) -> Any:
+def _backward(
+    chunk: int, train_table: bool, saved: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None, jax.Array]:
     hidden_grad, table_grad, table, _, weights = saved
     scaled = (hidden_grad.astype(jnp.float32) * cotangent).astype(hidden_grad.dtype)
     back = table_grad * cotangent.astype(table_grad.dtype) if train_table else jnp.zeros_like(table)
@@ -149,14 +152,14 @@ def log_probs(
     temperature: float = 1.0,
     chunk: int = 0,
 ) -> jax.Array:
-    """Log-probability of each target at one temperature; differentiable in states and table.
+    """Log-probability of each target; differentiable in states and table.
 
     Args:
       hidden: `[batch, length, hidden]` normalised states.
       table: `[vocab, hidden]` output layer.
       targets: `[batch, length]` int32.
-      temperature: logits are divided by it.
-      chunk: columns at a time; 0 chooses.
+      temperature: softmax temperature.
+      chunk: columns of a chunk; 0 for a default by device.
 
     Returns:
       `[batch, length]` float32.
@@ -165,16 +168,16 @@ def log_probs(
     chunk = chunk or chunk_columns(rows, length, table.shape[0])
     spare = -length % chunk
 
-    def pieces(x):  # [pieces, rows, chunk, ...]
+    def chunks(x):  # [pieces, rows, chunk, ...]
         padded = jnp.pad(x, ((0, 0), (0, spare), *[(0, 0)] * (x.ndim - 2)))
         return padded.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
-    def piece(part):
-        states, target = part
+    def chunk_log_probs(states_and_targets):
+        states, target = states_and_targets
         logits = _logits(states, table) / temperature
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    out = jax.lax.map(piece, (pieces(hidden), pieces(targets)))
+    out = jax.lax.map(chunk_log_probs, (chunks(hidden), chunks(targets)))
     return out.transpose(1, 0, 2).reshape(rows, -1)[:, :length]

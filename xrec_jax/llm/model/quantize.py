@@ -1,8 +1,9 @@
-"""Frozen kernels stored in 8 or 4 bits, and the product that dequantises them.
+"""Frozen kernels stored in 8 or 4 bits, and a matrix product that dequantises them.
 
-Only storage is small: the product runs in the model's dtype with float32 sums. Every array of a
-quantised kernel keeps the leading axes of the plain one (layers), so `lax.scan` and `a[i]` slice it
-like a plain kernel. Quantised kernels get no gradient; the product's input does.
+Only the storage is quantised: the product runs in the model's dtype with float32 accumulation.
+Every array of a quantised kernel keeps the leading axes of the plain one (layers), so `lax.scan`
+and `a[i]` slice it like a plain kernel. Quantised kernels get no gradient; the product's input
+does.
 
 `int8`: one scale for each output column (absmax / 127). `nf4`: the 4-bit NormalFloat of QLoRA
 (Dettmers et al., arXiv 2305.14314) with one float32 absmax for each block of at most 64 inputs of
@@ -21,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.trees import PyTree
 from xrec_jax.parallel.mesh import constrain, mesh_axes
 
 KINDS = ("none", "int8", "nf4")
@@ -39,7 +42,7 @@ BLOCK = 64
 
 
 class Int8(flax.struct.PyTreeNode):
-    """A kernel `[..., in, out]` of whole numbers times a scale.
+    """An int8 kernel `[..., in, out]` with a scale for each output column.
 
     Attributes:
       values: int8 `[..., in, out]`, from -127 to 127.
@@ -51,12 +54,12 @@ class Int8(flax.struct.PyTreeNode):
 
 
 class NF4(flax.struct.PyTreeNode):
-    """A kernel `[..., in, out]` of 4-bit codes, in blocks along `in`.
+    """An NF4 kernel `[..., in, out]` of 4-bit codes, in blocks along `in`.
 
     Attributes:
-      packed: uint8 `[..., blocks, block / 2, out]`; the low halves of the bytes are the first half
-        of a block, the high halves its second one. The last block is filled up with zeros.
-      scale: float32 `[..., blocks, 1, out]`, absmax of the block.
+      packed: uint8 `[..., blocks, block / 2, out]`; the low nibbles are the first half of a block,
+        the high nibbles its second half. The last block is padded with zeros.
+      scale: float32 `[..., blocks, 1, out]`, absolute maximum of the block.
       size: `in`, static.
     """
 
@@ -69,8 +72,8 @@ def _nf4_values() -> np.ndarray:
     """The 16 values of NF4, ascending, from -1 to 1.
 
     Quantiles of the normal distribution at equal steps from 1/2 outwards: 7 below zero, 8 above,
-    and zero itself. `tail` is the outermost one's probability, the mean of what 15 and 16 equal
-    parts would give.
+    and zero itself. `tail` is the probability of the outermost one, the mean of those of 15 and 16
+    equal parts.
     """
     tail = 1 - (1 / 30 + 1 / 32) / 2
     quantile = statistics.NormalDist().inv_cdf
@@ -83,8 +86,8 @@ NF4_VALUES = _nf4_values().astype(np.float32)
 _NF4_BOUNDS = ((_nf4_values()[1:] + _nf4_values()[:-1]) / 2).astype(np.float32)
 
 
-def is_quantized(kernel: Any) -> bool:
-    """Whether `kernel` is an `Int8` or `NF4`; the `is_leaf` to walk quantised parameters with."""
+def is_quantized(kernel: object) -> bool:
+    """True for `Int8` and `NF4`; serves as `is_leaf` for trees of quantised parameters."""
     return isinstance(kernel, (Int8, NF4))
 
 
@@ -98,7 +101,7 @@ def _int8(kernel: jax.Array) -> Int8:
 def _nf4(kernel: jax.Array) -> NF4:
     size, out = kernel.shape
     blocks = math.ceil(size / BLOCK)
-    half = math.ceil(size / (2 * blocks))  # blocks of equal, even length: little is filled up
+    half = math.ceil(size / (2 * blocks))  # blocks of equal, even length: little padding
     kernel = jnp.pad(kernel.astype(jnp.float32), ((0, 2 * half * blocks - size), (0, 0)))
     kernel = kernel.reshape(blocks, 2 * half, out)
     scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True)
@@ -110,20 +113,20 @@ def _nf4(kernel: jax.Array) -> NF4:
 
 
 def _by_layer(kernel: jax.Array, kind: str) -> Int8 | NF4:
-    if kernel.ndim > 2:  # one layer after the other: one layer's float32 temporaries
+    if kernel.ndim > 2:  # layer by layer: float32 temporaries of one layer only
         return jax.lax.map(lambda layer: _by_layer(layer, kind), kernel)
     return _int8(kernel) if kind == "int8" else _nf4(kernel)
 
 
 def quantize_kernel(kernel: jax.Array, kind: str) -> jax.Array | Int8 | NF4:
-    """Stores one kernel, or a stack of them, in fewer bits; a sharded kernel stays sharded.
+    """Quantises a kernel, or a stack of them; a sharded kernel stays sharded.
 
     Args:
       kernel: `[..., in, out]`.
-      kind: of `KINDS`; `none` returns `kernel`.
+      kind: one of `KINDS`; `none` returns `kernel`.
 
     Raises:
-      UserError: if there is no such kind.
+      UserError: for an unknown kind.
     """
     if kind not in KINDS:
         raise UserError(f"quantisation: no kind {kind!r}{did_you_mean(kind, KINDS)}")
@@ -141,13 +144,13 @@ _compiled = jax.jit(_by_layer, static_argnames="kind")
 
 
 def _lookup(codes: jax.Array) -> jax.Array:
-    """`NF4_VALUES[codes]` in float32, by selection: as fast as a gather on CPU, faster on TPU."""
+    """`NF4_VALUES[codes]` in float32, by selects: as fast as a gather on CPU, faster on TPU."""
 
     def bit(number):
         return ((codes >> number) & 1).astype(bool)
 
-    # The first choice is between constants. As arrays of the kernel's shape they would be hoisted
-    # out of a differentiated `lax.scan`, 16 float32 copies of the kernel: so a product and a sum.
+    # The first select is between constants. As arrays of the kernel's shape they would be hoisted
+    # out of a differentiated `lax.scan`, as 16 float32 copies of the kernel; arithmetic is not.
     first = bit(0).astype(jnp.float32)
     pairs = zip(NF4_VALUES[::2].tolist(), NF4_VALUES[1::2].tolist(), strict=True)
     values = [low + first * (high - low) for low, high in pairs]
@@ -157,16 +160,16 @@ def _lookup(codes: jax.Array) -> jax.Array:
     return values[0]
 
 
-def _padded(kernel: NF4, dtype: Any) -> jax.Array:
-    """The kernel with its filled-up rows; scaled in float32, then rounded to `dtype`."""
+def _padded(kernel: NF4, dtype: DTypeLike) -> jax.Array:
+    """Dequantises a kernel with its padding rows; scaled in float32, then rounded to `dtype`."""
     codes = jnp.concatenate([kernel.packed & 15, kernel.packed >> 4], axis=-2)
     values = (_lookup(codes) * kernel.scale).astype(dtype)
     *layers, blocks, block, out = values.shape
     return values.reshape(*layers, blocks * block, out)
 
 
-def dequantize(kernel: jax.Array | Int8 | NF4, dtype: Any = jnp.float32) -> jax.Array:
-    """The plain kernel `[..., in, out]` in `dtype`; a plain kernel is only converted."""
+def dequantize(kernel: jax.Array | Int8 | NF4, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Dequantises a kernel to `[..., in, out]` in `dtype`; a plain kernel is only cast."""
     if isinstance(kernel, Int8):
         return (kernel.values.astype(jnp.float32) * kernel.scale).astype(dtype)
     if isinstance(kernel, NF4):
@@ -179,9 +182,9 @@ Axes = tuple[str | None, str | None] | None
 
 
 def _gathered(kernel: Int8 | NF4, axes: Axes) -> Int8 | NF4:
-    """Undoes the split over the batch's mesh axes (FSDP) while the kernel is still small.
+    """Gathers a kernel over the batch's mesh axes (FSDP) in its quantised form.
 
-    Left to itself the compiler dequantises first and gathers 2 to 8 times the bytes.
+    Otherwise the compiler dequantises first and gathers 2 to 8 times the bytes.
     """
     if axes is None:
         return kernel
@@ -193,20 +196,20 @@ def _gathered(kernel: Int8 | NF4, axes: Axes) -> Int8 | NF4:
         return name if even and not batch & set(over) else None
 
     def gather(leaf):
-        inner = (None,) * (leaf.ndim - 2)
-        return constrain(leaf, kept(axes[0], leaf.shape[0]), *inner, kept(axes[1], leaf.shape[-1]))
+        middle = (None,) * (leaf.ndim - 2)
+        return constrain(leaf, kept(axes[0], leaf.shape[0]), *middle, kept(axes[1], leaf.shape[-1]))
 
     return jax.tree.map(gather, kernel)
 
 
-# Without a rule of its own the backward pass would keep every layer's dequantised kernel from the
-# forward pass: the whole base in the dtype of the computation. Here it dequantises once more.
+# Without a custom rule the backward pass would store every layer's dequantised kernel from the
+# forward pass: the whole base in the dtype of the computation. Here it dequantises again.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, kernel: Int8 | NF4, axes: Axes) -> jax.Array:
     """`[rows, in]`, one layer's kernel -> `[rows, out]`, in the dtype of `x`."""
     kernel = _gathered(kernel, axes)
     if isinstance(kernel, Int8):
-        # Whole numbers to 127 are exact in bfloat16; the scale is a column's: it can wait.
+        # Integers up to 127 are exact in bfloat16, and a column's scale can be applied to the sum.
         return (_wide_dot(x, kernel.values.astype(x.dtype)) * kernel.scale).astype(x.dtype)
     weights = _padded(kernel, x.dtype)
     x = jnp.pad(x, ((0, 0), (0, weights.shape[0] - x.shape[1])))
@@ -218,7 +221,7 @@ def _forward(x: jax.Array, kernel: Int8 | NF4, axes: Axes) -> tuple[jax.Array, I
 
 
 def _backward(axes: Axes, kernel: Int8 | NF4, g: jax.Array) -> tuple[jax.Array, None]:
-    # The barrier keeps the compiler from sharing the forward pass's copy, which would then live on.
+    # The barrier prevents the compiler from reusing, and so keeping, the forward pass's copy.
     kernel, g = jax.lax.optimization_barrier((kernel, g))
     kernel = _gathered(kernel, axes)
     if isinstance(kernel, Int8):
@@ -231,27 +234,31 @@ _product.defvjp(_forward, _backward)
 
 
 def matmul(
-    x: jax.Array, kernel: jax.Array | Int8 | NF4, dtype: Any = jnp.float32, *, axes: Axes = None
+    x: jax.Array,
+    kernel: jax.Array | Int8 | NF4,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    axes: Axes = None,
 ) -> jax.Array:
-    """`x` times one layer's kernel, summed in float32.
+    """Multiplies `x` with one layer's kernel, accumulated in float32.
 
     Args:
       x: `[..., in]`.
-      kernel: `[in, out]`, plain or quantised. A quantised one is a constant to differentiation.
-      dtype: of the factors and the result.
-      axes: logical axes of the kernel; with them a quantised kernel that is split over devices
-        travels between them in its small form.
+      kernel: `[in, out]`, plain or quantised; a quantised one gets no gradient.
+      dtype: dtype of the factors and the result.
+      axes: logical axes of the kernel; with them a sharded quantised kernel is communicated in its
+        quantised form.
 
     Returns:
       `[..., out]`.
 
     Raises:
-      ValueError: if the sizes do not match, or a quantised kernel still has a layer axis.
+      ValueError: if the sizes do not match, or a quantised kernel has a layer axis.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     if not isinstance(kernel, (Int8, NF4)):
-        # Hardware sums bfloat16 products in float32. Asking for a float32 result as well would
-        # make the backward pass multiply in float32.
+        # Hardware accumulates bfloat16 products in float32. Requesting a float32 result as well
+        # would make the backward pass multiply in float32.
         y = jnp.dot(rows, kernel.astype(dtype))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
     shape = shape_of(kernel)
@@ -260,24 +267,24 @@ def matmul(
     return _product(rows, kernel, axes).reshape(*x.shape[:-1], shape[1])
 
 
-def shape_of(kernel: Any) -> tuple[int, ...]:
+def shape_of(kernel: jax.Array | Int8 | NF4) -> tuple[int, ...]:
     """Shape `[..., in, out]` of a plain or quantised kernel."""
     if isinstance(kernel, NF4):
         return (*kernel.packed.shape[:-3], kernel.size, kernel.packed.shape[-1])
     return kernel.values.shape if isinstance(kernel, Int8) else kernel.shape
 
 
-def quantize_params(params: Any, kind: str, *, release: bool = False) -> Any:
-    """Quantises the seven projections of `layers`; embeddings, norms and head stay as they are.
+def quantize_params(params: PyTree, kind: str, *, release: bool = False) -> PyTree:
+    """Quantises the seven projections of `layers`; embeddings, norms and head are unchanged.
 
     Args:
-      params: parameters of a `Llama`, plain arrays, layers stacked.
-      kind: of `KINDS`; `none` returns `params`.
-      release: frees each plain kernel as soon as its quantised form exists; `params` is of no more
-        use then.
+      params: parameters of a `Llama`: plain arrays, stacked layers.
+      kind: one of `KINDS`; `none` returns `params`.
+      release: free each plain kernel as soon as its quantised form exists; `params` is then
+        invalid.
 
     Raises:
-      UserError: if there is no such kind, a kernel is already quantised, or it is not finite.
+      UserError: if the kind is unknown, or a kernel is already quantised or not finite.
     """
     if kind not in KINDS:
         raise UserError(f"quantisation: no kind {kind!r}{did_you_mean(kind, KINDS)}")
@@ -298,8 +305,8 @@ def quantize_params(params: Any, kind: str, *, release: bool = False) -> Any:
     return {**params, "layers": layers}
 
 
-def dequantize_params(params: Any, dtype: Any = jnp.float32) -> Any:
-    """Plain parameters again: quantised kernels in `dtype`, all else as it is."""
+def dequantize_params(params: PyTree, dtype: DTypeLike = jnp.float32) -> PyTree:
+    """Dequantises all quantised kernels to `dtype`; other parameters are unchanged."""
 
     def plain(leaf):
         return dequantize(leaf, dtype) if is_quantized(leaf) else leaf
@@ -307,24 +314,24 @@ def dequantize_params(params: Any, dtype: Any = jnp.float32) -> Any:
     return jax.tree.map(plain, params, is_leaf=is_quantized)
 
 
-def bytes_of(params: Any) -> int:
-    """Bytes of all arrays of `params`, on all devices together; shapes alone suffice."""
+def bytes_of(params: PyTree) -> int:
+    """Total bytes of the arrays of `params`; shapes suffice."""
     leaves = jax.tree.leaves(params)
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
-def shardings(params: Any, plain: Any) -> Any:
+def shardings(params: PyTree, plain: PyTree) -> PyTree:
     """Shardings of quantised parameters, or of one quantised kernel.
 
-    `in` and `out` are split as in the plain kernel wherever the number of blocks or columns
-    divides; else that axis is whole on every device.
+    `in` and `out` are split as in the plain kernel if the number of blocks or columns is divisible;
+    otherwise that axis is replicated.
 
     Args:
       params: quantised parameters, or their shapes.
-      plain: the tree of `NamedSharding` of the same parameters before.
+      plain: tree of the `NamedSharding`s of the plain parameters.
 
     Returns:
-      The tree of `params`, with a `NamedSharding` in place of every array.
+      Tree of `params` with a `NamedSharding` in place of every array.
     """
 
     def place(kernel, split):
@@ -332,16 +339,16 @@ def shardings(params: Any, plain: Any) -> Any:
             return split
         rank = len(shape_of(kernel))
         spec = (*split.spec, *(None,) * (rank - len(split.spec)))
-        # An NF4 array has one axis more than its kernel: the places in a block, never split.
-        inner = (None,) if isinstance(kernel, NF4) else ()
-        axes = (*spec[:-1], *inner, spec[-1])
+        # An NF4 array has one more axis than its kernel: the positions in a block, never split.
+        block_axis = (None,) if isinstance(kernel, NF4) else ()
+        axes = (*spec[:-1], *block_axis, spec[-1])
 
         def fit(leaf):
-            whole = [
+            fitted = [
                 axis if axis and length % _devices(split, axis) == 0 else None
                 for length, axis in zip(leaf.shape, axes, strict=True)
             ]
-            return NamedSharding(split.mesh, PartitionSpec(*whole), memory_kind=split.memory_kind)
+            return NamedSharding(split.mesh, PartitionSpec(*fitted), memory_kind=split.memory_kind)
 
         return jax.tree.map(fit, kernel)
 
