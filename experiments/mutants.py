@@ -377,7 +377,7 @@ _JUDGING = (
     Mutant(
         "judgements_split_by_row",
         "xrec_jax/text/records/judgements.py",
-        "cases or [one.prompt for one in judgements]",
+        "cases or [judgement.prompt for judgement in judgements]",
         "[str(row) for row in range(len(judgements))]",
         ("tests/text/test_judgements.py::test_no_prompt_is_on_both_sides_of_the_split",),
     ),

@@ -8,7 +8,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.text.prompts.parsing import parse_prompt
 from xrec_jax.text.prompts.templates import get
 from xrec_jax.text.synthetic.comprehension import reading_exercises
-from xrec_jax.text.synthetic.filler import small_talk
+from xrec_jax.text.synthetic.filler import filler_paragraphs
 
 ITEMS = [
     {
@@ -156,11 +156,11 @@ def test_an_item_without_a_name_is_refused():
 
 
 def test_small_talk_names_no_item():
-    found = list(small_talk(ITEMS, 200))
+    found = list(filler_paragraphs(ITEMS, 200))
     assert len(found) == 200 and len(set(found)) > 190
     assert not [text for text in found for item in ITEMS if item["name"] in text]
     assert not [text for text in found if "{" in text or "none" in text]
-    assert found[:7] == list(small_talk(ITEMS, 7))
+    assert found[:7] == list(filler_paragraphs(ITEMS, 7))
     for text in found:
         assert 3 <= len(re.findall(r"[.!?](?: |$)", text)) <= 6
         assert text[0].isupper() and not re.search(r"\ba [aeiou]", text)

@@ -22,7 +22,7 @@ from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.fields import text_of, value_of
 from xrec_jax.text.synthetic.comprehension import Reading, reading_exercises
 from xrec_jax.text.synthetic.corpus import world_sentences
-from xrec_jax.text.synthetic.filler import small_talk
+from xrec_jax.text.synthetic.filler import filler_paragraphs
 from xrec_jax.text.synthetic.taste_pairs import Visit, join_pair, review_exercises, taste_pair
 
 Text = str | Reading
@@ -67,7 +67,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
             *(Reading(*pair) for pair in world_readings(config, data)),
             *taught_words(config),
         ]
-    return [*plain, *described, *reviews, *small_talk(items, config.pretrain.talk)]
+    return [*plain, *described, *reviews, *filler_paragraphs(items, config.pretrain.talk)]
 
 
 def file_texts(config: Any) -> list[str]:

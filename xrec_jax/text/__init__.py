@@ -1,4 +1,4 @@
-"""Level 2: prompts, instruction sets and explanations as text; knows rows, no data set classes."""
+"""Level 2: prompts, instruction sets and explanations as text; works on rows, not on data sets."""
 
 from xrec_jax.text.prompts import published  # noqa: F401 (its templates register)
 from xrec_jax.text.prompts.parsing import parse_prompt

@@ -1,9 +1,9 @@
-"""Words in every script: where they begin and end, how many there are, which marks count.
+"""Words in every script: boundaries, counts, and optional diacritics.
 
 Most scripts put blanks between words. Chinese, Japanese, Thai, Lao, Khmer and Burmese do not; there
-each character, with the marks it carries, is taken for a word, as is usual where Chinese texts are
-scored (the tokenizer "zh" of sacrebleu). Korean has blanks, but what follows a name is written to
-it, so where names are looked for each of its syllables is a word too.
+each character, with its combining marks, counts as a word, as is usual in the evaluation of Chinese
+texts (the tokenizer "zh" of sacrebleu). Korean has blanks, but attaches particles to names, so each
+of its syllables counts as a word when names are matched.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 import regex
 
-# Scripts without blanks between words; the mark of a long vowel belongs to kana.
+# Scripts without blanks between words; the prolonged sound mark belongs to kana.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰ"
-# Characters that stand for an apostrophe.
+# Variants of the apostrophe.
 APOSTROPHES = "'\u2019\u2018\u02bc`\u00b4"
 
 
 def _word(unspaced: str, letters: str = r"\p{L}\p{N}", joining: str = "") -> str:
-    """A pattern of a word of `letters`; those of the scripts `unspaced` are words by themselves."""
+    """Pattern of a word of `letters`; each letter of the scripts `unspaced` is a word."""
     alone = rf"[[{letters}]&&[{unspaced}]]\p{{M}}*"
     letter = rf"[[{letters}]--[{unspaced}]]"
-    # Joiners keep parts of one word together (Persian); they never begin or end it.
+    # Zero-width joiners occur within words (Persian), never at their ends.
     inner = rf"{letter}|\p{{M}}|[\u200c\u200d](?={letter})"
     if joining:
         inner += rf"|[{joining}]+(?={letter})"
@@ -50,17 +50,17 @@ _PART = regex.compile(r"[\p{L}\p{M}\p{N}]")
 _APART = regex.compile(
     rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}\p{{S}}]]\p{{M}}*|[\u3000-\u303f\uff00-\uffef]", regex.V1
 )
-# Characters without width that tell where a line may break or which way it runs.
+# Zero-width characters that control line breaks or text direction.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-# Marks that writers may leave out without another word coming out: accents of Latin and Greek,
-# stress and the dots of "ё" in Cyrillic, vowel points of Arabic and Hebrew.
+# Marks that writers may omit without changing the word: accents of Latin and Greek, stress and the
+# dots of "ё" in Cyrillic, vowel points of Arabic and Hebrew.
 _OPTIONAL = regex.compile(
     r"(?<=[\p{Latin}\p{Greek}]\p{M}*)\p{Mn}|(?<=[\u0415\u0435])\u0308"
     r"|(?<=[\u0430\u0435\u0438\u043e\u0443\u044b\u044d-\u044f]"
     r"|[\u0410\u0415\u0418\u041e\u0423\u042b\u042d-\u042f])[\u0300\u0301]"
     r"|[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
 )
-# What Korean writes to the end of a name, such as the mark of the subject.
+# Korean particles that are attached to a name, such as the subject marker.
 _PARTICLES = regex.compile(
     "(?:은|는|이|가|을|를|의|에|에서|에게|께|와|과|랑|이랑|도|만|로|으로|처럼|보다|까지|부터|마다|"
     "조차|밖에|이나|나|이라|라|이란|란|이다|다|입니다|인|이고|고|이며|며|요|이에요|예요|하고|같은|"
@@ -68,31 +68,31 @@ _PARTICLES = regex.compile(
 )
 _HANGUL, _KATAKANA = regex.compile(r"\p{Hangul}"), regex.compile(r"[\p{Katakana}ーｰ]", regex.V1)
 _HANGUL_RUN = regex.compile(r"\p{Hangul}{0,10}")  # one more than the longest particles
-_SURE = 4  # characters of a name that may stand inside a longer run of katakana
+_SURE = 4  # least characters of a name that may match inside a longer run of katakana
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case: runs of letters and digits, or characters where there are no blanks."""
+    """Words in lower case: runs of letters and digits, or characters of scripts without blanks."""
     return _WORDS.findall(composed(text).lower())
 
 
 def spelt_words(text: str) -> list[str]:
-    """Words of letters alone, as they stand; parts with an apostrophe are one word."""
+    """Words of letters only, with their case; an apostrophe does not split a word."""
     return (_ASCII_SPELT if text.isascii() else _SPELT).findall(composed(text))
 
 
 def composed(text: str) -> str:
-    """The text with letters and their marks as single characters, where there are such (NFC).
+    """Normalises a text to NFC, without invisible characters.
 
-    What cannot be seen, such as a hyphen for the end of a line, is left out: it parts no words.
+    Invisible characters, such as soft hyphens, are removed, since they do not separate words.
     """
     return text if text.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
 
 
 def word_count(text: str) -> int:
-    """Number of words: what stands between white space, and characters where there are no blanks.
+    """Number of words: tokens between white space, and characters of scripts without blanks.
 
-    Signs count where white space stands around them, as everywhere.
+    Punctuation surrounded by white space counts as a word.
     """
     pieces = text.split()
     if text.isascii():
@@ -101,41 +101,38 @@ def word_count(text: str) -> int:
 
 
 def has_blanks(text: str) -> bool:
-    """Whether the text is free of characters of scripts without blanks between words."""
+    """True if the text has no characters of scripts without blanks between words."""
     return text.isascii() or not _ALONE.search(text)
 
 
 def is_dense(word: str) -> bool:
-    """Whether one or two characters may be a whole word: in scripts without blanks, and Korean."""
+    """True if one or two characters can be a whole word: in scripts without blanks, and Korean."""
     return (
         not word.isascii() and bool(_FREE.match(word)) and (len(word) > 1 or not has_blanks(word))
     )
 
 
 def ends_sentences(letter: str) -> bool:
-    """Whether a letter is of a script that puts signs to the ends of sentences: Thai has none."""
+    """True if the script of a letter marks the ends of sentences; Thai and Lao do not."""
     return not _NO_STOP.match(letter)
 
 
 def spaced(text: str) -> str:
-    """The text with blanks around every character of a script that writes none.
-
-    The signs that are written with such scripts stand alone too.
-    """
+    """Puts blanks around every character of a script without blanks, and around its punctuation."""
     return text if text.isascii() else _APART.sub(r" \g<0> ", composed(text))
 
 
 def is_latin(text: str) -> bool:
-    """Whether most letters are Latin ones; a text without letters counts as such."""
+    """True if at least half of the letters are Latin, or there are no letters."""
     return text.isascii() or 2 * len(_LATIN.findall(text)) >= len(_LETTER.findall(text))
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def without_marks(text: str) -> str:
-    """The text without the marks that writers may leave out, other variants of letters as one.
+    """Removes optional marks and unifies variants of letters.
 
-    "Amélie" is "Amelie", "ёлка" is "елка", full-width and half-width letters are the same; "й" and
-    "и", "が" and "か", and the vowels of Indic and Thai words stay apart.
+    "Amélie" becomes "Amelie", "ёлка" becomes "елка", full-width letters become half-width; "й" and
+    "и", "が" and "か", and the vowels of Indic and Thai words remain distinct.
     """
     if text.isascii():
         return text
@@ -144,15 +141,15 @@ def without_marks(text: str) -> str:
 
 
 def finder(names: Iterable[str]) -> Any:
-    """A pattern that finds names as words of their own, in any case; of two, the first one given.
+    """Compiles a pattern that finds names as separate words, ignoring case; earlier names win.
 
-    Beside a letter of a script without blanks, or of Korean, no boundary can be asked for.
+    Next to a letter of a script without blanks, or of Korean, no word boundary is required.
 
     Args:
-      names: one or more.
+      names: one or more names, longer ones first.
 
     Returns:
-      A compiled pattern; the longer a name, the earlier it should stand in `names`.
+      A compiled pattern.
     """
     names = list(names)
     if all(map(str.isascii, names)):
@@ -167,19 +164,19 @@ def finder(names: Iterable[str]) -> Any:
 
 
 def stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether the name `text[start:end]` is no part of a longer word, as far as can be seen.
+    """True if the name `text[start:end]` does not look like part of a longer word.
 
-    True where blanks show it, which is not looked at here. Behind a Korean name may stand the
-    endings of the language. A single character must have no letter beside it, and a short name in
-    katakana no further katakana: both would be found in other words.
+    Only for scripts without clear boundaries; ASCII names are not checked here. A Korean name may
+    be followed by particles. A single character must have no letter beside it, and a short name in
+    katakana no further katakana: both would match inside other words.
     """
     first, last = text[start], text[end - 1]
     if first.isascii() and last.isascii():
         return True
     before, behind = text[max(start - 1, 0) : start], text[end : end + 1]
     if _HANGUL.match(last):
-        rest = _HANGUL_RUN.match(text, end)[0]
-        if not _PARTICLES.fullmatch(rest):
+        suffix = _HANGUL_RUN.match(text, end)[0]
+        if not _PARTICLES.fullmatch(suffix):
             return False
     if _HANGUL.match(first):
         return not _HANGUL.match(before)

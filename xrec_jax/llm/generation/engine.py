@@ -191,8 +191,8 @@ def admit(
         )
         mask = jnp.concatenate([behind, own], axis=2)
         contexts = [PrefixAttention(cache, mask) for cache in prefix.caches]
-        # Forward pass over the prompts, and the first token of each answer.
-        x = model.embed(params, new.ids, new.soft)
+    # Forward pass over the prompts, and the first token of each answer.
+    x = model.embed(params, new.ids, new.soft)
     hidden, caches = model.cached(params, x, positions, contexts, lora=lora)
     token, log_prob = choose(
         model.project(params, hidden[:, -1]),

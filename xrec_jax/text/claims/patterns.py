@@ -1,7 +1,7 @@
-"""Words that make a reason of a value: of a taste, a budget, a way, a crowd, a next stop.
+"""Regular expressions for the polarity of a claim: taste, price, distance, popularity, sequence.
 
-Patterns only; `claims` decides what they are about. All expect a sentence whose first word is in
-lower case unless it begins a name, and none of them reads a value.
+Patterns only; `reader` decides which value they refer to. All expect a sentence whose first word is
+in lower case unless it begins a name, and none of them reads a value.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ def _any(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(rf"(?<![\w-])(?:{pattern})(?![\w-])" for pattern in patterns))
 
 
+# Price: direction, comparison with what is usual, and fit to the budget.
 SENSE = re.compile(r"(?<![\w-])(cheaper|pricier)(?![\w-])")
 PRICIER = _any("pricier", "more expensive", "dearer", "costlier", "costs? (?:you )?more")
 CHEAPER = _any("cheaper", "less expensive", "costs? (?:you )?less", "less pricey")
@@ -38,6 +39,7 @@ PRICE_AGAINST = _any(
 )
 LEVEL = re.compile(r"(?:\blevels?|\bprices? (?:is|are|of)(?: at)?) (?:of )?(\d+)\b", re.IGNORECASE)
 
+# Distance: a value in km, in favour and against.
 KM = re.compile(r"\b(\d+(?:\.\d+)?) ?km\b")
 _FAR_PLACE = r"(?: \w+){0,4} (?:home|you|most(?: \w+)?|where you live)"
 NEAR = _any(
@@ -59,6 +61,7 @@ FAR = _any(
     "(?:hard|harder)(?: for you)? to reach",
 )
 
+# Popularity, in favour and against.
 MANY = _any(
     "more popular(?! than (?:it|this))",
     "(?:more|many) (?:people|visitors|guests|regulars)(?: \\w+)*",
@@ -72,6 +75,7 @@ FEW = _any(
     "unpopular",
 )
 
+# Sequence: the place suits the visit before it, or repeats it.
 FOLLOWS = _any(
     "goes (?:very )?well (?:after|with)",
     "(?:good|natural|nice|fitting|fine|great|perfect|logical|ideal) (?:next|follow-up|second)"
@@ -91,7 +95,7 @@ REPEATS = _any(
     "(?:same|another) (?:kind|one)(?: of place)?(?: right| straight)? (?:again|after)",
 )
 
-# "like" is also a comparison ("places like X", "feels like"): it needs someone who likes.
+# "like" is also a comparison ("places like X"), so it needs a subject or an auxiliary.
 TASTE = _any(
     r"(?:you|user|who|they|and|to|also|really|usually|generally|often|would|may|might|should|will|"
     r"not|neither|nor|always|clearly|especially|particularly|most) likes?(?! to (?:spend|pay))",
@@ -123,5 +127,5 @@ SPLIT = re.compile(
 
 
 def negated(text: str, match: re.Match[str]) -> bool:
-    """Whether a negation stands at most four words before what was found."""
+    """True if a negation occurs at most four words before a match."""
     return bool(NEGATION.search(text[: match.start()]))

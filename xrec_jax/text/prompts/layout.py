@@ -1,7 +1,7 @@
 """Small text layouts: literal text, `{field}` and `[[optional parts]]`.
 
-A part in double square brackets is dropped where a field in it has no value, so one layout serves
-rows with gaps. Values are inserted as they are: braces in a title do no harm.
+A part in double square brackets is dropped if a field in it has no value, so that one layout serves
+rows with missing values. Values are inserted verbatim: braces in a title are harmless.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _OPTIONAL = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A place in a layout that a column's value fills."""
+    """A placeholder in a layout for the value of a column."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A stretch of a layout: literal texts and fields in order.
+    """A part of a layout: literal texts and fields in order.
 
     Attributes:
       pieces: texts and fields.
-      optional: whether it is dropped where a field has no value.
+      optional: drop the part if a field has no value.
     """
 
     pieces: tuple[str | Field, ...]
@@ -42,12 +42,12 @@ class Part:
 
 @functools.lru_cache(maxsize=512)
 def parse_layout(layout: str) -> tuple[Part, ...]:
-    """Splits a layout into parts.
+    """Parses a layout into parts.
 
     Raises:
-      UserError: for unbalanced braces, a field without a name or with a format, a lone "[[".
+      UserError: for unbalanced braces, a field without a name or with a format, or a lone "[[".
     """
-    # split keeps what the group matched, so odd places hold the optional parts.
+    # `split` keeps the groups, so the odd elements are the optional parts.
     texts = _OPTIONAL.split(layout)
     if any("[[" in text for text in texts):
         raise UserError(f'"[[" without its own "]]" in the layout {_short(layout)}')
@@ -71,7 +71,7 @@ def parse_layout(layout: str) -> tuple[Part, ...]:
 
 
 def fields_of(layout: str) -> tuple[str, ...]:
-    """Names of the fields of a layout, in order, repeated ones once."""
+    """Names of the fields of a layout, in order, without repetition."""
     pieces = [piece for part in parse_layout(layout) for piece in part.pieces]
     return tuple(dict.fromkeys(piece.name for piece in pieces if isinstance(piece, Field)))
 
@@ -81,8 +81,8 @@ def render(layout: str, value_of: Callable[[str], str | None], *, unknown: str) 
 
     Args:
       layout: the layout.
-      value_of: the text of a field, None where it has no value.
-      unknown: stands for a missing value outside an optional part.
+      value_of: returns the text of a field, or None if it has no value.
+      unknown: replaces a missing value outside an optional part.
     """
     texts = []
     for part in parse_layout(layout):
@@ -103,20 +103,20 @@ def text_value(
     listed: str = "{list}",
     absent: Sequence[str] = (),
 ) -> str | None:
-    """The text of a table cell.
+    """Text of a table cell.
 
     Args:
       row: a row of a table.
-      column: the column.
-      joiner: stands between the members of a list.
-      listed: how a list stands in the text: a layout of the field `list`.
+      column: name of the column.
+      joiner: separator of the elements of a list.
+      listed: layout of a list, with the field `list`.
       absent: texts that mean "no value".
 
     Returns:
       The text on one line; None for None, NaN, a blank text, an empty list, or one of `absent`.
 
     Raises:
-      UserError: where the row has no such column.
+        UserError: if the row has no such column.
     """
     if column not in row:
         raise UserError(f"no column {column!r}{did_you_mean(column, row)}")
@@ -124,6 +124,7 @@ def text_value(
     if value is None:
         return None
     if not isinstance(value, str):
+        # Lists come as Python lists, NumPy arrays or polars Series, depending on who made the row.
         if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
             value = value.tolist()
         elif hasattr(value, "to_list"):
@@ -139,7 +140,7 @@ def text_value(
     return None if not value or not value.strip() or value in absent else value
 
 
-def _scalar_text(value: Any) -> str | None:
+def _scalar_text(value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool):

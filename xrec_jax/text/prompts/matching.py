@@ -1,10 +1,9 @@
-"""Layouts matched against text in time that is linear in its length.
+"""Matching of layouts against text in time linear in its length.
 
-A regular expression of the same meaning takes a power of the length for every field where a text
-nearly matches. Here each piece of the layout is tried at each place once: what has failed there
-before is not tried again (the "bit-state" search of Russ Cox's articles on regular expressions).
-What is found is what the expression would find: fields as short as can be, optional parts where
-they can be.
+An equivalent regular expression backtracks: on a text that nearly matches, its time is polynomial
+in the length, with one more power for every field. Here each piece of the layout is tried at each
+position once: failures are remembered (the "bit-state" search of Russ Cox's articles on regular
+expressions). The result is that of the expression: fields are lazy, optional parts greedy.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ class Piece:
     """A step of a pattern.
 
     Attributes:
-      kind: "text", a literal; "field", within one line; "lines", over several; "same", what the
-        group found before; "optional", what follows up to `skip` may be missing; "mark", notes a
-        place; "end", of the text; "stop", the match is complete.
+      kind: "text", a literal; "field", within one line; "lines", over several; "same", the text
+        that its group matched before; "optional", the steps up to `skip` may be missing; "mark",
+        records a position; "end", the end of the text; "stop", the match is complete.
       text: the literal.
-      group: under which a field or place is found.
-      skip: the step behind an optional part.
+      group: name under which a field or position is recorded.
+      skip: number of the step after an optional part.
     """
 
     kind: str
@@ -37,11 +36,11 @@ class Piece:
 
 
 def pieces_of(layout: str, prefix: str = "", *, first: int = 0) -> tuple[Piece, ...]:
-    """The steps of a layout, with a group PREFIX + NAME for every field.
+    """Compiles a layout to steps, with a group PREFIX + NAME for every field.
 
     Args:
-      layout: as `render` fills it; a field that comes twice must match the same text twice.
-      prefix: of the groups' names.
+      layout: a layout; a repeated field must match the same text each time.
+      prefix: prefix of the group names.
       first: number of the first step within the whole pattern.
     """
     pieces: list[Piece] = []
@@ -60,7 +59,7 @@ def pieces_of(layout: str, prefix: str = "", *, first: int = 0) -> tuple[Piece, 
 
 
 class Pattern:
-    """Steps to match, one after the other; behind the last one the match is complete.
+    """A pattern: steps to be matched in order.
 
     Args:
       pieces: the steps.
@@ -68,38 +67,41 @@ class Pattern:
 
     def __init__(self, pieces: Sequence[Piece]):
         self.pieces = tuple(pieces)
-        # What may stand behind each field.
+        # Steps that may follow each field.
         self.followers = [tuple(_first(self.pieces, step + 1)) for step in range(len(self.pieces))]
         self.repeated = tuple({p.group for p in self.pieces if p.kind == "same"})
 
     def match(self, text: str, start: int = 0) -> dict[str, Span] | None:
-        """Matches from a place of a text on.
+        """Matches a text from a position on.
 
         Returns:
-          Where the groups were found, without those of optional parts that are missing; under ""
-          the whole match. None if there is none.
+          Spans of the groups, without those of missing optional parts, and of the whole match under
+          ""; None if there is no match.
         """
         return _Search(self, text).run(start)
 
 
 class _Search:
-    """One search: what was tried, and where literals were found last."""
+    """State of one search: failed states, and the last occurrence of each literal."""
 
     def __init__(self, pattern: Pattern, text: str):
         self._pattern, self._text = pattern, text
         self._tried: set[tuple] = set()
-        self._literals: dict[tuple[str, int], Span] = {}  # from where it was looked for, and found
+        self._literals: dict[tuple[str, int], Span] = {}  # (searched from, found at)
         self._line: Span = (0, -1)
 
     def run(self, start: int) -> dict[str, Span] | None:
-        """See `Pattern.match`."""
+        """Depth-first search; see `Pattern.match`."""
         pieces, text = self._pattern.pieces, self._text
         spans: dict[str, Span] = {}
-        trail: list[tuple[str, Span | None]] = []  # what groups were before
-        # Step, place, length of the trail, and where the field began (-1: here).
+        trail: list[
+            tuple[str, Span | None]
+        ] = []  # previous values of groups, to undo on backtracking
+        # Step, position, length of the trail, and start of the current field (-1: here).
         stack = [(0, start, 0, -1)]
         while stack:
             step, place, kept, began = stack.pop()
+            # Backtracking: restore the groups to their values when the state was pushed.
             while len(trail) > kept:
                 group, before = trail.pop()
                 spans.pop(group) if before is None else spans.update({group: before})
@@ -114,10 +116,11 @@ class _Search:
             if piece.kind in ("field", "lines"):
                 began = place if began < 0 else began
                 place = self._end(step, place, began)
-                # Where a field must come again, what it holds matters for what follows.
+                # If a field is repeated later, its content is part of the state.
                 held = began if piece.group in self._pattern.repeated else -1
                 if place < 0 or not self._first_time(step, place, spans, held):
                     continue
+                # First try to end the field here; the longer alternative is pushed below it.
                 stack.append((step, place + 1, kept, began))
                 trail.append((piece.group, spans.get(piece.group)))
                 spans[piece.group] = began, place
@@ -133,9 +136,9 @@ class _Search:
                 if place == len(text):
                     stack.append((step + 1, place, kept, -1))
             elif piece.kind == "same" and piece.group in spans:
-                again = text[slice(*spans[piece.group])]
-                if text.startswith(again, place):
-                    stack.append((step + 1, place + len(again), kept, -1))
+                previous = text[slice(*spans[piece.group])]
+                if text.startswith(previous, place):
+                    stack.append((step + 1, place + len(previous), kept, -1))
         return None
 
     def _first_time(self, step: int, place: int, spans: Mapping[str, Span], held: int = -1) -> bool:
@@ -148,7 +151,7 @@ class _Search:
         return True
 
     def _end(self, step: int, place: int, began: int) -> int:
-        """The first place, from one on, where a field may end; -1 for none."""
+        """First position from `place` on where a field may end; -1 for none."""
         limit = len(self._text)
         if self._pattern.pieces[step].kind == "field":
             limit = self._end_of_line(began)
@@ -156,9 +159,9 @@ class _Search:
             return -1
         best = -1
         for piece in self._pattern.followers[step]:
-            found = self._next(piece, place, limit)
-            if found >= 0 and not 0 <= best <= found:
-                best = found
+            position = self._next(piece, place, limit)
+            if position >= 0 and not 0 <= best <= position:
+                best = position
         return best
 
     def _next(self, piece: Piece, place: int, limit: int) -> int:
@@ -167,11 +170,11 @@ class _Search:
         if piece.kind != "text":
             return place
         key = piece.text, limit
-        low, found = self._literals.get(key, (limit + 1, -1))
-        if place < low or -1 < found < place:
-            found = self._text.find(piece.text, place, limit + len(piece.text))
-            self._literals[key] = place, found
-        return found
+        low, position = self._literals.get(key, (limit + 1, -1))
+        if place < low or -1 < position < place:
+            position = self._text.find(piece.text, place, limit + len(piece.text))
+            self._literals[key] = place, position
+        return position
 
     def _end_of_line(self, place: int) -> int:
         low, end = self._line
@@ -183,7 +186,7 @@ class _Search:
 
 
 def _first(pieces: Sequence[Piece], step: int) -> Iterator[Piece]:
-    """The steps that may come first from `step` on."""
+    """Yields the steps that may come first from `step` on."""
     while step < len(pieces):
         piece = pieces[step]
         if piece.kind == "optional":

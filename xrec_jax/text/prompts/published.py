@@ -1,9 +1,9 @@
-"""The registered layouts: LLMXRec's (arXiv 2312.15661) and the one for places.
+"""Registered templates: LLMXRec's (arXiv 2312.15661) and those for places.
 
-LLMXRec's are facts about published models: their typos ("domin", a space before a comma, a missing
-one after a full stop) are kept, because a model tuned on them expects them. News prompts exist in
-two forms: `llmxrec_news` is the one of its tuning set and of its judgements, `llmxrec_news_asked`
-the one that its systems were asked with; they differ in the order of the last sentences.
+LLMXRec's are reproduced verbatim: their typos ("domin", a space before a comma, a missing one after
+a full stop) are kept, because a model tuned on them expects them. News prompts exist in two forms:
+`llmxrec_news` is that of its tuning set and judgements, `llmxrec_news_asked` that of the prompts
+given to its systems; they differ in the order of the last sentences.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ NEWS_ASKED = register(
     Template(name="llmxrec_news_asked", body=_NEWS + _TAIL, entry=NEWS.entry, item=NEWS.item)
 )
 
-# A game without tags was asked about with "nan" in their place.
+# LLMXRec writes "nan" for a game without tags.
 _TAGS = "The tags of the game are {tags}.\n"
 GAME = register(
     Template(
@@ -83,7 +83,7 @@ _PLACE = (
     "{name}: {kind}[[, {cuisine} food]][[, {mood}]][[, price level {price}]][[, {popularity}]]"
     "[[, in {district}]]"
 )
-# The item stands last: prompts of one user share all before it, and a model finds it nearby.
+# The item comes last: prompts of one user share the text before it, and it is close to the answer.
 PLACES = register(
     Template(
         name="places",
@@ -100,7 +100,7 @@ PLACES = register(
         absent=("none",),
     )
 )
-# Google Maps data as of XRec: summaries of the user and of the place in place of attributes.
+# XRec's Google Maps data: summaries of user and place instead of attributes.
 PLACES_SUMMARY = register(
     Template(
         name="places_summary",

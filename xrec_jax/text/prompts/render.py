@@ -1,4 +1,4 @@
-"""Prompts from rows: history selection by time, rendering, truncation to a token budget."""
+"""Rendering of prompts from rows: history selection by time, truncation to a token budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.text.prompts.templates import Template
 
 T = TypeVar("T")
-# Counts tokens, or encodes: what a tokenizer returns for a text has a length.
+# Returns the number of tokens of a text, or its encoding, whose length counts.
 CountTokens = Callable[[str], int | Sized]
 
 
@@ -19,10 +19,10 @@ class Prompt:
     """A rendered prompt.
 
     Attributes:
-      text: what the model reads.
-      shown: history entries in it.
-      dropped: history entries that the token budget cut, the oldest ones.
-      tokens: its length as counted; None where no budget was given.
+      text: text of the prompt.
+      shown: number of history entries in it.
+      dropped: number of (oldest) history entries cut by the token budget.
+      tokens: number of tokens; None without a budget.
     """
 
     text: str
@@ -33,13 +33,13 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class TruncationCount:
-    """What truncation cut from a set of prompts, for logs.
+    """Statistics of the truncation of a set of prompts, for logs.
 
     Attributes:
       prompts: number of prompts.
-      cut: prompts that lost entries.
-      dropped: entries lost in all.
-      shown: entries that stand in the prompts.
+      cut: number of prompts that lost entries.
+      dropped: total number of dropped entries.
+      shown: total number of entries in the prompts.
     """
 
     prompts: int = 0
@@ -49,7 +49,7 @@ class TruncationCount:
 
     @classmethod
     def of(cls, prompts: Iterable[Prompt]) -> TruncationCount:
-        """Counts over prompts."""
+        """Sums over prompts."""
         total = cls()
         for prompt in prompts:
             total += cls(1, int(prompt.dropped > 0), prompt.dropped, prompt.shown)
@@ -78,17 +78,17 @@ def select_history(
     before: float | None = None,
     without: object = None,
 ) -> list[T]:
-    """The latest entries of a history, oldest first.
+    """Selects the latest entries of a history, oldest first.
 
     Args:
       entries: item rows or ids.
-      times: when each was; without, `entries` stand in order already. Ties keep their order.
-      latest: how many at most; None for all.
-      before: only entries at a time less than this.
-      without: an entry to leave out (the recommended item, where it was chosen before).
+      times: time of each entry; None if `entries` are in order. Ties keep their order.
+      latest: most entries; None for all.
+      before: exclusive upper bound of the times.
+      without: an entry to exclude (the recommended item, if it is in the history).
 
     Raises:
-      UserError: where `latest` is negative, lengths differ, or `before` comes without times.
+      UserError: if `latest` is negative, lengths differ, or `before` is given without times.
     """
     if latest is not None and latest < 0:
         raise UserError(f"the number of latest history entries must be at least 0, got {latest}")
@@ -116,22 +116,22 @@ def render_prompt(
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
 ) -> Prompt:
-    """Renders a prompt, cut to a token budget.
+    """Renders a prompt, truncated to a token budget.
 
-    The oldest history entries go first; instruction, profile and recommended item always stay
-    whole. Takes at most 2 + log2(entries) token counts.
+    The oldest history entries are dropped first; instruction, profile and recommended item are
+    never cut. Takes at most 2 + log2(entries) token counts.
 
     Args:
-      template: the layout.
+      template: the template.
       item: row of the recommended item.
       history: rows of the item table, oldest first.
-      user: row of the user table; needed where the template has a profile.
-      count_tokens: number of tokens of a text, or its encoding. Whatever a chat template adds
-        belongs into this count.
-      max_tokens: the budget; needs `count_tokens`.
+      user: row of the user table; required if the template has a profile.
+      count_tokens: returns the number of tokens of a text, or its encoding, including the tokens
+        added by a chat template.
+      max_tokens: token budget; needs `count_tokens`.
 
     Raises:
-      UserError: where a column is missing, or the prompt is too long even without any history.
+      UserError: if a column is missing, or the prompt is too long even without history.
     """
     if template.user and user is None:
         raise UserError(f"template {template.name!r} needs a user row")
@@ -145,12 +145,14 @@ def render_prompt(
         entries = [template.render_entry(row, index) for index, row in enumerate(rows, start=1)]
         return template.assemble(user=profile, item=target, entries=entries)
 
+    # Usually everything fits: one count settles it.
     full = text(len(history))
     if count_tokens is None or max_tokens is None:
         return Prompt(full, shown=len(history))
     length = _count(count_tokens, full)
     if length <= max_tokens:
         return Prompt(full, shown=len(history), tokens=length)
+    # Otherwise the prompt without history must fit, or the item cannot be explained at all.
     best = Prompt(text(0), shown=0, dropped=len(history))
     length = _count(count_tokens, best.text) if history else length
     if length > max_tokens:
@@ -159,7 +161,7 @@ def render_prompt(
             f"more than the budget of {max_tokens}: allow more tokens or use a shorter template"
         )
     best = dataclasses.replace(best, tokens=length)
-    # `low` entries fit and `high` do not, throughout.
+    # Binary search; invariant: `low` entries fit, `high` do not.
     low, high = 0, len(history)
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,8 +1,8 @@
-"""Explanation prompts as data: the layouts of LLMXRec, one for places, one for any tables.
+"""Templates of explanation prompts, and their registry.
 
-A template is text with gaps; what fills them are rows of a user and an item table. New ones are
+A template is text with placeholders, filled from rows of a user and an item table. New ones are
 made by `Template(...)`, from a config by `template_from`, or for given columns by `generic`, and
-kept under a name by `register`.
+registered under a name by `register`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _SLOTS = ("history", "user", "item")
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How a prompt that asks for an explanation is laid out.
+    """Layout of a prompt that asks for an explanation.
 
     Attributes:
-      name: how configs name it.
-      body: the whole prompt, with `{history}`, and `{item}` and `{user}` where those stand.
-      entry: one history entry: columns of the item table, and `{index}`, counted from 1.
-      item: the recommended item: columns of the item table; empty where a prompt asks about the
+      name: name in configs.
+      body: the whole prompt, with `{history}`, and `{item}` and `{user}` if these are not empty.
+      entry: layout of a history entry: columns of the item table, and `{index}`, counted from 1.
+      item: layout of the recommended item: columns of the item table; empty for a prompt about the
         user alone.
-      user: the profile: columns of the user table; empty for none.
-      separator: stands between two history entries.
-      no_history: stands for a history without entries.
-      columns: field names to the columns that hold them, where the two differ.
-      joiner: stands between the members of a value that is a list.
-      listed: how such a list stands in the text, `{list}` its joined members; a text stands as is.
-      absent: values that mean "no value", beside None, NaN and "".
-      unknown: stands for a missing value outside of an optional part.
+      user: layout of the profile: columns of the user table; empty for none.
+      separator: text between two history entries.
+      no_history: text of an empty history.
+      columns: column by field name, for fields named differently.
+      joiner: separator of the elements of a list value.
+      listed: layout of a list value, with its joined elements as `{list}`.
+      absent: values that mean "no value", besides None, NaN and "".
+      unknown: replaces a missing value outside an optional part.
     """
 
     name: str
@@ -69,19 +69,19 @@ class Template:
             layouts.parse_layout(text)
 
     def render_entry(self, row: Mapping[str, Any], index: int) -> str:
-        """The text of a history entry; `index` counts from 1."""
+        """Renders a history entry; `index` counts from 1."""
         return self._render(self.entry, row, "item table", index=str(index))
 
     def render_item(self, row: Mapping[str, Any]) -> str:
-        """The text of the recommended item."""
+        """Renders the recommended item."""
         return self._render(self.item, row, "item table")
 
     def render_user(self, row: Mapping[str, Any]) -> str:
-        """The text of the profile."""
+        """Renders the profile."""
         return self._render(self.user, row, "user table")
 
     def assemble(self, *, user: str, item: str, entries: Sequence[str]) -> str:
-        """The prompt from the texts of its parts."""
+        """Assembles the prompt from rendered parts."""
         history = self.separator.join(entries) if entries else self.no_history
         filled = {"history": history, "user": user, "item": item}
         return layouts.render(self.body, filled.__getitem__, unknown=self.unknown)
@@ -110,21 +110,22 @@ def generic(
     name: str = "generic",
     words: int = 75,
 ) -> Template:
-    """A template for any item and user table.
+    """Builds a template for any item and user table.
 
     Args:
-      item_columns: columns that describe an item, in order; one without a value is left out.
+      item_columns: columns that describe an item, in order; missing values are left out.
       user_columns: columns that describe a user.
-      title: the column that names an item; by default the first of `item_columns`.
-      item_word: what an item is called: "book", "recipe".
-      name: of the template.
-      words: the length asked for.
+      title: title column; default: the first of `item_columns`.
+      item_word: noun for an item: "book", "recipe".
+      name: name of the template.
+      words: requested length of an explanation.
 
     Raises:
-      UserError: where no item column is given.
+      UserError: if no item column is given.
     """
     if not item_columns and title is None:
         raise UserError("a generic template needs at least one item column: item_columns")
+    # Each detail is an optional part, so that a row without a value still gives a sentence.
     title = item_columns[0] if title is None else title
     others = [column for column in item_columns if column != title]
     details = "".join(f"[[; {_label(column)}: {{{column}}}]]" for column in others)
@@ -147,7 +148,7 @@ def generic(
 
 
 def _label(column: str) -> str:
-    # Braces in a column's name would be gaps of the layout.
+    # Braces in a column name would be placeholders of the layout.
     if not column or set("{}") & set(column):
         raise UserError(f"cannot use the column {column!r} in a prompt template: rename it")
     return column.replace("_", " ").strip()
@@ -157,10 +158,10 @@ _REGISTRY: dict[str, Template] = {}
 
 
 def register(template: Template) -> Template:
-    """Keeps a template under its name, for configs to name.
+    """Registers a template under its name.
 
     Raises:
-      UserError: where another template has that name.
+      UserError: if another template has that name.
     """
     if _REGISTRY.get(template.name, template) != template:
         raise UserError(f"there already is another prompt template named {template.name!r}")
@@ -174,7 +175,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Template:
-    """A registered template.
+    """Returns a registered template.
 
     Raises:
       UserError: for an unknown name.
@@ -185,11 +186,11 @@ def get(name: str) -> Template:
 
 
 def template_from(spec: str | Mapping[str, Any]) -> Template:
-    """A template as a config gives it.
+    """Builds the template of a config.
 
     Args:
       spec: a registered name, or the arguments of `Template`. With `base`, a registered name, only
-        the differences need be given; with `name="generic"` the arguments of `generic`.
+        the differences are needed; with `name="generic"` the arguments of `generic`.
 
     Raises:
       UserError: for an unknown name or argument, or a missing one.
@@ -201,6 +202,7 @@ def template_from(spec: str | Mapping[str, Any]) -> Template:
     }
     base = values.pop("base", None)
     known = [field.name for field in dataclasses.fields(Template)]
+    # A spelt-out template that happens to be named "generic" has a body.
     if base is None and "body" not in values and values.get("name") == "generic":
         known = ["item_columns", "user_columns", "title", "item_word", "name", "words"]
     for key in values:

@@ -1,4 +1,4 @@
-"""Prompts from tables that ask for attributes and do not hold them."""
+"""Prompts that ask for attributes, built from tables without leaking them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from xrec_jax.text.words import finder
 
 
 def without(template: Template, columns: Sequence[str], *, of: str) -> str:
-    """A layout of a template without some columns.
+    """Removes columns from a layout of a template.
 
-    An optional part that holds one goes as a whole; elsewhere the field goes with the text before
-    it.
+    An optional part with such a column is removed as a whole; elsewhere the field is removed
+    together with the text before it.
 
     Args:
       template: the template.
-      columns: to leave out.
+      columns: columns to remove.
       of: "item", "entry" or "user".
     """
     kept: list[str] = []
     for part in layouts.parse_layout(getattr(template, of)):
-        gone = [
+        removed = [
             isinstance(piece, layouts.Field)
             and template.columns.get(piece.name, piece.name) in columns
             for piece in part.pieces
         ]
-        if part.optional and any(gone):
+        if part.optional and any(removed):
             continue
         text = ""
         for place, piece in enumerate(part.pieces):
-            follows_gone = place + 1 < len(gone) and gone[place + 1]
+            before_removed = place + 1 < len(removed) and removed[place + 1]
             if isinstance(piece, layouts.Field):
-                text += "" if gone[place] else f"{{{piece.name}}}"
-            elif not follows_gone:
+                text += "" if removed[place] else f"{{{piece.name}}}"
+            elif not before_removed:
                 text += piece.replace("{", "{{").replace("}", "}}")
         kept.append(f"[[{text}]]" if part.optional else text)
     return "".join(kept).lstrip(",;: ")
@@ -54,21 +54,22 @@ def question_template(
     item: Sequence[str] = (),
     profile: Sequence[str] = (),
 ) -> Template:
-    """The layout of a template up to the item, followed by the question.
+    """Builds a template from another one up to the item, followed by the question.
 
     Args:
-      template: its layouts of history, item and what stands between are used.
-      attributes: what is asked.
-      item: columns that the recommended item is shown without.
-      profile: columns of the user that are shown; empty for no profile.
+      template: source of the layouts of history and item and of the text between them.
+      attributes: attributes to ask for.
+      item: columns removed from the recommended item.
+      profile: columns of the user to show; empty for no profile.
 
     Raises:
-      UserError: where the item would have nothing left to be shown by.
+      UserError: if no column of the item would be left.
     """
     head = template.body[: template.body.index("{item}") + len("{item}")]
-    # A paragraph before the first field is another task: what to do with the facts below.
+    # A paragraph before the first field holds the original instruction, which is dropped.
     first = min(head.index(f) for f in ("{history}", "{user}", "{item}") if f in head)
     head = head[head.rfind("\n\n", 0, first) + 2 :] if "\n\n" in head[:first] else head
+    # The profile of the question is a chosen set of columns, never the template's own.
     if not profile:
         head = re.sub(r"[^\n]*\{user\}[^\n]*\n?", "", head)
     elif "{user}" not in head:
@@ -102,22 +103,23 @@ def ask(
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
 ) -> Question:
-    """One question from rows.
+    """Builds one question from rows.
 
     Args:
       template: from `question_template`.
-      attributes: what is asked.
-      row: where the true values stand: the row of the item or of the user.
+      attributes: attributes to ask for.
+      row: row with the true values: that of the item or of the user.
       item: row of the recommended item.
       history: rows of the item table, oldest first.
-      user: row of the user, where the template has a profile.
-      name: of the user.
-      count_tokens: see `prompts.render_prompt`, as the next.
-      max_tokens: the budget.
+      user: row of the user, if the template has a profile.
+      name: name of the user.
+      count_tokens: see `render.render_prompt`.
+      max_tokens: token budget.
 
     Raises:
-      UserError: where a true value is missing.
+      UserError: if a true value is missing.
     """
+    # A question without a valid answer could neither be learned nor scored.
     truth: dict[str, Value] = {}
     for attribute in attributes:
         value = attribute.read(row[attribute.key])
@@ -136,21 +138,21 @@ def ask(
 
 
 def check_no_leak(
-    rows: Iterable[Mapping[str, Any]], asked: Sequence[str], shown: Sequence[str], *, what: str
+    rows: Iterable[Mapping[str, Any]], targets: Sequence[str], shown: Sequence[str], *, what: str
 ) -> None:
-    """Makes sure that no column a prompt shows gives an asked value of the same row away.
+    """Checks that no shown column reveals the value of a target column of the same row.
 
     Args:
-      rows: of a table.
-      asked: columns to predict.
-      shown: columns of the same row that the prompt shows, its title aside.
-      what: the config key to change, for the message.
+      rows: rows of a table.
+      targets: columns to predict.
+      shown: columns of the same row that the prompt shows, apart from its title.
+      what: config key to change, for the message.
 
     Raises:
-      UserError: names a shown column that is asked, or whose text holds an asked value.
+      UserError: names a shown column that is a target, or whose text contains a target value.
     """
     for column in shown:
-        if column in asked:
+        if column in targets:
             raise UserError(f"{what}: {column!r} is asked for and shown")
     count: Counter[tuple[str, str]] = Counter()
     total = 0
@@ -158,7 +160,7 @@ def check_no_leak(
         total += 1
         for column in shown:
             text = layouts.text_value(row, column) or ""
-            for key in asked:
+            for key in targets:
                 value = layouts.text_value(row, key)
                 if value and holds(text, value):
                     count[column, key] += 1
@@ -170,5 +172,5 @@ def check_no_leak(
 
 
 def holds(text: str, value: str) -> bool:
-    """Whether a text names a value as words of their own, in whatever case."""
+    """True if a text contains a value as separate words, ignoring case."""
     return bool(finder([value]).search(text))

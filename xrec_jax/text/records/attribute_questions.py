@@ -1,4 +1,4 @@
-"""Questions from files of prompts and JSON completions, and which of them are on one user."""
+"""Reader of attribute questions from files of prompts and JSON completions, grouped by user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -19,15 +18,15 @@ from xrec_jax.text.records.instructions import Instruction, read_instructions
 
 @dataclasses.dataclass(frozen=True)
 class QuestionFile:
-    """The questions of a file.
+    """Questions of a file.
 
     Attributes:
-      questions: those whose completion is well-formed.
-      malformed: completions that are no JSON object of texts and numbers: nothing to learn from,
-        nothing to compare with.
-      example: one of them.
-      stated: by key, prompts that hold the true value in a line that is not part of every prompt
-        (texts only; numbers stand in most prompts by chance).
+      questions: questions with a well-formed completion.
+      malformed: number of completions that are not a JSON object of texts and numbers, which can
+        neither be learned nor compared.
+      example: a malformed completion.
+      stated: by key, number of prompts that contain the true value in a line that is not common to
+        all prompts (texts only; numbers occur in most prompts by chance).
     """
 
     questions: tuple[Question, ...]
@@ -41,59 +40,61 @@ def read_questions(
 ) -> QuestionFile:
     """Reads a JSONL file of prompts and JSON completions.
 
-    Keys and allowed values come from the well-formed completions.
+    Keys and allowed values are inferred from the well-formed completions.
 
     Args:
-      path: of the file.
-      keys: only questions for nothing but these; empty for all.
+      path: path of the file.
+      keys: keep only questions for no other keys than these; empty for all.
       entry: regular expression of a history entry, matched line by line. Prompts with the same
-        entries in any order belong to one user; without a match a prompt is a user of its own. A
-        record's own key "user" counts before it.
+        entries in any order belong to one user; without a match each prompt is a user. A record's
+        key "user" takes precedence.
 
     Raises:
-      UserError: if the file cannot be read, nothing is well-formed, or a key does not occur.
+      UserError: if the file cannot be read, no completion is well-formed, or a key does not occur.
     """
     records, malformed, example = [], 0, ""
-    for one in read_instructions(path):
-        found = strict_object(one.completion)
-        if not found or not all(_scalar(value) for value in found.values()):
-            malformed, example = malformed + 1, example or one.completion
+    for instruction in read_instructions(path):
+        answer = strict_object(instruction.completion)
+        if not answer or not all(_scalar(value) for value in answer.values()):
+            malformed, example = malformed + 1, example or instruction.completion
             continue
-        records.append((one, found))
-    present = sorted({key for _, found in records for key in found})
+        records.append((instruction, answer))
+    present = sorted({key for _, answer in records for key in answer})
     for key in keys:
         if key not in present:
             raise UserError(
                 f"{path}: no completion has the key {key!r}{did_you_mean(key, present)}"
             )
     if keys:
-        records = [(one, found) for one, found in records if set(found) <= set(keys)]
+        records = [(x, answer) for x, answer in records if set(answer) <= set(keys)]
     if not records:
         raise UserError(f"{path}: no completion is a JSON object of texts and numbers")
     values: dict[str, list[Value]] = defaultdict(list)
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for one, found in records:
-        groups[tuple(found)].append(one.prompt)
-        for key, value in found.items():
+    for instruction, answer in records:
+        groups[tuple(answer)].append(instruction.prompt)
+        for key, value in answer.items():
             values[key].append(value)
-    attributes = {key: infer(key, found) for key, found in values.items()}
+    attributes = {key: infer(key, occurring) for key, occurring in values.items()}
+    # Lines of all prompts with the same keys belong to the question, such as its allowed values.
     common = {
-        asked: set.intersection(*(set(prompt.split("\n")) for prompt in prompts))
-        for asked, prompts in groups.items()
+        group: set.intersection(*(set(prompt.split("\n")) for prompt in prompts))
+        for group, prompts in groups.items()
     }
     questions, stated = [], Counter(dict.fromkeys(attributes, 0))
-    for one, found in records:
-        asked = tuple(attributes[key] for key in found)
-        truth = {attribute.key: attribute.read(found[attribute.key]) for attribute in asked}
-        user = str(one.meta["user"]) if "user" in one.meta else user_of(one, entry)
-        own = "\n".join(x for x in one.prompt.split("\n") if x not in common[tuple(found)])
+    for instruction, answer in records:
+        targets = tuple(attributes[key] for key in answer)
+        truth = {attribute.key: attribute.read(answer[attribute.key]) for attribute in targets}
+        meta, prompt = instruction.meta, instruction.prompt
+        user = str(meta["user"]) if "user" in meta else user_of(instruction, entry)
+        own = "\n".join(x for x in prompt.split("\n") if x not in common[tuple(answer)])
         for key, value in truth.items():
             stated[key] += isinstance(value, str) and holds(own, value)
-        questions.append(Question(one.prompt, asked, _known(truth), user))
+        questions.append(Question(prompt, targets, _known(truth), user))
     return QuestionFile(tuple(questions), malformed, example, dict(stated))
 
 
-def _scalar(value: Any) -> bool:
+def _scalar(value: object) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -104,7 +105,7 @@ def _known(truth: Mapping[str, Value | None]) -> dict[str, Value]:
 
 
 def entries_of(text: str, entry: str) -> frozenset[str]:
-    """The history entries of a prompt: what a regular expression matches, or its last group.
+    """History entries of a prompt: matches of a regular expression, or of its last group.
 
     Raises:
       UserError: if `entry` is not a regular expression.
@@ -112,43 +113,45 @@ def entries_of(text: str, entry: str) -> frozenset[str]:
     if not entry:
         return frozenset()
     try:
-        found = re.finditer(entry, text, re.MULTILINE)
+        matches = re.finditer(entry, text, re.MULTILINE)
     except re.error as error:
         raise UserError(f"attributes.entry={entry!r} is no regular expression: {error}") from error
-    return frozenset(match.group(match.lastindex or 0).strip() for match in found)
+    return frozenset(match.group(match.lastindex or 0).strip() for match in matches)
 
 
 def user_of(instruction: Instruction, entry: str) -> str:
-    """A name for the user of a prompt: its history entries, in any order."""
-    found = sorted(entries_of(instruction.prompt, entry)) or [instruction.group]
-    return f"{keyed_hash(*found):016x}"
+    """Name of a prompt's user: a hash of its history entries, independent of their order."""
+    entries = sorted(entries_of(instruction.prompt, entry)) or [instruction.group]
+    return f"{keyed_hash(*entries):016x}"
 
 
 def without_users(
     texts: Sequence[str], prompts: Iterable[str], entry: str, *, share: float = 0.7
 ) -> tuple[list[str], int]:
-    """Leaves out texts on the users of some prompts, such as before a model learns from them.
+    """Removes texts about the users of some prompts, so that a model does not learn from them.
 
-    Published sets show one user's history in several orders and windows, beside the very profile
-    that is asked for elsewhere.
+    Published sets show the history of a user in several orders and windows, together with the
+    profile that other prompts ask for.
 
     Args:
-      texts: to choose from.
-      prompts: of the users.
+      texts: texts to filter.
+      prompts: prompts of the users.
       entry: see `entries_of`.
-      share: a text that holds this share of a prompt's entries is on the same user.
+      share: a text with this share of a prompt's entries is about the same user.
 
     Returns:
-      The others, and how many were left out.
+      The other texts, and the number of removed ones.
     """
-    users = list({found for prompt in prompts if (found := entries_of(prompt, entry))})
+    users = list({entries for prompt in prompts if (entries := entries_of(prompt, entry))})
+    # An index from entry to users, so that each text is compared only with users it shares one
+    # with.
     having: dict[str, list[int]] = defaultdict(list)
-    for number, found in enumerate(users):
-        for one in found:
-            having[one].append(number)
+    for number, entries in enumerate(users):
+        for own in entries:
+            having[own].append(number)
     kept = []
     for text in texts:
-        shared = Counter(n for one in entries_of(text, entry) for n in having.get(one, ()))
+        shared = Counter(n for own in entries_of(text, entry) for n in having.get(own, ()))
         if not any(count >= share * len(users[n]) for n, count in shared.items()):
             kept.append(text)
     return kept, len(texts) - len(kept)

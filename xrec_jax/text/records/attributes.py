@@ -1,4 +1,4 @@
-"""Attributes that are asked for: their values, answers as JSON, questions, splits by user."""
+"""Attributes to predict: values, answers as JSON, questions, and splits by user."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import keyed_hash
 from xrec_jax.text.records.instructions import Instruction
 
 Value = str | float
-_FEW = 12  # different numbers up to which a number counts as a choice among them
+_FEW = 12  # most distinct numbers that are treated as a choice
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """What is asked for under one key of the answer.
+    """An attribute to predict: one key of the answer.
 
     Attributes:
-      key: in the JSON object.
-      values: allowed ones as text; empty for any number from `low` to `high`.
-      numeric: whether the values are numbers, so that errors have a size.
+      key: key in the JSON object.
+      values: allowed values as text; empty for any number from `low` to `high`.
+      numeric: true if the values are numbers, so that errors have a size.
       low: least allowed number.
       high: largest allowed number.
     """
@@ -38,20 +38,19 @@ class Attribute:
 
     @property
     def name(self) -> str:
-        """The key as a part of a metric's name."""
+        """The key as part of a metric name."""
         return re.sub(r"[\s/]+", "_", self.key.strip())
 
     def read(self, value: Any) -> Value | None:
-        """A member of a JSON object as a value of this attribute; None where it is not allowed.
+        """Converts a JSON value to a value of this attribute; None if it is not allowed.
 
-        Case and outer white space do not matter, nor whether a number stands in quotes (published
-        prompts show it so); everything else does.
+        Case, outer white space and quotes around a number (as in published prompts) are ignored.
         """
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             return None
         text = value.strip() if isinstance(value, str) else number_text(value)
         if not self.numeric:
-            return next((one for one in self.values if one.casefold() == text.casefold()), None)
+            return next((name for name in self.values if name.casefold() == text.casefold()), None)
         if not _NUMBER.fullmatch(text):
             return None
         number = float(text)
@@ -60,7 +59,7 @@ class Attribute:
         return number if self.low <= number <= self.high else None
 
     def describe(self) -> str:
-        """The line of a prompt that says what may be answered."""
+        """Line of a prompt that states the allowed answers."""
         if self.values:
             quoted = self.values if self.numeric else [f'"{value}"' for value in self.values]
             return f'"{self.key}": one of {", ".join(quoted)}'
@@ -68,22 +67,22 @@ class Attribute:
 
 
 def number_text(value: float) -> str:
-    """A number as JSON has it, whole ones without a point."""
+    """Number as in JSON, integers without a decimal point."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def infer(key: str, found: Iterable[Value]) -> Attribute:
-    """The attribute whose values these are.
+def infer(key: str, occurring: Iterable[Value]) -> Attribute:
+    """Infers an attribute from its values.
 
-    Texts are a choice among those that occur; so are numbers where few different ones occur; others
-    are any number in the range that occurs.
+    Texts are a choice among those that occur; so are numbers if few distinct ones occur; otherwise
+    any number in the occurring range is allowed.
 
     Raises:
-      UserError: where texts and numbers are mixed, or nothing is there.
+      UserError: if texts and numbers are mixed, or there is no value.
     """
-    values = sorted(set(found), key=str)
+    values = sorted(set(occurring), key=str)
     if not values:
         raise UserError(f"attribute {key!r} has no value to learn from")
     numbers = [value for value in values if not isinstance(value, str)]
@@ -97,7 +96,7 @@ def infer(key: str, found: Iterable[Value]) -> Attribute:
 
 
 def answer_text(truth: Mapping[str, Value]) -> str:
-    """The JSON object of an answer, on one line."""
+    """JSON object of an answer, on one line."""
     members = (
         f"{json.dumps(key)}: "
         + (json.dumps(value, ensure_ascii=False) if isinstance(value, str) else number_text(value))
@@ -107,9 +106,9 @@ def answer_text(truth: Mapping[str, Value]) -> str:
 
 
 def strict_object(text: str) -> dict[str, Any] | None:
-    """A text that is one JSON object and nothing else; None for anything else.
+    """Parses a text that is exactly one JSON object; None for anything else.
 
-    Keys that come twice, NaN and infinities are refused too: what they mean is not defined.
+    Repeated keys, NaN and infinities are refused too, since their meaning is undefined.
     """
 
     def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,14 +116,14 @@ def strict_object(text: str) -> dict[str, Any] | None:
             raise ValueError("a key comes twice")
         return dict(members)
 
-    def constant(name: str) -> Any:
+    def constant(name: str) -> NoReturn:
         raise ValueError(name)
 
     try:
-        found = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        content = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +131,10 @@ class Question:
     """A prompt with its true answer.
 
     Attributes:
-      prompt: it does not hold what is asked.
-      attributes: what is asked, in the order of the answer's keys.
-      truth: by key.
-      user: whose it is; no user may stand on both sides of a split.
+      prompt: text of the prompt, which does not contain the answer.
+      attributes: attributes to predict, in the order of the answer's keys.
+      truth: true values by key.
+      user: user of the prompt; a user is never on both sides of a split.
     """
 
     prompt: str
@@ -145,36 +144,38 @@ class Question:
 
     @property
     def instruction(self) -> Instruction:
-        """The example to tune on."""
+        """Training example of the question."""
         return Instruction(self.prompt, answer_text(self.truth), meta={"user": self.user})
 
 
 def split_by_user(
     questions: Sequence[Question], *, share: float, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Splits into (others, chosen) so that no user and no prompt stands on both sides.
+    """Splits into (others, chosen) so that no user and no prompt is on both sides.
 
-    Who is chosen depends on the names of the users and the seed. A prompt that two users share
-    stays on the chosen side only.
+    The choice depends on the names of the users and the seed. A prompt shared by two users stays on
+    the chosen side only.
 
     Args:
-      questions: the set; both results keep its order.
-      share: of the users; at least one is chosen, and one is left.
-      seed: of the draw.
+      questions: the questions; both results keep their order.
+      share: share of the users to choose; at least one is chosen and one is left.
+      seed: random seed.
 
     Raises:
-      UserError: if the share is not within (0, 1), or there is one user only.
+      UserError: if the share is not within (0, 1), or there is only one user.
     """
     if not 0.0 < share < 1.0:
         raise UserError(f"the share of users to hold out must be above 0 and below 1, got {share}")
-    users = sorted({one.user for one in questions})
+    users = sorted({question.user for question in questions})
     if len(users) < 2:
         raise UserError(f"a split by user needs two users or more, found {len(users)}")
     users.sort(key=lambda user: keyed_hash("attributes", seed, user))
     chosen = set(users[: min(max(1, round(share * len(users))), len(users) - 1)])
-    held = [one for one in questions if one.user in chosen]
-    prompts = {one.instruction.group for one in held}
+    held = [question for question in questions if question.user in chosen]
+    prompts = {question.instruction.group for question in held}
     kept = [
-        one for one in questions if one.user not in chosen and one.instruction.group not in prompts
+        question
+        for question in questions
+        if question.user not in chosen and question.instruction.group not in prompts
     ]
     return kept, held

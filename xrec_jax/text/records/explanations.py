@@ -1,6 +1,6 @@
-"""Records of explanations: what was asked about a pair, and what each explainer answered.
+"""Records of explanations: the explained pairs, and the answers of each explainer.
 
-A finished `explain` stage leaves `explanations/pairs.jsonl` with a `Pair` a line, and
+A finished `explain` stage writes `explanations/pairs.jsonl` with a `Pair` a line, and
 `explanations/EXPLAINER.jsonl` with an `Explanation` a line for the same pairs in the same order.
 """
 
@@ -31,15 +31,15 @@ EXPLANATION_COLUMNS = (
 )
 
 
-# Files of `explanations/` that hold other things than one explainer's answers.
+# Files of `explanations/` that do not hold the answers of an explainer.
 OTHER_FILES = ("pairs", "held_out", "recommended", "during_training")
 
 
 def answer_files(folder: epath.Path) -> list[epath.Path]:
-    """Files of explainers' answers in a folder `explanations/`, in order of their names."""
+    """Files of explainers' answers in a folder `explanations/`, sorted by name."""
     if not folder.is_dir():
         return []
-    # Not by a pattern: the folder's own path may hold brackets.
+    # No glob pattern: the path of the folder may contain brackets.
     return [
         path
         for path in sorted(folder.iterdir())
@@ -48,12 +48,12 @@ def answer_files(folder: epath.Path) -> list[epath.Path]:
 
 
 class Entry(TypedDict):
-    """One entry of the history as the prompt shows it.
+    """An entry of the history as shown in the prompt.
 
     Attributes:
-      item: its id.
-      title: its plain name.
-      attributes: its row of the item table without the id.
+      item: id of the item.
+      title: title of the item.
+      attributes: row of the item table without the id.
     """
 
     item: str
@@ -65,10 +65,10 @@ class PlantedReason(TypedDict):
     """A true reason of a planted world.
 
     Attributes:
-      attribute: what it is about: "kind", "price", ...
+      attribute: attribute of the item: "kind", "price", ...
       value: the item's value of it.
-      phrase: how a text may say it.
-      contribution: to the utility; its sign is the direction.
+      phrase: the reason in words.
+      contribution: contribution to the utility; its sign is the direction.
     """
 
     attribute: str
@@ -83,23 +83,23 @@ Planted = TypedDict("Planted", {"for": list[PlantedReason], "against": list[Plan
 
 
 class Pair(TypedDict):
-    """A recommendation to explain, with all that its prompt was made of.
+    """A recommendation to explain, with the content of its prompt.
 
     Attributes:
-      user: id.
-      item: id.
-      rank: place in the user's list, from 1; None for a pair that no recommender gave.
-      score: of the recommender, None as before.
-      system: the recommender's name, None as before.
-      title: plain name of the item.
-      prompt: what the explainers read.
+      user: id of the user.
+      item: id of the item.
+      rank: rank in the user's list, from 1; None for a pair that was not recommended.
+      score: score of the recommender, or None.
+      system: name of the recommender, or None.
+      title: title of the item.
+      prompt: text of the prompt.
       prompt_hash: see `prompt_hash`.
-      profile: the user in words as the prompt says it; None where the prompt has no profile.
+      profile: profile as in the prompt; None if the prompt has none.
       profile_attributes: the user's row without the id; empty without a user table.
       history: entries in the prompt, oldest first.
       attributes: the item's row without the id.
       planted: the true reasons, None outside of a planted world.
-      reasons: the same in one sentence.
+      reasons: the true reasons in one sentence.
     """
 
     user: str
@@ -119,22 +119,23 @@ class Pair(TypedDict):
 
 
 class Explanation(TypedDict):
-    """What an explainer wrote about a pair.
+    """An explainer's answer about a pair.
 
     Attributes:
-      user: id.
-      item: id.
-      rank: see `Pair`, as the next two.
+      user: id of the user.
+      item: id of the item.
+      rank: see `Pair`.
       score: see `Pair`.
       system: see `Pair`.
-      explainer: "template", "base", "tuned", the name of a user's own, or that given to an adapter.
-      prompt_hash: of the prompt that was answered.
+      explainer: "template", "base", "tuned", the name of a registered explainer or of an adapter.
+      prompt_hash: hash of the answered prompt.
       text: the explanation.
-      tokens: generated ones, the one that ended the text included; None for the template.
-      log_prob: their sum at the sampling temperature, in nats; None for the template.
-      stop: "eos" for a text that ended by itself (the template's always does), or "length".
-      base: identity of the base, None for the template.
-      adapter: identity of the adapter, None for template and base.
+      tokens: number of generated tokens, including the end-of-text token; None for the template.
+      log_prob: sum of their log-probabilities at the sampling temperature, in nats; None for the
+        template.
+      stop: "eos" for a complete text (the template's always is), or "length".
+      base: identity of the base; None for the template.
+      adapter: identity of the adapter; None for template and base.
     """
 
     user: str
@@ -153,69 +154,69 @@ class Explanation(TypedDict):
 
 
 class Explained(NamedTuple):
-    """A pair and what an explainer wrote about it."""
+    """A pair with its explanation."""
 
     pair: Pair
     explanation: Explanation
 
 
 def prompt_hash(text: str) -> str:
-    """32 hexadecimal digits that stand for a prompt: the first half of its SHA-256."""
+    """Hash of a prompt: the first 32 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def join(
     pairs: Iterable[Pair], records: Iterable[Explanation], *, where: object = "the explanations"
 ) -> list[Explained]:
-    """Puts every explanation beside its pair, in the pairs' order.
+    """Joins the explanations with their pairs, in the order of the pairs.
 
-    Records may come in any order. Pairs are told apart by user and item; the prompt's hash must
-    agree too, so that nothing is ever read beside a prompt that it does not answer.
+    Records may come in any order. They are matched by user and item; the prompt hash must agree
+    too, so that no text is shown with a prompt that it does not answer.
 
     Args:
-      pairs: what was asked.
-      records: what one explainer answered.
+      pairs: the explained pairs.
+      records: records of one explainer.
       where: the explainer's file, for messages.
 
     Raises:
-      UserError: if a pair or a record lacks a key, has no partner, stands there twice, or answers
-        another prompt.
+      UserError: if a pair or record lacks a key, has no partner, is repeated, or answers another
+        prompt.
     """
-    asked: dict[tuple[str, str], Pair] = {}
+    pair_by_key: dict[tuple[str, str], Pair] = {}
     for number, pair in enumerate(pairs, start=1):
-        whole(pair, ("user", "item", "prompt", "prompt_hash"), f"pair {number}")
-        if _key(pair) in asked:
+        require_texts(pair, ("user", "item", "prompt", "prompt_hash"), f"pair {number}")
+        if _key(pair) in pair_by_key:
             raise UserError(f"{_name(pair)} is there twice among the pairs")
-        asked[_key(pair)] = pair
-    answered: dict[tuple[str, str], Explanation] = {}
+        pair_by_key[_key(pair)] = pair
+    record_by_key: dict[tuple[str, str], Explanation] = {}
     for number, record in enumerate(records, start=1):
-        whole(record, ("user", "item", "prompt_hash", "text"), f"{where}, record {number}")
-        if _key(record) not in asked:
+        require_texts(record, ("user", "item", "prompt_hash", "text"), f"{where}, record {number}")
+        if _key(record) not in pair_by_key:
             raise UserError(f"{where}: {_name(record)} is explained, but it is not among the pairs")
-        if _key(record) in answered:
+        if _key(record) in record_by_key:
             raise UserError(f"{where}: {_name(record)} is explained twice by one explainer")
-        if record["prompt_hash"] != asked[_key(record)]["prompt_hash"]:
+        if record["prompt_hash"] != pair_by_key[_key(record)]["prompt_hash"]:
             raise UserError(
                 f"{where}: {_name(record)} answers another prompt than the pair's; both files "
                 "must come from one run"
             )
-        answered[_key(record)] = record
-    for key, pair in asked.items():
-        if key not in answered:
+        record_by_key[_key(record)] = record
+    for key, pair in pair_by_key.items():
+        if key not in record_by_key:
             raise UserError(
                 f"{where}: {_name(pair)} has no explanation; delete the file and run the stage "
                 "'explain' again"
             )
-    return [Explained(pair, answered[key]) for key, pair in asked.items()]
+    return [Explained(pair, record_by_key[key]) for key, pair in pair_by_key.items()]
 
 
-def whole(record: Mapping[str, Any], keys: Iterable[str], where: object) -> None:
-    """Refuses a damaged record of a run.
+def require_texts(record: Mapping[str, Any], keys: Iterable[str], where: object) -> None:
+    """Checks a record of a run for keys with texts.
 
     Args:
-      record: a line of a file.
-      keys: that must hold text.
-      where: names the record.
+      record: record of a file.
+      keys: keys that must hold text.
+      where: name of the record, for the message.
 
     Raises:
       UserError: names the key.

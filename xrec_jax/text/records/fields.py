@@ -1,4 +1,4 @@
-"""Values of records that somebody else wrote: what must be there, and of which type."""
+"""Access to values of user-written records, with checks of presence and type."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from xrec_jax.core.errors import UserError, did_you_mean
 
 
-def value_of(record: Mapping[str, Any], key: str, where: object) -> Any:
-    """A text or number that a record must hold.
+def value_of(record: Mapping[str, Any], key: str, where: object) -> str | int | float:
+    """Returns a text or number that a record must hold.
 
-    A null in such a key is refused; in a key that may be missing it means that it is missing.
+    Null is refused here; for an optional key it means that the key is missing.
 
     Args:
-      record: a line of a file.
-      key: of the value.
-      where: names file and line.
+      record: record of a file.
+      key: key of the value.
+      where: file and line, for the message.
 
     Raises:
-      UserError: names the key that is missing or null, or holds something else.
+      UserError: if the key is missing, null, or holds a value of another type.
     """
     if key not in record:
         raise UserError(f"{where}: no key {key!r}{did_you_mean(key, record)}")
@@ -32,5 +32,5 @@ def value_of(record: Mapping[str, Any], key: str, where: object) -> Any:
 
 
 def text_of(record: Mapping[str, Any], key: str, where: object) -> str:
-    """The same as text."""
+    """As `value_of`, converted to text."""
     return str(value_of(record, key, where))

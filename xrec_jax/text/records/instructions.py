@@ -1,4 +1,4 @@
-"""Instruction sets: records, JSONL files in prompt-completion or messages form, duplicates."""
+"""Instruction sets: records, JSONL files in prompt-completion or messages form, deduplication."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Message = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One example to tune on.
+    """An instruction-tuning example.
 
     Attributes:
-      prompt: the last thing the user says.
-      completion: the answer to learn.
-      system: what stands above the conversation.
-      turns: earlier (role, content) pairs, user and assistant in turn, oldest first.
-      meta: whatever else is known: data set, user, item.
-      source: file and line that it comes from, for messages; empty where it comes from none.
+      prompt: last message of the user.
+      completion: answer to learn.
+      system: system message, or None.
+      turns: earlier (role, content) pairs, user and assistant alternating, oldest first.
+      meta: further information: data set, user, item.
+      source: source file and line, for messages; empty if there is none.
     """
 
     prompt: str
@@ -38,20 +38,20 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """How messages name it: by its place, or by its beginning."""
+        """Name for messages: its source, or the beginning of its prompt."""
         return self.source or f"the example whose prompt begins {self.prompt[:40]!r}"
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The whole conversation as (role, content); every assistant turn is trained on."""
+        """The conversation as (role, content) pairs; all assistant messages are trained on."""
         system = () if self.system is None else (("system", self.system),)
         return (*system, *self.turns, ("user", self.prompt), ("assistant", self.completion))
 
     @property
     def group(self) -> str:
-        """What must not stand on both sides of a split: the opening prompt, white space levelled.
+        """Key for splits without leakage: the first prompt, with white space normalised.
 
-        Published sets repeat a prompt with a stray space at its end; that is the same prompt.
+        Published sets repeat a prompt with a stray space at its end, which is the same prompt.
         """
         opening = self.turns[0][1] if self.turns else self.prompt
         return " ".join(opening.split())
@@ -60,11 +60,11 @@ class Instruction:
 def from_messages(
     messages: Sequence[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
 ) -> Instruction:
-    """An instruction from a list of {"role", "content"}.
+    """Builds an instruction from a list of {"role", "content"}.
 
     Raises:
-      UserError: for anything but an optional system message, then user and assistant in turn, the
-        assistant last, each with text.
+      UserError: for anything but an optional system message, then user and assistant alternating,
+        the assistant last, each with text.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise UserError("messages must be a list that is not empty")
@@ -80,6 +80,7 @@ def from_messages(
             hint = did_you_mean(role, ROLES)
             raise UserError(f"message {number} has the unknown role {role!r}{hint}")
         pairs.append((role, _text(message["content"], f"content of message {number}")))
+    # The order of roles: every answer must follow a message of the user.
     system = pairs.pop(0)[1] if pairs[0][0] == "system" else None
     if not pairs or pairs[-1][0] != "assistant":
         raise UserError("the last message must be by the assistant: it is what is learned")
@@ -98,7 +99,7 @@ def from_messages(
 
 
 def from_record(record: Mapping[str, Any]) -> Instruction:
-    """An instruction from a JSON object of either form; its other keys become `meta`.
+    """Builds an instruction from a JSON object of either form; other keys become `meta`.
 
     Raises:
       UserError: for a missing key, an empty text or a value of the wrong type.
@@ -126,7 +127,7 @@ def from_record(record: Mapping[str, Any]) -> Instruction:
 
 
 def to_record(instruction: Instruction) -> dict[str, Any]:
-    """The JSON object of an instruction: messages form only where there are earlier turns."""
+    """Converts an instruction to a JSON object; messages form only for earlier turns."""
     if instruction.turns:
         messages = [{"role": role, "content": content} for role, content in instruction.messages]
         return {**instruction.meta, "messages": messages}
@@ -140,10 +141,10 @@ def to_record(instruction: Instruction) -> dict[str, Any]:
 
 
 def read_instructions(path: epath.PathLike) -> list[Instruction]:
-    """Reads a JSONL file, gzipped where its name ends in ".gz"; blank lines are skipped.
+    """Reads a JSONL file, gzipped if its name ends in ".gz"; blank lines are skipped.
 
     Raises:
-      UserError: names the file and the line of what is wrong.
+      UserError: names the file and line of the first fault.
     """
     instructions = []
     for number, record in files.numbered_records(path):
@@ -158,22 +159,22 @@ def read_instructions(path: epath.PathLike) -> list[Instruction]:
 
 
 def write_instructions(path: epath.PathLike, instructions: Iterable[Instruction]) -> None:
-    """Writes a JSONL file atomically, gzipped where its name ends in ".gz"."""
+    """Writes a JSONL file atomically, gzipped if its name ends in ".gz"."""
     text = files.json_lines(to_record(instruction) for instruction in instructions)
     data = text.encode("utf-8")
     if str(path).endswith(".gz"):
-        data = gzip.compress(data, mtime=0)  # no time, so equal sets give equal files
+        data = gzip.compress(data, mtime=0)  # without time stamp: equal sets give equal files
     files.write_atomic(path, lambda temporary: epath.Path(temporary).write_bytes(data))
 
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateCount:
-    """What `deduplicate` found.
+    """Counts of `deduplicate`.
 
     Attributes:
-      examples: number of examples given.
-      repeated: examples equal to an earlier one in conversation and answer; they are removed.
-      reanswered: examples that stay and whose prompt an earlier one has with another answer.
+      examples: number of input examples.
+      repeated: number of removed examples, equal to an earlier one in conversation and answer.
+      reanswered: number of kept examples whose prompt occurs earlier with another answer.
     """
 
     examples: int
@@ -182,7 +183,7 @@ class DuplicateCount:
 
 
 def deduplicate(instructions: Iterable[Instruction]) -> tuple[list[Instruction], DuplicateCount]:
-    """Removes repeated examples, the first of each stays; white space does not tell them apart."""
+    """Removes repeated examples, keeping the first of each; white space is ignored."""
     kept: list[Instruction] = []
     seen, groups = set(), set()
     total = reanswered = 0
@@ -198,7 +199,7 @@ def deduplicate(instructions: Iterable[Instruction]) -> tuple[list[Instruction],
     return kept, DuplicateCount(total, total - len(kept), reanswered)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{what} must be text, found {type(value).__name__}")
     if not value.strip():

@@ -1,7 +1,7 @@
 """Pairwise judgements as text: records, files, the judge's prompt, order augmentation.
 
 A judge reads a prompt and two explanations and answers "1" or "2". Every judgement is learned in
-both presentation orders, so that a place by itself tells nothing.
+both presentation orders, so that the position is uninformative.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _ENTRY = re.compile(r"^(\d+)[:.] ", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """Which of two explanations is better.
+    """A comparison of two explanations.
 
     Attributes:
-      prompt: what both answer.
-      first: the explanation shown first.
-      second: the explanation shown second.
+      prompt: prompt that both answer.
+      first: explanation shown first.
+      second: explanation shown second.
       better: 1 or 2.
-      meta: whatever else is known; `pair` names the two systems that are compared.
+      meta: further information; `pair` names the two systems compared.
     """
 
     prompt: str
@@ -48,29 +48,29 @@ class Judgement:
 
     @property
     def swapped(self) -> Judgement:
-        """The same judgement in the other order."""
+        """The judgement in the other presentation order."""
         return dataclasses.replace(
             self, first=self.second, second=self.first, better=3 - self.better
         )
 
     @property
     def group(self) -> str:
-        """The prompt, white space levelled: what must not stand on both sides of a split."""
+        """Key for splits without leakage: the prompt with white space normalised."""
         return " ".join(self.prompt.split())
 
 
 def both_orders(judgements: Iterable[Judgement]) -> list[Judgement]:
-    """Each judgement as given, followed by the same in the other order."""
-    return [order for one in judgements for order in (one, one.swapped)]
+    """Each judgement, followed by the same in the other order."""
+    return [order for judgement in judgements for order in (judgement, judgement.swapped)]
 
 
 def judge_prompt(prompt: str, first: str, second: str, *, form: str = ASK) -> str:
-    """What the judge reads before its answer.
+    """Builds the judge's prompt.
 
     Args:
-      prompt: what both explanations answer.
-      first: shown first.
-      second: shown second.
+      prompt: prompt that both explanations answer.
+      first: explanation shown first.
+      second: explanation shown second.
       form: text with the fields {prompt}, {first} and {second}.
 
     Raises:
@@ -87,16 +87,16 @@ def judge_prompt(prompt: str, first: str, second: str, *, form: str = ASK) -> st
 def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> list[Judgement]:
     """Reads a JSONL file (perhaps gzipped) with prompt, first, second and better (1 or 2).
 
-    Other keys are kept in `meta`. Which systems are compared stands in `meta["pair"]` where it is
-    known: for the pair-identity baseline.
+    Other keys are kept in `meta`. `meta["pair"]` names the compared systems, if known, for the
+    pair-identity baseline.
 
     Args:
-      path: of the file.
+      path: path of the file.
       pair: key whose value names the pair of systems.
-      block: where the file says it only by its order: so many rows in turn are of one pair.
+      block: number of consecutive rows of one pair, for files that give it only by their order.
 
     Raises:
-      UserError: names the file, the line and what is wrong with it.
+      UserError: names the file, line and fault.
     """
     records = list(files.numbered_records(path))
     if not records:
@@ -105,7 +105,7 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
         raise UserError(f"{path}: give the key of the pair ({pair!r}) or a block, not both")
     if block < 0 or (block and len(records) % block):
         raise UserError(f"{path}: {len(records)} judgements are not whole blocks of {block}")
-    found = []
+    judgements = []
     for number, (line, record) in enumerate(records):
         where = f"{path}, line {line}"
         for key in (*_FIELDS, *([pair] if pair else [])):
@@ -122,10 +122,10 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
             meta["pair"] = str(record[pair])
         elif block:
             meta["pair"] = str(number // block)
-        found.append(
+        judgements.append(
             Judgement(record["prompt"], record["first"], record["second"], record["better"], meta)
         )
-    return found
+    return judgements
 
 
 def split_judgements(
@@ -136,23 +136,24 @@ def split_judgements(
     stratify: str | None = None,
     cases: Sequence[str] | None = None,
 ) -> tuple[list[Judgement], list[Judgement]]:
-    """Splits into (train, held out) so that no prompt stands on both sides.
+    """Splits into (train, held out) so that no prompt is on both sides.
 
     Args:
-      judgements: both results keep their order.
+      judgements: the judgements; both results keep their order.
       held_out: share of the prompts of each stratum.
-      seed: of the draw.
+      seed: random seed.
       stratify: a key of `meta`.
-      cases: for each judgement a prompt that stands for all that ask the same in other words, which
-        are then kept together; default: its own.
+      cases: for each judgement a canonical prompt; paraphrases with the same one are kept together.
+        Default: its own prompt.
 
     Raises:
-      UserError: as `sampling.split_by_prompt`, or if one side is left empty.
+      UserError: as `splits.split_by_prompt`, or if one side is empty.
     """
+    # Split as instructions, whose `group` is the prompt; `row` leads back to the judgement.
     rows = [
-        Instruction(case, str(one.better), meta={**one.meta, "row": number})
-        for number, (one, case) in enumerate(
-            zip(judgements, cases or [one.prompt for one in judgements], strict=True)
+        Instruction(case, str(judgement.better), meta={**judgement.meta, "row": number})
+        for number, (judgement, case) in enumerate(
+            zip(judgements, cases or [judgement.prompt for judgement in judgements], strict=True)
         )
     ]
     train, held = (
@@ -169,12 +170,12 @@ def split_judgements(
 
 @dataclasses.dataclass(frozen=True)
 class Shortened:
-    """A prompt cut to a number of tokens.
+    """A prompt shortened to a number of tokens.
 
     Attributes:
-      text: what is left.
-      dropped: history entries that were cut, the oldest ones.
-      tokens: of the text, as counted.
+      text: the shortened prompt.
+      dropped: number of (oldest) history entries removed.
+      tokens: number of tokens of the text.
     """
 
     text: str
@@ -185,16 +186,16 @@ class Shortened:
 def shorten_prompt(
     text: str, *, count_tokens: Callable[[str], int | Sized], limit: int
 ) -> Shortened:
-    """Drops the oldest numbered history entries until a prompt fits; their numbers go with them.
+    """Drops the oldest numbered history entries, with their numbers, until a prompt fits.
 
     The first run of lines that begin with 1, 2, 3, ... (and ": " or ". ") is the history. The last
-    entry always stays: where it ends cannot be told. So a prompt may stay longer than the limit;
-    `tokens` says so.
+    entry is always kept, since its end is unknown. So a prompt may remain longer than the limit, as
+    shown by `tokens`.
 
     Args:
       text: a prompt.
-      count_tokens: number of tokens of a text, or its encoding.
-      limit: tokens.
+      count_tokens: returns the number of tokens of a text, or its encoding.
+      limit: most tokens.
     """
 
     def count(candidate: str) -> int:
@@ -214,7 +215,10 @@ def shorten_prompt(
     def without(dropped: int) -> str:
         return text[: starts[0]] + text[starts[dropped] :]
 
-    low, high = 0, len(starts) - 1  # `low` dropped do not fit; `high` do, or nothing does
+    low, high = (
+        0,
+        len(starts) - 1,
+    )  # invariant: dropping `low` does not fit; `high` does, or nothing does
     while high - low > 1:
         middle = (low + high) // 2
         if count(without(middle)) <= limit:

@@ -1,7 +1,7 @@
-"""Files of texts about users and items: a profile, a description, why one suits the other.
+"""Reader of texts about users and items: profiles, descriptions and explanations.
 
-One JSON object a line stands for a user with an item, as XRec (arXiv 2406.02377) publishes them. A
-user's profile and an item's description are repeated in each of their records.
+Each line is a JSON object of a user with an item, as published by XRec (arXiv 2406.02377). A user's
+profile and an item's description are repeated in each of their records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xrec_jax.core.storage.files import numbered_records
 from xrec_jax.text.prompts.templates import Template, register
 from xrec_jax.text.words import is_dense, spelt_words
 
-# Asks about the user alone, as `text.pairs.TASTES`, where reviews are known only as summaries.
+# Asks about the user alone, as `taste_pairs.TASTES`, for data with summaries instead of reviews.
 PROFILES = register(
     Template(
         name="profiles",
@@ -33,7 +33,7 @@ PROFILES = register(
     )
 )
 
-# The same without the profile, for files whose profiles tell what is held out.
+# The same without the profile, for files whose profiles leak held-out events.
 VISITS = register(
     Template(
         name="visits",
@@ -56,7 +56,7 @@ _FIRST = re.compile(
 _SAYS = re.compile(r"^(?:the|this) (?:user|customer) (?=(?:would|will|may|might) )", re.IGNORECASE)
 _DESPITE = re.compile(r",?\s+despite\s+(?:the\s+)?([^,.;]+)\.?\s*$")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-# Words that say nothing of a taste: those of grammar, and what every text of the kind repeats.
+# Words without information on a taste: function words, and words common to all such texts.
 _EMPTY = frozenset(
     "a about all also among an and any are as at be because been but by can could etc for from had "
     "has have having her his how i if in including into is it its like likely many may more most "
@@ -84,13 +84,13 @@ class PairText(NamedTuple):
     """A record.
 
     Attributes:
-      line: where it stands, from 1.
-      user: id.
-      item: id.
-      profile: of the user.
-      item_text: describes the item.
-      title: names the item; "" for none.
-      teacher: why the item suits the user; "" for none.
+      line: line number, from 1.
+      user: id of the user.
+      item: id of the item.
+      profile: profile of the user.
+      item_text: description of the item.
+      title: title of the item; "" for none.
+      teacher: explanation by a teacher model; "" for none.
     """
 
     line: int
@@ -112,14 +112,14 @@ def read_pair_texts(
     """Reads a file, perhaps gzipped.
 
     Args:
-      path: JSON lines.
-      keys: of the records.
-      users: ids that there are; None takes any.
-      items: likewise.
+      path: path of a JSON-lines file.
+      keys: key names of the records.
+      users: known user ids; None accepts any.
+      items: known item ids; None accepts any.
 
     Raises:
-      UserError: names file and line of what is no JSON object, lacks a key, has an empty text or an
-        unknown id, or says of a user or an item another thing than an earlier line.
+        UserError: names file and line of a record that is not a JSON object, lacks a key, has an
+          empty text or an unknown id, or contradicts an earlier line about a user or item.
     """
     keys = keys or Keys()
     known = {"user": users, "item": items}
@@ -132,13 +132,15 @@ def read_pair_texts(
             number,
             **{role: _value(record, role, key, where) for role, key in keys._asdict().items()},
         )
-        for role, there in ids.items():
+        for role, allowed in ids.items():
             name = getattr(row, role)
-            if there is not None and name not in there:
+            if allowed is not None and name not in allowed:
                 raise UserError(
-                    f"{where}: no {role} {name!r} in the data{did_you_mean(name, there, limit=3)}; "
+                    f"{where}: no {role} {name!r} in the data"
+                    f"{did_you_mean(name, allowed, limit=3)}; "
                     "give the file of this data set, or delete the line"
                 )
+        # A user has one profile and an item one description, however often they are repeated.
         for role, texts in (("user", ("profile",)), ("item", ("item_text", "title"))):
             name = getattr(row, role)
             other = first.setdefault((role, name), row)
@@ -169,9 +171,9 @@ def _value(record: Mapping[str, Any], role: str, key: str, where: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """Words that say something of a taste, in order, in lower case, without a plural's s.
+    """Content words of a text, in order, in lower case, in the singular.
 
-    Words of one or two letters say nothing, but in scripts whose words are that short: Chinese,
+    Words of one or two letters are dropped, except in scripts with such short words: Chinese,
     Korean.
     """
     words = [word.casefold().replace("\u2019", "'") for word in spelt_words(text)]
@@ -188,42 +190,42 @@ def _stem(word: str) -> str:
 
 
 def audiences(texts: Sequence[str]) -> list[str]:
-    """Whom each description is for: "Fans of ramen would enjoy X." gives "fans of ramen".
+    """Audience of each description: "Fans of ramen would enjoy X." gives "fans of ramen".
 
-    Empty where the description has no such beginning. The first word loses its capital, unless
-    the texts write it with one in mid-sentence more often than without ("Mexican").
+    Empty if the description has no such beginning. The first word loses its capital, unless the
+    texts capitalise it within sentences more often than not ("Mexican").
     """
     inside = Counter(word for text in texts for word in _WORD.findall(text)[1:])
-    found = []
+    result = []
     for text in texts:
-        parts = _VERB.split(text, maxsplit=1)
-        said = parts[0].strip(" ,") if len(parts) == 2 else ""
-        word = _WORD.match(said)
+        pieces = _VERB.split(text, maxsplit=1)
+        subject = pieces[0].strip(" ,") if len(pieces) == 2 else ""
+        word = _WORD.match(subject)
         if word is not None and inside[word[0]] <= inside[word[0].lower()]:
-            said = said[0].lower() + said[1:]
-        found.append(said if len(said.split()) >= 2 else "")
-    return found
+            subject = subject[0].lower() + subject[1:]
+        result.append(subject if len(subject.split()) >= 2 else "")
+    return result
 
 
 def addressed(profile: str) -> str:
-    """A profile as a clause that addresses the user: "This user enjoys tea." gives "you like tea".
+    """Rewrites a profile in the second person: "This user enjoys tea." gives "you like tea".
 
-    One with another beginning stands as it is.
+    Profiles with another beginning are unchanged.
     """
-    said, count = _FIRST.subn("", profile.strip(), count=1)
-    return f"you like {said}" if count else said
+    rest_of_profile, count = _FIRST.subn("", profile.strip(), count=1)
+    return f"you like {rest_of_profile}" if count else rest_of_profile
 
 
 def both_sides(explanation: str) -> tuple[str, str]:
-    """What an explanation says for an item and against it, as clauses that address the user.
+    """Splits an explanation into clauses for and against the item, in the second person.
 
-    Only a "despite ..." at the end is taken as against: what stands elsewhere cannot be cut out
-    without breaking the sentence. Empty where there is none.
+    Only a "despite ..." at the end counts as against: elsewhere it cannot be removed without
+    breaking the sentence. Empty if there is none.
     """
-    said = _SAYS.sub("you ", explanation.strip())
-    said = "you " + said[4:] if said.startswith("You ") else said
-    found = _DESPITE.search(said)
-    if found is None or not found.start():
-        return said, ""
-    it = "it " if found[1].startswith(("being ", "having ")) else ""
-    return said[: found.start()] + ".", f"you may mind {it}{found[1]}"
+    clause = _SAYS.sub("you ", explanation.strip())
+    clause = "you " + clause[4:] if clause.startswith("You ") else clause
+    despite = _DESPITE.search(clause)
+    if despite is None or not despite.start():
+        return clause, ""
+    it = "it " if despite[1].startswith(("being ", "having ")) else ""
+    return clause[: despite.start()] + ".", f"you may mind {it}{despite[1]}"

@@ -1,9 +1,9 @@
-"""Splits of instruction sets that never leak a prompt, and balanced subsets: nested, or matched.
+"""Splits of instruction sets without prompt leakage, and balanced subsets of them.
 
-A model tuned on explanations learns their length too, and whose are long. `select` makes groups of
-users equal in number; `match_lengths` makes their explanations equally long as well, where there is
-enough to choose from; `one_answer_each` takes the choice of a long answer away from whoever made
-the set.
+A model tuned on explanations also learns their length, and which users get long ones. `select`
+makes groups of users equal in number; `match_lengths` also makes their explanations equally long,
+if there are enough to choose from; `one_answer_each` removes the bias towards long answers in the
+choice among several answers to one prompt.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def split_by_prompt(
     seed: int = 0,
     stratify: str | None = None,
 ) -> tuple[list[Instruction], list[Instruction]]:
-    """Splits into (train, held out) so that no prompt stands on both sides.
+    """Splits into (train, held out) so that no prompt is on both sides.
 
-    What is held out depends on the set of prompts and the seed, not on their order.
+    The choice depends on the set of prompts and the seed, not on their order.
 
     Args:
-      instructions: the set; both results keep its order.
-      held_out: share of the prompts of each stratum, at least one where it has two or more.
-      seed: of the draw.
-      stratify: a key of `meta`; each of its values is a stratum. A prompt that has several counts
-        for the first of them in order of text.
+      instructions: the examples; both results keep their order.
+      held_out: share of the prompts of each stratum, at least one if it has two or more.
+      seed: random seed.
+      stratify: a key of `meta`; each of its values is a stratum. A prompt with several values
+        counts for the first of them in alphabetical order.
 
     Raises:
-      UserError: where the share is not in [0, 1), or an example lacks the key.
+      UserError: if the share is not in [0, 1), or an example lacks the key.
     """
     if not 0 <= held_out < 1:
         raise UserError(f"the share to hold out must be at least 0 and below 1, got {held_out}")
@@ -56,6 +56,7 @@ def split_by_prompt(
         count = math.floor(held_out * len(members) + 0.5)
         if held_out > 0 and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
+        # A hash order instead of a shuffle: adding prompts moves few of the others.
         members.sort(key=lambda group: (keyed_hash("split", seed, group), group))
         chosen.update(members[:count])
     train = [instruction for instruction in instructions if instruction.group not in chosen]
@@ -66,18 +67,18 @@ def split_by_prompt(
 def select(
     instructions: Sequence[Instruction], count: int, *, seed: int = 0, balance: str | None = None
 ) -> list[Instruction]:
-    """Chooses `count` examples, as even as can be over the values of a key.
+    """Chooses `count` examples, as evenly as possible over the values of a key.
 
-    Choices are nested: what is chosen for 10 is among what is chosen for 20 with the same seed.
+    Choices are nested: the 10 chosen examples are among the 20 chosen with the same seed.
 
     Args:
-      instructions: the set; the result keeps its order.
-      count: how many.
-      seed: of the draw.
-      balance: a key of `meta`; a value with too few examples gives all it has.
+      instructions: the examples; the result keeps their order.
+      count: number of examples to choose.
+      seed: random seed.
+      balance: a key of `meta`; all examples of a value with too few are chosen.
 
     Raises:
-      UserError: where there are fewer than `count`, or an example lacks the key.
+      UserError: if there are fewer than `count` examples, or one lacks the key.
     """
     if not 0 <= count <= len(instructions):
         raise UserError(f"cannot choose {count} of {len(instructions)} instructions")
@@ -89,7 +90,7 @@ def select(
         places.sort(key=lambda place: (_rank(instructions[place], seed), place))
         turn = keyed_hash("turn", seed, stratum)
         ranked += [(nth, turn, stratum, place) for nth, place in enumerate(places)]
-    # Round after round takes one of each stratum that still has some.
+    # Round-robin: each round takes one example of every stratum that has any left.
     ranked.sort()
     return [instructions[place] for place in sorted(row[-1] for row in ranked[:count])]
 
@@ -97,30 +98,30 @@ def select(
 def match_lengths(
     instructions: Sequence[Instruction], count: int, *, key: str, seed: int = 0
 ) -> list[Instruction]:
-    """Chooses examples so that groups are equal in number and their answers alike in length.
+    """Chooses examples so that groups are equal in number and their answers similar in length.
 
-    All groups aim at one distribution of lengths, the mean of the groups' own (quantile by
-    quantile: their barycentre on the line); each takes the examples that together come nearest to
-    it. A group that has no more examples than are asked of it gives all, whatever their length.
+    All groups share one target distribution of lengths, the quantile-wise mean of their own (their
+    Wasserstein barycentre); each takes the examples that together are nearest to it. A group with
+    no more examples than its share gives all, whatever their length.
 
     Args:
-      instructions: the set; the result keeps its order.
-      count: how many.
-      key: of `meta`; each of its values is a group, as in `select`.
-      seed: of the draw among equally long answers.
+      instructions: the examples; the result keeps their order.
+      count: number of examples to choose.
+      key: a key of `meta`; each of its values is a group, as in `select`.
+      seed: random seed for choices among equally long answers.
 
     Raises:
-      UserError: where there are fewer than `count`, or an example lacks the key.
+      UserError: if there are fewer than `count` examples, or one lacks the key.
     """
     if not 0 <= count <= len(instructions):
         raise UserError(f"cannot choose {count} of {len(instructions)} instructions")
     groups: dict[str, list[int]] = defaultdict(list)
     for place, instruction in enumerate(instructions):
         groups[_stratum(instruction, key)].append(place)
-    words = np.array([word_count(one.completion) for one in instructions], np.float64)
+    words = np.array([word_count(example.completion) for example in instructions], np.float64)
     for places in groups.values():
         places.sort(key=lambda place: (words[place], _rank(instructions[place], seed), place))
-    # As even as can be: group after group in order of size takes its share of what is left.
+    # Fair shares: from the smallest group on, each takes at most an equal share of the remainder.
     shares, left = {}, count
     for number, name in enumerate(sorted(groups, key=lambda name: (len(groups[name]), name))):
         shares[name] = min(len(groups[name]), left // (len(groups) - number))
@@ -128,7 +129,7 @@ def match_lengths(
     chosen: list[int] = []
     for name, places in groups.items():
         at = (np.arange(shares[name]) + 0.5) / max(1, shares[name])
-        # Groups that have to give all cannot follow an aim, and do not set it.
+        # Groups that give all their examples cannot follow the target and do not define it.
         free = [other for other in groups if len(groups[other]) > shares[other]] or list(groups)
         aims = np.mean([np.quantile(words[groups[other]], at) for other in free], axis=0)
         chosen += [places[nth] for nth in _nearest(words[places], aims)]
@@ -136,45 +137,46 @@ def match_lengths(
 
 
 def _nearest(values: np.ndarray, aims: np.ndarray) -> list[int]:
-    """Places of different values, in order, that are nearest to the aims in sum.
+    """Indices of distinct values, in order, with the least total distance to the aims.
 
     Args:
       values: `[n]`, sorted.
       aims: `[m]`, sorted; m is at most n.
     """
     n, m = len(values), len(aims)
-    # best[j, i]: least sum for the first j aims from the first i values.
+    # Dynamic programming; best[j, i]: least total for the first j aims from the first i values.
     best = np.full((m + 1, n + 1), np.inf)
     best[0] = 0.0
     for j, aim in enumerate(aims, start=1):
         best[j, 1:] = np.minimum.accumulate(best[j - 1, :-1] + np.abs(values - aim))
-    found, i = [], n
+    chosen, i = [], n
     for j in range(m, 0, -1):
         while best[j, i - 1] == best[j, i]:
             i -= 1
         i -= 1
-        found.append(i)
-    return found[::-1]
+        chosen.append(i)
+    return chosen[::-1]
 
 
 def one_answer_each(
     instructions: Sequence[Instruction], *, words: float | None = None
 ) -> list[Instruction]:
-    """Keeps one answer a prompt: the one whose length is nearest to one length for all.
+    """Keeps one answer a prompt: the one with the length nearest to a common target.
 
     Args:
-      instructions: the set; the result keeps its order. Of two as near the earlier stays.
-      words: the length; default: the median of all answers.
+      instructions: the examples; the result keeps their order. Of two equally near ones the earlier
+        is kept.
+      words: target length in words; default: the median of all answers.
     """
-    lengths = [word_count(one.completion) for one in instructions]
+    lengths = [word_count(example.completion) for example in instructions]
     if not lengths:
         return []
     aim = float(np.median(lengths)) if words is None else words
     best: dict[str, int] = {}
-    for place, one in enumerate(instructions):
-        other = best.setdefault(one.group, place)
+    for place, example in enumerate(instructions):
+        other = best.setdefault(example.group, place)
         if abs(lengths[place] - aim) < abs(lengths[other] - aim):
-            best[one.group] = place
+            best[example.group] = place
     return [instructions[place] for place in sorted(best.values())]
 
 
@@ -187,8 +189,8 @@ def count_by(instructions: Iterable[Instruction], key: str) -> dict[str, int]:
 
 
 def _rank(instruction: Instruction, seed: int) -> int:
-    parts: list[Hashable] = [text for message in instruction.messages for text in message]
-    return keyed_hash("select", seed, *parts)
+    texts: list[Hashable] = [text for message in instruction.messages for text in message]
+    return keyed_hash("select", seed, *texts)
 
 
 def _stratum(instruction: Instruction, key: str | None) -> str:

@@ -1,10 +1,10 @@
-"""Reading exercises: prompts followed by descriptions, to pre-train a small base on.
+"""Reading-comprehension exercises for pre-training: prompts followed by descriptions.
 
-A model of the size of a laptop's learns from them to find the recommended item in a prompt, to say
-what it is, and to count or pick what shares a feature with it in a history. The recommended item is
-invented: its values are drawn one by one, so that nothing but the prompt tells them. Half of the
-exercises show the item alone, which is learned first and carries over to whole prompts. Why anyone
-would want the item is never said.
+A laptop-sized model learns from them to find the recommended item in a prompt, to describe it, and
+to count or select history entries that share a feature with it. The recommended item is invented:
+its values are drawn independently, so that only the prompt determines them. Half of the exercises
+show the item alone, which is learned first and transfers to whole prompts. They never state why
+anyone would want the item.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LAST = (
     "{name} was visited last; it is {a_what}",
     "before this, the user went to {name}",
 )
-# The same without names, which the smallest models do not learn to copy.
+# Variants without names, which the smallest models do not learn to copy.
 _PLAIN = {
     "price": ("the price level is {value}", "it is at price level {value}"),
     "popularity": ("it is {value}", "it counts as {value}"),
@@ -81,7 +81,7 @@ _HOME = ("the user lives in {home}", "the home of the user is in {home}")
 
 
 class Reading(NamedTuple):
-    """What is read, and what is to be said of it."""
+    """An exercise: prompt and answer."""
 
     prompt: str
     answer: str
@@ -99,34 +99,34 @@ def reading_exercises(
     title: str = "name",
     named: bool = True,
 ) -> Iterator[Reading]:
-    """Prompts on drawn stretches of visits and invented items, each with a description.
+    """Generates prompts from random ranges of visits and invented items, each with a description.
 
     Args:
-      template: layout of the prompts.
-      items: rows: a title and any of kind, cuisine, mood, price, district, popularity.
-      users: rows; `home_district` may be said.
-      visits: (user row, item rows in order); give only what training may see.
-      latest: history entries of a prompt at most.
-      seed: of the draws.
+      template: template of the prompts.
+      items: rows with a title and any of kind, cuisine, mood, price, district, popularity.
+      users: rows of the users; `home_district` may be mentioned.
+      visits: (user row, item rows in order), training events only.
+      latest: most history entries of a prompt.
+      seed: random seed.
       copies: exercises for each user.
-      title: the column of an item's name.
-      named: whether descriptions name items.
+      title: title column.
+      named: mention items by name in descriptions.
 
     Raises:
-      UserError: where an item has no title.
+      UserError: if an item has no title.
     """
     for row in items:
         if not row.get(title):
             raise UserError(f"the corpus needs the name of every item: no {title!r} in a row")
-    for user, rows in visits:
-        for copy in range(copies if len(rows) else 0):
+    for user, visited in visits:
+        for copy in range(copies if len(visited) else 0):
             rng = keyed_random("comprehension", seed, copy, user)
             item = _invented(rng, items, title)
             alone = rng.random() < 0.5
-            # Short histories more often: finding something is learned on short texts first.
-            length = min(latest, len(rows), rng.choice((0, 1, 1, 2, 2, 3, 4, 6, latest)))
-            start = rng.randint(0, len(rows) - length)
-            history = [items[row] for row in rows[start : start + length]]
+            # Short histories are more frequent: retrieval is learned on short texts first.
+            length = min(latest, len(visited), rng.choice((0, 1, 1, 2, 2, 3, 4, 6, latest)))
+            start = rng.randint(0, len(visited) - length)
+            history = [items[row] for row in visited[start : start + length]]
             if alone:
                 history, prompt = [], f"{template.render_item(item)}\n\n"
             else:
@@ -135,6 +135,7 @@ def reading_exercises(
                     item=template.render_item(item),
                     entries=[template.render_entry(r, n) for n, r in enumerate(history, start=1)],
                 )
+            # The description mentions only what the prompt shows.
             home = {} if alone else users[user]
             if named:
                 others = [other for other in history if other[title] != item[title]]
@@ -145,7 +146,7 @@ def reading_exercises(
 
 
 def _invented(rng: random.Random, items: Sequence[Row], title: str) -> Row:
-    """A row whose values come from rows of their own."""
+    """A row whose values are drawn independently from those of all items."""
     columns = [name for name in _DETAIL if any(name in row for row in items)]
     drawn = {name: rng.choice(items).get(name) for name in columns}
     return {**rng.choice(items), **drawn}
@@ -154,7 +155,7 @@ def _invented(rng: random.Random, items: Sequence[Row], title: str) -> Row:
 def _describe_plainly(
     rng: random.Random, item: Row, history: Sequence[Row], user: Row
 ) -> list[str]:
-    """Clauses without a name: the item's values, how many earlier items share them, the last."""
+    """Clauses without names: the item's values, counts of earlier items with them, last visit."""
     values = {name: str(item[name]) for name in _PLAIN if _has(item, name)}
     clauses = [
         rng.choice(_PLAIN[name]).format(
@@ -191,8 +192,9 @@ def _number(count: int) -> str:
 def _describe(
     rng: random.Random, item: Row, others: Sequence[Row], user: Row, title: str
 ) -> list[str]:
-    """Clauses on the item, on what is like it in the history, and on the last visit."""
+    """Clauses on the item, on similar items in the history, and on the last visit."""
     values = {name: str(item[name]) for name in _DETAIL if _has(item, name)}
+    # The lead names the kind, with mood and cuisine half of the time.
     what = " ".join(
         [values[name] for name in ("mood", "cuisine") if name in values and rng.random() < 0.5]
         + [values.get("kind", "place")]
@@ -209,12 +211,12 @@ def _describe(
 
     def alike(name: str) -> str:
         value = values[name]
-        found = [str(other[title]) for other in others if str(other.get(name)) == value]
-        if not found:
+        similar = [str(other[title]) for other in others if str(other.get(name)) == value]
+        if not similar:
             return _NONE[name].format(value=value, a_value=with_article(value))
-        many = len(found) > 1
+        many = len(similar) > 1
         return rng.choice(_ALIKE[name]).format(
-            names=listing(found),
+            names=listing(similar),
             value=value,
             name=item[title],
             a_value=plural(value) if many else with_article(value),
@@ -222,10 +224,11 @@ def _describe(
             serve="serve" if many else "serves",
         )
 
+    # Details and similarities in random order, a random number of them.
     more = [(detail, name) for name in values]
     more += [(alike, name) for name in _ALIKE if name in values]
     rng.shuffle(more)
-    clauses += [say(name) for say, name in more[: rng.randint(2, 5)]]
+    clauses += [clause_of(name) for clause_of, name in more[: rng.randint(2, 5)]]
     if others and rng.random() < 0.5:
         last = others[-1]
         kind = with_article(str(last["kind"])) if _has(last, "kind") else "a place"

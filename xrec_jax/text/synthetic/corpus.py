@@ -1,7 +1,7 @@
-"""Plain text about a world, to pre-train a small base on: items, users, visits, no explanations.
+"""Pre-training corpus about a world: items, users and visits, without explanations.
 
-It tells what a language model should know before it is tuned: names, values and how they are said,
-who went where. It never says why anyone went anywhere.
+It teaches what a language model should know before it is tuned: names, values and their wordings,
+and the visits. It never states the reason of a visit.
 """
 
 from __future__ import annotations
@@ -72,31 +72,34 @@ def world_sentences(
     copies: int = 1,
     title: str = "name",
 ) -> Iterator[str]:
-    """Paragraphs on items, users and visits, each drawn by its own key.
+    """Generates paragraphs on items, users and visits, each with its own random key.
 
     Args:
-      items: rows: a title and any of kind, cuisine, mood, price, district, popularity, item_text.
-      users: rows: any of age_band, gender, occupation, home_district, user_text.
-      visits: (user row, item rows in order); give only what training may see.
-      seed: of the draws.
-      copies: wordings of each.
-      title: the column of an item's name.
+      items: rows with a title and any of kind, cuisine, mood, price, district, popularity,
+        item_text.
+      users: rows with any of age_band, gender, occupation, home_district, user_text.
+      visits: (user row, item rows in order), training events only.
+      seed: random seed.
+      copies: number of wordings of each paragraph.
+      title: title column.
 
     Yields:
-      Paragraphs: every copy of the items, comparisons, users, then of the visits.
+      For each copy the paragraphs on items and comparisons, then users, then visits.
 
     Raises:
-      UserError: where an item has no title, or a visit names a row that does not exist.
+      UserError: if an item has no title, or a visit refers to a row that does not exist.
     """
     for row in items:
         if not row.get(title):
             raise UserError(f"the corpus needs the name of every item: no {title!r} in a row")
-    told = [(user, list(rows)) for user, rows in visits]
-    for user_row, rows in told:
+    diaries = [(user, list(rows)) for user, rows in visits]
+    for user_row, rows in diaries:
         wrong = [row for row in rows if not 0 <= row < len(items)]
         if wrong or not 0 <= user_row < len(users):
             what = f"item row {wrong[0]}" if wrong else f"user row {user_row}"
             raise UserError(f"a visit names {what}, which does not exist")
+    # One key for each paragraph: a larger world or more copies keep the paragraphs of a smaller
+    # one.
     same = _same_values(items)
     for copy in range(copies):
         for place, item in enumerate(items):
@@ -107,7 +110,7 @@ def world_sentences(
         for place, user in enumerate(users):
             if text := _user(keyed_random("user", seed, copy, place), user):
                 yield text
-        for number, (user_row, rows) in enumerate(told):
+        for number, (user_row, rows) in enumerate(diaries):
             if rows:
                 rng = keyed_random("visits", seed, copy, number)
                 yield _diary(rng, users[user_row], [items[row] for row in rows], title)
@@ -131,7 +134,7 @@ def _item(rng: random.Random, item: Mapping[str, Any], title: str) -> str:
 
 
 def _what(item: Mapping[str, Any], rng: random.Random | None = None) -> str:
-    """What an item is: "quiet Thai restaurant", some of it left out where `rng` says so."""
+    """Noun phrase of an item: "quiet Thai restaurant", with random omissions if `rng` is given."""
     words = [
         _value(item, name)
         for name in ("mood", "cuisine")
@@ -184,7 +187,7 @@ def _user(rng: random.Random, user: Mapping[str, Any]) -> str | None:
 
 
 def _who(user: Mapping[str, Any]) -> str:
-    """A user in few words: "a nurse", "a retired man"."""
+    """Noun phrase of a user: "a nurse", "a retired man"."""
     gender = {"nonbinary": "nonbinary person"}.get(_value(user, "gender"), _value(user, "gender"))
     work = _value(user, "occupation")
     if work == "retired":
@@ -197,26 +200,27 @@ def _who(user: Mapping[str, Any]) -> str:
 def _diary(
     rng: random.Random, user: Mapping[str, Any], places: Sequence[Mapping[str, Any]], title: str
 ) -> str:
-    # A short stretch, as long diaries would not fit a small model's window.
+    # A short range, as long diaries would not fit a small model's context window.
     length = rng.randint(1, min(len(places), 6))
     start = rng.randint(0, len(places) - length)
-    part = places[start : start + length]
+    visited = places[start : start + length]
     who = _who(user)
     if home := _value(user, "home_district"):
         who = rng.choice((f"{who} from {home}", f"{who} who lives in {home}"))
     names = [
         f"{item[title]} ({_what(item)})" if rng.random() < 0.7 else str(item[title])
-        for item in part
+        for item in visited
     ]
     clauses = [
         rng.choice(_DIARIES if length > 1 else _DIARY_ONE).format(who=who, list=listing(names))
     ]
     if length > 1 and rng.random() < 0.4:
         kinds: dict[str, int] = defaultdict(int)
-        for item in part:
+        for item in visited:
             kinds[_value(item, "kind") or "place"] += 1
         counts = [count_of(count, kind) for kind, count in kinds.items()]
         clauses.append(f"that makes {listing(counts)}")
+    # The next visit, if there is one, gives the model an event to predict.
     follower = start + length
     if follower < len(places) and rng.random() < 0.6:
         item = places[follower]
@@ -225,6 +229,6 @@ def _diary(
 
 
 def _value(row: Mapping[str, Any], column: str) -> str:
-    """The text of a cell; empty where there is none."""
+    """Text of a cell; empty if it has no value."""
     value = row.get(column)
     return "" if value is None or value == "none" else str(value)

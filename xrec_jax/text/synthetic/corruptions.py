@@ -1,13 +1,14 @@
-"""Judgements of a planted world: the true explanation of a visit against one that is worse.
+"""Judgements of a planted world: the true explanation of a visit against a corrupted one.
 
-Three kinds of worse ones, in turn: the reasons of another visit said of this one ("others"), the
-right attributes with wrong values ("values"), and the true text said over and over ("repeated").
-They are written by the same writer, so neither style nor length gives them away.
+Three kinds of corruption alternate: the reasons of another visit ("others"), the right attributes
+with wrong values ("values"), and repeated sentences of the true text ("repeated"). All are written
+by the same generator, so neither style nor length gives them away.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,24 +50,24 @@ def world_judgements(
     max_tokens: int | None = None,
     named: bool = True,
 ) -> list[Judgement]:
-    """One judgement a case; the true explanation's place is drawn.
+    """Builds one judgement a case, with the true explanation at a random position.
 
-    `meta` holds the case's own, and as `pair` the kind of the worse one. That names no author: who
-    wrote which would be the answer itself.
+    `meta` is that of the case, with the kind of corruption as `pair`. It does not name the better
+    text, which would be the answer itself.
 
     Args:
-      cases: visits with their true reasons; histories as they are to be shown.
-      template: of the prompts.
-      seed: of places and wordings.
-      title: the column of an item's name.
+      cases: visits with their true reasons and the histories to show.
+      template: template of the prompts.
+      seed: random seed of positions and wordings.
+      title: title column.
       count_tokens: as in `render_prompt`.
-      max_tokens: budget of a prompt.
-      named: whether explanations name places.
+      max_tokens: token budget of a prompt.
+      named: mention places by name in explanations.
 
     Raises:
       UserError: if all cases have the same reasons, or as `render_prompt`.
     """
-    judged = []
+    judgements = []
     for number, case in enumerate(cases):
         key = sorted(case.meta.items())
         rng = keyed_random("judgement", seed, number, key, case.item[title])
@@ -78,11 +79,16 @@ def world_judgements(
             count_tokens=count_tokens,
             max_tokens=max_tokens,
         )
+        # Explanations cite only entries that the prompt shows after truncation.
         shown = case.history[prompt.dropped :]
         kind = KINDS[number % len(KINDS)]
 
         def write(
-            reasons: Reasons, what: str, case: Case = case, key: Any = key, shown: Any = shown
+            reasons: Reasons,
+            what: str,
+            case: Case = case,
+            key: list[tuple[str, Any]] = key,
+            shown: Sequence[Mapping[str, Any]] = shown,
         ) -> str:
             return explain(
                 reasons,
@@ -95,6 +101,7 @@ def world_judgements(
                 named=named,
             )
 
+        # The corrupted text comes from the same generator, with the reasons or sentences changed.
         true = write(case.reasons, "true")
         if kind == "repeated":
             worse = repeated(true)
@@ -107,31 +114,35 @@ def world_judgements(
         better = rng.choice((1, 2))
         first, second = (true, worse) if better == 1 else (worse, true)
         meta: Mapping[str, Any] = {**case.meta, "pair": kind}
-        judged.append(Judgement(prompt.text, first, second, better, meta))
-    return judged
+        judgements.append(Judgement(prompt.text, first, second, better, meta))
+    return judgements
 
 
 def repeated(text: str) -> str:
-    """The first half of a text's sentences over and over: about as long, with half the content."""
+    """Repeats the first half of a text's sentences up to its length: half of the content."""
     sentences = _SENTENCE.split(text.strip())
     half = sentences[: max(1, len(sentences) // 2)]
-    said, words, aim = [*half, half[0]], word_count(" ".join([*half, half[0]])), word_count(text)
+    result, words, aim = [*half, half[0]], word_count(" ".join([*half, half[0]])), word_count(text)
     while True:
-        following = half[len(said) % len(half)]
-        # One more only where that comes nearer to the aim.
+        following = half[len(result) % len(half)]
+        # Add a sentence only if that brings the length nearer to the original one.
         if abs(words + word_count(following) - aim) >= abs(words - aim):
-            return " ".join(said)
-        said.append(following)
+            return " ".join(result)
+        result.append(following)
         words += word_count(following)
 
 
 def _named(reasons: Reasons) -> set[tuple[str, str, bool]]:
     sides = ((reasons.for_, True), (reasons.against, False))
-    return {(one.attribute, str(one.value), side) for found, side in sides for one in found}
+    return {
+        (reason.attribute, str(reason.value), side)
+        for side_reasons, side in sides
+        for reason in side_reasons
+    }
 
 
-def _another(cases: Sequence[Case], number: int, rng: Any) -> Case:
-    """A case, in drawn order, whose reasons differ."""
+def _another(cases: Sequence[Case], number: int, rng: random.Random) -> Case:
+    """The first case, in random order, with other reasons."""
     own = _named(cases[number].reasons)
     order = list(range(len(cases)))
     rng.shuffle(order)
@@ -141,21 +152,23 @@ def _another(cases: Sequence[Case], number: int, rng: Any) -> Case:
     raise UserError("judgements of a world need visits with different reasons; enlarge the world")
 
 
-def _with_wrong_values(reasons: Reasons, cases: Sequence[Case], rng: Any) -> _UntrueReasons:
-    """The same attributes with values of other visits; a reason without such turns its sign."""
+def _with_wrong_values(
+    reasons: Reasons, cases: Sequence[Case], rng: random.Random
+) -> _UntrueReasons:
+    """Replaces values by those of other visits; without other values a reason changes its sign."""
     values: dict[str, list[str]] = {}
     for case in cases:
-        for one in (*case.reasons.for_, *case.reasons.against):
-            values.setdefault(one.attribute, []).append(str(one.value))
+        for reason in (*case.reasons.for_, *case.reasons.against):
+            values.setdefault(reason.attribute, []).append(str(reason.value))
     sides: dict[bool, list[Reason]] = {True: [], False: []}
-    for side, found in ((True, reasons.for_), (False, reasons.against)):
-        for one in found:
-            own = str(one.value)
-            others = sorted({value for value in values[one.attribute] if value != own})
+    for side, side_reasons in ((True, reasons.for_), (False, reasons.against)):
+        for reason in side_reasons:
+            attribute, own, weight = reason.attribute, str(reason.value), reason.contribution
+            others = sorted({value for value in values[attribute] if value != own})
             if others:
                 value = rng.choice(others)
-                phrase = one.phrase.replace(own, value)
-                sides[side].append(_Untrue(one.attribute, value, one.contribution, phrase))
+                phrase = reason.phrase.replace(own, value)
+                sides[side].append(_Untrue(attribute, value, weight, phrase))
             else:
-                sides[not side].append(_Untrue(one.attribute, own, -one.contribution, one.phrase))
+                sides[not side].append(_Untrue(attribute, own, -weight, reason.phrase))
     return _UntrueReasons(tuple(sides[True]), tuple(sides[False]))

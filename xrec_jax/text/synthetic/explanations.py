@@ -1,7 +1,7 @@
-"""Explanations written from planted reasons: true, varied, about sixty words, in the second person.
+"""Generator of explanations from planted reasons: true, varied, about sixty words, second person.
 
-Says every reason that was planted, those against as an honest caveat, and claims no other: apart
-from the values of the reasons a text holds only names of places, districts and counts.
+States every planted reason, those against as a caveat, and claims no other: apart from the values
+of the reasons a text contains only names of places, districts and counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ATTEMPTS = 40
 
 
 class Reason(Protocol):
-    """One attribute that spoke for or against an item."""
+    """One attribute in favour of or against an item."""
 
     @property
     def attribute(self) -> str: ...
@@ -35,7 +35,7 @@ class Reason(Protocol):
 
 
 class Reasons(Protocol):
-    """Why a user may and may not want an item, each strongest first."""
+    """Reasons for and against an item, each strongest first."""
 
     @property
     def for_(self) -> Sequence[Reason]: ...
@@ -45,16 +45,16 @@ class Reasons(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long an explanation should be, in words.
+    """Target length of an explanation in words: triangular between `low` and `high`.
 
     Attributes:
-      low: the drawn aim is at least this.
-      mean: about the mean.
-      high: the drawn aim is at most this.
-      most: never more, unless the reasons themselves take more.
+      low: least target.
+      mean: mode of the targets, about their mean.
+      high: largest target.
+      most: upper bound, exceeded only if the reasons themselves take more.
 
     Raises:
-      UserError: where they do not stand in this order.
+      UserError: if they are not in this order.
     """
 
     low: int = 53
@@ -82,22 +82,22 @@ def explain(
     """Writes an explanation.
 
     Args:
-      reasons: what is true; attributes of the planted world or others, whose phrase is quoted.
-      item: row of the item: its title, and `district` where it may be said.
+      reasons: the true reasons; for attributes outside of the planted world the phrase is quoted.
+      item: row of the item: its title, and optionally `district`.
       history: item rows, oldest first; those that share the value of a reason are cited.
-      user: row of the user; `home_district` where it may be said. Nothing else of it is used.
-      key: what tells this pair from others (user and item ids); with the title it keys all draws.
-      seed: of the draws.
-      title: the column of an item's name.
-      length: aim and bound.
-      named: whether places are named; without names the item is "this place" and no entry of the
-        history is cited, which suits models too small to copy a name.
+      user: row of the user; only `home_district` is used.
+      key: identity of the pair (user and item ids); with the title it keys the random choices.
+      seed: random seed.
+      title: title column.
+      length: target and bound.
+      named: mention places by name; otherwise the item is "this place" and no history entry is
+        cited, for models too small to copy names.
 
     Returns:
       One paragraph; the same for the same arguments.
 
     Raises:
-      UserError: where the item or a history entry has no title.
+      UserError: if the item or a history entry has no title.
     """
     length = length or Length()
     for row in (item, *history):
@@ -109,7 +109,7 @@ def explain(
     for _ in range(_ATTEMPTS):
         text = _Draft(rng, reasons, item, history, user or {}, title, named).write(aim)
         words = word_count(text)
-        # Too long is worst; among those that are not, the nearest to the aim.
+        # A text within the bound always wins; then the nearest to the target.
         rank = (words > length.most, abs(words - aim))
         if rank < best_rank:
             best, best_rank = text, rank
@@ -119,7 +119,7 @@ def explain(
 
 
 class _Draft:
-    """One attempt at a text: slots in order, some optional, filled while they fit the aim."""
+    """One attempt at a text: ordered slots, optional ones added while they fit the target."""
 
     def __init__(
         self,
@@ -134,39 +134,42 @@ class _Draft:
         self.rng, self.reasons, self.item, self.user = rng, reasons, item, user
         self.history, self.title = history, title
         self.named, self.name = named, str(item[title]) if named else "this place"
-        self.said: set[str] = set()
+        self.used: set[str] = set()
 
     def write(self, aim: float) -> str:
         for_, against = self.reasons.for_, self.reasons.against
-        # (sentence with gaps, its values, whether other places are named in it)
+        # Slots by position (paragraph order, order within); `must` holds the required ones.
         must: dict[tuple[int, int], _Slot] = {}
         evidence: list[tuple[tuple[int, int], _Slot]] = []
         if len(for_) + len(against) < 5:
             must[0, 0] = self.opener()
+        # Reasons for come first, each perhaps with evidence from the history behind it.
         for place, reason in enumerate(for_):
             joined = self.fresh(wording.CONNECTIVES) if place and self.rng.random() < 0.6 else ""
             must[1 + place, 0] = self.clause(reason, wording.FOR, wording.OTHER_FOR, joined)
             if cited := self.evidence(reason):
                 evidence.append(((1 + place, 1), cited))
+        # Reasons against follow, introduced as a caveat.
         for place, reason in enumerate(against):
             markers = wording.CAVEATS if place == 0 else wording.CAVEATS_AGAIN
             marker = self.fresh(markers) if for_ or place else ""
             slot = self.clause(reason, wording.AGAINST, wording.OTHER_AGAINST, marker)
             must[20 + place, 0] = slot
         self.rng.shuffle(evidence)
-        may = [*evidence[:1], *self.fillers(has_evidence=bool(evidence)), *evidence[1:]]
+        optional = [*evidence[:1], *self.fillers(has_evidence=bool(evidence)), *evidence[1:]]
+        # Fill up with optional sentences, in order of preference, as long as they fit.
         words = sum(slot.words() for slot in must.values())
         chosen = dict(must)
-        for where, slot in may:
+        for where, slot in optional:
             if where not in chosen and words + slot.words() <= aim + 2:
                 chosen[where] = slot
                 words += slot.words()
         return self.join([chosen[where] for where in sorted(chosen)])
 
     def fresh(self, texts: Sequence[str]) -> str:
-        """One of `texts` that this draft has not used yet."""
-        text = self.rng.choice([text for text in texts if text not in self.said])
-        self.said.add(text)
+        """A random one of `texts` that this draft has not used yet."""
+        text = self.rng.choice([text for text in texts if text not in self.used])
+        self.used.add(text)
         return text
 
     def opener(self) -> _Slot:
@@ -180,8 +183,8 @@ class _Draft:
         self, reason: Reason, known: Mapping[str, Sequence[str]], other: Sequence[str], before: str
     ) -> _Slot:
         value, last = str(reason.value), ""
-        told = self.named and reason.attribute == "sequence" and self.history
-        if told and self.rng.random() < 0.75:
+        may_cite = self.named and reason.attribute == "sequence" and self.history
+        if may_cite and self.rng.random() < 0.75:
             visited = self.history[-1]
             if str(visited.get("kind")) == value:
                 last = f" ({visited[self.title]})"
@@ -208,22 +211,22 @@ class _Draft:
         if not same:
             return None
         cited = same[-self.rng.choice((1, 2, 2, 3)) :]
-        one = len(cited) == 1
+        single = len(cited) == 1
         values = {
             "value": reason.value,
             "plural": plural(reason.value),
             "cited": listing(cited),
-            "be": "is" if one else "are",
-            "they": "it is" if one else "they are",
-            "serve": "serves" if one else "serve",
+            "be": "is" if single else "are",
+            "they": "it is" if single else "they are",
+            "serve": "serves" if single else "serve",
         }
         text = self.rng.choice(wording.EVIDENCE[reason.attribute])
         return _Slot(text, values, names_others=True)
 
     def fillers(self, *, has_evidence: bool) -> list[tuple[tuple[int, int], _Slot]]:
-        """What may be said beside the reasons, in the order in which it is tried."""
+        """Optional sentences besides the reasons, in the order in which they are tried."""
         pick, for_, against = self.rng.choice, self.reasons.for_, self.reasons.against
-        found = [((50, 0), _Slot(pick(wording.UNKNOWN_PART), {}))]
+        slots = [((50, 0), _Slot(pick(wording.UNKNOWN_PART), {}))]
         if district := self.item.get("district"):
             home = self.user.get("home_district")
             texts: Sequence[str] = wording.WHERE
@@ -232,23 +235,23 @@ class _Draft:
             if home == district:
                 texts = wording.SAME_DISTRICT
             values = {"district": str(district), "home": str(home)}
-            found.append(((0, 3), _Slot(pick(texts), values)))
+            slots.append(((0, 3), _Slot(pick(texts), values)))
         if for_ and not against:
-            found.append(((19, 0), _Slot(pick(wording.NO_AGAINST), {})))
+            slots.append(((19, 0), _Slot(pick(wording.NO_AGAINST), {})))
         if self.history:
             visits = count_of(len(self.history), "earlier visit")
-            found.append(((0, 2), _Slot(pick(wording.COUNT), {"visits": visits})))
-        self.rng.shuffle(found)
+            slots.append(((0, 2), _Slot(pick(wording.COUNT), {"visits": visits})))
+        self.rng.shuffle(slots)
         closing = ((40, 0), _Slot(pick(self.closers()), {}))
-        found.insert(self.rng.randrange(2), closing)
+        slots.insert(self.rng.randrange(2), closing)
         if self.history and self.named:
             recent = [str(row[self.title]) for row in self.history[-pick((1, 2, 3)) :]]
             texts = wording.HISTORY_ONE if len(recent) == 1 else wording.HISTORY
             slot = _Slot(pick(texts), {"recent": listing(recent)}, names_others=True)
-            # Some entry of the history is named wherever there is room.
-            place = len(found) if has_evidence else 0
-            found.insert(place, ((0, 1), slot))
-        return found
+            # A text without evidence should still name an entry of the history if there is room.
+            place = len(slots) if has_evidence else 0
+            slots.insert(place, ((0, 1), slot))
+        return slots
 
     def closers(self) -> Sequence[str]:
         for_, against = self.reasons.for_, self.reasons.against
@@ -260,7 +263,7 @@ class _Draft:
         return wording.CLOSERS_MIXED if balance > 0 else wording.CLOSERS_WEAK
 
     def join(self, slots: Sequence[_Slot]) -> str:
-        """Fills the gaps; "it" only where the sentence before speaks of no other place."""
+        """Fills the placeholders; "it" only if the sentence before mentions no other place."""
         clear, named = True, False
         sentences: list[str] = []
         for slot in slots:
@@ -275,12 +278,12 @@ class _Draft:
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """A sentence with gaps.
+    """A sentence with placeholders.
 
     Attributes:
-      text: with gaps.
-      values: of the gaps, all but `it`.
-      names_others: whether it names other places, so that "it" would be unclear after it.
+      text: text with placeholders.
+      values: values of the placeholders, except `it`.
+      names_others: true if it names other places, so that "it" would be ambiguous after it.
     """
 
     text: str
@@ -295,10 +298,10 @@ class _Slot:
 
 
 def mentioned_reasons(text: str, candidates: Iterable[Reason]) -> list[Reason]:
-    """Those of `candidates` whose value a text names in the way of its attribute.
+    """Selects the `candidates` whose value a text mentions in the form of its attribute.
 
-    A kind is found by its plural, a sequence by article and kind ("after a bar"), a price by its
-    level, all others by the value itself; the direction, for or against, is not told apart.
+    A kind is recognised by its plural, a sequence by article and kind ("after a bar"), a price by
+    its level, all others by the value itself; the direction, for or against, is ignored.
     """
     return [reason for reason in candidates if _cue(reason).search(text)]
 

@@ -1,7 +1,7 @@
-"""Small talk about places and tastes in general, to pre-train a small base on.
+"""Filler paragraphs for pre-training: general statements about places and tastes.
 
-It has the words in which one speaks to somebody about a choice, and never speaks of a particular
-user or item: no recommendation is explained.
+They teach the vocabulary of explanations without referring to a particular user or item: no
+recommendation is explained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from xrec_jax.core.rng import keyed_random
 from xrec_jax.text.synthetic.grammar import plural, sentence, with_article
 
-_TALK = (
+_SENTENCES = (
     "people who like {mood} places often enjoy {kinds}",
     "if you are fond of {cuisine} cooking, {a_kind} with {cuisine} dishes on the menu is a choice",
     "some tend to avoid {kinds}, others have a soft spot for them",
@@ -55,13 +55,15 @@ _TALK = (
 )
 
 
-def small_talk(items: Sequence[Mapping[str, Any]], count: int, *, seed: int = 0) -> Iterator[str]:
-    """Paragraphs of three to six sentences, each drawn by its own key.
+def filler_paragraphs(
+    items: Sequence[Mapping[str, Any]], count: int, *, seed: int = 0
+) -> Iterator[str]:
+    """Generates paragraphs of three to six sentences, each with its own random key.
 
     Args:
-      items: rows with any of kind, cuisine, mood, price, district: where values are drawn from.
-      count: paragraphs.
-      seed: of the draws.
+      items: rows with any of kind, cuisine, mood, price, district, the source of values.
+      count: number of paragraphs.
+      seed: random seed.
     """
 
     def values(name: str, other: str) -> list[str]:
@@ -69,13 +71,17 @@ def small_talk(items: Sequence[Mapping[str, Any]], count: int, *, seed: int = 0)
             other
         ]
 
+    # Sorted values, so that the order of rows does not matter; a default for tables without a
+    # column.
     kinds, cuisines = values("kind", "place"), values("cuisine", "local")
     moods, prices = values("mood", "quiet"), values("price", "2")
     districts = values("district", "the city")
     for number in range(count):
         rng = keyed_random("talk", seed, number)
         clauses = []
-        for text in rng.sample(_TALK, rng.randint(3, 6)):
+        for text in rng.sample(_SENTENCES, rng.randint(3, 6)):
+            # All placeholders are drawn for every sentence, used or not: the texts of a seed must
+            # not change with the wording.
             kind, other, mood = rng.choice(kinds), rng.choice(kinds), rng.choice(moods)
             clauses.append(
                 text.format(

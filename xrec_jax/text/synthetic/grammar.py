@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Said with a consonant though written with a vowel, and the other way round.
+# Words pronounced with an initial consonant though written with a vowel, and vice versa.
 _CONSONANT_SOUND = ("uni", "use", "usu", "util", "euro", "eu", "one", "once", "ukrain")
 _VOWEL_SOUND = ("hour", "honest", "honour", "honor", "heir")
 _NUMBER_WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 
 
 def with_article(phrase: str) -> str:
-    """Puts "a" or "an" before a phrase: "an artsy bar", "a university", "an 18-year-old"."""
+    """Adds "a" or "an" to a phrase: "an artsy bar", "a university", "an 18-year-old"."""
     return f"{'an' if _starts_with_vowel_sound(phrase.lower()) else 'a'} {phrase}"
 
 
@@ -27,7 +27,7 @@ def _starts_with_vowel_sound(phrase: str) -> bool:
 
 
 def plural(noun: str) -> str:
-    """The plural of a regular noun or of a phrase that ends in one: "art galleries"."""
+    """Plural of a regular noun, or of a phrase that ends in one: "art galleries"."""
     lower = noun.lower()
     if lower.endswith("y") and lower[-2:-1] not in tuple("aeiou"):
         return noun[:-1] + "ies"
@@ -44,13 +44,13 @@ def listing(names: Sequence[str]) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """A number and its noun: "one visit", "7 galleries"; small numbers from one on as words."""
+    """Number with noun: "one visit", "13 galleries"; numbers up to twelve as words."""
     number = _NUMBER_WORDS[count] if 0 <= count < len(_NUMBER_WORDS) else str(count)
     return f"{number} {noun if count == 1 else plural(noun)}"
 
 
 def sentence(text: str) -> str:
-    """A clause as a sentence: a capital first letter, one full stop."""
+    """Makes a sentence of a clause: capital first letter, one full stop."""
     text = text.strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."

@@ -1,4 +1,4 @@
-"""Instruction sets from rows and planted reasons: prompts with the explanations to learn."""
+"""Instruction sets from rows and planted reasons: prompts with target explanations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Case:
 
     Attributes:
       item: row of the recommended item.
-      history: item rows, oldest first, of what the user chose before.
-      reasons: what is true of the pair.
+      history: item rows of the user's earlier choices, oldest first.
+      reasons: true reasons of the pair.
       user: row of the user.
-      meta: kept with the instruction; its values also tell cases apart when words are drawn.
+      meta: kept with the instruction; its values also key the random wording.
     """
 
     item: Mapping[str, Any]
@@ -43,24 +43,24 @@ def build_instructions(
     length: Length | None = None,
     named: bool = True,
 ) -> tuple[list[Instruction], TruncationCount]:
-    """Writes an instruction for every case; an explanation cites only what its prompt shows.
+    """Builds an instruction for every case; explanations cite only entries that the prompt shows.
 
     Args:
       cases: recommendations with their true reasons.
-      template: of the prompts.
-      latest: history entries in a prompt at most; None for all.
+      template: template of the prompts.
+      latest: most history entries in a prompt; None for all.
       count_tokens: as in `render_prompt`.
-      max_tokens: budget of a prompt.
-      seed: of the wording.
-      title: the column of an item's name.
-      length: of the explanations.
-      named: whether explanations name places.
+      max_tokens: token budget of a prompt.
+      seed: random seed of the wording.
+      title: title column.
+      length: target length of the explanations.
+      named: mention places by name in explanations.
 
     Returns:
-      The instructions, and what was cut from their prompts.
+      The instructions, and statistics of the truncation of their prompts.
 
     Raises:
-      UserError: where a column is missing or a prompt does not fit.
+      UserError: if a column is missing or a prompt does not fit.
     """
     instructions, cut = [], TruncationCount()
     for case in cases:
@@ -74,6 +74,7 @@ def build_instructions(
             max_tokens=max_tokens,
         )
         cut += TruncationCount.of([prompt])
+        # The prompt comes first: truncation decides which entries an explanation may cite.
         completion = explain(
             case.reasons,
             item=case.item,

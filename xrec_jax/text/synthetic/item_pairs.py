@@ -1,7 +1,7 @@
-"""Explanation pairs about one place: why this user may like it, and why not.
+"""Contrastive explanation pairs about one place: why the user may like it, and why not.
 
-The counterpart of `text.pairs` where every candidate of a user has a pair of its own. A prompt
-shows the candidate as its history shows places, and every candidate in the same way.
+The counterpart of `taste_pairs` with a pair for every candidate of a user. A prompt shows the
+candidate in the format of the history, the same for every candidate.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from xrec_jax.text.records.profiles import PROFILES, VISITS
 from xrec_jax.text.synthetic.grammar import with_article
 from xrec_jax.text.synthetic.taste_pairs import TASTES, Pair, phrases
 
-_ASKED = "Say why this user may like the candidate below and why not"
+_TASK = "Say why this user may like the candidate below and why not"
 
 CANDIDATE = register(
     dataclasses.replace(
         TASTES,
         name="candidate",
         body=(
-            f"{_ASKED}, from what they look for in a place and what they avoid.\n\n"
+            f"{_TASK}, from what they look for in a place and what they avoid.\n\n"
             "Visits, oldest first, and what the user wrote:\n{history}"
             "The user: {user}\nCandidate: {item}\n\n"
         ),
@@ -31,7 +31,7 @@ CANDIDATE = register(
     )
 )
 _FILE = (
-    f'{_ASKED}: "Why: ..." and then "Why not: ...".\n\nSome places the user went to:\n{{history}}'
+    f'{_TASK}: "Why: ..." and then "Why not: ...".\n\nSome places the user went to:\n{{history}}'
 )
 _SHOWN = "[[{title}: ]]{item_text}"
 
@@ -54,7 +54,7 @@ NOTHING = Pair("nothing speaks for it.", "nothing speaks against it.")
 
 
 def reason_pair(reasons: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pair:
-    """True reasons for and against one place in words that `text.claims` reads.
+    """Words true reasons for and against one place so that `text.claims` can read them.
 
     Args:
       reasons: lists "for" and "against" of mappings `attribute`, `value` and `phrase`, strongest
@@ -71,6 +71,7 @@ def reason_pair(reasons: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pair:
 
 
 def _side(reasons: Sequence[Mapping[str, Any]], verb: str) -> str:
+    # Tastes are collected into one clause, in front of the others.
     tastes: dict[str, list[str]] = {}
     clauses = []
     for reason in reasons:
@@ -84,7 +85,7 @@ def _side(reasons: Sequence[Mapping[str, Any]], verb: str) -> str:
 
 
 def _clause(reason: Mapping[str, Any], *, liked: bool) -> str:
-    """A reason that is no matter of taste, as a clause."""
+    """Clause for a reason other than a taste."""
     attribute, value = reason["attribute"], str(reason["value"])
     if attribute == "price":
         off = "cheaper" if "cheaper" in reason["phrase"] else "pricier"

@@ -1,7 +1,7 @@
-"""Contrastive explanation pairs of a user: why they may like what comes, and why not.
+"""Contrastive explanation pairs of a user: why they may like an item, and why not.
 
-A pair is one text, "Why: ..." and on the next line "Why not: ...", so that a model writes both in
-one go. Nothing in it is about one item: it speaks of the user, and helps to rank every item.
+A pair is one text, "Why: ..." and on the next line "Why not: ...", so that a model generates both
+at once. It describes the user, not one item, and helps to rank every item.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xrec_jax.text.synthetic.grammar import listing, plural
 
 WHY, WHY_NOT = "Why:", "Why not:"
 
-# What a user wrote is most of what can be known of them; names of places would tell nothing here.
+# A user's own texts are the most informative; names of places would be uninformative here.
 TASTES = register(
     Template(
         name="tastes",
@@ -32,19 +32,19 @@ TASTES = register(
 
 
 class Pair(NamedTuple):
-    """Both parts of an explanation; a part that was not written is empty."""
+    """Both sides of an explanation; a missing side is empty."""
 
     why: str
     why_not: str
 
 
 def join_pair(pair: Pair) -> str:
-    """The text of a pair: the inverse of `split_pair`."""
+    """Joins a pair to one text: the inverse of `split_pair`."""
     return f"{WHY} {pair.why}\n{WHY_NOT} {pair.why_not}"
 
 
 def split_pair(text: str) -> Pair:
-    """Both parts of a text; without the second marker all of it is the first part."""
+    """Splits a text into both sides; without the second marker all of it is the first side."""
     why, marker, why_not = text.partition(WHY_NOT)
     why = why.strip().removeprefix(WHY).strip()
     return Pair(why, why_not.strip() if marker else "")
@@ -54,19 +54,19 @@ Values = Mapping[str, Sequence[str]]  # kind, cuisine or mood to its values, str
 
 
 def phrases(values: Values) -> str:
-    """Values as a list: "cafes and bars, Thai food, quiet places"; "" for none."""
-    said = []
-    if found := values.get("kind"):
-        said.append(listing([plural(value) for value in found]))
-    if found := values.get("cuisine"):
-        said.append(f"{listing(list(found))} food")
-    if found := values.get("mood"):
-        said.append(f"{listing(list(found))} places")
-    return ", ".join(said)
+    """Formats values: "cafes and bars, Thai food, quiet places"; "" for none."""
+    clauses = []
+    if kinds := values.get("kind"):
+        clauses.append(listing([plural(value) for value in kinds]))
+    if cuisines := values.get("cuisine"):
+        clauses.append(f"{listing(list(cuisines))} food")
+    if moods := values.get("mood"):
+        clauses.append(f"{listing(list(moods))} places")
+    return ", ".join(clauses)
 
 
 def taste_pair(likes: Values, dislikes: Values) -> Pair:
-    """A pair that states tastes."""
+    """Builds a pair that states tastes."""
     liked, avoided = phrases(likes), phrases(dislikes)
     return Pair(
         f"you like {liked}." if liked else "nothing is known of what you like.",
@@ -75,22 +75,22 @@ def taste_pair(likes: Values, dislikes: Values) -> Pair:
 
 
 def values_of(facts: Iterable[tuple[str, str, bool]]) -> dict[str, list[str]]:
-    """Values of each attribute, once each, in the order in which facts first tell them."""
-    found: dict[str, list[str]] = {}
+    """Distinct values by attribute, in the order of their first occurrence."""
+    result: dict[str, list[str]] = {}
     for attribute, value, _ in facts:
-        values = found.setdefault(attribute, [])
+        values = result.setdefault(attribute, [])
         if value not in values:
             values.append(value)
-    return found
+    return result
 
 
 class Visit(NamedTuple):
-    """A visit to read about.
+    """A visit with its review.
 
     Attributes:
-      row: of the item table.
-      review: what was written; may be empty.
-      facts: (attribute, value, whether it was praised) that the review states.
+      row: row of the item table.
+      review: text of the review; may be empty.
+      facts: facts stated in the review: (attribute, value, true if liked).
     """
 
     row: Mapping[str, Any]
@@ -107,19 +107,18 @@ def review_exercises(
     latest: int,
     seed: int = 0,
 ) -> Iterable[tuple[str, str]]:
-    """Prompts of invented people, with what their reviews praise and complain of.
+    """Generates prompts of invented people, with the likes and dislikes stated in their reviews.
 
-    The visits of a prompt and what its user says come from many people, so nothing can be learned
-    by heart but the words. Half of the exercises are one line: finding something is learned on
-    short texts first.
+    The visits and the description of a prompt come from different people, so that only the wording
+    can be memorised. Half of the exercises are one line: retrieval is learned on short texts first.
 
     Args:
-      template: layout of the prompts.
-      visits: to draw from; give only what training may see.
-      people: rows of the user table to draw from, with what they say of themselves.
-      count: exercises.
-      latest: entries of a prompt at most.
-      seed: of the draws.
+      template: template of the prompts.
+      visits: visits to draw from, training events only.
+      people: rows of the user table to draw from, with their descriptions of themselves.
+      count: number of exercises.
+      latest: most entries of a prompt.
+      seed: random seed.
 
     Yields:
       (prompt, answer).
@@ -130,11 +129,12 @@ def review_exercises(
         length = 1 if alone else rng.choice((2, 3, 4, latest))
         drawn = [visits[rng.randrange(len(visits))] for _ in range(min(length, latest))]
         entries = [
-            template.render_entry({**one.row, "review": one.review or None}, place)
-            for place, one in enumerate(drawn, start=1)
+            template.render_entry({**visit.row, "review": visit.review or None}, place)
+            for place, visit in enumerate(drawn, start=1)
         ]
         person = rng.choice(people) if people and template.user else None
         if alone:
+            # One line: a visit, or half of the time a person's description of themselves.
             own_words = person is not None and rng.random() < 0.5
             prompt = "".join(entries)
             if person is not None and own_words:
@@ -142,11 +142,11 @@ def review_exercises(
         else:
             user = template.render_user(person.row) if person is not None else ""
             drawn += [person] if person is not None else []
-            # A prompt that asks about a place shows one; what to say is in the reviews alone.
+            # A template with an item needs one; the answer depends on the reviews alone.
             item = template.render_item(rng.choice(visits).row) if template.item else ""
             prompt = template.assemble(user=user, item=item, entries=entries)
         praised, blamed = (
-            values_of(fact for one in drawn for fact in one.facts if fact[2] is liked)
+            values_of(fact for visit in drawn for fact in visit.facts if fact[2] is liked)
             for liked in (True, False)
         )
         yield (

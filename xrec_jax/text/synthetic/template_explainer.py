@@ -1,7 +1,7 @@
-"""Explanations without a language model: an honest fall-back, and a dishonest control.
+"""Explanations without a language model: a faithful template, and an unfaithful control.
 
-Both know only what a prompt shows: the item's row, history and profile. They work for the places of
-the planted world and for any table of items.
+Both use only the content of a prompt: the item's row, history and profile. They work for the
+planted world and for any item table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xrec_jax.text.synthetic.grammar import count_of, listing, plural, sentence,
 from xrec_jax.text.words import word_count
 
 MOST_WORDS = 75
-# A value is a habit if at least this share of the history has it.
+# Least share of the history with a value to count it as a habit.
 _HABIT = 0.2
 _LONGEST_VALUE = 40  # characters; longer cells are descriptions, not values
 _ABSENT = ("", "none", "nan", "null", "unknown")
@@ -46,13 +46,13 @@ _NO_HISTORY = "we know of no earlier choice of yours, so we cannot name a reason
 
 @dataclasses.dataclass(frozen=True)
 class _Habit:
-    """A value of the item that the history has too.
+    """A value that the item shares with the history.
 
     Attributes:
-      column: its name.
-      value: as text.
-      titles: of the entries that have it, oldest first.
-      values: how many different values the history has in that column.
+      column: name of the column.
+      value: the value as text.
+      titles: titles of the entries with it, oldest first.
+      values: number of distinct values of the column in the history.
     """
 
     column: str
@@ -72,29 +72,29 @@ def template_explanation(
     columns: Iterable[str] | None = None,
     reasons: int = 3,
 ) -> str:
-    """Names what the item shares with the user's history, and the entries that show it.
+    """Explains an item by the values that it shares with the user's history, citing entries.
 
-    A value counts where at least a fifth of the history has it. First come those that are more
-    frequent than if all values of their column were equally so: what half of all items share says
-    little. A home in the item's own district counts as near. Where nothing matches the text says
-    so.
+    A value counts if at least a fifth of the history has it. Values are sorted by their frequency
+    relative to a uniform distribution over the values of their column: a value of half of all items
+    is uninformative. A home in the item's district counts as near. If nothing matches, the text
+    says so.
 
     Args:
       item: row of the item.
-      history: rows of the item table, oldest first; the item itself is passed over: it is told by
-        `item_id`, where rows have it, or else by all of its values.
-      user: row of the user; only `home_district` is read.
-      key: what tells this pair from others; with the title it keys the choice of words.
-      seed: of the draws.
-      title: the column of an item's name.
-      columns: columns that may be named; by default all but the title, ids and long texts.
-      reasons: at most this many are named.
+      history: rows of the item table, oldest first; the item itself is skipped, identified by
+        `item_id`, or else by all of its values.
+      user: row of the user; only `home_district` is used.
+      key: identity of the pair; with the title it keys the random wording.
+      seed: random seed.
+      title: title column.
+      columns: columns that may be mentioned; default: all but the title, ids and long texts.
+      reasons: most reasons to name.
 
     Returns:
-      One paragraph of at most 75 words, as far as titles let it.
+      One paragraph of at most 75 words, unless titles are too long.
 
     Raises:
-      UserError: where the item or a history entry has no title.
+      UserError: if the item or a history entry has no title.
     """
     name = _name(item, title)
     rng = keyed_random("template", seed, key, name)
@@ -104,20 +104,21 @@ def template_explanation(
     values = {"name": name, "entries": count_of(len(entries), "earlier choice")}
     if not entries:
         return sentence(_NO_HISTORY.format(**values))
+    # Distance first, then the most telling habits.
     near = _near(item, user or {})
     habits = _habits(item, entries, title, columns)[: max(0, reasons - len(near))]
     if not near and not habits:
         return sentence(rng.choice(_NOTHING).format(**values))
     opener = sentence(rng.choice(_OPENERS).format(**values))
-    # Long titles: fewer of them are cited, then fewer reasons are given.
+    # If the text is too long: cite fewer titles, then give fewer reasons.
     for kept in range(len(habits), 0, -1):
         for cited in (2, 1):
-            clauses = near + [_say(habit, cited) for habit in habits[:kept]]
-            text = " ".join([opener, *_joined(clauses)])
+            clauses = near + [_habit_clause(habit, cited) for habit in habits[:kept]]
+            text = " ".join([opener, *_as_sentences(clauses)])
             if word_count(text) <= MOST_WORDS:
                 return text
-    clauses = near or [_say(habits[0], 1)]
-    return " ".join([opener, *_joined(clauses)])
+    clauses = near or [_habit_clause(habits[0], 1)]
+    return " ".join([opener, *_as_sentences(clauses)])
 
 
 def unfaithful_explanation(
@@ -131,23 +132,23 @@ def unfaithful_explanation(
     vocabulary: Mapping[str, Iterable[object]] | None = None,
     reasons: int = 3,
 ) -> str:
-    """Names attributes that the item does not have, as fluently as a true explanation does.
+    """Asserts attributes that the item lacks, as fluently as a true explanation.
 
-    The control that a measure of faithfulness must tell apart.
+    The control that a measure of faithfulness must detect.
 
     Args:
       item: row of the item.
       history: rows of the item table, oldest first.
-      user: not read.
-      key: what tells this pair from others; with the title it keys all draws.
-      seed: of the draws.
-      title: the column of an item's name.
-      vocabulary: columns and their values; by default those of the history. Only columns of the
-        item are used, and none of a value that the item has.
-      reasons: at most this many are named.
+      user: not used.
+      key: identity of the pair; with the title it keys the random choices.
+      seed: random seed.
+      title: title column.
+      vocabulary: values by column; default: those of the history. Only columns of the item are
+        used, without the values that the item has.
+      reasons: most reasons to name.
 
     Raises:
-      UserError: where no other value of any column is known, or a row has no title.
+      UserError: if no other value of any column is known, or a row has no title.
     """
     del user
     name = _name(item, title)
@@ -156,23 +157,25 @@ def unfaithful_explanation(
         column: [value for row in history for value in _cells(row.get(column))]
         for column in _columns(item, title)
     }
-    lies = []
+    false_claims = []
     for column, choices in known.items():
-        # Near and popular are told by their direction: a wrong value would not make them wrong.
+        # Distance and popularity are claimed by direction: a wrong value would not make them false.
         if column in ("popularity", "distance", "sequence", title) or column not in item:
             continue
         own = set(_cells(item[column]))
         others = sorted({str(value) for value in choices} - own - {"none"})
         if others:
-            lies.append((column, rng.choice(others)))
-    if not lies:
+            false_claims.append((column, rng.choice(others)))
+    if not false_claims:
         raise UserError(
             f"no value is known that {name!r} does not have: give columns and their values as "
             "vocabulary"
         )
-    clauses = [_claim(rng, column, value) for column, value in rng.sample(lies, len(lies))]
+    clauses = [
+        _claim(rng, column, value) for column, value in rng.sample(false_claims, len(false_claims))
+    ]
     opener = sentence(rng.choice(_OPENERS).format(name=name))
-    return " ".join([opener, *_joined(clauses[:reasons])])
+    return " ".join([opener, *_as_sentences(clauses[:reasons])])
 
 
 def _name(row: Mapping[str, Any], title: str) -> str:
@@ -182,17 +185,17 @@ def _name(row: Mapping[str, Any], title: str) -> str:
 
 
 def _same_item(row: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-    """Whether two rows are one item's: by `item_id`, else by all that they say.
+    """True if two rows are of one item: by `item_id`, else by all of their values.
 
-    Not by the title, which several items may have.
+    Not by the title, which several items may share.
     """
     if "item_id" in row and "item_id" in item:
         return bool(row["item_id"] == item["item_id"])
-    return row is item or repr(row) == repr(item)  # NaN equals itself in writing
+    return row is item or repr(row) == repr(item)  # `repr`, since NaN differs from itself
 
 
 def _columns(item: Mapping[str, Any], title: str) -> list[str]:
-    """Columns that may hold values to name: not the title, ids or texts."""
+    """Columns whose values may be mentioned: not the title, ids or texts."""
     return [
         column
         for column in item
@@ -201,7 +204,7 @@ def _columns(item: Mapping[str, Any], title: str) -> list[str]:
 
 
 def _cells(value: object) -> list[str]:
-    """The values in a cell: none, one, or the members of a list."""
+    """Values of a cell: none, one, or the elements of a list."""
     members = value if isinstance(value, (list, tuple)) else [value]
     texts = [
         "" if member is None or (isinstance(member, float) and math.isnan(member)) else str(member)
@@ -216,8 +219,8 @@ def _habits(
     title: str,
     columns: Iterable[str] | None,
 ) -> list[_Habit]:
-    """Values of the item that the history has often, the most telling first."""
-    found = []
+    """Frequent values of the history that the item has, the most informative first."""
+    habits = []
     for column in _columns(item, title) if columns is None else columns:
         cells = [_cells(row.get(column)) for row in entries]
         different = len({value for values in cells for value in values})
@@ -226,8 +229,8 @@ def _habits(
                 _name(row, title) for row, own in zip(entries, cells, strict=True) if value in own
             ]
             if same and len(same) >= _HABIT * len(entries):
-                found.append(_Habit(column, value, tuple(same), different))
-    return sorted(found, key=lambda habit: -len(habit.titles) * habit.values)
+                habits.append(_Habit(column, value, tuple(same), different))
+    return sorted(habits, key=lambda habit: -len(habit.titles) * habit.values)
 
 
 def _near(item: Mapping[str, Any], user: Mapping[str, Any]) -> list[str]:
@@ -239,7 +242,7 @@ def _near(item: Mapping[str, Any], user: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _say(habit: _Habit, cited: int) -> str:
+def _habit_clause(habit: _Habit, cited: int) -> str:
     titles = list(dict.fromkeys(habit.titles))[-cited:]
     return _SEEM.get(habit.column, _SEEM_OTHER).format(
         column=habit.column.replace("_", " "),
@@ -263,6 +266,6 @@ def _claim(rng: random.Random, column: str, value: str) -> str:
     )
 
 
-def _joined(clauses: Sequence[str]) -> Iterator[str]:
+def _as_sentences(clauses: Sequence[str]) -> Iterator[str]:
     for place, clause in enumerate(clauses):
         yield sentence(_FURTHER[place % len(_FURTHER)] + clause)

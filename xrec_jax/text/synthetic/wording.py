@@ -1,9 +1,10 @@
-"""How reasons are said. Texts only; `explanations` decides which of them stand where.
+"""Wordings of reasons. Texts only; `explanations` selects and arranges them.
 
-Gaps: `{it}` the recommended item, `{value}` the planted value, `{plural}` its plural, `{a_value}`
-with its article, `{cited}` history entries that share the value, `{be}` "is" or "are" after them,
-`{than}` the direction of a price. Every clause of an attribute holds words by which
-`explanations.mentioned_reasons` finds it again: a kind its plural, a sequence the article and kind.
+Placeholders: `{it}` the recommended item, `{value}` the planted value, `{plural}` its plural,
+`{a_value}` with its article, `{cited}` history entries that share the value, `{be}` "is" or "are"
+after them, `{than}` the direction of a price. Every clause of an attribute contains the words by
+which `explanations.mentioned_reasons` recognises it: a kind its plural, a sequence the article and
+kind.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ AGAINST = {
         "going there straight after {a_value}{last} may feel repetitive",
     ),
 }
-# For attributes of a user's own tables: their phrase is quoted.
+# For attributes of user-defined tables, whose phrase is quoted.
 OTHER_FOR = (
     "its {attribute} ({value}) speaks for it: {phrase}",
     "the {attribute} ({value}) is in its favour: {phrase}",
