@@ -25,7 +25,7 @@ def split(dataset: Dataset, config: object) -> Split:
       dataset: a data set, as returned by `load`.
       config: `kind` in `KINDS` (if absent or "": "given" for a data set with given splits, else
         "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`; for "given"
-        `validation`, see `given`.
+        `validation`, see `from_files`.
 
     Returns:
       Three splits, each sorted by user, then time, ties in file order; without timestamps file
@@ -39,7 +39,7 @@ def split(dataset: Dataset, config: object) -> Split:
     kind = options.choice({"kind": kind}, "kind", default, KINDS)
     validation = options.choice(config, "validation", "part", VALIDATIONS)
     if kind == "given":
-        result = given(dataset, validation=validation)
+        result = from_files(dataset, validation=validation)
     elif kind == "leave_one_out":
         result = leave_one_out(dataset.interactions)
     else:
@@ -123,7 +123,7 @@ def ratio(
     return result
 
 
-def given(dataset: Dataset, *, validation: str = "part") -> Split:
+def from_files(dataset: Dataset, *, validation: str = "part") -> Split:
     """Takes the splits of the files.
 
     Args:
@@ -156,6 +156,7 @@ def given(dataset: Dataset, *, validation: str = "part") -> Split:
                 f"({last if split == 'valid' and 'test' in dataset.splits else ''}"
                 "split.kind='leave_one_out' splits all events anew)"
             )
+    # The events of each split are sorted like those of the other kinds.
     train, test = (_by_user(dataset.splits[split]) for split in ("train", "test"))
     if validation == "last":
         events, from_start, count = train

@@ -75,6 +75,7 @@ def spread(
     Returns:
       `[rows, dim]`, split by rows.
     """
+    # Each device sums the messages of its own edges; one reduction makes row blocks of the result.
     axes = mesh_axes("edges")
 
     def total(

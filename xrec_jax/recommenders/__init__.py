@@ -1,4 +1,4 @@
-"""Level 2: recommenders behind one functional interface (`base.Recommender`), found by name."""
+"""Level 2: recommenders behind one functional interface, `base.Recommender`, with a registry."""
 
 from xrec_jax.recommenders import lightgcn, mf, popularity, sasrec  # noqa: F401 (they register)
 from xrec_jax.recommenders.base import (

@@ -1,11 +1,11 @@
-"""The interface every recommender has, and the registry that finds one by name."""
+"""The interface of recommenders, and their registry."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ import numpy as np
 
 from xrec_jax.core.errors import UserError, did_you_mean
 
-Params = Any
+Params: TypeAlias = Any  # a pytree of parameters
 Metrics = dict[str, jax.Array]
 
 
 class Tables(NamedTuple):
-    """What ranking needs of a model, computed once an evaluation.
+    """Arrays needed for ranking, computed once an evaluation.
 
     Attributes:
       item: `[padded_items, dim]`; rows past `num_items` are padding.
-      user: `[padded_users, dim]` where users have a table of their own, else None.
-      extra: whatever else the model's `user_state` looks up.
+      user: `[padded_users, dim]` if the model has a user table, else None.
+      extra: further arrays used by the model's `user_state`.
     """
 
     item: jax.Array
@@ -32,11 +32,11 @@ class Tables(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Arrays made from the training data that are not learned (graph, counts).
+    """Arrays derived from the training data that are not learned (graph, counts).
 
     Attributes:
-      arrays: name to host array.
-      axes: name to logical axes, one a dimension (None: not split).
+      arrays: host arrays by name.
+      axes: logical axes by name, one a dimension (None: not split).
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -45,24 +45,24 @@ class Frozen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recommender(abc.ABC):
-    """A recommender as pure functions of its parameters; fields are its hyper-parameters.
+    """A recommender as pure functions of its parameters; its fields are hyper-parameters.
 
-    A score is the inner product of a user state and a row of the item table. Batches come as one of
+    A score is the inner product of a user state and a row of the item table. Batches are one of
 
     * `"pairs"`: `user` `[batch]`, `item` `[batch]`, `negative` `[batch, negatives]`;
     * `"sequences"`: `history`, `target`, `weight` `[batch, length]`, where `weight` is 0 on
       padding, and `negative` `[batch, negatives]`;
-    * `"states"`: what ranking needs of the users (below), and `target` and `weight` `[batch]`;
+    * `"states"`: the user inputs of a ranking batch (below), and `target` and `weight` `[batch]`;
     * `"none"`: nothing is trained.
 
-    `negatives` is `negatives_per_row`; where that is 0 there is no `negative`.
+    `negatives` is `negatives_per_row`; if that is 0 there is no `negative`.
 
     For ranking a batch has `user` `[batch]`, and for sequences also `history` `[batch, length]`
     (oldest first, padded at the end) and `length` `[batch]`.
 
     Attributes:
-      num_users: users in the data set.
-      num_items: items in the data set.
+      num_users: number of users in the data set.
+      num_items: number of items in the data set.
     """
 
     num_users: int
@@ -72,55 +72,55 @@ class Recommender(abc.ABC):
 
     @property
     def history_length(self) -> int:
-        """Items of history that `user_state` reads; 0 if it reads none."""
+        """Number of history items that `user_state` reads; 0 for none."""
         return 0
 
     @property
     def min_context(self) -> int:
-        """Events that a training window keeps before each target."""
+        """Least number of events before a target in its training window."""
         return 0
 
     @property
     def negatives_per_row(self) -> int:
-        """Negative items drawn for each row of a training batch."""
+        """Number of negative items of each row of a training batch."""
         return 0
 
     @property
     def sampling(self) -> Literal["uniform", "popularity"]:
-        """How negatives are drawn.
+        """Distribution of the negatives.
 
-        "uniform": over the items the user has no training event with; "popularity": over all
-        items, as often as they occur in training events.
+        "uniform": over the items without a training event of the user; "popularity": over all
+        items, in proportion to their training events.
         """
         return "uniform"
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
-        """Arrays from the training events (`user`, `item`: `[events]`); by default none."""
+        """Computes arrays from the training events (`user`, `item`: `[events]`); default: none."""
         del user, item
         return Frozen({}, {})
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Params:
-        """Parameters, boxed with their logical axes."""
+        """Initialises the parameters, boxed with their logical axes."""
 
     @abc.abstractmethod
     def loss(
         self, params: Params, frozen: Mapping[str, jax.Array], batch: dict, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Mean loss of a training batch (scalar float32) and further scalars worth logging."""
+        """Mean loss of a training batch (scalar float32), and further scalars to log."""
 
     @abc.abstractmethod
     def tables(self, params: Params, frozen: Mapping[str, jax.Array]) -> Tables:
-        """Item table, and user table if there is one."""
+        """Computes the item table, and the user table if there is one."""
 
     @abc.abstractmethod
     def user_state(self, params: Params, tables: Tables, batch: dict) -> jax.Array:
-        """The users of a ranking batch as vectors `[batch, dim]`."""
+        """States of the users of a ranking batch, `[batch, dim]`."""
 
     def training_state(
         self, params: Params, tables: Tables, batch: dict, key: jax.Array
     ) -> jax.Array:
-        """`user_state` with whatever is random in training, such as dropout."""
+        """As `user_state`, with the randomness of training, such as dropout."""
         del key
         return self.user_state(params, tables, batch)
 
@@ -134,7 +134,7 @@ R = TypeVar("R", bound=type[Recommender])
 
 
 def register(name: str) -> Callable[[R], R]:
-    """Class decorator: makes a recommender available as `model = name` in a config."""
+    """Class decorator that registers a recommender as `model = name` for configs."""
 
     def add(cls: R) -> R:
         _REGISTRY[name] = cls
@@ -149,10 +149,10 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Recommender]:
-    """The recommender class registered as `name`.
+    """Returns the recommender class registered as `name`.
 
     Raises:
-      UserError: if there is none of that name; says which is nearest.
+      UserError: for an unknown name; suggests the nearest one.
     """
     if name not in _REGISTRY:
         raise UserError(f"no recommender {name!r}{did_you_mean(name, names())}")
@@ -160,7 +160,7 @@ def get(name: str) -> type[Recommender]:
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
-    """Hyper-parameters of a registered recommender with their defaults."""
+    """Default hyper-parameters of a registered recommender."""
     sizes = {field.name for field in dataclasses.fields(Recommender)}
     return {
         field.name: field.default
@@ -173,13 +173,13 @@ def create(name: str, hparams: Mapping[str, Any], *, num_users: int, num_items: 
     """Builds the recommender `name`.
 
     Args:
-      name: its name in the registry.
+      name: name in the registry.
       hparams: hyper-parameters that differ from the defaults.
-      num_users: users in the data set.
-      num_items: items in the data set.
+      num_users: number of users in the data set.
+      num_items: number of items in the data set.
 
     Raises:
-      UserError: on an unknown name or hyper-parameter, or a value that the recommender refuses.
+      UserError: for an unknown name or hyper-parameter, or an invalid value.
     """
     known = hyperparameters(name)
     for key in hparams:
@@ -197,7 +197,7 @@ def check_choice(owner: str, key: str, value: object, choices: tuple[object, ...
 
 
 def check_range(owner: str, key: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises a `UserError` unless `low <= value <= high`; a whole number if `low` is an int."""
+    """Raises a `UserError` unless `low <= value <= high`; an integer if `low` is one."""
     kinds = int if isinstance(low, int) else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
         what = "a whole number" if isinstance(low, int) else "a number"

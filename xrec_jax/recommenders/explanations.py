@@ -1,4 +1,4 @@
-"""Parts of an explanation as codes, and how codes change a user's state.
+"""Modules that encode the parts of an explanation and add them to a user state.
 
 Dimension letters: p part (why, why not), e encoding, c code, d feature of a state; `...` rows.
 """
@@ -16,15 +16,15 @@ _FLOOR = 1e-6  # of a standard deviation: a constant feature stays finite
 
 
 def measure(encoding: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every feature over the parts that are there.
+    """Mean and standard deviation of every feature over the present parts.
 
     Args:
       encoding: `[n, parts, e]` float.
       present: `[n, parts]` bool.
 
     Returns:
-      Two float32 arrays `[parts, e]`; 0 and 1 for a part that is never there, and a deviation of 1
-      where a feature never changes.
+      Two float32 arrays `[parts, e]`; 0 and 1 for a part that is never present, and a deviation of
+      1 for a constant feature.
     """
     present = np.asarray(present, bool)
     parts, width = encoding.shape[1:]
@@ -40,7 +40,7 @@ def measure(encoding: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.n
 def whitening(
     encoding: np.ndarray, present: np.ndarray, components: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of every feature, and the directions in which encodings, once standardised, differ most.
+    """Mean of every feature, and the principal directions of the standardised encodings.
 
     Args:
       encoding: `[n, parts, e]` float.
@@ -49,7 +49,7 @@ def whitening(
 
     Returns:
       `[parts, e]` and `[parts, e, k]` float32: `(encoding - mean) @ basis` has uncorrelated
-      features of variance 1, largest variance first. Directions in which nothing differs are 0.
+      features of variance 1, largest original variance first. Directions without variance are 0.
     """
     present = np.asarray(present, bool)
     parts, width = encoding.shape[1:]
@@ -60,14 +60,15 @@ def whitening(
         if len(rows) < 2:
             continue
         mean[part] = rows.mean(axis=0)
-        # Of features on one scale: which feature is large says nothing of what it tells.
+        # Standardised first: the scale of a feature says nothing about its information.
         scale = rows.std(axis=0)
         scale = np.where(scale > _FLOOR, scale, np.inf)
         values, vectors = np.linalg.eigh(np.cov(rows / scale, rowvar=False, bias=True))
         values, vectors = values[::-1][:components], vectors[:, ::-1][:, :components]
-        # A vector's sign is the solver's choice: the largest entry is positive.
+        # Eigenvectors have an arbitrary sign: make the largest entry positive.
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(components)])
         spread = np.sqrt(np.maximum(values, 0.0))
+        # Whitening would blow up directions that are numerically constant.
         kept = spread > max(_FLOOR, 1e-4 * spread[0])
         vectors = np.where(kept, vectors / np.where(kept, spread, 1.0), 0.0)
         basis[part] = vectors / scale[:, None]
@@ -75,24 +76,24 @@ def whitening(
 
 
 def drop_parts(key: jax.Array, present: jax.Array, part: float, row: float) -> jax.Array:
-    """Takes parts away at random.
+    """Drops parts at random.
 
     Args:
-      key: of the draw.
+      key: random key.
       present: `[..., parts]` bool.
-      part: probability that a part is taken, drawn for each.
-      row: probability that all parts of a row are taken, drawn for each row.
+      part: probability of dropping a part, independently.
+      row: probability of dropping all parts of a row.
 
     Returns:
-      `[..., parts]` bool, what is left of `present`.
+      `[..., parts]` bool, the remaining parts.
     """
     part_key, row_key = jax.random.split(key)
-    taken = jax.random.bernoulli(part_key, part, present.shape)
-    return present & ~(taken | jax.random.bernoulli(row_key, row, (*present.shape[:-1], 1)))
+    dropped = jax.random.bernoulli(part_key, part, present.shape)
+    return present & ~(dropped | jax.random.bernoulli(row_key, row, (*present.shape[:-1], 1)))
 
 
 def _dense(features: int, *, zero: bool = False, bias: bool = True) -> nn.Dense:
-    """A small dense layer, whole on every device."""
+    """A small dense layer, replicated on every device."""
     kernel = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Dense(
         features,
@@ -103,7 +104,7 @@ def _dense(features: int, *, zero: bool = False, bias: bool = True) -> nn.Dense:
 
 
 class Autoencoder(nn.Module):
-    """One layer down to a code in (-1, 1), one layer back up.
+    """Autoencoder with one layer down to a code in (-1, 1) and one layer up.
 
     Attributes:
       encoding: features of an encoding.
@@ -118,19 +119,19 @@ class Autoencoder(nn.Module):
         self.up = _dense(self.encoding)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """`[..., e]` -> `[..., c]`."""
+        """Encodes `[..., e]` -> `[..., c]`."""
         return jnp.tanh(self.down(x))
 
     def decode(self, code: jax.Array) -> jax.Array:
-        """`[..., c]` -> `[..., e]`."""
+        """Decodes `[..., c]` -> `[..., e]`."""
         return self.up(code)
 
 
 class GatedResidual(nn.Module):
-    """What codes add to a state: a two-layer residual, scaled by a gate of its own a feature.
+    """Two-layer residual of the codes, scaled by a gate for each feature of the state.
 
-    The second layer starts at zero, so that a fresh one adds nothing, and has no bias, so that the
-    residual of codes minus that of the null codes is one product.
+    The second layer is initialised to zero, so that it adds nothing at first, and has no bias, so
+    that the residual of the codes minus that of the null codes is one product.
 
     Attributes:
       dim: features of a state.
@@ -148,12 +149,12 @@ class GatedResidual(nn.Module):
     def __call__(
         self, state: jax.Array, codes: jax.Array, null: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The change of a state, and the gate.
+        """Computes the change of a state, and the gate.
 
         Args:
           state: `[..., d]`.
           codes: `[..., p * c]`.
-          null: `[p * c]`, codes of which the residual counts as zero.
+          null: `[p * c]`, codes with a residual of zero by definition.
 
         Returns:
           `gate * (residual(codes) - residual(null))` and the gate, both `[..., d]`.
@@ -164,10 +165,10 @@ class GatedResidual(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Autoencoder, null codes and gated residual together.
+    """Autoencoder, null codes and gated residual.
 
     Attributes:
-      parts: parts of an explanation.
+      parts: number of parts of an explanation.
       encoding: features of a part's encoding.
       bottleneck: features of a code.
       dim: features of a state.
@@ -187,7 +188,7 @@ class Fusion(nn.Module):
         self.null = self.param("null", zeros, (self.parts, self.bottleneck))
 
     def __call__(self, state: jax.Array, encoding: jax.Array, present: jax.Array) -> tuple:
-        """All of it once, which is what initialising needs."""
+        """Runs all modules once, for initialisation."""
         codes = self.encode(encoding)
         return self.fuse(state, codes, present), self.decode(codes)
 
@@ -202,21 +203,21 @@ class Fusion(nn.Module):
     def fuse(
         self, state: jax.Array, codes: jax.Array, present: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A state with what its explanation adds.
+        """Adds an explanation to a state.
 
         Args:
           state: `[..., d]` float32.
           codes: `[..., p, c]`.
-          present: `[..., p]` bool; a part that is not there has the null code.
+          present: `[..., p]` bool; an absent part has the null code.
 
         Returns:
           The fused state, its difference from `state` and the gate, all `[..., d]`. Rows without
-          any part keep their state to the last bit.
+          parts keep their state to the last bit.
         """
         codes = jnp.where(present[..., None], codes, self.null)
         flat = codes.reshape(*codes.shape[:-2], -1)
         change, gate = self.residual(state, flat, self.null.reshape(-1))
-        # Both residuals of a row without parts are the same number, but not always to the last bit:
-        # products of different shapes round differently.
+        # Both residuals of a row without parts are equal mathematically, but products of
+        # different shapes may round differently.
         some = jnp.any(present, axis=-1, keepdims=True)
         return jnp.where(some, state + change, state), jnp.where(some, change, 0.0), gate

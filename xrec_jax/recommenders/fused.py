@@ -1,7 +1,7 @@
-"""A recommender that reads explanations: any registered one, with a gated residual on its users.
+"""Explanation-aware recommender: a registered one with a gated residual on its user states.
 
-A fused state is the base's user state plus what the codes of the two parts (why, why not) add; see
-`explanations`. Where nothing is there to read, it is the base's state to the last bit.
+A fused state is the base's user state plus a gated residual of the codes of both parts (why, why
+not); see `explanations`. With both parts absent, it is bit-identical to the base's state.
 
 Dimension letters: b batch, n candidate, p part, e encoding, c code, d feature, i item.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from xrec_jax.recommenders.explanations import Fusion, drop_parts
 from xrec_jax.recommenders.reranking import among_candidates
 
 CONSTANTS = ("mean", "std", "basis", "temperature")
+_F = TypeVar("_F", bound="Fused")
 SIDES = {"both": (True, True), "why": (True, False), "why_not": (False, True)}
 
 
@@ -36,40 +37,42 @@ def _norm(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fused(Recommender):
-    """A base recommender whose user states explanations change.
+    """A base recommender whose user states are modified by explanations.
 
-    Parameters are `{"base": ..., "fusion": ...}`, and `"items"` where there are item features. A
-    batch has what the base reads of a user (`user`, and `history` and `length` for sequences),
-    `encoding` `[b, 2, e]` and `present` `[b, 2]`; without `encoding` nothing is there to read.
-    Training adds `target` and `weight` `[b]`. With `candidates` `[b, n]` (distinct, -1 is padding),
-    each candidate has an explanation of its own: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
+    Parameters are `{"base": ..., "fusion": ...}`, and `"items"` with item features. A batch has the
+    base's user inputs (`user`, and `history` and `length` for sequences), `encoding` `[b, 2, e]`
+    and `present` `[b, 2]`; without `encoding` all explanations are absent. Training adds `target`
+    and `weight` `[b]`. With `candidates` `[b, n]` (distinct, -1 is padding), each candidate has its
+    own
+    explanation: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
 
-    Frozen arrays beside the base's: `mean` and `std` `[2, e]`, with which encodings are
-    standardised (see `explanations.measure`, `explanations.whitening`); for ranking `encoding`
-    `[users, 2, e]` and `present` `[users, 2]`, one a user. `temperature`, a scalar, may be there:
-    log-probabilities are then those of scores divided by it (see `calibration`), and residuals are
-    multiplied by it, so that what a text adds to a log-probability does not depend on it.
+    Frozen arrays besides the base's: `mean` and `std` `[2, e]`, to standardise encodings (see
+    `explanations.measure`, `explanations.whitening`); for ranking `encoding` `[users, 2, e]` and
+    `present` `[users, 2]`, one a user. With an optional scalar `temperature`, log-probabilities are
+    those of scores divided by it (see `calibration`), and residuals are multiplied by it, so that
+    the effect of a text on a log-probability does not depend on it.
 
     Attributes:
-      base: the recommender; one that is trained and has a `dim`.
-      encoding: features of a part's encoding.
-      components: principal components of an encoding that are kept, each brought to variance 1,
-        with `frozen["basis"]` `[2, e, components]` in place of `std`; 0 keeps features as they are.
-        Hidden states of a language model have a few directions that are the same in every text and
-        drown what texts say.
+      base: the base recommender, which must be trained and have a `dim`.
+      encoding: features of the encoding of a part.
+      components: number of principal components kept of an encoding, each scaled to variance 1,
+        with `frozen["basis"]` `[2, e, components]` in place of `std`; 0 keeps the features. Hidden
+        states of a language model have a few directions that are common to all texts and dominate
+        the rest.
       bottleneck: features of a code.
       hidden: features inside the residual.
-      null_dropout: probability that a part is read as absent in training, drawn for each part.
-      null_rows: probability that both are, drawn for each row. It keeps the recommender good
-        without text where `train_base` lets it change.
-      code_dropout: rate on codes in training.
+      null_dropout: probability of reading a part as absent in training, for each part.
+      null_rows: probability of reading both parts as absent, for each row. It preserves the quality
+        without texts if `train_base` lets the base change.
+      code_dropout: dropout rate of the codes.
       reconstruction: weight of the autoencoder's mean squared error.
-      train_base: whether gradients reach the base.
-      base_dropout: whether the base is read with its dropout in training. A base that has seen the
-        very events is surer of them than of new ones; its dropout takes some of that away.
-      sides: "both", "why" or "why_not", the parts that are read; others count as absent.
-      item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear map
-        that starts at zero adds to the item table; 0 for none. A temperature does not scale it.
+      train_base: propagate gradients to the base.
+      base_dropout: keep the base's dropout on in training. A base is overconfident on its own
+        training events, which dropout reduces.
+      sides: parts to read: "both", "why" or "why_not"; others count as absent.
+      item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear
+        map, initialised to zero, adds to the item table; 0 for none. A temperature does not scale
+        it.
     """
 
     base: Recommender
@@ -113,17 +116,17 @@ class Fused(Recommender):
 
     @property
     def net(self) -> Fusion:
-        """The modules of the fusion."""
-        dim = self.base.dim  # type: ignore[attr-defined]  # checked when made
+        """Modules of the fusion."""
+        dim = self.base.dim  # type: ignore[attr-defined]  # checked on construction
         return Fusion(self.parts, self._inputs, self.bottleneck, dim, self.hidden)
 
     @property
     def _inputs(self) -> int:
-        """Features of an encoding as the fusion reads it."""
+        """Number of input features of the fusion."""
         return self.components or self.encoding
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
-        """The base's arrays, and constants that leave encodings as they are."""
+        """The base's arrays, and constants that leave encodings unchanged."""
         arrays, axes = self.base.frozen(user, item)
         shape = self.parts, self.encoding
         constants = {"mean": np.zeros(shape, np.float32)}
@@ -148,9 +151,9 @@ class Fused(Recommender):
         return params
 
     def tables(self, params, frozen):
-        """The base's tables; `extra` has the constants, and the users' codes where there are any.
+        """The base's tables; `extra` has the constants, and the users' codes if there are any.
 
-        `extra["codes"]` is `[padded_users, p * (c + 1)]`: codes, then 1 for a part that is there.
+        `extra["codes"]` is `[padded_users, p * (c + 1)]`: codes, then 1 for a present part.
         """
         tables = self.base.tables(params["base"], frozen)
         item = tables.item
@@ -164,14 +167,15 @@ class Fused(Recommender):
         if read is not None:
             encoding, present = read
             codes = self._apply(params, "encode", encoding).reshape(len(encoding), -1)
+            # Codes are computed once for all users; ranking then only looks them up.
             rows = jnp.concatenate([codes, present.astype(codes.dtype)], axis=1)
             rows = jnp.pad(rows, ((0, padded_rows(self.num_users) - len(rows)), (0, 0)))
             extra["codes"] = constrain(rows, "table_rows", "features")
         return Tables(item=item, user=tables.user, extra=extra)
 
     def user_state(self, params, tables, batch):
-        """Fused states `[b, d]` float32, by the batch's encodings or else the users' own."""
-        if self._given(batch) is not None or "codes" not in tables.extra:
+        """Fused states `[b, d]` float32, from the batch's encodings or else the users' own."""
+        if self._encodings(batch) is not None or "codes" not in tables.extra:
             return self._states(params, tables, batch)
         rows = take_rows(tables.extra["codes"], batch["user"])
         codes = rows[:, : -self.parts].reshape(len(rows), self.parts, self.bottleneck)
@@ -182,13 +186,13 @@ class Fused(Recommender):
     def scores(self, user_state, item_table):
         return self.base.scores(user_state, item_table)
 
-    # What is read.
+    # Inputs of the fusion.
 
     def _apply(self, params, method: str, *args) -> Any:
         return self.net.apply({"params": params["fusion"]}, *args, method=method)
 
-    def _given(self, source: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array] | None:
-        """Encodings `[..., p, e]` and which are there `[..., p]`, of a batch or frozen arrays."""
+    def _encodings(self, source: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array] | None:
+        """Encodings `[..., p, e]` and presence `[..., p]` of a batch or of frozen arrays."""
         if "encoding" not in source:
             return None
         if "present" not in source:
@@ -196,11 +200,11 @@ class Fused(Recommender):
         return source["encoding"], source["present"]
 
     def _read(self, source, constants) -> tuple[jax.Array, jax.Array] | None:
-        """Standardised encodings, zero where a part is not read, and which parts are read."""
-        given = self._given(source)
-        if given is None:
+        """Standardised encodings, zero for unread parts, and a mask of the parts that are read."""
+        encodings = self._encodings(source)
+        if encodings is None:
             return None
-        encoding, present = given
+        encoding, present = encodings
         if encoding.shape[-2:] != (self.parts, self.encoding):
             raise UserError(
                 f"fused: encodings have shape {list(encoding.shape)}, but their last two sizes "
@@ -222,17 +226,17 @@ class Fused(Recommender):
         return jnp.where(present[..., None], encoding, 0.0), present
 
     def _base_state(self, params, tables, batch, key=None) -> jax.Array:
-        """The base's states `[b, d]` float32; `key` switches on what is random in training."""
+        """The base's states `[b, d]` float32; `key` enables the randomness of training."""
         if key is None:
             state = self.base.user_state(params["base"], tables, batch)
         else:
             state = self.base.training_state(params["base"], tables, batch, key)
-        # The barrier keeps the base's arithmetic what it is without a fusion, to the last bit.
+        # The barrier keeps the compiler from fusing, and so rounding differently, the base's part.
         state = jax.lax.optimization_barrier(state.astype(jnp.float32))
         return constrain(state, "batch", "hidden")
 
     def _states(self, params, tables, batch) -> jax.Array:
-        """States `[b, d]`, or `[b, n, d]` with candidates, of what the batch itself has to read."""
+        """States `[b, d]`, or `[b, n, d]` with candidates, from the batch's own encodings."""
         state = self._base_state(params, tables, batch)
         if "candidates" in batch:
             shape = (*batch["candidates"].shape, state.shape[-1])
@@ -254,15 +258,16 @@ class Fused(Recommender):
 
     @staticmethod
     def _tempered(x: jax.Array, constants) -> jax.Array:
-        """Scores, or what they are linear in, of which the softmax is taken."""
+        """Divides scores, or states that they are linear in, by the temperature."""
         return x / constants["temperature"] if "temperature" in constants else x
 
     # Training.
 
     def loss(self, params, frozen, batch, key):
-        """Cross entropy over the catalogue, or among a batch's candidates, and reconstruction."""
+        """Cross entropy over the catalogue or a batch's candidates, plus reconstruction error."""
         if not self.train_base:
             params = {**params, "base": jax.lax.stop_gradient(params["base"])}
+        # User states of the base, one a row or, with candidates, one a candidate.
         base_key, *keys = jax.random.split(key, 3)
         tables = self.tables(params, frozen)
         state = self._base_state(params, tables, batch, base_key if self.base_dropout else None)
@@ -270,6 +275,7 @@ class Fused(Recommender):
         if candidates is not None:
             state = jnp.broadcast_to(state[:, None], (*candidates.shape, state.shape[-1]))
         target = batch["target"]
+        # Rows without a target, or without it among the candidates, do not count.
         counts = target >= 0
         if candidates is not None:
             counts &= (candidates == target[:, None]).any(axis=1)
@@ -284,7 +290,7 @@ class Fused(Recommender):
         return main + self.reconstruction * error, metrics
 
     def _fuse_in_training(self, params, tables, batch, state, weight, keys):
-        """Fused states, reconstruction error, and metrics over the rows that read something."""
+        """Fused states, reconstruction error, and metrics over the rows with a present part."""
         null_key, code_key = keys
         lead = state.shape[:-1]
         read = self._read(batch, tables.extra)
@@ -292,11 +298,13 @@ class Fused(Recommender):
             shape = *lead, self.parts
             read = jnp.zeros((*shape, self._inputs)), jnp.zeros(shape, bool)
         encoding, present = read
+        # The weight of a row applies to each of its candidates.
         rows = jnp.broadcast_to(weight.reshape(-1, *(1,) * (len(lead) - 1)), lead)
         codes = self._apply(params, "encode", encoding)
         error = jnp.mean(jnp.square(self._apply(params, "decode", codes) - encoding), axis=-1)
         error = losses.weighted_mean(error, present * rows[..., None])
 
+        # The autoencoder is trained on all parts; only the residual sees dropped ones as absent.
         present = drop_parts(null_key, present, self.null_dropout, self.null_rows)
         codes = dropout(codes, self.code_dropout, code_key)
         fused, change, gate = self._fuse(params, tables.extra, state, codes, present)
@@ -311,13 +319,13 @@ class Fused(Recommender):
         return fused, error, metrics
 
     def _catalogue_loss(self, states, tables, target, weight) -> jax.Array:
-        """Mean cross entropy over the catalogue of states `[b, d]`."""
+        """Mean cross entropy of states `[b, d]` over the catalogue."""
         target = jnp.where(weight > 0, target, 0)
-        if type(self.base).scores is not Recommender.scores:  # its scores are no inner products
+        if type(self.base).scores is not Recommender.scores:  # scores that are not inner products
             log_probs = jax.nn.log_softmax(self._catalogue_scores(states, tables))
-            found = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
-            return losses.weighted_mean(-found, weight)
-        # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
+            log_p = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
+            return losses.weighted_mean(-log_p, weight)
+        # Groups of rows serve as positions of `full_softmax`, which processes them in chunks.
         sizes = (size for size in (8, 4, 2) if len(target) % (size * ROW_MULTIPLE) == 0)
         group = next(sizes, 1)
         states = self._tempered(states, tables.extra)
@@ -333,25 +341,30 @@ class Fused(Recommender):
         return self._tempered(self.scores(states, tables.item)[:, : self.num_items], tables.extra)
 
     def _score_each(self, states, tables, candidates) -> jax.Array:
-        """Score of every candidate by the state that belongs to it: `[b, n]`."""
+        """Score of every candidate by its own state: `[b, n]`."""
         rows = take_rows(tables.item, jnp.maximum(candidates, 0))
         flat = states.reshape(-1, states.shape[-1]), rows.reshape(-1, rows.shape[-1])
-        one = lambda state, row: self.scores(state[None], row[None])[0, 0]  # noqa: E731
-        return self._tempered(jax.vmap(one)(*flat).reshape(candidates.shape), tables.extra)
+        score = lambda state, row: self.scores(state[None], row[None])[0, 0]  # noqa: E731
+        return self._tempered(jax.vmap(score)(*flat).reshape(candidates.shape), tables.extra)
 
     def item_scores(
-        self, params: PyTree, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+        self,
+        params: PyTree,
+        frozen: Mapping[str, jax.Array],
+        batch: dict,
+        *,
+        tables: Tables | None = None,
     ) -> jax.Array:
-        """Scores of the whole catalogue by what the batch itself has to read.
+        """Scores of the whole catalogue, from the batch's own encodings.
 
         They are divided by `frozen["temperature"]`, if there is one.
 
         Args:
-          params: of this recommender.
+          params: parameters of this recommender.
           frozen: see the class.
-          batch: a ranking batch; without `encoding` the scores are those of the recommender alone,
-            whatever `frozen` has.
-          tables: `tables(params, frozen)`, where they are there already.
+          batch: a ranking batch; without `encoding` the scores are those of the base alone,
+            whatever `frozen` holds.
+          tables: `tables(params, frozen)`, if computed already.
 
         Returns:
           `[b, items]` float32.
@@ -360,18 +373,23 @@ class Fused(Recommender):
         return self._catalogue_scores(self._states(params, tables, batch), tables)
 
     def candidate_scores(
-        self, params: PyTree, frozen: Mapping[str, jax.Array], batch: dict, *, tables: Any = None
+        self,
+        params: PyTree,
+        frozen: Mapping[str, jax.Array],
+        batch: dict,
+        *,
+        tables: Tables | None = None,
     ) -> jax.Array:
         """Score of every candidate with its own explanation, divided as in `item_scores`.
 
-        All candidates are treated alike: nothing here knows which one is the target.
+        All candidates are treated alike: the target is not known here.
 
         Args:
-          params: of this recommender.
+          params: parameters of this recommender.
           frozen: see the class.
           batch: a ranking batch with `candidates` `[b, n]` int32, -1 is padding; and `encoding`
             `[b, n, 2, e]` and `present` `[b, n, 2]`, or neither for the base's scores.
-          tables: `tables(params, frozen)`, where they are there already.
+          tables: `tables(params, frozen)`, if computed already.
 
         Returns:
           `[b, n]` float32, -inf at padding.
@@ -384,12 +402,12 @@ class Fused(Recommender):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureFused(Fused):
-    """The same fusion on plain features of the user in place of an explanation.
+    """The same fusion with plain user features in place of an explanation.
 
-    The control for explanations that only carry attributes along. `encoding` is the number of
-    features; batches have `features` `[b, encoding]` (or `[b, n, encoding]` with candidates),
-    frozen arrays for ranking `features` `[users, encoding]`; `mean` and `std` are `[1, encoding]`.
-    All features make one part, so there is nothing to choose a side of.
+    The control for explanations that merely carry attributes. `encoding` is the number of features;
+    batches have `features` `[b, encoding]` (or `[b, n, encoding]` with candidates), frozen arrays
+    for ranking `features` `[users, encoding]`; `mean` and `std` are `[1, encoding]`. All features
+    are one part, so `sides` must be "both".
     """
 
     parts: ClassVar[int] = 1
@@ -398,14 +416,14 @@ class FeatureFused(Fused):
         super().__post_init__()
         check_choice("feature fusion", "sides", self.sides, ("both",))
 
-    def _given(self, source):
+    def _encodings(self, source):
         if "features" not in source:
             return None
         features = source["features"][..., None, :]
         return features, jnp.ones(features.shape[:-1], bool)
 
 
-def _make(cls: type[Fused], base: Recommender, hparams: Mapping[str, Any]) -> Any:
+def _make(cls: type[_F], base: Recommender, hparams: Mapping[str, Any]) -> _F:
     sizes = {field.name for field in dataclasses.fields(Recommender)} | {"base"}
     known = [field.name for field in dataclasses.fields(cls) if field.name not in sizes]
     for key in hparams:
@@ -417,21 +435,20 @@ def _make(cls: type[Fused], base: Recommender, hparams: Mapping[str, Any]) -> An
 
 
 def fuse(base: Recommender, **hparams: Any) -> Fused:
-    """Wraps a recommender so that it reads explanations.
+    """Wraps a recommender with a fusion of explanations.
 
     Args:
-      base: a registered recommender that is trained.
-      **hparams: fields of `Fused`; `encoding` is needed.
+      base: a trained, registered recommender.
+      **hparams: fields of `Fused`; `encoding` is required.
 
     Raises:
-      UserError: on an unknown hyper-parameter, a value that is not valid, or a base that learns
-        nothing.
+      UserError: for an unknown hyper-parameter, an invalid value, or a base that learns nothing.
     """
-    made: Fused = _make(Fused, base, hparams)
-    return made
+    fused: Fused = _make(Fused, base, hparams)
+    return fused
 
 
 def fuse_features(base: Recommender, **hparams: Any) -> FeatureFused:
-    """`fuse` with plain user features in place of explanations (see `FeatureFused`)."""
-    made: FeatureFused = _make(FeatureFused, base, hparams)
-    return made
+    """As `fuse`, with plain user features in place of explanations (see `FeatureFused`)."""
+    fused: FeatureFused = _make(FeatureFused, base, hparams)
+    return fused

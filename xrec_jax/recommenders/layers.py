@@ -1,4 +1,4 @@
-"""Linen layers that several recommenders share."""
+"""Linen layers shared by several recommenders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xrec_jax.parallel.mesh import logical, padded_rows
 
 
 class Table(nn.Module):
-    """A table of learned vectors, split by rows over all devices.
+    """An embedding table, split by rows over all devices.
 
     Attributes:
-      rows: rows in use; the table itself is padded (`padded_rows`).
+      rows: number of rows in use; the table itself is padded (`padded_rows`).
       dim: features of a row.
       stddev: standard deviation of the normal initial values.
     """
@@ -27,9 +27,9 @@ class Table(nn.Module):
         self.embedding = self.param("embedding", init, (padded_rows(self.rows), self.dim))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Rows `ids`: `[batch, ...]` int32 -> `[batch, ..., dim]`."""
+        """Looks up rows: `[batch, ...]` int32 -> `[batch, ..., dim]`."""
         return take_rows(self.embedding, ids)
 
-    def whole(self) -> jax.Array:
-        """The padded table `[padded_rows, dim]`."""
+    def padded(self) -> jax.Array:
+        """The padded table, `[padded_rows, dim]`."""
         return self.embedding

@@ -21,27 +21,31 @@ from xrec_jax.recommenders.base import (
 )
 from xrec_jax.recommenders.mf import Factors, squared_norm
 
-# Up to this many cells of the padded user-item matrix the dense matrix is used. On MovieLens-100K
-# (1.7 million cells) its product takes half the time of the sparse one on a CPU; the limit itself
-# bounds memory (32 MiB) and is not a measured crossover.
+# Largest padded user-item matrix that is stored densely. On MovieLens-100K (1.7 million cells) the
+# dense product takes half the time of the sparse one on a CPU; the limit bounds memory (32 MiB) and
+# is not a measured crossover.
 DENSE_CELLS = 1 << 23
 
 
 @jax.custom_vjp
 def _product(matrix: jax.Array, transposed: jax.Array, x: jax.Array) -> jax.Array:
-    """`matrix @ x`, split by rows; the gradient multiplies with the stored transpose.
+    """`matrix @ x`, split by rows; its gradient multiplies with the stored transpose.
 
-    Both orders are stored because a product along the rows of memory takes half the time.
+    Both orders are stored because a product along contiguous rows takes half the time.
     """
     del transposed
     return constrain(matrix @ x, "table_rows", "features")
 
 
-def _product_forward(matrix, transposed, x):
+def _product_forward(
+    matrix: jax.Array, transposed: jax.Array, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _product(matrix, transposed, x), (matrix, transposed)
 
 
-def _product_backward(residuals, g):
+def _product_backward(
+    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[None, None, jax.Array]:
     matrix, transposed = residuals
     return None, None, _product(transposed, matrix, g)
 
@@ -52,16 +56,16 @@ _product.defvjp(_product_forward, _product_backward)
 @register("lightgcn")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LightGCN(Recommender):
-    """Linear propagation `E_(k+1) = D^-1/2 A D^-1/2 E_k`; the mean of all layers scores.
+    """Linear propagation `E_(k+1) = D^-1/2 A D^-1/2 E_k`; scores use the mean of all layers.
 
     Attributes:
       dim: features of a user or item.
-      layers: propagation steps.
+      layers: number of propagation steps.
       stddev: standard deviation of the initial values.
       l2: weight of half the squared norm of a batch's unpropagated vectors.
       objective: "bpr" (as published) or "softmax" over the whole catalogue.
       negatives: negative items a pair, for "bpr".
-      propagation: "dense" or "sparse" products, the same up to rounding; "auto" goes by size.
+      propagation: "dense" or "sparse" products, equal up to rounding; "auto" chooses by size.
     """
 
     dim: int = 64
@@ -89,7 +93,7 @@ class LightGCN(Recommender):
         return Factors(self.num_users, self.num_items, self.dim, self.stddev)
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
-        """The normalised adjacency, repeated events counted once."""
+        """The normalised adjacency; repeated events count once."""
         edges = np.unique(user.astype(np.int64) * self.num_items + item)
         user, item = (
             (edges // self.num_items).astype(np.int32),
@@ -97,6 +101,7 @@ class LightGCN(Recommender):
         )
         user_degree = np.bincount(user, minlength=self.num_users)
         item_degree = np.bincount(item, minlength=self.num_items)
+        # Symmetric normalisation: 1 / sqrt(deg(u) deg(i)).
         weight = 1.0 / np.sqrt(user_degree[user].astype(np.float64) * item_degree[item])
         cells = padded_rows(self.num_users) * padded_rows(self.num_items)
         if self.propagation == "dense" or (self.propagation == "auto" and cells <= DENSE_CELLS):
@@ -104,6 +109,7 @@ class LightGCN(Recommender):
             matrix[user, item] = weight
             arrays = {"adjacency": matrix, "transposed": np.ascontiguousarray(matrix.T)}
             return Frozen(arrays, dict.fromkeys(arrays, ("table_rows", None)))
+        # Padding edges have weight 0 and make the edge list divisible by any mesh.
         padding = (0, -len(user) % ROW_MULTIPLE)
         arrays = {
             "user": np.pad(user, padding),
@@ -125,7 +131,7 @@ class LightGCN(Recommender):
         return Tables(item=item_sum / count, user=user_sum / count)
 
     def _propagate(self, user, item, frozen) -> tuple[jax.Array, jax.Array]:
-        """One product with the normalised adjacency, both ways."""
+        """One propagation step in both directions."""
         if "adjacency" in frozen:
             forward, backward = frozen["adjacency"], frozen["transposed"]
             return _product(forward, backward, item), _product(backward, forward, user)
@@ -140,9 +146,9 @@ class LightGCN(Recommender):
         assert tables.user is not None
         user = take_rows(tables.user, batch["user"])
         if self.objective == "softmax":
-            # Neighbouring rows stand in for positions, so that the loss is taken in chunks.
-            parts = (size for size in (8, 4, 2) if len(user) % (size * ROW_MULTIPLE) == 0)
-            group = next(parts, 1)
+            # Groups of rows serve as positions of `full_softmax`, which processes them in chunks.
+            sizes = (size for size in (8, 4, 2) if len(user) % (size * ROW_MULTIPLE) == 0)
+            group = next(sizes, 1)
             item = batch["item"].reshape(-1, group)
             states = user.reshape(-1, group, self.dim)
             weight = jnp.full(item.shape, 1.0 / item.size)

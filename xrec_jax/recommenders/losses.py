@@ -15,7 +15,7 @@ from xrec_jax.parallel.lookup import take_rows
 
 
 def bpr(positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """Bayesian personalised ranking: `-log sigmoid(s_pos - s_neg)`, mean over the negatives.
+    """Bayesian personalised ranking: `-log sigmoid(s_pos - s_neg)`, averaged over the negatives.
 
     Rendle et al., UAI 2009.
 
@@ -30,7 +30,7 @@ def bpr(positive: jax.Array, negative: jax.Array) -> jax.Array:
 
 
 def binary_cross_entropy(positive: jax.Array, negative: jax.Array) -> jax.Array:
-    """`-log sigmoid(s_pos) - mean_n log(1 - sigmoid(s_neg))`, the loss of SASRec as published.
+    """Binary cross entropy `-log sigmoid(s_pos) - mean_n log(1 - sigmoid(s_neg))`, as in SASRec.
 
     Kang and McAuley, ICDM 2018, equation 6.
 
@@ -44,20 +44,20 @@ def binary_cross_entropy(positive: jax.Array, negative: jax.Array) -> jax.Array:
     return jax.nn.softplus(-positive) + jnp.mean(jax.nn.softplus(negative), axis=-1)
 
 
-CHUNK_BYTES = 1 << 22  # logits alive at a time; near a core's cache, and far below a batch's
+CHUNK_BYTES = 1 << 22  # of logits held at a time; about the size of a core's cache
 
 
 def full_softmax(
     states: jax.Array, table: jax.Array, target: jax.Array, weight: jax.Array, num_items: int
 ) -> jax.Array:
-    """Weighted sum of the cross entropy over the whole catalogue, `[b, t, items]` never alive.
+    """Weighted sum of the cross entropy over the catalogue, without an array `[b, t, items]`.
 
-    Logits are made for a few positions of all rows at a time, and their gradient is taken in the
-    same pass (`d loss / d logits = softmax - one_hot`), so nothing is computed twice.
+    Logits are computed for a few positions of all rows at a time, together with their gradient
+    (`d loss / d logits = softmax - one_hot`), so no logits are recomputed.
 
     Args:
       states: `[b, t, d]`.
-      table: `[padded_items, d]`; rows from `num_items` on are padding and take no part.
+      table: `[padded_items, d]`; rows from `num_items` on are padding and ignored.
       target: `[b, t]` int32.
       weight: `[b, t]` float32.
       num_items: items in the catalogue.
@@ -74,16 +74,17 @@ def _full_softmax(num_items, states, table, target, weight):
 
 
 def _softmax_pass(num_items, states, table, target, weight):
-    """Loss of every position, and the sum's gradients with respect to states and table."""
+    """Loss of every position, and gradients of the weighted sum by states and table."""
     rows, steps, dim = states.shape
+    # The largest chunk of positions that divides their number and fits the budget.
     limit = max(1, CHUNK_BYTES // (4 * rows * table.shape[0]))
     chunk = next(size for size in range(min(limit, steps), 0, -1) if steps % size == 0)
     bias = jnp.where(jnp.arange(table.shape[0]) < num_items, 0.0, -1e30)
     product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
     table = table.astype(states.dtype)
 
-    def one(table_grad, part):
-        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in part)
+    def step(table_grad, chunk_inputs):
+        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in chunk_inputs)
         logits = product(h, table.T) + bias
         top = jnp.max(logits, axis=-1)
         exps = jnp.exp(logits - top[:, None])
@@ -100,8 +101,9 @@ def _softmax_pass(num_items, states, table, target, weight):
 
     zero = jnp.zeros(table.shape, jnp.float32)
     table_grad, (loss, state_grad) = jax.lax.scan(
-        one, zero, tuple(map(split, (states, target, weight)))
+        step, zero, tuple(map(split, (states, target, weight)))
     )
+    # The one-hot term of the gradient, for all positions at once.
     table_grad = table_grad.at[target].add(-states.astype(jnp.float32) * weight[..., None])
     loss, state_grad = (jnp.moveaxis(x, 0, 1) for x in (loss, state_grad))
     return loss.reshape(target.shape), state_grad.reshape(states.shape), table_grad
@@ -126,34 +128,34 @@ _full_softmax.defvjp(_forward, _backward)
 def sampled_softmax(
     positive: jax.Array, negative: jax.Array, log_q: jax.Array, collision: jax.Array
 ) -> jax.Array:
-    """Cross entropy over the target and sampled negatives, corrected for how they were drawn.
+    """Cross entropy over the target and sampled negatives, corrected for their sampling.
 
     The normaliser of the full softmax is the target's own term plus the sum over all other items.
-    The sum is estimated without bias from n draws with probability q: a draw j stands for
+    The sum is estimated without bias from n samples with probability q: a sample j contributes
     exp(s_j) / (n q_j), that is, its score is lowered by log(n q_j) (Bengio and Senecal, 2008). A
-    draw that is the target itself adds nothing, since the target is counted already.
+    sample equal to the target contributes nothing, since the target is counted already.
 
     Args:
       positive: scores `[...]`.
       negative: scores `[..., n]`.
-      log_q: `[..., n]`, log sampling probability of each draw.
-      collision: `[..., n]` bool, true where the draw is the target.
+      log_q: `[..., n]`, log sampling probability of each negative.
+      collision: `[..., n]` bool, true for a negative equal to the target.
 
     Returns:
       `[...]`.
     """
     first = positive[..., None]
-    rest = negative - log_q - np.log(negative.shape[-1])
-    rest = jnp.where(collision, -1e30, rest)
-    return jax.nn.logsumexp(jnp.concatenate([first, rest], axis=-1), axis=-1) - positive
+    corrected = negative - log_q - np.log(negative.shape[-1])
+    corrected = jnp.where(collision, -1e30, corrected)
+    return jax.nn.logsumexp(jnp.concatenate([first, corrected], axis=-1), axis=-1) - positive
 
 
 def total_weight(weight: jax.Array) -> jax.Array:
-    """Sum of `weight`, 1 where that is 0: a safe divisor of a weighted sum."""
+    """Sum of `weight`, or 1 if that is 0: a safe divisor of a weighted sum."""
     total = jnp.sum(weight)
     return jnp.where(total > 0, total, 1.0)
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Mean of `values` with `weight`, 0 where all weights are 0."""
+    """Weighted mean of `values`; 0 if all weights are 0."""
     return jnp.sum(values * weight) / total_weight(weight)

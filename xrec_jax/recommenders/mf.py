@@ -31,7 +31,7 @@ class Factors(nn.Module):
         return (*vectors, self.item(batch["negative"])) if "negative" in batch else vectors
 
     def tables(self) -> Tables:
-        return Tables(item=self.item.whole(), user=self.user.whole())
+        return Tables(item=self.item.padded(), user=self.user.padded())
 
 
 def squared_norm(*vectors) -> jnp.ndarray:
@@ -47,7 +47,7 @@ class BPRMF(Recommender):
     Attributes:
       dim: features of a user or item.
       stddev: standard deviation of the initial values.
-      l2: weight of half the squared norm of a batch's vectors, a pair's mean.
+      l2: weight of half the squared norm of a batch's vectors, averaged over pairs.
       negatives: negative items a pair; the loss is the mean over them.
     """
 

@@ -1,4 +1,4 @@
-"""Popularity: every user is recommended what most events of the training part are about."""
+"""Popularity baseline: items are ranked by their number of training events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xrec_jax.recommenders.base import Frozen, Recommender, Tables, register
 @register("popularity")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Popularity(Recommender):
-    """Scores are exact event counts; nothing is learned."""
+    """Popularity baseline: scores are event counts; nothing is learned."""
 
     batches = "none"
 

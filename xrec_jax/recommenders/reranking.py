@@ -1,4 +1,4 @@
-"""Ranks from scores that are at hand, and lists of which only the head is scored anew.
+"""Ranks from given scores, and re-ranking of the head of a list.
 
 Pure functions on arrays of a batch; all ties count against the target. Dimension letters: b batch,
 n candidate, s seen, i item.
@@ -13,7 +13,7 @@ from xrec_jax.recommenders import losses
 
 
 def _marked(items: jax.Array, count: int) -> jax.Array:
-    """`[b, any]` int32 -> `[b, count]` bool, true at each of a row's items; -1 marks nothing."""
+    """Multi-hot rows: `[b, any]` int32 items, -1 ignored -> `[b, count]` bool."""
     rows = jnp.arange(len(items))[:, None]
     place = jnp.where(items < 0, count, items)
     return jnp.zeros((len(items), count), bool).at[rows, place].set(True, mode="drop")
@@ -22,13 +22,13 @@ def _marked(items: jax.Array, count: int) -> jax.Array:
 def rank_of(scores: jax.Array, target: jax.Array, seen: jax.Array) -> jax.Array:
     """Rank of each row's target among the items that the user has not seen.
 
-    One plus the number of other unseen items that do not score lower (a NaN never does), as
-    `evaluation.ranks` counts. A target that was seen is ranked all the same.
+    One plus the number of other unseen items that do not score lower (a NaN never does), as in
+    `evaluation.ranking.ranks`. A target that was seen is ranked as well.
 
     Args:
       scores: `[b, i]`, no padding columns.
       target: `[b]` int32; -1 for none.
-      seen: `[b, s]` int32 items that are masked, in any order, repeated or not; -1 is padding.
+      seen: `[b, s]` int32 masked items, in any order, perhaps repeated; -1 is padding.
 
     Returns:
       `[b]` int32 from 1, 0 where there is no target.
@@ -45,13 +45,13 @@ def among_candidates(
     """Weighted mean cross entropy of the target among a row's candidates.
 
     Args:
-      scores: `[b, n]` float32; whatever stands at padding is not read.
+      scores: `[b, n]` float32; values at padding are ignored.
       candidates: `[b, n]` int32, distinct; -1 is padding.
       target: `[b]` int32.
-      weight: `[b]` float32; a row without its target among the candidates counts nothing.
+      weight: `[b]` float32; a row without its target among the candidates is ignored.
 
     Returns:
-      float32 scalar, 0 where nothing counts.
+        float32 scalar, 0 if all rows are ignored.
     """
     real = candidates >= 0
     hit = real & (candidates == target[:, None])
@@ -67,10 +67,10 @@ def rerank(
     target: jax.Array,
     seen: jax.Array,
 ) -> jax.Array:
-    """Rank of each row's target in the list whose head is ordered anew.
+    """Rank of each row's target in a list with a re-ranked head.
 
-    The list has the candidates first, by their new score, then all other unseen items by their old
-    one. Seen items are in neither part, a target excepted.
+    The list has the candidates first, by their new scores, then all other unseen items by their old
+    ones. Seen items are in neither part, except for the target.
 
     Args:
       scores: `[b, i]` old scores, no padding columns.
@@ -84,12 +84,14 @@ def rerank(
     """
     count = scores.shape[1]
     masked = _marked(seen, count) & (jnp.arange(count) != target[:, None])
+    # A target in the head competes with the other candidates only.
     hidden = jnp.take_along_axis(masked, jnp.maximum(candidates, 0), axis=1)
     head = (candidates >= 0) & ~hidden
     hit = head & (candidates == target[:, None])
     own = jnp.sum(jnp.where(hit, candidate_scores, 0.0), axis=1, keepdims=True)
     ahead = jnp.sum(head & ~hit & ~(candidate_scores < own), axis=1, dtype=jnp.int32)
 
+    # Elsewhere it comes after the whole head, among the remaining items by old scores.
     old = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
     tail = ~masked & ~_marked(candidates, count) & (jnp.arange(count) != target[:, None])
     behind = jnp.sum(tail & ~(scores < old), axis=1, dtype=jnp.int32)

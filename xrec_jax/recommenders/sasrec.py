@@ -2,7 +2,7 @@
 
 Item and position vectors are summed and normalised, each layer is normalised after its residual
 sums. All positions of a window are trained at once: position t predicts item t + 1, so a user's
-history costs one forward pass a window rather than one a prefix.
+history takes one forward pass a window instead of one a prefix.
 
 Dimension letters: b batch, t query position, s key position, h head, k head feature, d feature.
 """
@@ -37,8 +37,8 @@ _SMALL = nn.initializers.normal(0.02)
 class Block(nn.Module):
     """Self-attention and feed-forward layer, normalised after each residual sum.
 
-    Weights start small, so that a fresh layer passes its input through: what was seen last is a
-    good first guess of what is wanted next.
+    Initial weights are small, so that a new layer passes its input through: the last item is a good
+    first prediction of the next one.
 
     Attributes:
       dim: features.
@@ -60,9 +60,9 @@ class Block(nn.Module):
 
         Args:
           x: `[b, s, d]`.
-          mask: `[b or 1, t, s]` bool, true where t may look at s.
-          query: `[b, t, d]`, the positions whose output is wanted; None for all of `x`.
-          train: whether dropout is on.
+          mask: `[b or 1, t, s]` bool, true if t may attend to s.
+          query: `[b, t, d]`, positions to compute; None for all of `x`.
+          train: enable dropout.
 
         Returns:
           `[b, t, d]`.
@@ -79,6 +79,7 @@ class Block(nn.Module):
         up_df = kernel("up", (self.dim, self.inner), ("hidden", "inner"))
         down_fd = kernel("down", (self.inner, self.dim), ("inner", "hidden"))
 
+        # Self-attention.
         query = x if query is None else query
         q_bthk = jnp.einsum("btd,dhk->bthk", query, q_dhk)
         k_bshk = jnp.einsum("bsd,dhk->bshk", x, k_dhk)
@@ -88,6 +89,7 @@ class Block(nn.Module):
         weights = dropout(jax.nn.softmax(logits, axis=-1).astype(x.dtype), self.dropout, key())
         mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
         out = dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
+        # Feed-forward layer.
         x = nn.LayerNorm(dtype=x.dtype, name="attention_norm")(query + out)
         y = x.reshape(-1, self.dim)  # two-dimensional products fuse better
         y = dropout((nn.gelu(y @ up_df) @ down_fd).reshape(x.shape), self.dropout, key())
@@ -95,7 +97,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Item table, learned positions and `Block`s."""
+    """SASRec's network: item table, learned positions and `Block`s."""
 
     num_items: int
     length: int
@@ -122,17 +124,17 @@ class Transformer(nn.Module):
     def __call__(
         self, history: jax.Array, length: jax.Array | None, train: bool = False
     ) -> jax.Array:
-        """States of a window.
+        """Computes the states of a window.
 
         Args:
           history: `[b, s]` int32 items, oldest first, padded at the end.
-          length: `[b]` items in each; if given, only the state after the last item is computed:
+          length: `[b]` number of items; if given, only the state after the last item is computed,
             `[b, d]`. None: the states after every item, `[b, s, d]`.
-          train: whether dropout is on.
+          train: enable dropout.
         """
         steps = history.shape[1]
         items = self.item(history)
-        if length is not None:  # a user without history has seen nothing, not item 0
+        if length is not None:  # otherwise a user without history would have seen item 0
             items = jnp.where((jnp.arange(steps) < length[:, None])[..., None], items, 0)
         x = self.norm(items + self.position[:steps])
         x = constrain(x.astype(self.dtype), "batch", None, "hidden")
@@ -144,6 +146,7 @@ class Transformer(nn.Module):
             return x
         for block in self.blocks[:-1]:
             x = block(x, causal, None, train)
+        # For ranking the last layer needs only the last position of each row.
         last = jnp.maximum(length - 1, 0)[:, None]
         query = jnp.take_along_axis(x, last[..., None], axis=1)
         seen = (jnp.arange(steps)[None] <= last)[:, None]
@@ -160,10 +163,10 @@ class SASRec(Recommender):
       layers: transformer layers.
       heads: attention heads.
       inner: features inside the feed-forward layer.
-      length: items of history that are read.
-      context: items that a training window keeps before each target, below `length`; more costs
-        more windows an epoch.
-      dropout: rate everywhere.
+      length: number of history items read.
+      context: least number of items before a target in its training window, below `length`; a
+        larger one takes more windows an epoch.
+      dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
       objective: "full_softmax"; "sampled_softmax", corrected for popularity sampling; or "bce".
       negatives: sampled items a window ("sampled_softmax") or a position ("bce").
@@ -227,7 +230,7 @@ class SASRec(Recommender):
         )
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
-        """Log sampling probability of each item: negatives are drawn as training events are."""
+        """Log sampling probability of each item, its share of the training events."""
         del user
         if self.objective != "sampled_softmax":
             return Frozen({}, {})
@@ -244,7 +247,7 @@ class SASRec(Recommender):
             {"params": params}, batch["history"], None, True, rngs={"dropout": key}
         )
         table, target, weight = params["item"]["embedding"], batch["target"], batch["weight"]
-        if self.context:  # only the window's own piece has targets: score nothing else
+        if self.context:  # only the last piece of a window has targets: skip the other positions
             piece = self.length - self.context
             first = jnp.minimum(jnp.argmax(weight > 0, axis=1), self.context)
             place = first[:, None] + jnp.arange(piece)

@@ -114,18 +114,18 @@ _ESTIMATE: Schema = {
 }
 
 
-def check_figures(found: Mapping[str, Any], path: object, way_out: str) -> None:
+def check_figures(content: Mapping[str, Any], path: object, way_out: str) -> None:
     """Checks figures of the form `STAGE: SYSTEM: METRIC: {value, low, high, count}`.
 
     Args:
-      found: content of `evaluation.json` or `ratings.json`.
+      content: content of `evaluation.json` or `ratings.json`.
       path: path of the file.
       way_out: advice to the user.
 
     Raises:
       UserError: names the file and the place in it.
     """
-    for stage, systems in found.items():
+    for stage, systems in content.items():
         if not isinstance(systems, dict):
             raise UserError(f"{path}: {stage!r} does not hold figures of systems; {way_out}")
         for system, figures in systems.items():

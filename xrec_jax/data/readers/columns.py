@@ -66,6 +66,7 @@ def resolve_roles(
                 f"{path}: no column {configured!r} (columns.{role})"
                 f"{did_you_mean(configured, names)}"
             )
+        # A configured name must exist; defaults are tried in order, and only ids are required.
         name = configured or next((name for name in defaults[role] if name in names), None)
         if name is None and role in REQUIRED:
             tried = " or ".join(map(repr, defaults[role]))

@@ -94,9 +94,8 @@ class _Search:
         """Depth-first search; see `Pattern.match`."""
         pieces, text = self._pattern.pieces, self._text
         spans: dict[str, Span] = {}
-        trail: list[
-            tuple[str, Span | None]
-        ] = []  # previous values of groups, to undo on backtracking
+        # Previous values of groups, restored on backtracking.
+        trail: list[tuple[str, Span | None]] = []
         # Step, position, length of the trail, and start of the current field (-1: here).
         stack = [(0, start, 0, -1)]
         while stack:

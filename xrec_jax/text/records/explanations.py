@@ -182,6 +182,8 @@ def join(
       UserError: if a pair or record lacks a key, has no partner, is repeated, or answers another
         prompt.
     """
+    # Index the pairs, then the records by the same key, checking each; last, every pair must have
+    # an answer.
     pair_by_key: dict[tuple[str, str], Pair] = {}
     for number, pair in enumerate(pairs, start=1):
         require_texts(pair, ("user", "item", "prompt", "prompt_hash"), f"pair {number}")

@@ -98,6 +98,7 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
     Raises:
       UserError: names the file, line and fault.
     """
+    # All records first: blocks are counted over the whole file.
     records = list(files.numbered_records(path))
     if not records:
         raise UserError(f"{path}: no record in it")

@@ -98,8 +98,7 @@ def world_sentences(
         if wrong or not 0 <= user_row < len(users):
             what = f"item row {wrong[0]}" if wrong else f"user row {user_row}"
             raise UserError(f"a visit names {what}, which does not exist")
-    # One key for each paragraph: a larger world or more copies keep the paragraphs of a smaller
-    # one.
+    # Each paragraph has its own key: further copies do not change the earlier ones.
     same = _same_values(items)
     for copy in range(copies):
         for place, item in enumerate(items):
