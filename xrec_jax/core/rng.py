@@ -20,7 +20,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @enum.unique
 class Stream(enum.IntEnum):
-    """What a key is drawn for: the second argument of `fold`, after a seed.
+    """Purposes of random keys: the second argument of `fold`, after a seed.
 
     The numbers belong to results: another number means other draws. A new purpose takes a new
     number. Three numbers served two purposes before they had names, and keep doing so until stored
