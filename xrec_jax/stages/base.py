@@ -1,8 +1,9 @@
-"""What a stage is, what it works with, and the registry that knows their order.
+"""The contract of a stage, its context, and the registry that holds the stages in order.
 
 A stage is a record of plain functions over a `Context`. Only `name`, `check` and `run` are needed;
-everything else says what the rest of the library must know of it, so that no list elsewhere names
-stages. A stage of your own is one file with a `register(Stage(...))`, named in `config.imports`.
+the other fields state what the rest of the library must know of the stage, so no list elsewhere
+names stages. A user's own stage is one file with a `register(Stage(...))`, named in
+`config.imports`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _STEPS_BITS = 28  # a stage makes fewer than 2**28 updates
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every function of a stage works with.
+    """Arguments of every function of a stage.
 
     Attributes:
       config: the resolved configuration.
@@ -68,7 +69,7 @@ class Stage:
         calls it for the stages behind it once there is a tokenizer, before the base is trained.
       paths: keys of its section that hold paths: text, or a list of texts that may be joined by
         "+". They are stored absolute, and may change between a run and its resume.
-      not_paths: values of these keys that are words of their own.
+      not_paths: values of these keys that are keywords instead of paths.
       trains: whether it makes updates, which take their place in the run's count; see
         `steps_before`.
       needs_base: whether it tunes or asks the base of `config.llm`, for which `pretrain` goes
@@ -109,7 +110,7 @@ _REGISTRY: dict[str, Stage] = {}
 def register(stage: Stage) -> Stage:
     """Makes a stage available in `config.stages`, behind those that are registered already.
 
-    Stages that run at every start stay behind all others: they show what those have done.
+    A stage of the same name is replaced, and its place kept.
     """
     _REGISTRY[stage.name] = stage
     return stage
@@ -117,6 +118,8 @@ def register(stage: Stage) -> Stage:
 
 def registered() -> tuple[Stage, ...]:
     """All stages, in the order in which they run."""
+    # What runs at every start shows the results of the others, so it stays behind all of them; the
+    # sort is stable.
     return tuple(sorted(_REGISTRY.values(), key=lambda stage: stage.always_runs))
 
 
@@ -148,22 +151,23 @@ def later(config: Any, name: str) -> tuple[Stage, ...]:
 
 
 def steps_before(name: str) -> int:
-    """Where a stage begins in the count of a run's updates.
+    """First update of a stage that trains, in the count of a run's updates.
 
     Processes that agree on where to stop need a count that grows over the stages of a run. The
-    first that trains begins at 0, and every one takes 2**28.
+    first stage that trains begins at 0, and each takes 2**28.
     """
     trained = [stage.name for stage in registered() if stage.trains]
     return trained.index(name) << _STEPS_BITS
 
 
 def report_sections() -> list[Callable[[RunFiles], Section | None]]:
-    """What builds the report's sections of stages that have one of their own."""
+    """Builders of the report's sections that stages bring themselves."""
     return [stage.report_section for stage in registered() if stage.report_section is not None]
 
 
 def keys_apart() -> tuple[str, ...]:
-    """Beginnings of the keys of all stages' sections that change no explanation."""
+    """Prefixes of the keys, in all stages' sections, that change no explanation."""
+    # Of a stage that shapes explanations the paths may change; the content of the files counts.
     keys: list[str] = []
     for stage in registered():
         keys += stage.full_paths if stage.shapes_explanations else [f"{stage.name}."]
