@@ -54,7 +54,7 @@ class Outcome:
         self.errors = sorted({name for word, name in matches if word == "ERROR"})
 
     def fails(self, test: str) -> bool:
-        """Whether a test failed, in one of its cases at least; a broken fixture is no failure."""
+        """True if a test failed, in one of its cases at least; a broken fixture is no failure."""
         return any(name == test or name.startswith(f"{test}[") for name in self.failed)
 
 

@@ -1,4 +1,4 @@
-"""What notebooks use: a run opened for use here, and what every verb does, one module a verb.
+"""API for notebooks: opening a run, and the functions behind the verbs, one module a verb.
 
 `restore` opens a run directory: recommendations from its best parameters, and explanations. The
 modules hold the functions that the command line calls: `run.run`, `run.evaluate`,

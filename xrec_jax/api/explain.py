@@ -107,11 +107,11 @@ def explain(
 
 
 class _Requests(NamedTuple):
-    """What is to be explained.
+    """Pairs to be explained.
 
     Attributes:
-      identity: what decides which pairs these are.
-      pairs: walks through them.
+      identity: settings and digests that determine the pairs.
+      pairs: function that iterates over them.
     """
 
     identity: dict[str, Any]
@@ -131,7 +131,7 @@ def _pairs_of_file(path: str, builder: RequestBuilder) -> _Requests:
 
 
 def _recommended(run: Run, config: ConfigDict, *, users: str, top_k: int, system: str) -> _Requests:
-    """What a recommender of the run recommends to users.
+    """Pairs that a recommender of the run recommends to users.
 
     Raises:
       UserError: on an unknown user or system.

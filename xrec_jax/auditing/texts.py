@@ -61,6 +61,7 @@ def check_files(config: Any) -> Outcomes:
             _completions(records_of["instructions"], prompt_contents["instructions"]),
             "instructions",
         )
+    # Explanations are matched to prompts by id, hash or text, whichever the records have.
     answers: list[checks.Answer] = []
     if "explanations" in records_of:
         answers, ids = _answers(records_of, prompt_contents, paths)

@@ -60,6 +60,7 @@ def best_constants(
     if not known:
         raise UserError(f"attribute {attribute.key!r} does not occur in the training part")
     count = Counter(known)
+    # Numbers before texts, so that ties are broken in the same order in every run.
     values = sorted(count, key=lambda value: (isinstance(value, str), value))
     best: dict[str, Value] = {"accuracy": max(values, key=lambda value: count[value])}
     if attribute.numeric:
@@ -77,6 +78,7 @@ def errors(
     del attribute
     true = np.array(truth, np.float64)
     range_ = np.array([float(value) for value in known])
+    # The farthest known value: a refusal is never better than any answer from the known range.
     worst = np.maximum(np.abs(true - range_.min()), np.abs(range_.max() - true))
     numbers = np.array([np.nan if value is None else float(value) for value in answers])
     return np.where(np.isnan(numbers), worst, np.abs(numbers - true))
@@ -137,6 +139,7 @@ class Users:
         The classes are the same for every system, so that systems can be compared; a failed answer
         misses its true class. In a resample only the classes that occur in it count.
         """
+        # Counts per class of each case: F1 of a resample then follows from sums over its users.
         classes = sorted(set(truth), key=str)
         true, predicted = (
             np.array([[value == label for label in classes] for value in side], np.float64)

@@ -34,6 +34,7 @@ def best_system(config: Any, rundir: RunDir) -> str:
     finished = [name for name in config.recommend if name in done]
     if not finished:
         raise UserError(f"{rundir.path}: no recommender is finished; run `xrec run` first")
+    # By the metric that all trained ones are selected by; untrained ones have none.
     metrics = {
         config.recommend[name].train.metric
         for name in finished
@@ -102,6 +103,7 @@ def recommended_pairs(
     for batch in lists:
         for row, items, scores in zip(batch.users, batch.items, batch.scores, strict=True):
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
+                # Places beyond the unseen items of a user are -1.
                 if item >= 0:
                     yield UserItem(int(row), int(item), rank, float(score), name)
 

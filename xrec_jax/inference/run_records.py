@@ -170,6 +170,7 @@ def read(
         return []
     rundir.marks.check_file(path)
     records: list[Record] = []
+    # A stage that still appends may be in the middle of a line, so that one is skipped.
     numbered = enumerate(files.iter_json_lines(path), start=1)
     for number, record in numbered if growing else files.numbered_records(path):
         if len(records) == most:
@@ -296,6 +297,7 @@ def metrics(rundir: RunDir) -> list[Record]:
     for number, record in enumerate(records, start=1):
         if record["stage"].startswith("recommend/"):
             schema.check(record, _EPOCH, f"{rundir.path / 'metrics.jsonl'}, record {number}")
+    # A recommender's lines are of `recommend/NAME`, and the mark is that of the stage.
     stages = dict.fromkeys(str(record["stage"]).split("/")[0] for record in records)
     for stage in stages:
         rundir.marks.check_section("metrics", stage, rundir.lines_of(stage, records))
@@ -366,6 +368,7 @@ def stacked(arrays: Sequence[Mapping[str, np.ndarray]], folder: epath.Path) -> d
     first = arrays[0]
     for number, other in enumerate(arrays[1:], start=2):
         for name in sorted(first.keys() | other.keys()):
+            # Metrics only need the same shape, ids of users must be the same in the same order.
             same = name in first and name in other and first[name].shape == other[name].shape
             if not same or ("/" not in name and not np.array_equal(first[name], other[name])):
                 raise UserError(
@@ -402,6 +405,7 @@ def _per_user_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
             return f"{name} is no row of numbers"
         if "/" not in name:
             continue
+        # Each group of metrics has its own ids; a joint seed has one set of ids for all.
         users = f"{name.split('/')[0].removesuffix('_unmasked')}_users"
         users = users if users in arrays else "users"
         if users not in arrays:

@@ -43,6 +43,7 @@ def matrix(systems: Systems) -> str:
     for name, metrics in systems.items():
         if " vs " in name and "win/ratio" in metrics:
             first, second = name.split(" vs ", 1)
+            # Ties count half on both sides, so that the two shares add up to one.
             ratios[first, second] = metrics["win/ratio"]["value"]
             ratios[second, first] = 1 - metrics["win/ratio"]["value"]
     names = list(dict.fromkeys(name for pair in ratios for name in pair))
@@ -94,6 +95,7 @@ def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
             )
         )
         blocks.append(matrix(pairs))
+        # `QUESTION/alpha_LEVEL` becomes a row for each question and a column for each level.
         alphas = estimates.get(_AGREEMENT, {})
         rows = {
             question: {
@@ -138,6 +140,7 @@ def _raters(raters: Systems, exclude: Sequence[str]) -> str:
         cells = []
         for metric in used:
             value = metrics.get(metric)
+            # Counts are written without decimals, gold checks as passed of all.
             whole = metric.startswith("answers/") and value
             if metric == "gold/passed" and value:
                 cells.append(f"{round(value['value'] * value['count'])} of {value['count']}")

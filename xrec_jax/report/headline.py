@@ -33,6 +33,7 @@ class Headline(NamedTuple):
 
 def headlines(run_files: RunFiles) -> list[Headline]:
     """Headline figures of a run, the most important first."""
+    # In order of importance, since only the first `MOST` figures are shown.
     figures = [
         *_ranking(run_files),
         *_joint(run_files),
@@ -76,6 +77,7 @@ def _ranking(run_files: RunFiles) -> Iterator[Headline]:
         return
     best, bound = systems[order[0]][name], metric(systems, ranking.BOUND, name)
     sentence = f"{wording.label(order[0])} ranks best of {len(order)}."
+    # The best of one system would say nothing.
     if len(order) == 1:
         sentence = f"How well {wording.label(order[0])} ranks the held-out items."
     if known(bound) and bound["value"] > 0:
@@ -96,6 +98,7 @@ def _planted(run_files: RunFiles) -> Iterator[Headline]:
     tuned, base = (metric(systems, s, "planted/f1") for s in ("tuned", "base"))
     if not known(tuned):
         return
+    # The figure alone says little: the base and shuffled texts are its scale, where they exist.
     sentence = "How well tuned explanations name the true reasons"
     references = [f"{percent(base['value'])} before tuning"] if known(base) else []
     chance = metric(systems, "tuned shuffled", "planted/f1")
@@ -110,6 +113,7 @@ def _grounding(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("assess")
     name = "grounding/hallucinated_titles"
     tuned, base = (metric(systems, s, name) for s in ("tuned", "base"))
+    # Without a count no text cites a title, and a share of nothing means nothing.
     if known(tuned) and tuned.get("count"):
         sentence = "Of the titles that tuned texts cite, this share is not in the history"
         sentence += f"; {percent(base['value'])} before tuning." if known(base) else "."
@@ -124,11 +128,13 @@ def _wins(run_files: RunFiles) -> Iterator[Headline]:
     sentence = (
         "How often the judge prefers the tuned text to the base's; 50\u00a0% is no difference."
     )
+    # A run whose judge did not see the base still has a ratio over all others.
     if not known(ratio):
         ratio = metric(systems, "tuned", "win/ratio")
         sentence = "How often the judge prefers the tuned text to the others'."
     if not known(ratio):
         return
+    # A win ratio is worth as much as its judge.
     judge = systems.get("judge", {})
     accuracy, prior = judge.get("test/accuracy"), judge.get("baseline/pair_prior")
     if known(accuracy) and known(prior) and accuracy["value"] <= prior["value"]:
@@ -169,6 +175,7 @@ def figure_text(value: float) -> str:
 
 def _attributes(run_files: RunFiles) -> Iterator[Headline]:
     systems = run_files.stage("attributes")
+    # Attributes count only where the majority guess was measured, too.
     wins = total = 0
     for key, estimate in systems.get("tuned", {}).items():
         majority = metric(systems, "majority", key)

@@ -17,10 +17,9 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
-from xrec_jax.report import run_files as materials
 from xrec_jax.report.headline import band, headlines
 from xrec_jax.report.html.markup import Html, escape, join, tag
-from xrec_jax.report.run_files import RunFiles, Section
+from xrec_jax.report.run_files import RunFiles, Section, load
 from xrec_jax.report.sections import PAGE, SECTIONS
 
 NAME = "report.html"
@@ -55,7 +54,7 @@ def write_report(
       UserError: if this is not a run directory, or one of its files is damaged.
     """
     path = rundir.path / NAME
-    files.write_text(path, render(materials.load(rundir, config, data=data), more))
+    files.write_text(path, render(load(rundir, config, data=data), more))
     return path
 
 
@@ -67,6 +66,7 @@ def render(run_files: RunFiles, more: Sequence[BuildSection] = ()) -> str:
         section = module.build(run_files)
         if section is not None:
             sections.append(section)
+        # Only sections that any run can have are named as missing.
         elif module in SECTIONS:
             missing.append(module)
     sections += [section for build in more if (section := build(run_files)) is not None]

@@ -76,6 +76,7 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     if not 0.0 <= cfg.warmup < 1.0:
         raise UserError(f"warmup={cfg.warmup} must be a share of the steps, 0 to below 1")
     warmup = round(cfg.warmup * total_steps)
+    # Optax refuses a cosine decay over no steps, which a run of warm-up alone would have.
     rest = max(1, total_steps - warmup)
     if cfg.schedule == "constant":
         main = optax.constant_schedule(peak)
@@ -114,6 +115,7 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     else:
         hint = did_you_mean(cfg.optimizer, OPTIMIZERS)
         raise UserError(f"optimizer={cfg.optimizer!r} is not valid{hint}")
+    # Clipping comes first: the moments are of clipped gradients.
     if cfg.clip_norm:
         return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), tx)
     return tx

@@ -74,13 +74,13 @@ def comparable_splits(first: ComparedRun, other: ComparedRun) -> set[str]:
 
 
 def _same_data(config: ConfigDict, other: ConfigDict) -> bool:
-    """Whether two configs name the same data, wherever its files are."""
+    """True if two configs name the same data, wherever its files are."""
     a, b = config.data.to_dict(), other.data.to_dict()
     return all(a.get(key) == b.get(key) for key in a.keys() | b.keys() if key not in _FILES)
 
 
 def known_to_differ(run: ComparedRun, other: ComparedRun) -> bool:
-    """Whether two runs are known to have different users or items."""
+    """True if two runs are known to have different users or items."""
     mine, theirs = run.identity, other.identity
     if mine is None or theirs is None:
         return False

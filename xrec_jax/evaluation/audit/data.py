@@ -62,6 +62,7 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
     user = part_user % source.num_users
     names = Names(source)
     notes = dataset.notes
+    # Repeats that the filters dropped do no harm to this run, so they are information only.
     dropped = notes.get("duplicates_dropped", 0)
     if dropped:
         fate = "The filters drop these and keep one event of each pair."

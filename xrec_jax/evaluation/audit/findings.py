@@ -118,6 +118,7 @@ class Names:
     @functools.cached_property
     def _titles(self) -> pl.Series | None:
         known = self.dataset.title
+        # A declared column is the only candidate; otherwise its name has to tell.
         for column in () if self.dataset.items is None else self.dataset.items.iter_columns():
             if known not in (None, column.name):
                 continue
@@ -151,6 +152,7 @@ def largest(values: np.ndarray) -> list[int]:
       values: `[n]`, not negative.
     """
     if len(values) > MAX_EXAMPLES:
+        # A partition instead of a sort: there may be millions of values for a few examples.
         bound = np.partition(values, -MAX_EXAMPLES)[-MAX_EXAMPLES]
         above, at = np.flatnonzero(values > bound), np.flatnonzero(values == bound)
         candidates = np.sort(np.concatenate([above, at[: MAX_EXAMPLES - len(above)]]))

@@ -140,6 +140,7 @@ def _compared(
     seed: int,
 ) -> Finding | None:
     """Finding on held-out pairs that meet a condition, beside training pairs and chance."""
+    # Training pairs show what the writer may know, another user's profile shows chance.
     trains, held_out, other = texts.pairs(split.train), texts.held_out(split), texts.another(seed)
     if not len(held_out):
         return None
@@ -149,6 +150,7 @@ def _compared(
     held_by_other = np.array(
         [condition(int(other[user]), place) for user, place in held_out.tolist()]
     )
+    # More than chance only if the interval of the difference, over users, is above zero.
     low = estimate(held.astype(float) - held_by_other, users=held_out[:, 0], seed=seed)["low"]
     return Finding(
         code=code,

@@ -65,6 +65,7 @@ def repeated_rows(rows: Sequence[Mapping[str, str]], scales: Sequence[str]) -> F
     Data sets in which shuffled scores give nearly as many are skipped: with few scores and few
     values, equal rows are to be expected.
     """
+    # A mark is named by rater, model and scale: rows are compared mark by mark.
     rater = next((name for name in _RATERS if name in rows[0]), "")
     marks = [
         (
@@ -103,6 +104,7 @@ def uneven(rows: Sequence[Mapping[str, str]]) -> Finding:
     )
     items = list(dict.fromkeys(item for item, _ in counts))
     models = list(dict.fromkeys(model for _, model in counts))
+    # Combinations without a rating are not in `counts` and have 0 below.
     usual = Counter(counts.values()).most_common(1)[0][0]
     wrong = [
         f"{', '.join(filter(None, item))}: {counts[item, model]} of {model}"

@@ -84,6 +84,7 @@ def cold(dataset: Dataset, split: Split, kind: str) -> Finding:
     held_out = np.bincount(rows(split.valid), minlength=num)
     held_out += np.bincount(rows(split.test), minlength=num)
     unseen = (held_out > 0) & (np.bincount(rows(split.train), minlength=num) == 0)
+    # The severity goes by the share of held-out events, since a cold user or item may have few.
     affected = int(unseen[rows(split.test)].sum())
     share = held_out[unseen].sum() / max(held_out.sum(), 1)
     names = Names(dataset)
@@ -109,6 +110,7 @@ def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Fin
     valid, test = (np.unique(_pairs(events, dataset)) for events in (split.valid, split.test))
     held_out = np.union1d(valid, test)
     train = _pairs(split.train, dataset)
+    # A pair may be in validation and in the test, so that the two counts may exceed the total.
     leaked = np.unique(train[_contains(held_out, train)])
     in_valid, in_test = _contains(valid, leaked), _contains(test, leaked)
     return Finding(
@@ -149,6 +151,7 @@ def _contains(distinct: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Mask `[n]` of the values that are among `[m]` ascending distinct ones."""
     if not len(distinct):
         return np.zeros(len(values), bool)
+    # Values beyond the last distinct one would be out of range.
     place = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
     return distinct[place] == values
 

@@ -55,6 +55,7 @@ def tied_timestamps(dataset: Dataset) -> Finding | None:
     events = dataset.interactions
     if events.timestamp is None:
         return None
+    # Sorted by user, then time: a tie is then between neighbours.
     order = np.lexsort((events.timestamp, events.user))
     user, time = events.user[order], events.timestamp[order]
     tied = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
@@ -80,6 +81,7 @@ def tied_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Findi
     """Finds users whose first test event has the timestamp of the event before it."""
     if not protocol.by_time or split.train.timestamp is None:
         return None
+    # The event before the test is of validation, or of training for users without validation.
     before = _joined(split.train, split.valid)
     tied = _tied(before, split.test, dataset.num_users)
     names = Names(dataset)
@@ -137,6 +139,7 @@ def held_out_before_training(dataset: Dataset, split: Split, protocol: Protocol)
     held_out = _joined(split.valid, split.test)
     time = _times(held_out)
     older = known[held_out.user] & (time < latest[held_out.user])
+    # An error only where the split promises the order that is broken.
     severity: Severity = "warning"
     advice = "Find out how the parts were made; leave_one_out or ratio by time avoids it."
     if protocol.by_time:
@@ -174,6 +177,7 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
     if protocol.kind == "leave_one_out":
         message += " This comes with leave-one-out, where every user has a border of their own."
     names = Names(dataset)
+    # Examples are the earliest events, where the leak is largest.
     rows = np.flatnonzero(early)
     earliest: list[int] = rows[np.argsort(time[rows], kind="stable")[:MAX_EXAMPLES]].tolist()
     return Finding(
@@ -217,6 +221,7 @@ def _extreme(events: Interactions, num_users: int, *, last: bool) -> np.ndarray:
     times = _times(events)
     if not len(times):
         return np.zeros(num_users, times.dtype)
+    # Each user starts at the other end of the range, so that any event of theirs replaces it.
     extreme = np.full(num_users, times.min() if last else times.max())
     (np.maximum if last else np.minimum).at(extreme, events.user, times)
     return extreme

@@ -33,6 +33,7 @@ def points(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -> np
         raise UserError(f"margin={margin} must be at least 0 and below 0.5")
     if soft:
         return table.probability
+    # A win needs both orders; a text that wins only where it stands first shows position bias.
     won = (table.forward > 0.5) & (table.backward < 0.5)
     lost = (table.forward < 0.5) & (table.backward > 0.5)
     clear = np.abs(table.probability - 0.5) >= margin
@@ -98,6 +99,7 @@ def win_matrix(table: Comparisons, *, margin: float = 0.0, soft: bool = False) -
     """
     count = len(table.systems)
     gained = points(table, margin=margin, soft=soft)
+    # Unbuffered addition: the same two systems occur in many rows.
     wins = np.zeros((count, count))
     np.add.at(wins, (table.one, table.other), gained)
     np.add.at(wins, (table.other, table.one), 1.0 - gained)

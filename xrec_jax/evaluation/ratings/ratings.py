@@ -133,6 +133,7 @@ def read_ratings(path: epath.PathLike) -> Answers:
     for line, row in parsed.rows:
         where = f"{path}, line {line}"
         _check_names(row, spelt, where)
+        # A line of the wide form becomes one answer for each of its questions.
         single = [(str(row.get("question") or ""), row.get("value"))] if long else []
         for question, raw in single or [(name, row.get(name)) for name in questions]:
             if raw is None or raw == "":
@@ -145,6 +146,7 @@ def read_ratings(path: epath.PathLike) -> Answers:
                 other = _named(row, "versus", where)
                 if value not in (0, 0.5, 1):
                     raise UserError(f"{where}: a preference is 1, 0.5 or 0, not {value:g}")
+                # In either order it is the same comparison.
                 key = (rater, group, item, *sorted((system, other)))
                 new = Preference(rater, item, system, other, value, group)
                 _add(preferences, key, new, where)

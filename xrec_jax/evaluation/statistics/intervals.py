@@ -73,6 +73,7 @@ def bootstrap_means(
     """
     *lead, seeds, cases = values.shape
     rng = np.random.default_rng(seed)
+    # Metrics and seeds become columns, so that all of them share the weights of a resample.
     flat = values.reshape(-1, cases).T
     numbers = owners(users)
     sizes: np.ndarray = np.ones(cases)
@@ -125,6 +126,7 @@ def estimates(
       resamples: bootstrap samples; 0 for no interval.
       seed: seed of the resamples.
     """
+    # Stacked, the metrics use the same resamples.
     stacked = np.stack([np.asarray(value, np.float64) for value in values.values()])
     numbers = owners(users)
     means = stacked.mean(axis=(1, 2))

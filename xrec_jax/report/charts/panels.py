@@ -117,6 +117,7 @@ def panels(
       order: order of the systems; by default that of explainers.
       missing: whether charts name the systems that could not be measured.
     """
+    # Where none of the main metrics was measured, all of them are charts.
     every = metrics_of(systems, group)
     first = [f"{group}/{name}" for name in main if f"{group}/{name}" in every] or every
     named = [
@@ -177,6 +178,7 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html 
             group, _, short = name.partition("/")
             if group not in groups or not short.endswith("difference") or not known(estimate):
                 continue
+            # What is left is the metric; nothing for the main metric of a group.
             short = short.removesuffix("difference").rstrip("_")
             label = wording.meaning(short).label if short else wording.humanised(group)
             p = next((metrics[k] for k in _p_names(group, short) if known(metrics.get(k))), None)

@@ -41,6 +41,7 @@ def domain(
     every = [float(x) for x in include] + ([0.0] if zero else [])
     for estimate in estimates:
         every += [float(estimate["value"]), *(bounds(estimate) or ())]
+    # No margin beyond an exact 0 or 1, such as the bounds of a share.
     low, high = min(every), max(every)
     if low == high:
         return low - 0.5, high + 0.5

@@ -37,6 +37,7 @@ def build(run_files: RunFiles) -> Section | None:
 
 
 def _charts(run_files: RunFiles) -> list[Html | None]:
+    # Recommenders have curves in a section of their own.
     stages: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in run_files.metrics:
         if not str(record["stage"]).startswith("recommend/"):
@@ -45,6 +46,7 @@ def _charts(run_files: RunFiles) -> list[Html | None]:
     for stage, records in stages.items():
         lines = []
         for name, title, colour in _CURVES:
+            # Training and held-out losses are logged at different steps.
             logged = [r for r in records if r.get(name) is not None]
             x = [float(r.get("train/epoch", r.get("step", 0))) for r in logged]
             lines.append(Line(title, colour, x, [float(r[name]) for r in logged]))

@@ -52,6 +52,7 @@ def _facts(run_files: RunFiles) -> Html:
     data, llm = config.get("data", {}), config.get("llm", {})
     facts: list[tuple[str, object]] = []
     sizes = run_files.sizes or {}
+    # Sizes are known only where the data were read for the page.
     name = sizes.get("name") or data.get("name") or data.get("format", "")
     facts.append(("Data", "planted world" if data.get("format") == "world" else name))
     for key in ("users", "items", "events"):
@@ -135,6 +136,7 @@ def _stages(run_files: RunFiles) -> Html | None:
 
 def _again(run_files: RunFiles) -> Html:
     """Commands that repeat or refresh the run."""
+    # The path of the config file is not stored; by custom the file has the config's name.
     name = run_files.config.get("name") or "NAME"
     option = f"--workdir=runs/{run_files.name}"
     commands = (

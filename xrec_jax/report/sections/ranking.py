@@ -68,6 +68,7 @@ def build(run_files: RunFiles) -> Section | None:
     ks = sorted(run_files.config.get("ranking", {}).get("ks") or ())
     if ks and ks[-1] != k:
         names.append(f"test/recall@{ks[-1]}")
+    # Libraries that leave seen items in the ranking can be compared by this column alone.
     unmasked = f"test_unmasked/ndcg@{k}"
     names = [name for name in names if any(name in systems[s] for s in order)]
     columns = [*names, *([unmasked] if any(unmasked in systems[s] for s in order) else [])]
@@ -117,6 +118,7 @@ def _against_best(run_files: RunFiles, order: list[str], main: str) -> Html | No
     rows = []
     for name in others:
         values = _per_user(run_files, name, main)
+        # Differences are paired, so both systems need values of the same users.
         if values is None or values.shape[1] != own.shape[1]:
             continue
         estimate: Estimate = paired_difference(values, own, resamples=resamples)
@@ -140,6 +142,7 @@ def _per_user(run_files: RunFiles, system: str, name: str) -> np.ndarray | None:
     runs = []
     for seed in run_files.config.get("seeds", ()):
         path = run_files.rundir.per_user(f"recommend/{system}/{seed}")
+        # A run may have been started with further seeds that are not done yet.
         if not path.exists():
             continue
         arrays = run_records.per_user(run_files.rundir, f"recommend/{system}/{seed}")

@@ -30,6 +30,7 @@ def build(run_files: RunFiles) -> Section | None:
     if not run_files.ratings:
         return None
     raters = dict(named_estimates(run_files.ratings.get("raters")))
+    # Several data sets have a key `rate/NAME` each, a single one has `rate`.
     groups = {k: v for k, v in run_files.ratings.items() if k.split("/")[0] == "rate"}
     parts: list[Html | None] = []
     for key, value in groups.items():
@@ -68,6 +69,7 @@ def named_estimates(value: Any, name: str = "") -> Iterator[tuple[str, dict[str,
     """Yields every mapping of metrics to estimates at any depth of a value, with its key."""
     if not isinstance(value, Mapping):
         return
+    # A mapping with a value is an estimate; its neighbours may be further levels.
     own = {k: v for k, v in value.items() if isinstance(v, Mapping) and "value" in v}
     if own:
         yield name, own
@@ -114,6 +116,7 @@ def _agreement(systems: Mapping[str, Any]) -> Html | None:
                 alphas.setdefault(question, {})[level] = estimate
     if not alphas:
         return None
+    # Columns only for the levels of measurement that some question has.
     levels = [x for x in _ALPHAS if any(x in values for values in alphas.values())]
     rows = [
         [wording.humanised(question), *(figure(values.get(level)) for level in levels)]

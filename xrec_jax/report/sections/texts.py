@@ -53,6 +53,7 @@ def build(run_files: RunFiles) -> Section | None:
         mark=_LIMIT,
         mark_label=f"limit of {_LIMIT}",
     )
+    # Overlaps mean something only beside their control, so that they have tables of their own.
     counted = {
         system: {k: v for k, v in metrics.items() if k not in _OVERLAP}
         for system, metrics in systems.items()
@@ -99,6 +100,7 @@ def _overlap(run_files: RunFiles, systems: Mapping[str, Mapping[str, Any]]) -> H
     if not rows:
         return None
     header = ("Overlap", "Own reference", "Another's", "Difference")
+    # The two usual metrics first; the others are folded away.
     tables = [
         table(
             header,
