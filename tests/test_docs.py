@@ -24,6 +24,7 @@ from xrec_jax.joint.config import joint
 from xrec_jax.joint.rewards import parts
 from xrec_jax.recommenders import base as recommenders
 
+rewards = sys.modules[parts.register.__module__]  # holds the registry
 ROOT = tiny.CHECKOUT
 PAGES = sorted(
     [
@@ -163,7 +164,7 @@ def source_of(path: pathlib.Path) -> str:
 @pytest.fixture
 def shown_modules(tmp_path, monkeypatch):
     """The modules that the guides show, by the name in their first line, can be imported."""
-    registries = (stages.base, judges, explainers, recommenders, parts)
+    registries = (stages.base, judges, explainers, recommenders, rewards)
     for module in registries:
         monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
     texts: dict[str, str] = {}
@@ -355,10 +356,10 @@ def test_judges_of_the_guide(monkeypatch):
 
 
 def test_reward_of_the_guide(monkeypatch):
-    monkeypatch.setattr(parts, "_REGISTRY", dict(parts._REGISTRY))
+    monkeypatch.setattr(rewards, "_REGISTRY", dict(rewards._REGISTRY))
     exec(the_block("docs/guides/reward.md", '"brief"').text, {})
     scored = parts.Scored(log_prob=jnp.zeros(2), length=jnp.array([3, 31]))
-    assert parts.get("brief")(scored, **parts.options("brief")).tolist() == [0.0, -1.0]
+    assert rewards.get("brief")(scored, **rewards.options("brief")).tolist() == [0.0, -1.0]
 
 
 def test_stage_of_the_guide(tmp_path, monkeypatch):

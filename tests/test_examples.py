@@ -18,6 +18,7 @@ from xrec_jax.llm.io.peft_io import Base, save_adapter
 from xrec_jax.llm.model import lora
 from xrec_jax.recommenders import base as recommenders
 
+rewards = sys.modules[parts.register.__module__]  # holds the registry
 FOLDER = tiny.CHECKOUT / "examples"
 TESTED = {  # by the test below that runs each
     "train_and_explain": "test_train_and_explain",
@@ -39,7 +40,7 @@ def test_every_example_is_tested_and_listed():
     assert listed == {path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".ipynb")}
 
 
-REGISTRIES = (explainers._REGISTRY, judges._REGISTRY, parts._REGISTRY, recommenders._REGISTRY)
+REGISTRIES = (explainers._REGISTRY, judges._REGISTRY, rewards._REGISTRY, recommenders._REGISTRY)
 
 
 @pytest.fixture(autouse=True)
