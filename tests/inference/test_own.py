@@ -129,7 +129,7 @@ def test_an_explainer_and_a_judge_in_one_file_each(modules, tmp_path, capsys):
     shown = pairs_section.pairs_data(material)
     assert shown["explainers"] == [
         {"name": "template", "title": "Template", "colour": "k5"},
-        {"name": "last_visit", "title": "Last visit", "colour": "k3"},
+        {"name": "last visit", "title": "Last visit", "colour": "k3"},
     ]
     assert [row["x"][1][0] for row in shown["pairs"]] == [record["text"] for record in records]
     assert {text for row in shown["pairs"] for text in row["v"]} <= {

@@ -196,7 +196,8 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
         rows.append({key: value for key, value in row.items() if value not in (None, [], {})})
     made = {
         "explainers": [
-            {"name": n, "title": _title(n), "colour": material.colour(n)} for n in shown_names
+            {"name": wording.label(n), "title": _title(n), "colour": material.colour(n)}
+            for n in shown_names
         ],
         "planted": any(pair.get("planted") for pair in material.pairs),
         "kinds": list(KINDS),
