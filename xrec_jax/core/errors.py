@@ -18,9 +18,9 @@ def did_you_mean(name: object, choices: Iterable[object], *, limit: int = 8) -> 
     """Returns a clause that names the nearest valid choice, or lists the choices.
 
     Args:
-      name: what the user wrote.
+      name: name written by the user.
       choices: every valid choice.
-      limit: how many choices are listed when none is near.
+      limit: most choices listed if none is near.
 
     Returns:
       For example ``"; did you mean 'item_id'?"`` or ``"; valid: a, b, c"``.

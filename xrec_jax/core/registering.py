@@ -1,4 +1,4 @@
-"""What registries have in common."""
+"""Rules common to all registries."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ _LIBRARY = f"{__name__.partition('.')[0]}."
 
 
 def replaces_library(known: object, new: object) -> bool:
-    """Whether an entry of a registry is the library's own, and another module would replace it.
+    """True if another module would replace a registry entry of the library itself.
 
     Args:
-      known: class or function that is registered.
-      new: the one to be registered under the same name.
+      known: registered class or function.
+      new: class or function to be registered under the same name.
     """
     before, after = (getattr(entry, "__module__", "") for entry in (known, new))
     return before.startswith(_LIBRARY) and before != after

@@ -34,8 +34,8 @@ class RunDir:
 
     Args:
       path: local or `gs://`.
-      allow_imports: whether `config` may import the modules that the directory's own `config.json`
-        names. The directory may come from somebody else, so its code runs only on request.
+      allow_imports: allow the import of the modules that the directory's own `config.json` names.
+        The directory may come from somebody else, so its code runs only on request.
     """
 
     def __init__(self, path: epath.PathLike, *, allow_imports: bool = False):

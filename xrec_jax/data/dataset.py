@@ -46,9 +46,9 @@ class Dataset:
       name: for logs and reports.
       interactions: every event; with a given split, the concatenation of its events.
       user_ids: `[num_users]` unicode array, the file's own ids; a user's row is its index.
-      item_ids: `[num_items]` likewise.
+      item_ids: `[num_items]` unicode array of item ids, likewise.
       users: `[num_users]` rows aligned with `user_ids`, null where the file had no row; or None.
-      items: likewise for items.
+      items: `[num_items]` rows aligned with `item_ids`, as `users`; or None.
       splits: with a given split, the events of "train", "valid" and "test"; else None.
       title: name of the column of `items` that holds titles; None if there is none.
       reviews: review texts by (user row, item row).

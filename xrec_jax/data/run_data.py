@@ -79,7 +79,7 @@ def need_world(data: RunData, key: str) -> None:
 
 
 def describe(data: RunData, config: ml_collections.ConfigDict) -> str:
-    """Describes the sizes of a run's data, and what was dropped or cannot be tested.
+    """Describes the sizes of a run's data, dropped events, and users without test events.
 
     Args:
       data: data of the run.

@@ -178,7 +178,7 @@ class LanguageModel:
           prompts: texts, messages or token ids.
           max_new_tokens: most tokens of an answer; one number, or one a prompt.
           temperature: softmax temperature; 0 (or below 0.0001) is greedy.
-          top_k: see `sampling.Sampling`, as the next three.
+          top_k: most likely tokens kept; see `sampling.Sampling`.
           top_p: share of probability kept.
           min_p: least share of the highest probability.
           repetition_penalty: penalty of tokens seen before.

@@ -30,8 +30,8 @@ def tree_checksums(tree: PyTree) -> dict[str, Checksum]:
     """Computes the checksum of every array of a tree.
 
     Args:
-      tree: of device or host arrays; arrays split over several processes are fine, if all of the
-        processes call this together.
+      tree: tree of device or host arrays; arrays may be split over several processes if all of them
+        call this together.
 
     Returns:
       `{path: ("float32", [3, 4], "1f2e3d4c")}`, the path as `a/b/c`.

@@ -50,7 +50,7 @@ def write_error(
       error: an `OSError`, or a library's exception that quotes one.
       what: name of the object written; default: the path itself.
       needed: bytes to be written; 0 if unknown.
-      then: what happens once the cause is gone, as the message says it.
+      then: next step of the user, for the message.
     """
     code = error_code(error)
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -160,7 +160,7 @@ class Lock:
 
         Args:
           text: content of the lock file.
-          free: what the operating system knows: False if it is held, True if not, None if unknown.
+          free: state by the operating system: False if it is held, True if not, None if unknown.
 
         Returns:
           A sentence about a holder that is gone.
