@@ -37,14 +37,14 @@ def make(
 
     Args:
       workdir: new run directory.
-      users: of the world.
-      items: of the world.
-      visits: of a user, on average.
+      users: number of users of the world.
+      items: number of items of the world.
+      visits: mean number of visits of a user.
       history: entries of a prompt.
-      max_new_tokens: of an answer.
+      max_new_tokens: longest answer.
       batch: rows that generate at once.
-      sizes: of `LlamaConfig`; `vocab_size` is the most that the tokenizer may have.
-      seed: of world and weights.
+      sizes: keywords of `LlamaConfig`; `vocab_size` is the most that the tokenizer may have.
+      seed: seed of world and weights.
     """
     import flax.linen as nn
     import jax
@@ -65,11 +65,13 @@ def make(
     from xrec_jax.data.run_data import prepare
     from xrec_jax.llm.model.llama import Llama
 
+    # The tokenizer learns from a sample of the run's own prompts; no text is trained on.
     builder = RequestBuilder(config, prepare(config.data))
     step = max(1, users // _TEXTS)
     texts = [builder(UserItem(user, user % items)).prompt for user in range(0, users, step)]
     folder = workdir / "tokenizer"
     tokenizer = train_bpe(texts, folder, vocab_size=sizes["vocab_size"])
+    # Rounded up, as a vocabulary that devices may split.
     vocabulary = -(-len(tokenizer) // 64) * 64
     shape = LlamaConfig(**{**sizes, "vocab_size": vocabulary})
     params = jax.device_get(

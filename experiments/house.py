@@ -59,12 +59,12 @@ sys.exit(status)
 
 def sources(tree: pathlib.Path) -> dict[str, str]:
     """Source of every module of the package, by its dotted name."""
-    found = {}
+    modules = {}
     for path in sorted((tree / "xrec_jax").rglob("*.py")):
         parts = list(path.relative_to(tree).with_suffix("").parts)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = path.read_text(encoding="utf-8")
-    return found
+        modules[name] = path.read_text(encoding="utf-8")
+    return modules
 
 
 def imports(modules: dict[str, str]) -> dict[str, set[str]]:
@@ -147,6 +147,7 @@ def measure(tree: pathlib.Path) -> dict[str, Any]:
     modules = sources(tree)
     edges = imports(modules)
     parsed = {name: ast.parse(source) for name, source in modules.items()}
+    # Modules that a reader meets in a folder; `__init__` is the folder itself.
     folders = Counter(
         str(path.parent.relative_to(tree))
         for path in (tree / "xrec_jax").rglob("*.py")
@@ -160,6 +161,7 @@ def measure(tree: pathlib.Path) -> dict[str, Any]:
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
     ]
     kinds = [ast.unparse(a) for module in parsed.values() for a in annotation_nodes(module)]
+    # Comments for people: directives to tools do not count.
     comments = sum(
         token.type == tokenize.COMMENT and not _DIRECTIVE.match(token.string)
         for source in modules.values()
@@ -192,7 +194,7 @@ def measure(tree: pathlib.Path) -> dict[str, Any]:
 
 def ways(tree: pathlib.Path) -> dict[str, list[str]]:
     """Files of the package between `xrec run` and the first gradient, by stage."""
-    found: dict[str, list[str]] = {}
+    files_of_stage: dict[str, list[str]] = {}
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
     for name in sorted(set(_RUNS.values())):
         with tempfile.TemporaryDirectory() as folder:
@@ -201,8 +203,8 @@ def ways(tree: pathlib.Path) -> dict[str, list[str]]:
             done = subprocess.run(
                 command, cwd=tree, env=environment, capture_output=True, text=True, check=True
             )
-        found |= json.loads(done.stdout.rpartition("WAYS ")[2])
-    return found
+        files_of_stage |= json.loads(done.stdout.rpartition("WAYS ")[2])
+    return files_of_stage
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ class Peer:
         self._batch = 0
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries."""
+        """Versions of the libraries."""
         return {module.__name__: module.__version__ for module in (torch, transformers)}
 
     def _generate(self, rows: list[list[int]]) -> list[str]:

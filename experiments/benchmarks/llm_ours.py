@@ -92,7 +92,7 @@ class Ours:
         self._sorted = schedule.Run._ordered
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries."""
+        """Versions of the libraries."""
         import flax
         import jax
 
@@ -115,7 +115,7 @@ class Ours:
         return {"flops": 2 * size**3 / statistics.median(seconds[1:])}
 
     def logits(self) -> dict[str, Any]:
-        """Of some random tokens, into a file."""
+        """Writes the logits of some random tokens into a file."""
         import jax
 
         out = jax.jit(self._model.logits)(self._params, self._work["check_ids"])

@@ -52,7 +52,7 @@ class Peer:
         return self._base[self._attention]
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries."""
+        """Versions of the libraries."""
         modules = (torch, transformers, peft)
         return {module.__name__: module.__version__ for module in modules}
 
@@ -68,7 +68,7 @@ class Peer:
         return {"flops": 2 * size**3 / float(np.median(seconds[1:]))}
 
     def logits(self) -> dict[str, Any]:
-        """Of some random tokens, into a file."""
+        """Writes the logits of some random tokens into a file."""
         with torch.inference_mode():
             out = self._model()(torch.from_numpy(self._work["check_ids"]).long()).logits
         np.save(self._folder / "peer_logits.npy", out.numpy())

@@ -62,6 +62,7 @@ def user_prompts(data: str, tokenizer_folder: pathlib.Path, users: int) -> tuple
         ]
     tokenizer = train_bpe(texts, tokenizer_folder, vocab_size=TINY["vocab_size"])
     recommended = [text.split(begin)[1].split(end)[0] for text in texts]
+    # Prompts of one user differ in the recommended item alone, which is what sharing is about.
     prompts = []
     for text in rng.sample(texts, users):
         head, rest = text.split(begin)

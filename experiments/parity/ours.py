@@ -49,13 +49,13 @@ def difference(a: Any, b: Any) -> float:
 
 
 def logits_difference(folder: pathlib.Path, **options: Any) -> float:
-    """Of two whole sequences; options of `Llama`."""
+    """Differences of the logits of two whole sequences; options of `Llama`."""
     golden, (model, params) = arrays(folder / "goldens.npz"), load(folder, **options)
     return difference(jax.jit(model.logits)(params, golden["ids"]), golden["logits"])
 
 
 def padded_difference(folder: pathlib.Path) -> float:
-    """Of a left-padded batch, at the columns that are not padding."""
+    """Difference of a left-padded batch, at the columns that are not padding."""
     golden, (model, params) = arrays(folder / "goldens.npz"), load(folder)
     mask = golden["padded_mask"].astype(np.int32)
     logits = jax.jit(model.logits)(params, golden["padded_ids"], segments=mask)
@@ -112,7 +112,7 @@ def loss(model: Llama, params: Any, adapter: Adapter, batch: dict[str, Any]) -> 
 
 
 def lora_differences(golden: pathlib.Path, name: str) -> dict[str, float]:
-    """Of the loss, of every gradient and of the adapter after the steps of AdamW."""
+    """Differences of the loss, of every gradient and of the adapter after the steps of AdamW."""
     manifest = json.loads((golden / "manifest.json").read_text())
     model, params = load(golden / manifest["lora_base"])
     theirs = arrays(golden / f"lora_{name}.npz")
@@ -130,6 +130,7 @@ def lora_differences(golden: pathlib.Path, name: str) -> dict[str, float]:
     ]
     value_and_grad = jax.jit(jax.value_and_grad(functools.partial(loss, model), argnums=1))
 
+    # Gradients are compared at a point where B is not zero: there all of A's would vanish.
     adapter = Adapter(to_tree({**start, **_by_module(theirs, "point")}), config)
     value, grad = value_and_grad(params, adapter, data[0])
     differences = {"loss": difference(value, theirs["loss"])}
@@ -150,6 +151,7 @@ def lora_differences(golden: pathlib.Path, name: str) -> dict[str, float]:
         updates, state = optimizer.update(grad, state, adapter)
         return optax.apply_updates(adapter, updates), state, value
 
+    # Training starts as PEFT does, from B = 0.
     adapter = Adapter(to_tree({**start, **zeros}), config)
     state, losses = optimizer.init(adapter), []
     for n in range(len(theirs["step_losses"])):
@@ -169,7 +171,7 @@ def _leaves(what: str, ours: Any, theirs: Any) -> dict[str, float]:
 
 
 def peft_difference(golden: pathlib.Path) -> float:
-    """Of the logits with an adapter that PEFT trained and saved."""
+    """Difference of the logits with an adapter that PEFT trained and saved."""
     manifest = json.loads((golden / "manifest.json").read_text())
     model, params = load(golden / manifest["lora_base"])
     theirs = arrays(golden / "peft_adapter" / "goldens.npz")

@@ -10,7 +10,7 @@ from xrec_jax.core.storage import files
 from xrec_jax.core.storage.files import json_lines
 from xrec_jax.evaluation.ratings.ratings import read_ratings
 from xrec_jax.inference import comparisons
-from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import answers as rating_answers
 from xrec_jax.rating import items
 from xrec_jax.text.records.attribute_questions import read_questions
 from xrec_jax.text.records.instructions import read_instructions
@@ -65,7 +65,7 @@ WIDE = ',prompt_id,model,"clear ""x""",fun\n0,1,A,5,1\n1,1,B,3,2\n2,2,A,4,\n3,2,
 ROWS = [{"item": n, "system": s, "fun": n + 0.5, "odd": None} for n in range(3) for s in "AB"]
 TABLES = {"long.csv": RATINGS, "wide.csv": WIDE, "rows.jsonl": json_lines(ROWS)}
 KEY = {
-    "format": rating_exports.KEY_FORMAT,
+    "format": rating_answers.KEY_FORMAT,
     "version": 1,
     "seed": 0,
     "systems": ["A", "B"],
@@ -96,7 +96,7 @@ KEY = {
     },
 }
 EXPORT = {
-    "format": rating_exports.EXPORT_FORMAT,
+    "format": rating_answers.EXPORT_FORMAT,
     "sheet": "s1",
     "rater": "Ann  É.",
     "answers": {
@@ -136,7 +136,7 @@ def test_files_that_raters_saved(tmp_path):
     key.write_text(json.dumps(KEY))
 
     def read(path):
-        return rating_exports.read([path], key=key, partial=True)
+        return rating_answers.read([path], key=key, partial=True)
 
     def consistent(found):
         answers, _, _ = found
@@ -151,7 +151,7 @@ def test_keys_to_sheets(tmp_path):
     export.write_text(json.dumps(EXPORT))
 
     def read(path):
-        return rating_exports.read([export], key=path, partial=True)
+        return rating_answers.read([export], key=path, partial=True)
 
     data = json.dumps(KEY, indent=1).encode()
     assert survives(read, data, tmp_path / "KEY.json", count=500) > 100
@@ -197,7 +197,7 @@ def test_values_of_every_type(tmp_path):
                 path.write_text(json.dumps(value))
                 tried += 1
                 try:
-                    rating_exports.read([export], key=key, partial=True)
+                    rating_answers.read([export], key=key, partial=True)
                 except files.UserError as error:
                     assert "\n" not in str(error)
     assert tried > 800

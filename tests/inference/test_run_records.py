@@ -21,7 +21,7 @@ from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import read_npz, write_npz
 from xrec_jax.evaluation.ratings.ratings import PREFERENCE
 from xrec_jax.inference import run_records
-from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import answers as rating_answers
 from xrec_jax.rating.forms import SHARES
 from xrec_jax.report.page import write_report
 from xrec_jax.run_config import read_config, start_run
@@ -135,7 +135,7 @@ def answered(reported, folder):
         else {"seconds": 3, "values": {PREFERENCE: next(iter(SHARES))}}
         for step, meaning in made["steps"].items()
     }
-    export = {"format": rating_exports.EXPORT_FORMAT, "sheet": sheet, "rater": "anna"}
+    export = {"format": rating_answers.EXPORT_FORMAT, "sheet": sheet, "rater": "anna"}
     files.write_json(folder / "anna.json", {**export, "answers": answers})
 
 

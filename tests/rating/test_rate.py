@@ -13,7 +13,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import json_lines, write_text
 from xrec_jax.evaluation.ratings.raters import GoldCheck
-from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import answers as rating_answers
 from xrec_jax.rating import forms, items, tables
 from xrec_jax.text.records.explanations import prompt_hash
 
@@ -216,7 +216,7 @@ def test_some_systems_and_fewer_comparisons(run, tmp_path):
 
 def test_answers_come_back_unblinded(kit, tmp_path, capsys):
     files = [export(kit, n, tmp_path / f"{n}.json") for n in (1, 2, 3)]
-    answers, gold, seconds = rating_exports.read(files, key=kit / "KEY.json")
+    answers, gold, seconds = rating_answers.read(files, key=kit / "KEY.json")
     assert len(answers.ratings) == 3 * 6 * 3 * 3 and len(answers.preferences) == 3 * 6 * 3
     for rating in answers.ratings:
         assert abs(rating.value - LIKED[rating.system]) <= 1

@@ -19,7 +19,7 @@ from xrec_jax.evaluation.ratings import copies as rating_copies
 from xrec_jax.evaluation.ratings.raters import GoldCheck, quality
 from xrec_jax.evaluation.ratings.ratings import read_ratings
 from xrec_jax.evaluation.ratings.summary import summary
-from xrec_jax.rating import answers as rating_exports
+from xrec_jax.rating import answers as rating_answers
 from xrec_jax.rating import forms, items, tables
 from xrec_jax.run_config import read_config
 from xrec_jax.text.words import finder
@@ -77,26 +77,26 @@ def make(
     folder = files.absolute(output)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--output={output} exists and is not an empty directory")
-    cases = (
+    rated_items = (
         items.of_files(explanations, systems)
         if explanations
         else _of_run(workdir, systems, allow_imports=allow_imports)
     )
-    shown = forms.choose(cases, pairs=pairs, gold=gold, seed=seed)
+    form_items = forms.choose(rated_items, pairs=pairs, gold=gold, seed=seed)
 
     # All forms are about as large as the first one, and are in memory at once.
-    made = [forms.form(shown, preferences=preferences, seed=seed, number=1)]
-    memory.require(raters * len(made[0].html), f"--raters={raters}: the sheets")
-    made += [
-        forms.form(shown, preferences=preferences, seed=seed, number=number + 1)
+    rating_forms = [forms.form(form_items, preferences=preferences, seed=seed, number=1)]
+    memory.require(raters * len(rating_forms[0].html), f"--raters={raters}: the sheets")
+    rating_forms += [
+        forms.form(form_items, preferences=preferences, seed=seed, number=number + 1)
         for number in range(1, raters)
     ]
 
     # The key first: forms without one are worthless.
-    files.write_json(folder / "KEY.json", _key(shown, made, seed=seed))
-    for number, sheet in enumerate(made, start=1):
-        files.write_text(folder / "sheets" / f"rater-{number}.html", sheet.html)
-    names, steps = list(shown[0].rated.texts), len(made[0].steps)
+    files.write_json(folder / "KEY.json", _key(form_items, rating_forms, seed=seed))
+    for number, form in enumerate(rating_forms, start=1):
+        files.write_text(folder / "sheets" / f"rater-{number}.html", form.html)
+    names, steps = list(form_items[0].rated.texts), len(rating_forms[0].steps)
     log(
         f"{plural(raters, 'sheet')}, each with {plural(pairs, 'recommendation')}, "
         f"{plural(gold, 'gold check')} and {plural(steps, 'screen')}: {folder / 'sheets'}\n"
@@ -104,17 +104,19 @@ def make(
         f"keep {folder / 'KEY.json'} to yourself; collect with\n"
         f"  xrec rate collect FILES --key={folder / 'KEY.json'}"
     )
-    for warning in _revealing_words(shown, names):
+    for warning in _revealing_words(form_items, names):
         log(warning)
 
 
-def _key(shown: Sequence[forms.FormItem], made: Sequence[forms.Form], *, seed: int) -> Any:
-    """Content of `KEY.json`: who wrote what, which items are gold checks, and the screens."""
+def _key(
+    form_items: Sequence[forms.FormItem], rating_forms: Sequence[forms.Form], *, seed: int
+) -> Any:
+    """Content of `KEY.json`: writers of the texts, gold checks, and the screens."""
     return {
-        "format": rating_exports.KEY_FORMAT,
+        "format": rating_answers.KEY_FORMAT,
         "version": 1,
         "seed": seed,
-        "systems": list(shown[0].rated.texts),
+        "systems": list(form_items[0].rated.texts),
         "questions": [question["id"] for question in forms.QUESTIONS],
         "low": forms.LOW,
         "high": forms.HIGH,
@@ -127,18 +129,18 @@ def _key(shown: Sequence[forms.FormItem], made: Sequence[forms.Form], *, seed: i
                 "broken": item.broken,
                 "texts": dict(item.rated.texts),
             }
-            for item in shown
+            for item in form_items
         ],
         "sheets": {
             form.id: {"number": number, "steps": form.steps}
-            for number, form in enumerate(made, start=1)
+            for number, form in enumerate(rating_forms, start=1)
         },
     }
 
 
-def _revealing_words(shown: Sequence[forms.FormItem], names: Sequence[str]) -> list[str]:
+def _revealing_words(form_items: Sequence[forms.FormItem], names: Sequence[str]) -> list[str]:
     """Warnings about names of systems in texts, which could tell a rater who wrote them."""
-    texts = [text for item in shown for text in item.rated.texts.values()]
+    texts = [text for item in form_items for text in item.rated.texts.values()]
     revealed = [name for name in names if any(map(finder([name]).search, texts))]
     return [
         f"warning: the word {name!r} stands in a text, and is a system's name" for name in revealed
@@ -157,7 +159,7 @@ def _of_run(
 
 
 def collect(
-    exports: Sequence[epath.PathLike] = (),
+    answer_files: Sequence[epath.PathLike] = (),
     *,
     key: epath.PathLike = "",
     ratings: epath.PathLike = "",
@@ -175,19 +177,19 @@ def collect(
     far more often than by chance, these items are resampled as one, with a warning.
 
     Args:
-      exports: files that the sheets saved.
-      key: the `KEY.json` of their sheets.
+      answer_files: files of answers that the forms saved.
+      key: the `KEY.json` of their forms.
       ratings: a table of published ratings instead, see `evaluation.ratings.read_ratings`.
       workdir: run that gets the result as `ratings.json`, where its report finds it.
       output: JSON file to write it to instead.
       partial: take files with unanswered screens too.
       exclude: raters to leave out.
       resamples: bootstrap samples.
-      seed: of them.
+      seed: seed of the resamples.
       allow_imports: import the modules that the run's config names; nothing here needs them.
 
     Returns:
-      What was written: `["rate"]` (or `["rate/GROUP"]` for each of several data sets) holds
+      The written result: `["rate"]` (or `["rate/GROUP"]` for each of several data sets) holds
       systems with `QUESTION/mean`, `win/ratio`, `win/ties` and `bradley_terry/strength`, pairs
       "A vs B" with `QUESTION/difference`, `QUESTION/p`, `win/ratio` and `win/ties`, and "agreement"
       with `QUESTION/alpha_LEVEL`. `["raters"]` holds raters, see `evaluation.raters.quality`.
@@ -195,12 +197,12 @@ def collect(
     Raises:
       UserError: for a file that is damaged, unfinished, or belongs to another key; names the file.
     """
-    if bool(exports) == bool(ratings):
+    if bool(answer_files) == bool(ratings):
         raise UserError("give either the files that raters saved, with --key, or --ratings=TABLE")
-    if exports and not key:
+    if answer_files and not key:
         raise UserError("--key is missing: the KEY.json that was made with the sheets")
     if output:
-        reads = {"--key": [key], "--ratings": [ratings], "the command": exports}
+        reads = {"--key": [key], "--ratings": [ratings], "the command": answer_files}
         target = _output_file(output, reads)
     else:
         target = _file_of_run(workdir, allow_imports=allow_imports) if workdir else None
@@ -213,7 +215,7 @@ def collect(
         for note in answers.notes:
             log(note)
     else:
-        answers, gold, seconds = rating_exports.read(exports, key=key, partial=partial)
+        answers, gold, seconds = rating_answers.read(answer_files, key=key, partial=partial)
     for name in exclude:
         if name not in answers.raters:
             known = ", ".join(filter(None, answers.raters)) or "none is named"

@@ -276,6 +276,7 @@ def _answers(
             if "prompt" not in record:
                 raise UserError(f"{paths.explanations}, record {number}: no key 'prompt'")
         by_place = checks.read_contents(records)
+        # Reversed, so that the first record of a prompt stays.
         place = {str(record["prompt"]): row for row, record in reversed([*enumerate(records)])}
     elif "prompts" not in records_of:
         raise UserError(
@@ -307,6 +308,7 @@ def _answers(
                 str(record.get("stop") or ""),
             )
         )
+    # In the order of the prompts, writers can be compared row by row.
     if ids:
         answers.sort(key=lambda answer: (answer.writer, place.get(answer.prompt_id, len(ids))))
     return answers, ids

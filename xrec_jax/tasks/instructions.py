@@ -87,6 +87,7 @@ def instructions(
         raise UserError(f"instruct.source={cfg.source!r} is not valid; valid: world, file")
     if not cfg.path:
         raise UserError("instruct.source='file' needs instruct.path: a JSONL file")
+    # Repeated records would weigh more in training.
     records, dropped = deduplicate(read_instructions(cfg.path))
     if cfg.stratify and not all(cfg.stratify in record.meta for record in records):
         raise UserError(

@@ -83,6 +83,7 @@ def pair_prior(
             key_of[row] = key
             counts[key][judgements[row].better] += 1
 
+    # Ties between a pair's labels are decided by the labels of all other rows.
     right = 0
     for row, judgement in enumerate(judgements):
         others = counts[key_of[row]] - Counter([judgement.better])
@@ -185,6 +186,7 @@ def group_copies(judgements: Sequence[Judgement], groups: Sequence[Sequence[int]
     for number, own in enumerate(labels):
         for shown_as in own:
             holders[shown_as].append(number)
+    # Only groups that share a comparison are compared: all pairs of groups would be too many.
     common = Counter(
         (first_group, second_group)
         for numbers in holders.values()
@@ -195,6 +197,7 @@ def group_copies(judgements: Sequence[Judgement], groups: Sequence[Sequence[int]
     for (first_group, second_group), count in sorted(common.items()):
         if count < _COPY * min(len(labels[first_group]), len(labels[second_group])) or count < 2:
             continue
+        # The smaller group counts as the copy.
         copies.add(
             first_group if len(labels[first_group]) <= len(labels[second_group]) else second_group
         )

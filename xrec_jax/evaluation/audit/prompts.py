@@ -247,6 +247,7 @@ def other_form(
     forms: dict[str, set[str]] = defaultdict(set)
     longest: dict[str, int] = defaultdict(int)
     own: dict[str, int] = defaultdict(int)
+    # The longest history of each set shows how many entries its prompts were cut to.
     for group, most in ((others, longest), (prompts, own)):
         for prompt in group:
             if prompt.read:
@@ -265,6 +266,7 @@ def other_form(
             reasons.append(
                 f"laid out as {prompt.template}, not {listing(sorted(forms[name]), 'or')}"
             )
+        # Slightly shorter histories may be chance, as users differ.
         if longest[name] > 1.5 * own[name]:
             reasons.append(f"at most {own[name]} history entries, there up to {longest[name]}")
         rows += bool(reasons)

@@ -227,6 +227,7 @@ def histogram(
     kept = {name: (c, np.asarray(v, float)) for name, (c, v) in samples.items() if len(v)}
     if not kept:
         return None
+    # The reference line must be inside the axis, too.
     highest = max(float(values.max()) for _, values in kept.values())
     highest = max(highest, mark or 0.0, 1.0)
     # Values are counts, so bins are whole numbers wide.

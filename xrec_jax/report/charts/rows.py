@@ -182,6 +182,7 @@ def matrix(
             # The further from a draw, the stronger the cell's colour.
             side = "more" if value >= 0.5 else "less"
             strength = min(1.0, abs(value - 0.5) * 2)
+            # The figure and its interval are on lines of their own: the cells are narrow.
             inside = [tag("strong", figure(cell["ratio"], share=True, digits=1, interval=False))]
             interval = bounds(cell["ratio"])
             if interval is not None:
