@@ -62,7 +62,10 @@ def _as_rst(app, what, name, obj, options, lines):
                 lines[i] = line.rstrip() + " ::"
                 literal = indent
         parts = lines[i].split("`")  # every second one is code
-        parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+        for k in range(0, len(parts), 2):
+            parts[k] = parts[k].replace("|", r"\|")
+            if k and parts[k][:1].isalnum():  # "`Name`s"
+                parts[k] = "\\ " + parts[k]
         lines[i] = "`".join(parts)
 
 
