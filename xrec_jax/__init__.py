@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 
+from xrec_jax.core import moved
 from xrec_jax.core.version import __version__
 
 __all__ = ["__version__", "load_llm", "restore"]
@@ -11,6 +12,9 @@ __all__ = ["__version__", "load_llm", "restore"]
 if typing.TYPE_CHECKING:
     from xrec_jax.api import restore
     from xrec_jax.llm.language_model import load_llm
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> object:
