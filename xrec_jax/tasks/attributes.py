@@ -127,6 +127,7 @@ def questions(config: Any, data: RunData, *, tokenizer: Tokenizer | None = None)
         ]
     else:
         raise UserError(f"attributes.source={cfg.source!r} is not valid; valid: world, file")
+    # Both parts are needed: one selects the adapter, the other is what figures are about.
     for key in ("held_out", "valid"):
         if not 0.0 < getattr(cfg, key) < 1.0:
             raise UserError(f"attributes.{key}={getattr(cfg, key)} must be above 0 and below 1")

@@ -41,6 +41,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
     """
     need_world(data, "pretrain.source")
     histories = Histories.of([data.split.train], data.dataset.num_users)
+    # The base must not read histories of users whose attributes are asked later.
     held_out = attributes.held_out_rows(config, data)
     visits = [
         (user, histories.items[histories.start[user] : histories.start[user + 1]].tolist())
@@ -61,6 +62,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
         copies=config.pretrain.described,
         named=config.instruct.named,
     )
+    # The joint stage's explainer starts from a base that can read reviews.
     reviews: list[Text] = []
     if config.joint.readings:
         reviews = [

@@ -144,6 +144,7 @@ def planted_explanations(
     data = prompting.data
     if data.world is None:
         raise UserError("planted explanations need a planted world")
+    # The reasons of a visit are those of its moment, since tastes may change.
     users, items, visits_before = (np.array([pair[i] for pair in pairs]) for i in (0, 1, 3))
     cases = [
         Case(
