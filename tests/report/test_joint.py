@@ -259,7 +259,7 @@ def test_systems_stand_by_their_score(full):
 
 def test_what_each_control_says():
     systems = evaluation()
-    say = {name: controls.told(systems, name) for name in SCORES}
+    say = {name: controls.verdict(systems, name) for name in SCORES}
     assert say["joint"] is say["alone"] is say["planted"] is None
     assert say["shuffled"][0] == say["null"][0] == "good"
     assert say["template"] == (
@@ -271,15 +271,15 @@ def test_what_each_control_says():
     assert say["untuned"][0] == "good" and say["masked_titles"][0] == "good"
     gains = compared(0.105, 0.1)
     wrong = evaluation(**{"null vs alone": gains, "masked_titles vs alone": compared(0.1, 0.1)})
-    assert controls.told(wrong, "null") == (
+    assert controls.verdict(wrong, "null") == (
         "bad",
         "Here: it gains, which speaks against the claim.",
     )
-    assert controls.told(wrong, "masked_titles")[0] == "bad"
+    assert controls.verdict(wrong, "masked_titles")[0] == "bad"
     above = evaluation(**{"joint vs sft": compared(0.1, 0.11)})
-    assert controls.told(above, "sft")[0] == "bad"
+    assert controls.verdict(above, "sft")[0] == "bad"
     flat = evaluation(**{"joint vs alone": compared(0.1, 0.1)})
-    assert controls.told(flat, "template")[0] == "open"
+    assert controls.verdict(flat, "template")[0] == "open"
 
 
 def test_another_cutoff_than_ten(tmp_path):
@@ -366,8 +366,8 @@ def test_texts_of_a_user_by_round(full):
 
 def test_true_reasons_that_a_text_gives():
     text = join_pair(Pair("you like quiet places.", "you avoid bars and parks."))
-    assert joint_samples.given(text, PLANTED) == [0, 2]
-    assert joint_samples.given(text, {"for": ["quiet"], "against": []}) == []
+    assert joint_samples.named_reasons(text, PLANTED) == [0, 2]
+    assert joint_samples.named_reasons(text, {"for": ["quiet"], "against": []}) == []
 
 
 def test_verdicts_of_the_guards(full):

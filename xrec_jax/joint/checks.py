@@ -69,9 +69,11 @@ def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     GuardOptions.of(cfg.guards)
     controls = [name for name in CONTROLS if name not in (JOINT, ALONE)]
     for entry in cfg.systems:
-        for one in entry.split(","):
-            if one and one not in controls:
-                raise UserError(f"joint.systems: no control {one!r}{did_you_mean(one, controls)}")
+        for control in entry.split(","):
+            if control and control not in controls:
+                raise UserError(
+                    f"joint.systems: no control {control!r}{did_you_mean(control, controls)}"
+                )
     _check_counts(cfg, mesh)
     # Answers that share a row need a mask that those kernels do not have.
     shared = cfg.ppo.share_prompts and cfg.rollout.group_size > 1
@@ -225,9 +227,9 @@ def _check_rules(cfg: Any, mesh: Mesh) -> None:
     optimizer(ppo.critic, 1)
     optimizer(cfg.recommender.train, 1)
     for key, value in (("schedule", "constant"), ("warmup", 0.0)):
-        if (given := cfg.recommender.train[key]) != value:
+        if (setting := cfg.recommender.train[key]) != value:
             raise UserError(
-                f"joint.recommender.train.{key}={given!r} must be {value!r}: the recommender is "
+                f"joint.recommender.train.{key}={setting!r} must be {value!r}: the recommender is "
                 "updated in pieces, whose last begins anew at the best round"
             )
     if not 0.0 <= ppo.missing_eos < float("inf"):

@@ -86,8 +86,8 @@ def leave_seed(sides: Sides, state: JointState, systems: Systems, figures: Any) 
     # Per-user figures last: their file marks the seed as done.
     arrays = {
         f"{name}/{key.removeprefix('test/')}": value
-        for name, found in figures.items()
-        for key, value in found.items()
+        for name, metrics in figures.items()
+        for key, value in metrics.items()
         if key != "users"
     }
     arrays["users"] = figures[JOINT]["users"]
@@ -130,7 +130,7 @@ def aggregate(config: Any, setup: StateSetup, rundir: RunDir) -> dict[str, dict[
     pairs += [(JOINT, name) for name in compared() if name in names]
     pairs += [("refit", "sft")] if {"refit", "sft"} <= {*names} else []  # only texts differ
     for first, second in pairs:
-        a, b = (values[f"{one}/{metric}"][:, kept] for one in (first, second))
+        a, b = (values[f"{system}/{metric}"][:, kept] for system in (first, second))
         apart = paired_difference(a, b, resamples=resamples)
         scale = max(float(b.mean()), 1e-12)
         p = sign_flip(a.mean(axis=0), b.mean(axis=0))
@@ -158,7 +158,7 @@ def _add_texts(
     config: Any, setup: StateSetup, rundir: RunDir, table: dict[str, Any], resamples: int
 ) -> None:
     """Planted F1, length and mentions of titles of the final texts."""
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    values: dict[str, dict[str, list[np.ndarray]]] = {}
     users, items = setup.shared.data.dataset.user_ids, setup.shared.data.dataset.item_ids
     for seed in config.seeds:
         finished = granularity_of(config).of_finished(setup, seed)
@@ -178,7 +178,7 @@ def _add_texts(
             records = [r for r in records if (r["user"], r.get("item")) in of_record]
             texts = [record["text"] for record in records]
             chosen = [of_record[record["user"], record.get("item")] for record in records]
-            own = found.setdefault(name, {})
+            own = values.setdefault(name, {})
             own.setdefault("text/words", []).append(
                 np.array([word_count(text) for text in texts], np.float64)
             )
@@ -194,13 +194,13 @@ def _add_texts(
             )
             for key in ("title_mention", "target_title", "copied_prompt"):
                 own.setdefault(f"text/{key}", []).append(np.array([measured[f"monitor/{key}"]]))
-    for name, own in found.items():
+    for name, own in values.items():
         for key, arrays in own.items():
             stacked = np.stack(arrays)
-            one = stacked.shape[1] == 1
+            single = stacked.shape[1] == 1
             table[name][key] = (
                 exact(float(stacked.mean()), len(test))
-                if one
+                if single
                 else estimate(stacked, resamples=resamples)
             )
 
@@ -214,10 +214,12 @@ def _over_rounds(config: Any, rundir: RunDir) -> dict[str, Estimate]:
         rounds = run_records.rounds(rundir, str(seed))
         kept = kept_round(rounds, options)
         # Without a good round the parameters of the warm start are kept.
-        best = next((one for one in rounds if one["round"] == kept), rounds[0])
+        best = next((record for record in rounds if record["round"] == kept), rounds[0])
         gains.append(best["valid/gain"])
         stopped += int(rounds[-1].get("stopped", 0))
-        rolled = [one["rollout/planted_f1"] for one in rounds if "rollout/planted_f1" in one]
+        rolled = [
+            record["rollout/planted_f1"] for record in rounds if "rollout/planted_f1" in record
+        ]
         if rolled:
             sampled.append((rolled[0], rolled[-1]))
         if "valid/planted_f1" in rounds[0]:

@@ -106,8 +106,8 @@ def generate(
     return Answers(
         tokens,
         log_probs,
-        np.array([len(one.ids) for one in answers], np.int32),
-        np.array([one.stop == "eos" for one in answers], bool),
+        np.array([len(answer.ids) for answer in answers], np.int32),
+        np.array([answer.stop == "eos" for answer in answers], bool),
     )
 
 
@@ -160,12 +160,12 @@ def rows(
     )
     ids[row, columns[real]] = tokens[real]
     segments[row, columns[real]] = 1 if group == 1 else 2 + nth
-    found = {
+    batch = {
         "ids": ids,
         "segments": segments,
         "start": start.astype(np.int32),
         "length": length.astype(np.int32),
     }
     if prompts.soft.shape[1]:
-        found["soft_positions"] = prompts.soft[own]
-    return found
+        batch["soft_positions"] = prompts.soft[own]
+    return batch

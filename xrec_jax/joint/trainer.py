@@ -272,9 +272,9 @@ def _write_history(sides: Sides, history: list[Metrics]) -> None:
         sides.folder.mkdir(parents=True, exist_ok=True)
         # Keys in one order, whether a round was just done or comes from a checkpoint.
         history = json.loads(json.dumps(files.plain(history), sort_keys=True))
-        rounds = [{k: v for k, v in one.items() if k != "samples"} for one in history]
+        rounds = [{k: v for k, v in record.items() if k != "samples"} for record in history]
         files.write_text(sides.folder / "rounds.jsonl", files.json_lines(rounds))
-        samples = [sample for one in history for sample in one.get("samples", ())]
+        samples = [sample for record in history for sample in record.get("samples", ())]
         files.write_text(sides.folder / "samples.jsonl", files.json_lines(samples))
 
 

@@ -118,8 +118,8 @@ class Joint:
 
     def names(self, start: str) -> list[str]:
         """Metrics of rounds that start so, in the order in which they are met."""
-        found = (k for s in self.seeds for r in s.rounds for k in r if k.startswith(start))
-        return list(dict.fromkeys(found))
+        metrics = (k for s in self.seeds for r in s.rounds for k in r if k.startswith(start))
+        return list(dict.fromkeys(metrics))
 
 
 def load(material: RunFiles) -> Joint | None:
@@ -160,8 +160,8 @@ def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
 
 def _by_round(records: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[Any]:
     """Records by round; of those that say the same thing again, after a resume, the last."""
-    found = {(r["round"], *(r[key] for key in keys)): r for r in records}
-    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+    latest = {(r["round"], *(r[key] for key in keys)): r for r in records}
+    return [latest[key] for key in sorted(latest, key=lambda key: key[0])]
 
 
 def number(value: Any) -> float | None:
@@ -195,38 +195,38 @@ def comparison(
     metrics = systems.get(f"{first} vs {second}", {})
     start = f"ndcg@{cutoff(systems)}/"
     short = {key.removeprefix(start): value for key, value in metrics.items()}
-    found = {key: short[key] for key in ("difference", "relative", "p") if known(short.get(key))}
-    return found if "difference" in found or "relative" in found else None
+    result = {key: short[key] for key in ("difference", "relative", "p") if known(short.get(key))}
+    return result if "difference" in result or "relative" in result else None
 
 
-def sign(found: Mapping[str, Any]) -> int:
+def sign(result: Mapping[str, Any]) -> int:
     """1 for a gain, -1 for a loss, 0 where it cannot be told from chance.
 
     Every interval must lie on one side of 0, and p, where there is one, below `LEVEL`.
     """
-    if "p" in found and found["p"]["value"] >= LEVEL:
+    if "p" in result and result["p"]["value"] >= LEVEL:
         return 0
     sides = set()
     for name in ("difference", "relative"):
-        if name in found:
-            low, high = bounds(found[name]) or (-math.inf, math.inf)
+        if name in result:
+            low, high = bounds(result[name]) or (-math.inf, math.inf)
             sides.add(1 if low > 0 else -1 if high < 0 else 0)
     return sides.pop() if len(sides) == 1 else 0
 
 
-def covers_zero(found: Mapping[str, Any]) -> bool:
+def covers_zero(result: Mapping[str, Any]) -> bool:
     """Whether an interval of a comparison holds 0."""
-    intervals = [bounds(found[name]) for name in ("difference", "relative") if name in found]
-    return any(one is not None and one[0] <= 0 <= one[1] for one in intervals)
+    intervals = [bounds(result[name]) for name in ("difference", "relative") if name in result]
+    return any(interval is not None and interval[0] <= 0 <= interval[1] for interval in intervals)
 
 
-def gain(found: Mapping[str, Any] | None) -> Html:
+def gain(result: Mapping[str, Any] | None) -> Html:
     """A gain as a cell: relative where it is known, with its interval, and p below."""
-    if found is None:
+    if result is None:
         return tag("span", "-", class_="none")
-    if "relative" in found:
-        value = figure(found["relative"], share=True, digits=1)
+    if "relative" in result:
+        value = figure(result["relative"], share=True, digits=1)
     else:
-        value = figure(found["difference"], digits=4)
-    p = tag("span", p_value(found["p"]["value"]), class_="interval") if "p" in found else None
+        value = figure(result["difference"], digits=4)
+    p = tag("span", p_value(result["p"]["value"]), class_="interval") if "p" in result else None
     return tag("span", value, " " if p else None, p)

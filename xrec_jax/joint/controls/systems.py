@@ -199,10 +199,10 @@ class Systems:
         best = jax.tree.map(jnp.copy, self.state.best["recommender"])
         state = sides.recommender.initial(sides.seed, sides.alone.params).replace(params=best)
         steps = self.shared.cfg.recommender.final_steps
-        found = Trained(
+        continued = Trained(
             frozen, *self._fit(sides.recommender, state, frozen, self._read(JOINT), steps)
         )
-        return found if found.value > self._refit.value else self._refit
+        return continued if continued.value > self._refit.value else self._refit
 
     def _fit(
         self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int

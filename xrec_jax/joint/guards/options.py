@@ -167,7 +167,7 @@ class GuardOptions:
             raise UserError(f"guards: min_length_ratio={low} must be below max_length_ratio={high}")
 
     @classmethod
-    def of(cls, given: Any) -> GuardOptions:
+    def of(cls, values: Any) -> GuardOptions:
         """Options from a config's mapping.
 
         Raises:
@@ -175,7 +175,7 @@ class GuardOptions:
         """
         # Refused here, because a misspelled limit would silently be no limit.
         known = [field.name for field in dataclasses.fields(cls)]
-        chosen = dict(given.items())
+        chosen = dict(values.items())
         for key in chosen:
             if key not in known:
                 raise UserError(f"guards: no option {key!r}{did_you_mean(key, known)}")

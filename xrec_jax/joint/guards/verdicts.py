@@ -223,9 +223,9 @@ def kept_round(rounds: Sequence[Mapping[str, Any]], options: GuardOptions) -> in
     return state.best_round
 
 
-def _broken(limit: Limit, given: Any, options: GuardOptions) -> str | None:
+def _broken(limit: Limit, measured: Any, options: GuardOptions) -> str | None:
     """Why a metric trips a guard, in words; None where it does not."""
-    edge, value = getattr(options, limit.option), float(given)
+    edge, value = getattr(options, limit.option), float(measured)
     if edge is None:
         return None
     value, edge = float(np.float32(value)), float(np.float32(edge))  # metrics are float32

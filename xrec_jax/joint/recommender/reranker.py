@@ -70,30 +70,30 @@ def retrieved(
         )[0]
 
     width = int(states.history.lengths.max(initial=1))
-    size, found = min(1024, max(8, CELLS // model.num_items)), []
+    size, batches = min(1024, max(8, CELLS // model.num_items)), []
     for first in range(0, len(states), size):
         rows = np.minimum(np.arange(first, first + size), len(states) - 1)
         batch = user_batch(setup, model, rows)
         batch["seen"] = distinct(states.history.padded(rows, width, fill=-1))
-        found.append(gather(best(params, frozen, put_replicated(batch, setup.shared.mesh))))
-    return np.concatenate(found)[: len(states)].astype(np.int32)
+        batches.append(gather(best(params, frozen, put_replicated(batch, setup.shared.mesh))))
+    return np.concatenate(batches)[: len(states)].astype(np.int32)
 
 
 def _head(model: Fused, params: Any, tables: Any, batch: dict, old: jax.Array) -> jax.Array:
     """Scores of the candidates `[b, C]`: the fused ones, or the old ones where nothing is read."""
     candidates = batch["candidates"]
-    asked = {k: v for k, v in batch.items() if k in (*_USER, *_READ, "candidates")}
+    inputs = {k: v for k, v in batch.items() if k in (*_USER, *_READ, "candidates")}
     plain = jnp.take_along_axis(old, jnp.maximum(candidates, 0), axis=1)
     if "features" in batch:
-        return model.candidate_scores(params, {}, asked, tables=tables)
-    told = model.candidate_scores(params, {}, asked, tables=tables)
-    return jnp.where(batch["present"].any(axis=-1) & (candidates >= 0), told, plain)
+        return model.candidate_scores(params, {}, inputs, tables=tables)
+    fused = model.candidate_scores(params, {}, inputs, tables=tables)
+    return jnp.where(batch["present"].any(axis=-1) & (candidates >= 0), fused, plain)
 
 
 def _alone(model: Fused, params: Any, tables: Any, batch: dict) -> jax.Array:
     """Scores of the whole catalogue without a text: `[b, items]`."""
-    asked = {k: v for k, v in batch.items() if k in _USER}
-    return model.item_scores(params, {}, asked, tables=tables)
+    inputs = {k: v for k, v in batch.items() if k in _USER}
+    return model.item_scores(params, {}, inputs, tables=tables)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,8 +106,8 @@ def _ranks(model: Fused, params: Any, tables: Any, batch: dict) -> tuple[jax.Arr
     """Ranks `[b, T]` of the targets in the reranked lists, and whether all is scored `[b]`."""
     old = _alone(model, params, tables, batch)
     new = _head(model, params, tables, batch, old)
-    one = lambda target: rerank(old, batch["candidates"], new, target, batch["seen"])  # noqa: E731
-    ranks = jax.vmap(one, in_axes=1, out_axes=1)(batch["targets"])
+    rank_of_one = lambda target: rerank(old, batch["candidates"], new, target, batch["seen"])  # noqa: E731
+    ranks = jax.vmap(rank_of_one, in_axes=1, out_axes=1)(batch["targets"])
     return ranks, jnp.all((new < jnp.inf) | (batch["candidates"] < 0), axis=1)
 
 
@@ -119,21 +119,21 @@ def _gains(model: Fused, params: Any, tables: Any, batch: dict) -> dict[str, jax
     place = batch["place"]
     hit = (candidates >= 0) & (candidates == target[:, None])
     rows = jnp.arange(len(target))
-    found = {}
+    figures = {}
     for name in ("", "_null", "_shuffled"):
-        one = dict(batch)
+        inputs = dict(batch)
         if name == "_null":
-            one["present"] = batch["present"].at[rows, place].set(False)
+            inputs["present"] = batch["present"].at[rows, place].set(False)
         else:
             own = f"own{name}"
-            one["encoding"] = batch["encoding"].at[rows, place].set(batch[f"{own}_encoding"])
-            one["present"] = batch["present"].at[rows, place].set(batch[f"{own}_present"])
-        new = _head(model, params, tables, one, old).astype(jnp.float32)
+            inputs["encoding"] = batch["encoding"].at[rows, place].set(batch[f"{own}_encoding"])
+            inputs["present"] = batch["present"].at[rows, place].set(batch[f"{own}_present"])
+        new = _head(model, params, tables, inputs, old).astype(jnp.float32)
         log_probs = jax.nn.log_softmax(jnp.where(candidates >= 0, new, -1e30), axis=1)
         # Rows without their target among the candidates stay at 0: they say nothing of a text.
-        found[f"log_prob{name}"] = jnp.sum(jnp.where(hit, log_probs, 0.0), axis=1)
-        found[f"rank{name}"] = rerank(old, candidates, new, target, batch["seen"])
-    return found
+        figures[f"log_prob{name}"] = jnp.sum(jnp.where(hit, log_probs, 0.0), axis=1)
+        figures[f"rank{name}"] = rerank(old, candidates, new, target, batch["seen"])
+    return figures
 
 
 class RerankTask(FusedTask):
@@ -186,13 +186,13 @@ class RerankTask(FusedTask):
     @functools.cached_property
     def _held_out(self) -> dict[str, tuple[Histories, Histories, np.ndarray]]:
         """Seen items, targets and users of each group."""
-        found, count = {}, self.shared.data.dataset.num_users
+        groups, count = {}, self.shared.data.dataset.num_users
         for group, (seen, held_out) in self._groups().items():
             pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
             targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], count)
             users = np.flatnonzero(targets.lengths).astype(np.int32)
-            found[group] = Histories.of(seen, count), targets, users
-        return found
+            groups[group] = Histories.of(seen, count), targets, users
+        return groups
 
     def evaluate(
         self, group: str, params: Any, frozen: Any, read: dict[str, np.ndarray]
@@ -277,7 +277,7 @@ class RerankTask(FusedTask):
         parts = batch_divisor(self.shared.mesh)
         size = -(-min(256, len(states)) // parts) * parts
         others = another(cases.user[states], key)
-        tables, found = _tables(self.model, params, frozen), []
+        tables, scored = _tables(self.model, params, frozen), []
         for first in range(0, len(states), size):
             places = np.minimum(np.arange(first, first + size), len(states) - 1)
             chosen, other = states[places], others[places]
@@ -291,18 +291,19 @@ class RerankTask(FusedTask):
                 "own_shuffled_encoding": encoding[other],
                 "own_shuffled_present": present[other],
             }
-            found.append(gather(_gains(self.model, params, tables, self.shared.put(batch))))
+            scored.append(gather(_gains(self.model, params, tables, self.shared.put(batch))))
         return {
-            name: np.concatenate([one[name] for one in found])[: len(states)] for name in found[0]
+            name: np.concatenate([figures[name] for figures in scored])[: len(states)]
+            for name in scored[0]
         }
 
 
 def _of_slots(slots: np.ndarray, read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What is read of cases, laid out as candidates: `[b, C, ...]`, zero where there is none."""
     real = slots >= 0
-    found = {}
+    laid_out = {}
     for name, array in read.items():
         rows = array[np.maximum(slots, 0)]
         nothing = np.zeros((), rows.dtype)
-        found[name] = np.where(real.reshape(*real.shape, *(1,) * (rows.ndim - 2)), rows, nothing)
-    return found
+        laid_out[name] = np.where(real.reshape(*real.shape, *(1,) * (rows.ndim - 2)), rows, nothing)
+    return laid_out

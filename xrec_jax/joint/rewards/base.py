@@ -216,8 +216,8 @@ def evidence_of(weights: Any) -> dict[str, Evidence]:
 
 def sections() -> dict[str, dict[str, Any]]:
     """Sections of `config.joint` that registered parts have, with their defaults."""
-    found = {name: _REGISTRY[name].evidence for name in names()}
-    return {name: dict(e.section) for name, e in found.items() if e and e.section is not None}
+    entries = {name: _REGISTRY[name].evidence for name in names()}
+    return {name: dict(e.section) for name, e in entries.items() if e and e.section is not None}
 
 
 def section(config: Any, name: str) -> ConfigDict:
@@ -241,8 +241,8 @@ def section(config: Any, name: str) -> ConfigDict:
 
 def paths() -> tuple[str, ...]:
     """Keys of `config.joint` that name files of registered parts."""
-    found = {name: _REGISTRY[name].evidence for name in names()}
-    return tuple(f"{name}.{key}" for name, e in found.items() if e for key in e.paths)
+    entries = {name: _REGISTRY[name].evidence for name in names()}
+    return tuple(f"{name}.{key}" for name, e in entries.items() if e for key in e.paths)
 
 
 def read_weights(weights: Any) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -259,10 +259,10 @@ def read_weights(weights: Any) -> dict[str, tuple[float, dict[str, Any]]]:
       UserError: on an unknown part or option, an option of another kind than its default, a weight
         that is no finite number, or where no weight is other than 0.
     """
-    found = {}
-    for name, given in dict(weights.items()).items():
+    chosen = {}
+    for name, setting in dict(weights.items()).items():
         known = options(name)
-        own = dict(given.items()) if hasattr(given, "items") else {"weight": given}
+        own = dict(setting.items()) if hasattr(setting, "items") else {"weight": setting}
         weight = own.pop("weight", 1.0)
         if not _is_number(weight):
             raise UserError(f"reward {name!r}: weight {weight!r} must be a finite number")
@@ -274,10 +274,10 @@ def read_weights(weights: Any) -> dict[str, tuple[float, dict[str, Any]]]:
             _check_kind(name, key, value, known[key])
         # Parts of weight 0 are not computed: their evidence may be missing.
         if weight:
-            found[name] = (float(weight), known | own)
-    if not found:
+            chosen[name] = (float(weight), known | own)
+    if not chosen:
         raise UserError(f"rewards: no part has a weight other than 0; parts: {', '.join(names())}")
-    return found
+    return chosen
 
 
 def total(scored: Scored, weights: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -46,21 +46,21 @@ def check(config: Any, rundir: RunDir) -> None:
     Raises:
       UserError: names the key, the value and what is valid.
     """
-    asked = config.joint.judge
-    if asked.reference not in REFERENCES:
+    cfg = config.joint.judge
+    if cfg.reference not in REFERENCES:
         raise UserError(
-            f"joint.judge.reference={asked.reference!r} is not valid"
-            f"{did_you_mean(asked.reference, REFERENCES)}"
+            f"joint.judge.reference={cfg.reference!r} is not valid"
+            f"{did_you_mean(cfg.reference, REFERENCES)}"
         )
-    if not asked.adapter:
+    if not cfg.adapter:
         raise UserError(
             "joint.rewards.judge needs joint.judge.adapter: the directory of an adapter that a "
             f"stage 'judge' made, or {OWN!r} for this run's own"
         )
     path = adapter_folder(config, rundir)
     if not is_adapter(str(path)):
-        if asked.adapter != OWN:
-            raise UserError(f"joint.judge.adapter={asked.adapter}: no adapter in that directory")
+        if cfg.adapter != OWN:
+            raise UserError(f"joint.judge.adapter={cfg.adapter}: no adapter in that directory")
         if "judge" not in config.stages or not judges.of(config).trained:
             source = config.judge.source if "judge" in config.stages else judges.PLANTED
             raise UserError(
@@ -113,17 +113,17 @@ class RewardJudge:
             for state, text in zip(states, texts, strict=True)
         ]
         better = np.full(len(places), 0.5)
-        asked = [
+        pairs = [
             (place, self._prompts[state], text, self.reference(state))
             for (state, text), place in places.items()
             if text != self.reference(state).strip()
         ]
-        if asked:
-            numbers, prompts, given, references = map(list, zip(*asked, strict=True))
-            found = np.asarray(
-                self._judge(prompts * 2, given + references, references + given), np.float64
+        if pairs:
+            numbers, prompts, answers, references = map(list, zip(*pairs, strict=True))
+            p_first = np.asarray(
+                self._judge(prompts * 2, answers + references, references + answers), np.float64
             )
-            shown, swapped = found[: len(asked)], found[len(asked) :]
+            shown, swapped = p_first[: len(pairs)], p_first[len(pairs) :]
             better[numbers] = np.nan_to_num((shown + 1.0 - swapped) / 2.0, nan=0.0)
         return better[of].astype(np.float32)
 

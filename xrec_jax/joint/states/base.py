@@ -120,13 +120,13 @@ def check_template(config: Any, template: Template, *, user: str, user_item: str
     Raises:
       UserError: names the ones that do.
     """
-    asked = config.joint
-    wanted = asked.granularity == "user_item"
+    cfg = config.joint
+    wanted = cfg.granularity == "user_item"
     if bool(template.item) != wanted:
         about = "the user alone" if wanted else "one place"
         raise UserError(
             f"joint.states.template={template.name!r} asks about {about}, but "
-            f"joint.granularity={asked.granularity!r} needs another one: "
+            f"joint.granularity={cfg.granularity!r} needs another one: "
             f"{user_item if wanted else user}"
         )
 

@@ -85,13 +85,13 @@ def placed(best: np.ndarray, states: JointStates) -> np.ndarray:
     Returns:
       `[S, C]` int32.
     """
-    found = np.array(best, np.int32)
+    candidates = np.array(best, np.int32)
     missing = (states.part == TRAIN) & (states.target >= 0)
-    missing &= ~(found == states.target[:, None]).any(axis=1)
-    last = np.maximum((found >= 0).sum(axis=1) - 1, 0)
+    missing &= ~(candidates == states.target[:, None]).any(axis=1)
+    last = np.maximum((candidates >= 0).sum(axis=1) - 1, 0)
     rows = np.flatnonzero(missing)
-    found[rows, last[rows]] = states.target[rows]
-    order = np.where(found < 0, np.iinfo(np.int32).max, found)
+    candidates[rows, last[rows]] = states.target[rows]
+    order = np.where(candidates < 0, np.iinfo(np.int32).max, candidates)
     order.sort(axis=1)
     return np.where(order == np.iinfo(np.int32).max, -1, order).astype(np.int32)
 

@@ -39,14 +39,14 @@ def read_states_file(config: Any, data: RunData, path: str = "") -> list[PairTex
     Raises:
       UserError: no file is named, or it is wrong.
     """
-    asked = config.joint.states
-    path = path or asked.path
+    cfg = config.joint.states
+    path = path or cfg.path
     if not path:
         raise UserError(
             "joint.states.source='file' needs joint.states.path: a JSONL file of texts about users "
             "and items"
         )
-    keys = Keys(**{role: asked[f"{role}_key"] for role in Keys._fields})
+    keys = Keys(**{role: cfg[f"{role}_key"] for role in Keys._fields})
     dataset = data.dataset
     return read_pair_texts(path, keys, users=dataset.user_ids, items=dataset.item_ids)
 

@@ -52,12 +52,12 @@ def file_states(config: Any, data: RunData) -> JointStates:
       UserError: the file is wrong (names its line), or nothing is left to train on.
     """
     need_events(data, "joint")
-    asked = config.joint.states
-    if asked.group:
+    cfg = config.joint.states
+    if cfg.group:
         raise UserError(
-            f"joint.states.group={asked.group!r}: states from a file know no groups; set it to ''"
+            f"joint.states.group={cfg.group!r}: states from a file know no groups; set it to ''"
         )
-    template = template_from(asked.template)
+    template = template_from(cfg.template)
     check_template(
         config,
         template,
@@ -65,11 +65,11 @@ def file_states(config: Any, data: RunData) -> JointStates:
         user_item="'profile_candidate' or 'visit_candidate'",
     )
     texts = Texts(data, read_states_file(config, data), profiles=bool(template.user))
-    chosen = _chosen(texts, asked.max_users)
-    drawn = _Drawn.of(texts, chosen, train_states=asked.train_states, min_history=asked.min_history)
+    chosen = _chosen(texts, cfg.max_users)
+    drawn = _Drawn.of(texts, chosen, train_states=cfg.train_states, min_history=cfg.min_history)
     pasts = [drawn.past(s) for s in range(len(drawn.user))]
     shown = [
-        select_history([i for i in past.tolist() if i in texts.shown], latest=asked.history)
+        select_history([i for i in past.tolist() if i in texts.shown], latest=cfg.history)
         for past in pasts
     ]
     avoided = far_places(texts, drawn.user, pasts)
@@ -110,7 +110,7 @@ def file_states(config: Any, data: RunData) -> JointStates:
         features=_user_features(profiles, pasts, item_features, words),
         item_features=item_features,
         titles=texts.titles,
-        notes=_notes(texts, drawn, asked, teacher),
+        notes=_notes(texts, drawn, cfg, teacher),
     )
 
 
@@ -250,7 +250,7 @@ def _user_features(
     return features
 
 
-def _notes(texts: Texts, drawn: _Drawn, asked: Any, teacher: dict[int, str]) -> tuple[str, ...]:
+def _notes(texts: Texts, drawn: _Drawn, cfg: Any, teacher: dict[int, str]) -> tuple[str, ...]:
     with_profile, ranked = len(texts.profile), len(np.unique(drawn.user))
     used = sum(
         any(item in texts.shown for item in drawn.past(s).tolist()) for s in range(len(drawn.user))

@@ -31,28 +31,28 @@ def world_states(config: Any, data: RunData) -> JointStates:
       UserError: if the data is no world, or leaves nothing to explain.
     """
     need_world(data, "joint.states.source")
-    world, asked = data.world, config.joint.states
+    world, cfg = data.world, config.joint.states
     assert world is not None
-    template = template_from(asked.template)
+    template = template_from(cfg.template)
     check_template(config, template, user="'tastes'", user_item="'candidate'")
     if "{about}" in template.user and not world.about:
         raise UserError(
-            f"joint.states.template={asked.template!r} shows what users say of themselves, but "
+            f"joint.states.template={cfg.template!r} shows what users say of themselves, but "
             "data.world.about_share=0 lets them say nothing; set it above 0"
         )
     count = data.dataset.num_users
-    users = rng.permutation(rng.fold(0, Stream.WORLD_STATES), count)[: asked.max_users or count]
+    users = rng.permutation(rng.fold(0, Stream.WORLD_STATES), count)[: cfg.max_users or count]
     user, before, target, part, history = chosen_states(
         data,
-        train_states=asked.train_states,
-        min_history=asked.min_history,
-        reach=asked.reach,
+        train_states=cfg.train_states,
+        min_history=cfg.min_history,
+        reach=cfg.reach,
         users=sorted(int(u) for u in users),
     )
-    prompting = Prompting(data, asked.template, history=asked.history)
+    prompting = Prompting(data, cfg.template, history=cfg.history)
     tastes = world.tastes_at(user, before)
     pasts = [history.items[history.start[s] : history.start[s + 1]] for s in range(len(user))]
-    groups, group = _groups(asked.group, data, user)
+    groups, group = _groups(cfg.group, data, user)
     stated = _stated(world, prompting, user, pasts)
     return JointStates(
         user=user,
@@ -72,7 +72,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
         planted=[_planted(one) for one in tastes],
         stated=[join_pair(taste_pair(one["likes"], one["dislikes"])) for one in stated],
         template=[_by_rule(prompting, past) for past in pasts],
-        summary=[_summary(prompting, past[-asked.history :]) for past in pasts],
+        summary=[_summary(prompting, past[-cfg.history :]) for past in pasts],
         features=_user_features(prompting, user, history),
         item_features=_one_hot(prompting.items, _PLAIN),
         titles=[str(row["name"]) for row in prompting.items],

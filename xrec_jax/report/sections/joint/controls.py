@@ -31,14 +31,14 @@ def control(name: str) -> Control:
 def names(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Systems, the best NDCG first; those without one last."""
     main = main_metric(systems)
-    found = [s for s in systems if not is_pair(s) and s not in _NO_SYSTEMS]
-    order = [*CONTROLS, *found]
+    listed = [s for s in systems if not is_pair(s) and s not in _NO_SYSTEMS]
+    order = [*CONTROLS, *listed]
 
     def place(name: str) -> tuple[float, int]:
         value: Any = systems[name].get(main)
         return -value["value"] if known(value) else float("inf"), order.index(name)
 
-    return sorted(found, key=place)
+    return sorted(listed, key=place)
 
 
 def attainable(
@@ -76,14 +76,16 @@ def build(
 
 
 def _gains(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
-    found = {name: comparison(systems, name, ALONE) for name in order}
-    share = any(c is not None and "relative" in c for c in found.values())
+    comparisons = {name: comparison(systems, name, ALONE) for name in order}
+    share = any(
+        compared is not None and "relative" in compared for compared in comparisons.values()
+    )
     kind = "relative" if share else "difference"
     what = wording.ranking(main_metric(systems))
     rows = [
-        Row(control(name).label, control(name).colour, c[kind])
-        for name, c in found.items()
-        if c is not None and kind in c
+        Row(control(name).label, control(name).colour, compared[kind])
+        for name, compared in comparisons.items()
+        if compared is not None and kind in compared
     ]
     return interval_chart(
         rows,
@@ -155,8 +157,8 @@ def _table(
 def _further(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
     """What the table has no column for."""
     shown = {*_columns(systems), *(key for key, _, _ in _TEXT_COLUMNS)}
-    found = dict.fromkeys(key for name in order for key in systems[name] if key not in shown)
-    names = [key for key in found if any(known(systems[n].get(key)) for n in order)]
+    metrics = dict.fromkeys(key for name in order for key in systems[name] if key not in shown)
+    names = [key for key in metrics if any(known(systems[n].get(key)) for n in order)]
     if not names:
         return None
     rows = [
@@ -177,25 +179,25 @@ def _called(name: str) -> str:
 
 
 def _entry(systems: Mapping[str, Mapping[str, Any]], name: str) -> Html:
-    one = control(name)
-    verdict = told(systems, name)
+    system = control(name)
+    outcome = verdict(systems, name)
     return tag(
         "div",
-        tag("dt", one.label),
-        tag("dd", one.description, f" {one.shows}" if one.shows else None),
-        tag("dd", verdict[1], class_=f"told {verdict[0]}") if verdict else None,
+        tag("dt", system.label),
+        tag("dd", system.description, f" {system.shows}" if system.shows else None),
+        tag("dd", outcome[1], class_=f"told {outcome[0]}") if outcome else None,
     )
 
 
-def told(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str] | None:
+def verdict(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str] | None:
     """What a control says here: `good`, `bad` or `open`, and a sentence; None if nothing."""
-    found = comparison(systems, name, ALONE)
+    result = comparison(systems, name, ALONE)
     main = comparison(systems, JOINT, ALONE)
-    one = control(name)
-    if found is None or not (one.shows or one.silent):
+    system = control(name)
+    if result is None or not (system.shows or system.silent):
         return None
-    side = sign(found)
-    if one.silent:
+    side = sign(result)
+    if system.silent:
         if side > 0:
             return "bad", "Here: it gains, which speaks against the claim."
         if side < 0:
@@ -204,7 +206,7 @@ def told(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str]
     if main is None or sign(main) <= 0:
         return "open", "Here: joint has no clear gain that could be compared."
     direct = comparison(systems, JOINT, name)
-    reached = _reached(found, main)
+    reached = _reached(result, main)
     if name == "masked_titles":
         if side > 0:
             return "good", f"Here: the gain remains{reached}."
@@ -222,10 +224,10 @@ def told(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str]
     return "open", f"Here: it gains too{reached}; the two were not tested against each other."
 
 
-def _reached(found: Mapping[str, Any], main: Mapping[str, Any]) -> str:
+def _reached(result: Mapping[str, Any], main: Mapping[str, Any]) -> str:
     """Its gain as a share of joint's, in words."""
     for kind in ("relative", "difference"):
-        if kind in found and kind in main and main[kind]["value"] > 0:
-            share = percent(found[kind]["value"] / main[kind]["value"], 0)
+        if kind in result and kind in main and main[kind]["value"] > 0:
+            share = percent(result[kind]["value"] / main[kind]["value"], 0)
             return f"; it reaches {share} of joint's gain"
     return ""

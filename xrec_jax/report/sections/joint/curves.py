@@ -157,11 +157,11 @@ def _bar(seed: Seed, order: Sequence[str], longest: float) -> Html:
         mean = seconds(seed, phase)[0]
         width = 100 * mean / longest if longest else 0.0
         if mean > 0:
-            told = f"{_phase(phase)} {decimal(mean, 2)} s"
+            caption = f"{_phase(phase)} {decimal(mean, 2)} s"
             marks.append(
                 tag(
                     "rect",
-                    tag("title", told),
+                    tag("title", caption),
                     x=f"{at:.2f}%",
                     y=3,
                     width=f"{width:.2f}%",
@@ -169,7 +169,7 @@ def _bar(seed: Seed, order: Sequence[str], longest: float) -> Html:
                     class_=f"part {colour(place)}",
                 )
             )
-            said.append(told)
+            said.append(caption)
         at += width
     total = sum(seconds(seed, phase)[0] for phase in order)
     drawing = tag(

@@ -93,10 +93,10 @@ def _user(seed: Seed, user: str, records: Sequence[Mapping[str, Any]]) -> Html:
                 aria_label=f"prompt of user {user}",
             ),
         )
-    told = f"User {user}, seed {seed.name}"
+    title = f"User {user}, seed {seed.name}"
     return tag(
         "article",
-        tag("header", tag("h3", told), tag("p", _part(last), class_="where")),
+        tag("header", tag("h3", title), tag("p", _part(last), class_="where")),
         _reasons("True reasons", planted) if planted else None,
         tag("div", *(made[n] for n in shown), class_="texts", style=f"--texts: {len(shown)}"),
         folded,
@@ -104,7 +104,7 @@ def _user(seed: Seed, user: str, records: Sequence[Mapping[str, Any]]) -> Html:
         class_="pair joint",
         data_seed=seed.name,
         data_user=user,
-        aria_label=told,
+        aria_label=title,
     )
 
 
@@ -130,7 +130,7 @@ def _round(record: Mapping[str, Any], seed: Seed, best: int | None) -> Html:
     ]
     f1 = number(record.get("f1"))
     planted = record.get("planted") or {}
-    right = given(text, planted)
+    right = named_reasons(text, planted)
     tally = [f"{sum(map(word_count, pair))} words"]
     if f1 is not None:
         tally.insert(0, f"F1 {percent(f1, 1)}")
@@ -150,18 +150,18 @@ def _round(record: Mapping[str, Any], seed: Seed, best: int | None) -> Html:
 
 def _phrases(planted: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Side and words of every true reason, those for first."""
-    found = []
+    phrases = []
     for side, _ in _SIDES:
         for reason in planted.get(side) or ():
             if isinstance(reason, Mapping):
                 said = reason.get("phrase") or f"{reason.get('attribute')} {reason.get('value')}"
-                found.append((side, str(said)))
+                phrases.append((side, str(said)))
             else:
-                found.append((side, str(reason)))
-    return found
+                phrases.append((side, str(reason)))
+    return phrases
 
 
-def given(text: str, planted: Mapping[str, Any]) -> list[int]:
+def named_reasons(text: str, planted: Mapping[str, Any]) -> list[int]:
     """Which of the true reasons a text gives: places in `_phrases`; not those in mere words."""
     claims = read_claims(text, world_vocabulary())
     sides = [(side, reason) for side, _ in _SIDES for reason in planted.get(side) or ()]
@@ -183,7 +183,7 @@ def _reasons(title: str, planted: Mapping[str, Any]) -> Html | None:
     return tag("div", tag("h4", title), _chips(found, title), class_="reasons")
 
 
-def _chips(found: Sequence[tuple[str, str]], label: str) -> Html:
+def _chips(phrases: Sequence[tuple[str, str]], label: str) -> Html:
     marks = [
         tag(
             "li",
@@ -191,6 +191,6 @@ def _chips(found: Sequence[tuple[str, str]], label: str) -> Html:
             join([escape(said)]),
             class_=side,
         )
-        for side, said in found
+        for side, said in phrases
     ]
     return tag("ul", *marks, class_="chips", role="list", aria_label=label)

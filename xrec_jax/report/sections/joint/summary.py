@@ -66,18 +66,18 @@ def _verdict(joint: Joint, recommend: Mapping[str, Any]) -> Html:
             systems, SFT, "the warm start's", 0, first="refit", named="joint texts, read anew,"
         ),
     ]
-    told = [sentence for sentence in said if sentence is not None]
-    if not told:
+    sentences = [sentence for sentence in said if sentence is not None]
+    if not sentences:
         text = "No test figures yet: they are written when every seed is done."
         return tag("div", tag("p", text), class_="verdict open")
     if (of := _of_attainable(systems, recommend)) is not None:
-        told.append(tag("p", of))
+        sentences.append(tag("p", of))
     if tested in (1, 2):
         seeds = "One seed says" if tested == 1 else "Two seeds say"
-        told.append(tag("p", f"{seeds} little of how runs differ; three or more are needed."))
+        sentences.append(tag("p", f"{seeds} little of how runs differ; three or more are needed."))
     main = read.comparison(systems, JOINT, ALONE)
     side = read.sign(main) if main is not None else 0
-    return tag("div", *told, class_=f"verdict {('bad', 'open', 'good')[side + 1]}")
+    return tag("div", *sentences, class_=f"verdict {('bad', 'open', 'good')[side + 1]}")
 
 
 def _compared(
@@ -90,8 +90,8 @@ def _compared(
     named: str = "joint training",
 ) -> Html | None:
     """One sentence of a system against another, or None where they were not compared."""
-    found = read.comparison(systems, first, other)
-    if found is None:
+    result = read.comparison(systems, first, other)
+    if result is None:
         return None
     main = main_metric(systems)
     values = [systems.get(name, {}).get(main) for name in (first, other)]
@@ -102,24 +102,24 @@ def _compared(
     else:
         parts.append(f"against {called}: ")
     measured = []
-    if "relative" in found:
-        measured.append(figure(found["relative"], share=True, digits=1))
-    if "difference" in found:
-        measured.append(figure(found["difference"], digits=4))
+    if "relative" in result:
+        measured.append(figure(result["relative"], share=True, digits=1))
+    if "difference" in result:
+        measured.append(figure(result["difference"], digits=4))
     parts.append(join(measured, ", a difference of "))
-    parts += [f", {p_value(found['p']['value'])}"] if "p" in found else []
+    parts += [f", {p_value(result['p']['value'])}"] if "p" in result else []
     parts.append(f", {tested} seed{'' if tested == 1 else 's'}. " if tested else ". ")
-    return tag("p", tag("strong", _judged(found)), " ", *parts)
+    return tag("p", tag("strong", _judged(result)), " ", *parts)
 
 
-def _judged(found: Mapping[str, Any]) -> str:
+def _judged(result: Mapping[str, Any]) -> str:
     """Better, worse, or not to be told from chance and why."""
-    side = read.sign(found)
+    side = read.sign(result)
     if side:
         return "A gain." if side > 0 else "A loss."
-    if read.covers_zero(found):
+    if read.covers_zero(result):
         return "No difference that can be told from chance: the interval holds 0."
-    if "p" in found and found["p"]["value"] >= read.LEVEL:
+    if "p" in result and result["p"]["value"] >= read.LEVEL:
         return f"Not certain: p is not below {read.LEVEL:g}."
     return "Not certain: there is no interval."
 
@@ -169,15 +169,15 @@ def _conditions(config: Mapping[str, Any]) -> Html:
 def headline(material: RunFiles) -> tuple[str, Html, str] | None:
     """Label, figure and sentence for the top of the page, or None."""
     systems = material.stage(read.STAGE)
-    found = read.comparison(systems, JOINT, ALONE)
-    if found is None:
+    result = read.comparison(systems, JOINT, ALONE)
+    if result is None:
         return None
-    if "relative" in found:
-        value = figure(found["relative"], share=True, digits=1)
+    if "relative" in result:
+        value = figure(result["relative"], share=True, digits=1)
     else:
-        value = figure(found["difference"], digits=4)
+        value = figure(result["difference"], digits=4)
     what = wording.ranking(main_metric(systems))
-    said = f"{what} of joint training over the same recommender alone. {_judged(found)}"
+    said = f"{what} of joint training over the same recommender alone. {_judged(result)}"
     return "Gain of joint training", value, said
 
 
@@ -194,12 +194,12 @@ def _guards(joint: Joint) -> Html | None:
 
 def _rounds(joint: Joint) -> Html | None:
     """What the run says of first and last round, over its seeds."""
-    found = joint.systems.get("rounds", {})
+    figures = joint.systems.get("rounds", {})
     said: list[Html] = []
-    first, change = found.get("planted/f1_first"), found.get("planted/f1_difference")
-    last, called = found.get("planted/f1_best"), "best"
+    first, change = figures.get("planted/f1_first"), figures.get("planted/f1_difference")
+    last, called = figures.get("planted/f1_best"), "best"
     if not known(last):
-        last, called = found.get("planted/f1_last"), "last"
+        last, called = figures.get("planted/f1_last"), "last"
     if known(first) and known(last):
         line: list[object] = [
             "True reasons named, F1: ",
@@ -214,7 +214,7 @@ def _rounds(joint: Joint) -> Html | None:
             if reach is not None and reach[0] <= 0 <= reach[1]:
                 line.append(", which may be chance")
         said.append(tag("p", *line, "."))
-    stopped = found.get("guards/stopped")
+    stopped = figures.get("guards/stopped")
     if known(stopped) and stopped is not None:
         of = f" of {stopped['count']}" if stopped.get("count") else ""
         number = figure(stopped, digits=0, interval=False)
