@@ -30,7 +30,7 @@ _JOINT_ROUND = "xrec_jax/joint/round.py"
 _JOINT = (
     Mutant(
         "negated_reward",
-        _JOINT_ROUND,
+        "xrec_jax/joint/scoring.py",
         "return gather(score), gather(parts)",
         "return -gather(score), gather(parts)",
         (_ROUND + "test_a_token_that_is_paid_for_becomes_likelier",),

@@ -29,7 +29,8 @@ from xrec_jax.joint.monitors import Monitors
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.rollout import rows
-from xrec_jax.joint.round import drawn_states, policy_rows, roll_out, within
+from xrec_jax.joint.round import drawn_states, policy_rows, roll_out
+from xrec_jax.joint.scoring import within
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.state import on_host, part_of
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID

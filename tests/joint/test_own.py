@@ -17,7 +17,8 @@ from xrec_jax.joint.controls import registry
 from xrec_jax.joint.controls.registry import Control
 from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.rewards import base
-from xrec_jax.joint.round import roll_out, score_rollouts
+from xrec_jax.joint.round import roll_out
+from xrec_jax.joint.scoring import score_rollouts
 from xrec_jax.joint.state import on_host
 from xrec_jax.report.sections.joint import controls as page
 

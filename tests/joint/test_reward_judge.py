@@ -18,7 +18,8 @@ from xrec_jax.joint.granularity import open_setup
 from xrec_jax.joint.rewards import EvidenceContext
 from xrec_jax.joint.rewards import judge as joint_judge
 from xrec_jax.joint.rewards.judge import RewardJudge, reward_judge
-from xrec_jax.joint.round import roll_out, score_rollouts
+from xrec_jax.joint.round import roll_out
+from xrec_jax.joint.scoring import score_rollouts
 from xrec_jax.joint.setup import JointSetup
 from xrec_jax.joint.sides import open_sides
 from xrec_jax.joint.state import on_host

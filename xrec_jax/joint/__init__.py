@@ -21,7 +21,7 @@ on one page; the file of each line is on its right, below `joint/`:
                 answers <- sampled by the actor                             rollout.py
             learn
                 stop if answers do not end or are empty                     guards/verdicts.py
-                reward <- log p(next item | answer) - log p(next item)      recommender/, rewards/
+                reward <- log p(next item | answer) - log p(next item)      scoring.py, rewards/
                           and further parts, by their weights
                 error if a reward is not finite or beyond its scale         guards/values.py
                 monitors <- signs of a policy that games its reward         monitors.py
