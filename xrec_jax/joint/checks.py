@@ -146,7 +146,7 @@ def _check_counts(cfg: Any, mesh: Mesh) -> None:
         for part in key.split("."):
             value = value[part]
         if value < low:
-            raise UserError(f"joint.{key}={value} must be at minimum {low}")
+            raise UserError(f"joint.{key}={value} must be at least {low}")
     if not 0.0 <= cfg.rollout.held_out < 1.0:
         raise UserError(
             f"joint.rollout.held_out={cfg.rollout.held_out} must be a share, from 0 to below 1"
