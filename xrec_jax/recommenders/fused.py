@@ -400,30 +400,8 @@ class Fused(Recommender):
         return jnp.where(candidates >= 0, scores, -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureFused(Fused):
-    """The same fusion with plain user features in place of an explanation.
-
-    The control for explanations that merely carry attributes. `encoding` is the number of features;
-    batches have `features` `[b, encoding]` (or `[b, n, encoding]` with candidates), frozen arrays
-    for ranking `features` `[users, encoding]`; `mean` and `std` are `[1, encoding]`. All features
-    are one part, so `sides` must be "both".
-    """
-
-    parts: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("feature fusion", "sides", self.sides, ("both",))
-
-    def _encodings(self, source):
-        if "features" not in source:
-            return None
-        features = source["features"][..., None, :]
-        return features, jnp.ones(features.shape[:-1], bool)
-
-
-def _make(cls: type[_F], base: Recommender, hparams: Mapping[str, Any]) -> _F:
+def make_fused(cls: type[_F], base: Recommender, hparams: Mapping[str, Any]) -> _F:
+    """A fusion of a class around a base; refuses hyper-parameters that the class does not have."""
     sizes = {field.name for field in dataclasses.fields(Recommender)} | {"base"}
     known = [field.name for field in dataclasses.fields(cls) if field.name not in sizes]
     for key in hparams:
@@ -444,11 +422,5 @@ def fuse(base: Recommender, **hparams: Any) -> Fused:
     Raises:
       UserError: for an unknown hyper-parameter, an invalid value, or a base that learns nothing.
     """
-    fused: Fused = _make(Fused, base, hparams)
-    return fused
-
-
-def fuse_features(base: Recommender, **hparams: Any) -> FeatureFused:
-    """As `fuse`, with plain user features in place of explanations (see `FeatureFused`)."""
-    fused: FeatureFused = _make(FeatureFused, base, hparams)
+    fused: Fused = make_fused(Fused, base, hparams)
     return fused

@@ -84,18 +84,7 @@ def line_chart(
     Returns:
       The figure; None if there is no point.
     """
-    # Only finite points can be drawn, and only so many can be told apart.
-    clean = []
-    for line in lines:
-        points = np.array([line.x, line.y], float)
-        points = points[:, np.isfinite(points).all(axis=0)]
-        if logarithmic:
-            points = points[:, points[1] > 0]
-        if points.shape[1] > _MOST_POINTS:
-            kept = np.linspace(0, points.shape[1] - 1, _MOST_POINTS).round().astype(int)
-            points = points[:, kept]
-        if points.shape[1]:
-            clean.append((line, points))
+    clean = _drawable(lines, logarithmic=logarithmic)
     if not clean:
         return None
     # The axes cover all points and the reference line, with a margin except at zero.
@@ -168,6 +157,23 @@ def line_chart(
         tag("div", *legend.values(), class_="legend"),
         class_="chart",
     )
+
+
+def _drawable(lines: Sequence[Line], *, logarithmic: bool) -> list[tuple[Line, np.ndarray]]:
+    """Lines with their points `[2, n]` that can be drawn; those without any are left out."""
+    # Only finite points can be drawn, and only so many can be told apart.
+    clean = []
+    for line in lines:
+        points = np.array([line.x, line.y], float)
+        points = points[:, np.isfinite(points).all(axis=0)]
+        if logarithmic:
+            points = points[:, points[1] > 0]
+        if points.shape[1] > _MOST_POINTS:
+            kept = np.linspace(0, points.shape[1] - 1, _MOST_POINTS).round().astype(int)
+            points = points[:, kept]
+        if points.shape[1]:
+            clean.append((line, points))
+    return clean
 
 
 def _grid(

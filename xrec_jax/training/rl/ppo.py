@@ -5,7 +5,7 @@ Trees and the layout of batches are those of `training.rl.actor_critic`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -228,12 +228,6 @@ def ppo_step(
         "policy": ~stopped & (jnp.max(jnp.asarray(batch.get("train_policy", 1.0))) > 0),
         "critic": ~stopped,
     }
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    updated: Any = optax.apply_updates(params, updates)
-    after: dict[str, Any] = {
-        name: _keep(move, (updated[name], opt_state[name]), (params[name], state.opt_state[name]))
-        for name, move in moves.items()
-    }
     metrics |= {
         "ppo/ratio_max": outputs["largest"],
         "ppo/grad_norm_policy": optax.tree.norm(grads["policy"]).astype(jnp.float32),
@@ -247,12 +241,30 @@ def ppo_step(
                 batch["values"], batch["returns"], mask
             ),
         }
-    state = state.replace(
-        step=state.step + (~stopped).astype(state.step.dtype),
+    state = _updated(state, grads, moves, optimizer)
+    return state.replace(step=state.step + (~stopped).astype(state.step.dtype)), metrics
+
+
+def _updated(
+    state: TrainState,
+    grads: Any,
+    moves: Mapping[str, jax.Array],
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state after an optimizer update of those trees, policy or critic, that move."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updated: Any = optax.apply_updates(state.params, updates)
+    # A tree that stays keeps its optimizer state, too: momentum of a dropped step would move it.
+    after: dict[str, Any] = {
+        name: _keep(
+            move, (updated[name], opt_state[name]), (state.params[name], state.opt_state[name])
+        )
+        for name, move in moves.items()
+    }
+    return state.replace(
         params={name: pair[0] for name, pair in after.items()},
         opt_state={name: pair[1] for name, pair in after.items()},
     )
-    return state, metrics
 
 
 def sft_step(
