@@ -14,6 +14,7 @@ def profiles_path(config: Any) -> str:
     """Path of the file: `audit.profiles`, or the one of the config's joint stage; "" for none."""
     if config.audit.get("profiles"):
         return config.audit.profiles
+    # The joint stage learns from these texts, so they are audited without being asked for.
     states = config.joint.states
     return states.path if "joint" in config.stages and states.source == "file" else ""
 

@@ -73,6 +73,7 @@ def _unfiltered(config: ConfigDict, dataset: Dataset) -> Dataset | None:
     """Reads the files again with duplicates kept; None if the filters dropped none."""
     if not dataset.notes.get("duplicates_dropped"):
         return None
+    # The finding shows examples of repeats, which the filtered data no longer have.
     as_read = config.copy_and_resolve_references()
     with as_read.unlocked():
         as_read.filters = ConfigDict({"duplicates": "keep"})

@@ -202,6 +202,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     if "messages" not in record:
         return dict(record)
     turns = record["messages"]
+    # The first question stands for a conversation, and its last turn for the answer.
     prompts = [turn["content"] for turn in turns if turn["role"] == "user"]
     return {**record, "prompt": prompts[0], "completion": turns[-1]["content"]}
 
@@ -227,6 +228,7 @@ def _joined(
     prompt_contents: Sequence[checks.PromptContent],
 ) -> list[checks.Answer]:
     """Answers of a run's explanation records, with their prompts by hash."""
+    # Prompts of one hash are equal, so it does not matter which of them is kept.
     by_hash = dict(zip(hashes, prompt_contents, strict=True))
     return [
         checks.Answer(

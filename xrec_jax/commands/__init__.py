@@ -18,6 +18,7 @@ from xrec_jax.commands import (
 )
 from xrec_jax.commands.verb import Verb
 
+# In the order in which a user needs them, which `xrec --help` keeps.
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (

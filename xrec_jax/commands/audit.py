@@ -12,6 +12,7 @@ def _audit(values: FlagValues) -> int:
     from xrec_jax.api import audit
 
     if values.workdir:
+        # A run has its own config; a second one would leave open which of the two is meant.
         if values["config"].value is not None:
             raise UserError("--config and --workdir: give one of them, what to look at")
         return audit.audit_workdir(

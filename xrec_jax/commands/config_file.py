@@ -77,6 +77,7 @@ def load(arguments: Sequence[str]) -> ConfigDict | None:
     if not path.is_file():
         raise UserError(f"--config={name}: no such file")
     module = types.ModuleType("xrec_config_check")
+    # A config may look for files beside itself.
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look for their module
     try:
@@ -85,6 +86,7 @@ def load(arguments: Sequence[str]) -> ConfigDict | None:
             raise UserError(f"{path}: it defines no get_config(arg)")
         config = module.get_config(*([variant] if colon else []))
     except UserError as error:
+        # Errors of the package do not all name the file.
         message = str(error) if str(path) in str(error) else f"{path}: {error}"
         raise UserError(message) from None
     except Exception as error:
@@ -130,5 +132,6 @@ def _fault(path: pathlib.Path, error: Exception) -> str:
 
 def plain_message(error: Exception) -> str:
     """An exception's message on one line, without the quotes and escapes of a KeyError's."""
+    # The text of a KeyError is the `repr` of its key.
     message = str(error).replace("\\n", " ").replace("\\'", "'")
     return " ".join(message.split()).strip("'\"")

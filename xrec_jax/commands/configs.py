@@ -36,6 +36,7 @@ def summary(name: str) -> str:
 
 
 def _configs(values: FlagValues) -> int:
+    # All verbs are called with their flags; this one has none.
     del values
     width = max(map(len, names()), default=0)
     for name in names():

@@ -19,6 +19,7 @@ def _export_hf(values: FlagValues) -> int:
     from xrec_jax.api import convert
 
     if values.workdir:
+        # What is named beside the run takes the place of the run's own.
         base, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
         values["base"].value = values.base or base
         values["adapter"].value = values.adapter or adapter

@@ -49,6 +49,7 @@ def separate(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
         if match is None or not any(hasattr(ConfigDict, part) for part in match[1].split(".")):
             rest.append(argument)
             continue
+        # As absl allows, the value may be the next argument.
         text = match[2] if match[2] is not None else next(remaining, None)
         if text is None:
             raise UserError(f"{argument} has no value; write it as {argument}=VALUE")
@@ -72,6 +73,7 @@ def _quoted(argument: str, config: Any) -> str:
     if match is None or not match[2] or not all(map(os.path.exists, files.joined(match[2]))):
         return argument
     holder: Any = config
+    # Unknown keys pass unchanged: `check_keys` reports them with the nearest one.
     for part in match[1].split("."):
         if not isinstance(holder, ConfigDict) or part not in holder:
             return argument
@@ -109,6 +111,7 @@ def _holder(config: ConfigDict, key: str) -> ConfigDict:
         if not isinstance(holder, ConfigDict) or part not in holder:
             valid = list(holder) if isinstance(holder, ConfigDict) else []
             raise UserError(f"--config.{key}: no key {part!r}{did_you_mean(part, valid)}")
+        # One step behind, as the last part is set in its group.
         group, holder = holder, holder[part]
     return group
 
@@ -137,11 +140,13 @@ def _read(holder: ConfigDict, key: str, texts: Sequence[str]) -> Any:
     # `config_flags` parses it under a name that is no method, with the same type.
     shadow = ConfigDict({"value": placeholder(holder.get_type(last)) if value is None else value})
     arguments = ["xrec", *(f"--config.value={text}" for text in texts)]
+    # Apart from absl's global flags, where the name may be taken.
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", shadow, flag_values=values, sys_argv=arguments)
         values(arguments)
     except (flags.Error, LookupError, TypeError, ValueError) as error:
+        # The message must name the key that the user wrote.
         what = " ".join(str(error).replace("config.value", f"config.{key}").split())
         raise UserError(what) from error
     return shadow.value

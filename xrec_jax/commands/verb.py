@@ -100,10 +100,12 @@ class Verb:
         Args:
           arguments: of the verb, in which the config's flag looks for overrides.
         """
+        # Not absl's global flags, where equal names of other verbs would collide.
         values = FlagValues()
         values.set_gnu_getopt(True)  # flags may stand behind files
         for flag in self.flags:
             if flag.kind == "config":
+                # It defines a flag for every override that it sees in these arguments.
                 config_flags.DEFINE_config_file(
                     flag.name,
                     flag.default,
@@ -134,5 +136,6 @@ _DEFINE: dict[str, Callable[..., Any]] = {
 def required(values: FlagValues, *names: str) -> None:
     """Raises a `UserError` if one of the named flags has no value."""
     for name in names:
+        # An empty text or list is missing as well.
         if not values[name].value:
             raise UserError(f"--{name} is missing; see xrec VERB --help")

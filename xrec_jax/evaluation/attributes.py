@@ -65,6 +65,7 @@ def best_constants(
     best: dict[str, Value] = {"accuracy": max(values, key=lambda value: count[value])}
     if attribute.numeric:
         numbers = np.sort(np.array(known, np.float64))
+        # The median minimises the mean absolute error; the lower of two is a value that occurs.
         best["mae"] = float(numbers[(len(numbers) - 1) // 2])
         near = [int(np.sum(np.abs(numbers - float(value)) <= within)) for value in values]
         best["within"] = values[int(np.argmax(near))]
@@ -112,6 +113,7 @@ class Users:
     def _resample(self, sums: np.ndarray) -> np.ndarray:
         """Sums over resampled users, `[resamples, columns]`."""
         rng = np.random.default_rng(self._seed)
+        # How often each of n users is drawn with replacement has a multinomial distribution.
         share = np.full(self.count, 1 / self.count)
         step = max(1, (1 << 22) // self.count)  # bounds the memory of the counts
         parts = [
@@ -145,6 +147,7 @@ class Users:
             np.array([[value == label for label in classes] for value in side], np.float64)
             for side in (truth, answers)
         )
+        # True positives, false positives and false negatives by class, as `_macro` splits them.
         columns = np.concatenate(
             [true * predicted, (1 - true) * predicted, true * (1 - predicted)], axis=1
         )
@@ -160,6 +163,7 @@ class Users:
         McNemar's exact test if every user has one question and values are 0 or 1; otherwise a
         sign-flip test of the users' total differences.
         """
+        # McNemar's test takes cases as independent, which several questions of one user are not.
         binary = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
         if self.count == self.cases and binary:
             return mcnemar(first, second)
@@ -170,6 +174,7 @@ class Users:
 def _macro(counts: np.ndarray) -> np.ndarray:
     """Macro-F1 from `[..., 3 * classes]`: true positives, false positives, false negatives."""
     tp, fp, fn = np.split(counts, 3, axis=-1)
+    # A class without a true case in a resample has no recall there, so the mean leaves it out.
     present = tp + fn > 0
     f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
     return np.sum(f1 * present, axis=-1) / np.maximum(present.sum(axis=-1), 1)
@@ -235,6 +240,7 @@ def constant_figures(
         all_figures = figures(
             attribute, truth, [value] * len(truth), users, known=known, within=within
         )
+        # Macro-F1 has no constant of its own: its baseline is the most frequent class, too.
         kept = {"accuracy": ("accuracy", "macro_f1")}.get(metric, (metric,))
         table |= {
             name: estimate
@@ -286,6 +292,7 @@ def compare_constant(
     """Paired comparison with constant answers: for each metric with the best constant."""
     best = best_constants(attribute, known, within=0.0)
     table: dict[str, Estimate] = {}
+    # The constant that is best for a metric is the one that is hardest to beat in it.
     for metric, names in (
         ("accuracy", ("accuracy_difference", "p")),
         ("mae", ("mae_difference", "mae_p")),

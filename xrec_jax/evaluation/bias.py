@@ -111,9 +111,11 @@ def thirds(cells: Iterable[Any]) -> list[str | None]:
     numbers = [_number(cell) for cell in cells]
     known = [number for cell, number in zip(cells, numbers, strict=True) if not _empty(cell)]
     values = np.array([number for number in known if number is not None], np.float64)
+    # A column with a text, or with few distinct numbers such as marks, has its groups already.
     if len(values) < len(known) or len(np.unique(values)) <= MOST_NUMBERS:
         return [None if _empty(cell) else str(cell) for cell in cells]
     cuts = np.quantile(values, [1 / 3, 2 / 3])
+    # A number equal to a cut belongs to the lower third, here and in the lookup of labels below.
     place = np.searchsorted(cuts, values, side="left")
     labels = {
         third: f"{values[place == third].min():g} to {values[place == third].max():g}"
@@ -173,6 +175,7 @@ def compare_groups(
                 group = dict(zip(place.tolist(), cells, strict=True))
                 labels = np.array([group[user] or "" for user in range(len(mean))])
                 comparisons += _column(explainer, column, metric, mean, labels, least)
+    # One family for all: the more is compared, the more differences arise by chance.
     adjusted = holm(
         {str(place): comparison.effect.p for place, comparison in enumerate(comparisons)}
     )
@@ -213,6 +216,7 @@ def _column(
     present = ~np.isnan(values) & (labels != "")
     values, labels = values[present], labels[present]
     names, counts = np.unique(labels, return_counts=True)
+    # Two users at least, whatever `least` says: one alone has no variance.
     names_kept = [str(name) for name in names[counts >= max(least, 2)]]
     inside = np.isin(labels, names_kept)
     values, labels = values[inside], labels[inside]

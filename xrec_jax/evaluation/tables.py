@@ -18,6 +18,7 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
     """Metrics of a table of recommenders, at the cut-offs that were evaluated."""
     names = {name for figures in systems.values() for name in figures}
     ks = [int(match[1]) for match in map(_NDCG.fullmatch, names) if match]
+    # Recall is commonly reported at 20; without that cut-off the longest list comes nearest.
     k, last = main_cutoff(ks), 20 if 20 in ks else max(ks, default=20)
     return (
         f"test/ndcg@{k}",
@@ -30,6 +31,7 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
 
 def cell(estimate: Mapping[str, Any] | None) -> str:
     """Formats an estimate with its interval as `.1040 [.0921, .1163]`."""
+    # An undefined value is a dash, as a zero would read like a result.
     if estimate is None or estimate["value"] is None or math.isnan(estimate["value"]):
         return "-"
     number = lambda x: f"{x:.4f}".removeprefix("0")  # noqa: E731
@@ -54,6 +56,7 @@ def ranking_table(systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 def figures_table(table: dict[str, dict[str, Estimate]]) -> str:
     """Table of the metrics of base and tuned model."""
+    # Explainers may differ in their metrics; a column stands where its metric first occurs.
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     rows = [
         [system, *(f"{row[name]['value']:.3f}" if name in row else "-" for name in names)]

@@ -43,6 +43,7 @@ def _whole(key: Mapping[str, Any]) -> bool:
         return (
             all(isinstance(values, list) and values for values in (cases, systems, questions))
             and all(isinstance(text, str) for text in (*systems, *questions, *texts))
+            # In Python `True` is a number, but not an end of a scale.
             and all(isinstance(mark, (int, float)) and mark is not True for mark in marks)
             and marks[0] < marks[1]
             and all(_is_step(step, len(cases), systems) for step in steps)
@@ -146,6 +147,7 @@ def _values(
             raise UserError(f"{path}: screen {step!r} is not on its sheet; was the file edited?")
     result = []
     for step, meaning in steps.items():
+        # A screen without an answer is unfinished, not damaged; `read` decides what to do.
         answer = answers.get(step, {})
         values = answer.get("values", {}) if isinstance(answer, dict) else None
         if not isinstance(values, dict):
@@ -205,6 +207,7 @@ def _gold(rater: str, answers: Iterable[_Step], key: Mapping[str, Any]) -> list[
             values[number] = marks.get(GOLD_QUESTION)
         elif case["broken"] in (meaning.get("first"), meaning.get("second")):
             share = SHARES[marks[PREFERENCE]]
+            # Shares speak of the first text, a gold check of the broken one.
             shares.setdefault(number, []).append(
                 share if meaning["first"] == case["broken"] else 1 - share
             )

@@ -131,6 +131,7 @@ def of_files(names: Sequence[str], systems: Sequence[str] = ()) -> list[RatedIte
                 raise UserError(f"{where}: {system} answers this prompt again, with another text")
             known.setdefault(system)
     chosen = _chosen(systems, list(known), ", ".join(names))
+    # Systems are compared on the same prompts, so each prompt needs a text of all of them.
     kept = [
         RatedItem(entry["item"], group, entry["prompt"], {s: entry["texts"][s] for s in chosen})
         for (group, _), entry in entries.items()
@@ -175,6 +176,7 @@ def context(prompt: str) -> dict[str, Any]:
     def shown(text: str, fields: Mapping[str, str | None], slot: str, number: int) -> dict:
         title = next((f for f in layout.fields_of(slot) if f != "index"), None)
         name = (fields.get(title) if title else None) or ""
+        # Title and number are shown apart from the note.
         text = re.sub(rf"^{number}[.:]\s*", "", text.strip()) if "{index}" in slot else text.strip()
         note = text.removeprefix(name).lstrip(" .:\n") if text.startswith(name) else text
         return {"title": name, "note": " ".join(note.split())}
@@ -197,6 +199,7 @@ def _of_pair(pair: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
 
     def note(title: str, attributes: Mapping[str, Any]) -> str:
+        # A long cell, such as a plot, would take the rater's attention from the explanation.
         short = {
             column: value
             for column, value in attributes.items()

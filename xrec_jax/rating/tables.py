@@ -24,6 +24,7 @@ def _cell(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
 
 def _table(title: str, systems: Systems, columns: Mapping[str, str], first: str = "system") -> str:
     """Table of the non-empty rows and columns, under a title; "" if there are none."""
+    # A column that no row has would be all dashes.
     named = {
         metric: text
         for metric, text in columns.items()
@@ -73,6 +74,7 @@ def text(result: Mapping[str, Systems], *, exclude: Sequence[str] = ()) -> str:
         }
         pairs = {name: row for name, row in estimates.items() if " vs " in name}
         questions = _questions(estimates, "/mean")
+        # Of several data sets each has its own result `rate/GROUP`; the group heads its tables.
         head = f"{stage.partition('/')[2]}: " if "/" in stage else ""
         blocks.append(
             _table(

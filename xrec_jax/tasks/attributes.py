@@ -192,6 +192,7 @@ def _some(candidates: list[Question], count: int, seed: int) -> list[Question]:
     """Draws at most `count` questions by a hash of user and prompt, in order; 0 for all."""
     if not count or count >= len(candidates):
         return candidates
+    # Ranked by hash: a larger count keeps the questions of a smaller one.
     ranked = sorted(
         range(len(candidates)),
         key=lambda place: keyed_hash(
@@ -216,6 +217,7 @@ def _from_tables(
             if column not in columns:
                 hint = did_you_mean(column, columns)
                 raise UserError(f"attributes.{key}: no column {column!r}{hint}")
+    # A column that is asked for must not be shown.
     profile = [column for column in cfg.profile if column not in cfg.user]
     # A shown column that determines the asked one would give the answer away.
     check_no_leak(users or [], cfg.user, profile, what="attributes.profile")

@@ -134,6 +134,7 @@ def _from_world(
     planted, cut = planted_explanations(
         prompting(cfg, data, tokenizer), pairs, seed=seed, named=cfg.named
     )
+    # The first visits of an order that a larger pool only extends: `balance` leaves them as is.
     held_out = planted[:spare]
     # Two users may have the same profile and history, which is the same prompt.
     groups = {example.group for example in held_out}
@@ -191,6 +192,7 @@ def without_held_out(
     forbidden = {
         phrase for example in held_out for phrase in (example.group, level_of(example.completion))
     }
+    # A short answer occurs in other texts by chance, and its occurrence gives nothing away.
     forbidden = {phrase for phrase in forbidden if len(phrase) >= TELLING}
     kept = [text for text in texts if not any(phrase in level_of(text) for phrase in forbidden)]
     return kept, len(texts) - len(kept)

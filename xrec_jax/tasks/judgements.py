@@ -105,6 +105,7 @@ def judgements(
             held_out=cfg.held_out,
             seed=seed,
             stratify=stratify or None,
+            # In a file, one request may come in several wordings; a world renders each once.
             cases=_cases(records) if cfg.source == "file" else None,
         )
     )
@@ -131,6 +132,7 @@ def _cases(records: Sequence[Judgement]) -> list[str]:
         others = similar.setdefault(key, [])
         for other, known in others:
             if same_request(known, content):
+                # Where histories were cut, equality is not transitive: whole groups are merged.
                 representative[first(group)] = first(other)
         others.append((group, content))
     return [first(record.group) for record in records]
@@ -210,6 +212,7 @@ class JudgePrompts:
     def _prompt(self, text: str) -> str:
         if not self._limit:
             return text
+        # A prompt recurs in every pair of its answers and in both orders.
         if text not in self._known:
             self._known[text] = shorten_prompt(
                 text, count_tokens=lambda t: len(self._tokenizer.encode(t)), limit=self._limit
@@ -220,6 +223,7 @@ class JudgePrompts:
         """Tokens up to the answer; None if they do not fit a row, which is counted."""
         text = judge_prompt(self._prompt(prompt), first, second)
         tokens = [*self._tokenizer.prompt(text, template=self._template), *self._lead]
+        # One place is left for the answer.
         if len(tokens) >= self.length:
             self.refused += 1
             return None
@@ -300,6 +304,7 @@ class LanguageJudge:
                 for number in group:
                     ids = self.judge_prompts.ids(prompt[number], first[number], second[number])
                     if ids is not None:
+                        # `members` index rows that fit, `fitting` their pairs.
                         members.append(len(rows))
                         rows.append(ids)
                         fitting.append(number)

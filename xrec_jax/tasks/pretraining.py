@@ -119,6 +119,7 @@ def _joined(spec: str, cfg: Any) -> list[str]:
             raise UserError(f"{path}: no line shares its prompt_id with one of {paths[0]}")
     if not records:
         raise UserError(f"{paths[0]}: no record in it")
+    # After the join, so that the field may come from any of the files.
     if cfg.keep.field:
         field, values = cfg.keep.field, tuple(cfg.keep.among)
         kept = [(number, record) for number, record in records if record.get(field) in values]
@@ -154,6 +155,7 @@ def split_texts(texts: Sequence[Text], share: float, *, seed: int) -> tuple[list
         raise UserError("pretrain: fewer than two texts")
     order = rng.permutation(rng.fold(seed, Stream.PRETRAIN_SPLIT), len(texts))
     count = min(max(1, round(share * len(texts))), len(texts) - 1)
+    # A set of places, so that both parts keep the order of the texts.
     held = set(np.asarray(order[:count]).tolist())
     return (
         [text for place, text in enumerate(texts) if place not in held],
@@ -181,6 +183,7 @@ def text_examples(
         for text in texts
         if isinstance(text, Reading)
     ]
+    # Cut to a row, an exercise would lose its answer, which is all that is trained.
     kept = [example for example in readings if len(example.ids) <= length]
     return [*examples, *kept], len(readings) - len(kept)
 

@@ -96,6 +96,7 @@ def visits_to_explain(
     """
     histories = Histories.of([data.split.train], data.dataset.num_users)
     order = rng.permutation(rng.fold(seed, Stream.EXPLAINED_USERS), data.dataset.num_users)
+    # Users have streams of their own, so that further users leave their visits as they are.
     choices = {
         int(user): _EARLIEST
         + rng.permutation(
@@ -111,6 +112,7 @@ def visits_to_explain(
         for user, places in choices.items():
             if len(places) > number and len(visits) < count:
                 start, place = histories.start[user], int(places[number])
+                # Only what came before the visit: later events would give its future away.
                 before = histories.items[start : start + place]
                 visits.append((user, int(histories.items[start + place]), before, place))
         number += 1

@@ -106,6 +106,7 @@ class RequestBuilder:
         self._templated = tokenizer is not None and (
             tokenizer.has_template if self._chat is None else self._chat
         )
+        # Prompt and answer share the positions of the model.
         self._room = max_positions - config.instruct.samples.max_new_tokens
         if tokenizer is not None and self._room < 1:
             raise UserError(
@@ -155,6 +156,7 @@ class RequestBuilder:
         prompts = [self._render(*pair) for pair in zip(pairs, shown, strict=True)]
         ids: list[list[int]] = [[] for _ in pairs]
         if self.tokenizer is not None:
+            # One fast call for all; only the few prompts beyond a limit are rendered again.
             ids = self.tokenizer.encode_batch([prompt.text for prompt in prompts])
             for place, user_item in enumerate(pairs):
                 # First the configured budget, which counts the text without the chat template.
@@ -175,6 +177,7 @@ class RequestBuilder:
                 prompt.text,
                 prompt_hash(prompt.text),
                 tokens,
+                # Prompts are cut from the oldest entry on, so the latest ones are those shown.
                 rows[len(rows) - prompt.shown :],
                 rng.fold(self._seed, user_item.user, user_item.item) & 0xFFFFFFFF
                 if self._draws
@@ -249,6 +252,7 @@ class RequestBuilder:
             indices.append(rows[str(record[key])])
         for key, (kind, expected) in _OPTIONAL.items():
             value = record.get(key)
+            # In Python `True` is a number, too.
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise UserError(f"a pair's {key!r} must be {expected}, not {value!r}")
         rank = record.get("rank")
@@ -258,6 +262,7 @@ class RequestBuilder:
 
     def named(self, row: int) -> dict[str, Any]:
         """Row of the item table, with the id as `item_id` and the title as `name_column`."""
+        # What the run knows as id and title replaces columns that happen to have these names.
         own = {"item_id": str(self.data.dataset.item_ids[row])}
         return {**self._prompting.items[row], **own, self.name_column: str(self._titles[row])}
 
@@ -352,6 +357,7 @@ def request_builder(config: Any, rundir: RunDir, data: RunData) -> RequestBuilde
     One pair thus has one prompt, whichever explainer answers it.
     """
     path = run_base.base_path(config, rundir)
+    # Without a base nothing is tokenized: the template explainer needs no limits.
     if not config.llm.path and not path.exists():
         return RequestBuilder(config, data)
     return RequestBuilder(

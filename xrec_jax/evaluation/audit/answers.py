@@ -165,6 +165,7 @@ def _counted(
     for answer in answers:
         description = describe(answer)
         if description:
+            # One example of each writer, so that the list shows how many writers a fault concerns.
             if not hits[answer.writer]:
                 examples.append(f"{answer.writer}, prompt {answer.prompt_id}: {description}")
             hits[answer.writer] += 1
@@ -219,6 +220,7 @@ def echoed(answers: Sequence[Answer], role: str) -> Finding:
         words = answer.text.split()
         if answer.prompt is None or len(words) < 2 * _WINDOW:
             return ""
+        # Disjoint windows, as each is searched in the whole prompt; two in a row are a passage.
         copied_before = False
         for start in range(0, len(words) - _WINDOW + 1, _WINDOW):
             window = " ".join(words[start : start + _WINDOW])
@@ -244,6 +246,7 @@ def cut_off(answers: Sequence[Answer], role: str) -> Finding:
 
     def describe(answer: Answer) -> str:
         text = answer.text.rstrip()
+        # A signature ("Yours, the shop") has no full stop, but its text is complete.
         last = re.split(r"\n\s*\n", text)[-1]
         signed = last != text and word_count(last) <= 6
         end = text[-1:]
@@ -288,8 +291,10 @@ def same_text(answers: Sequence[Answer], role: str) -> Finding:
     """Finds texts that a writer gave to several prompts."""
     by_text: dict[tuple[str, str], dict[str, Answer]] = defaultdict(dict)
     for answer in answers:
+        # Equal prompts may well get equal answers, so prompts are told apart by text, not by id.
         prompts = answer.prompt.text if answer.prompt else answer.prompt_id
         by_text[answer.writer, level(answer.text)].setdefault(prompts, answer)
+    # `key[1]` is the text: empty ones have a finding of their own.
     repeated = {
         key: len(prompts) for key, prompts in by_text.items() if len(prompts) > 1 and key[1]
     }
@@ -351,10 +356,13 @@ def of_neighbour(answers: Sequence[Answer], role: str) -> Finding | None:
     shifted: list[tuple[Answer, Answer]] = []
     # Rows are neighbours only within one writer and data set.
     for group in groups.values():
+        # `__wrapped__` passes by the cache, which whole explanations would fill. With blanks at
+        # both ends a title matches whole words only.
         texts = [f" {normal_title.__wrapped__(answer.text)} " for answer in group]
         titles = [normal_title(answer.prompt.title) if answer.prompt else "" for answer in group]
         names = functools.partial(_names, group, texts, titles)
         near = {place: off for off in (-1, 1) for place in names(off)}
+        # Counts of single offsets, of which neighbours have two: hence the factor 2 below.
         chance = [len(list(names(sign * off))) for off in _FAR for sign in (-1, 1)]
         if len(near) >= 3 + 3 * 2 * sum(chance) / len(chance):
             shifted += [(group[place], group[place + near[place]]) for place in sorted(near)]
@@ -388,6 +396,7 @@ def _names(
         own, other = titles[place], titles[place + offset]
         if len(other) < _TELLING or other == own or f" {other} " not in text:
             continue
+        # To name a title of the own history is legitimate, even if it is the neighbour's item.
         shown = {normal_title(title) for title in answer.prompt.history}
         if f" {own} " not in text and other not in shown:
             yield place

@@ -49,6 +49,7 @@ def read_attributes(records: Sequence[Mapping[str, Any]]) -> list[AttributeRow]:
             value = json.loads(text)
         except (ValueError, RecursionError):  # numbers too long and nesting too deep, too
             value = None
+        # What is nearly JSON is read loosely, so that the other checks still see its answers.
         valid = isinstance(value, dict)
         fields = value if valid else {key: text for key, _, text in _LOOSE.findall(text)}
         answers = {
@@ -111,6 +112,7 @@ def majority_class(rows: Sequence[AttributeRow]) -> Finding:
         name: (*counts.most_common(1)[0], counts.total(), len(counts))
         for name, counts in values.items()
     }
+    # With one value only there is nothing to predict, which is no matter of a majority.
     frequent = [
         name
         for name, (_, most, total, kinds) in shares.items()
@@ -141,6 +143,7 @@ def leaked(rows: Sequence[AttributeRow]) -> Finding:
     answer.
     """
     lines = Counter(line for row in rows for line in {*row.prompt.split("\n")})
+    # A question lists the valid values, so that every answer would count as found.
     common = {line for line, n in lines.items() if n > max(1, _COMMON * len(rows))}
     scopes = {
         "prompt": [
@@ -195,12 +198,14 @@ def _leak(
     chance = 0.0
     for value, places in by_value.items():
         word = finder([value])
+        # The plain search is fast and rules out most prompts before the one for whole words.
         within = {
             place for place in answered if value in texts[place] and word.search(texts[place])
         }
         own = set(places)
         hits += sorted(within & own)
         others = len(answered) - len(own)
+        # Expected hits: the value's rate in prompts with another answer, times its own prompts.
         if others:
             chance += len(own) * len(within - own) / others
     return sorted(hits), chance

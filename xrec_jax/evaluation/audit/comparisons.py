@@ -128,6 +128,7 @@ def systems_of(
             node = parent[node]
         return node
 
+    # Only sides that hold a text in common are compared: all pairs of sides would be many.
     holders: dict[tuple[str, str], list[int]] = defaultdict(list)
     for node, own in enumerate(texts):
         for text in own:
@@ -139,6 +140,7 @@ def systems_of(
                 shared[node, other] += 1
     linked = set()
     for (node, other), count in shared.items():
+        # Relative to the smaller side, as groups of one system may cover unequal parts of prompts.
         if count >= _SHARED * min(len(texts[node]), len(texts[other])):
             parent[root(other)] = root(node)
             linked |= {node, other}
@@ -157,6 +159,7 @@ def systems_of(
         dataset = judgements[groups[node // 2][0]].dataset
         numbers[dataset] += 1
         best = max(votes, key=lambda name: votes[name], default="")
+        # A few known texts prove no writer, as two systems may write the same short text.
         known = best and votes[best] >= _SHARED * len(own)
         names[top] = best if known else f"{dataset} system {numbers[dataset]}".strip()
     # A group is left out if nothing links it to others, or both its sides seem to be one system.

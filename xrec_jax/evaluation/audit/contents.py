@@ -104,6 +104,7 @@ def _is_unseen(record: Mapping[str, Any]) -> bool:
     history = record.get("history")
     if not isinstance(history, list) or "item" not in record:
         return False
+    # An entry without an id could be the item, so it leaves the question open.
     shown = [entry.get("item") for entry in history if isinstance(entry, Mapping)]
     return len(shown) == len(history) > 0 and None not in shown and record["item"] not in shown
 
@@ -148,9 +149,11 @@ def _parts(prompt: str) -> tuple[list[str], list[str]]:
     last = 0
     for place, line in enumerate(lines):
         match = _ENTRY.fullmatch(line)
+        # Entries count up from 1; any other number (a year, a price) begins none.
         if match and int(match[1]) == len(history) + 1:
             history.append(match[2].split("; ")[0])
             last = place
+    # The item stands below a line such as "We recommend:", somewhere after the history.
     for place in range(last + 1, len(lines) - 1):
         if lines[place].endswith(":") and _ASKS.search(lines[place]):
             return history, lines[place + 1 :]
@@ -170,6 +173,7 @@ def same_request(first: PromptContent, second: PromptContent) -> bool:
     if first.user is not None and second.user is not None and first.user != second.user:
         return False
     length = min(len(first.shown), len(second.shown))
+    # Two users may share one or two latest entries by chance.
     if len(first.shown) != len(second.shown) and length < _ENOUGH:
         return False
     return first.shown[len(first.shown) - length :] == second.shown[len(second.shown) - length :]
@@ -184,6 +188,7 @@ class ContentIndex:
 
     def __init__(self, contents: Sequence[PromptContent]):
         self._contents = contents
+        # Reversed, so that of equal prompts the first one stays.
         self._texts = {
             content.text: place for place, content in reversed(list(enumerate(contents)))
         }
@@ -194,6 +199,7 @@ class ContentIndex:
 
     @staticmethod
     def _key(content: PromptContent) -> tuple[str, str]:
+        # Equal requests agree in this key (see `same_request`), so few candidates are compared.
         return content.target, content.shown[-1] if content.shown else ""
 
     def find(self, content: PromptContent) -> int | None:

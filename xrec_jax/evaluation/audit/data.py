@@ -53,6 +53,7 @@ def duplicate_pairs(dataset: Dataset, unfiltered: Dataset | None = None) -> Find
     part = np.zeros(len(events), np.int8)
     if source.splits is not None:
         sizes = [len(part_events) for part_events in source.splits.values()]
+        # Events of data that came split are stored one split after the other.
         part = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
     # Repeats are counted per user, item and split, encoded in one integer.
     rows = np.flatnonzero(filters.repeated(events, part, "first"))
@@ -179,6 +180,7 @@ def concentration(dataset: Dataset) -> Finding:
     """Reports the share of events on the most popular 1 % of items, and the Gini coefficient."""
     counts = np.bincount(dataset.interactions.item, minlength=dataset.num_items)
     ascending = np.sort(counts)
+    # Rounded up, so that a small catalogue has at least one most popular item.
     top = -(-dataset.num_items // 100)
     names = Names(dataset)
     total = len(dataset.interactions)
@@ -206,6 +208,7 @@ def gini(ascending: np.ndarray) -> float:
     n, total = len(ascending), float(ascending.sum())
     if not total:
         return 0.0
+    # G = 2 sum_i i x_i / (n sum_i x_i) - (n + 1) / n, with x ascending and i from 1.
     place = np.arange(1, n + 1, dtype=np.float64)
     return float(2 * (place @ ascending) / (n * total) - (n + 1) / n)
 
@@ -213,6 +216,7 @@ def gini(ascending: np.ndarray) -> float:
 def sparsity(dataset: Dataset) -> Finding:
     """Reports the share of all user-item pairs with an event."""
     events = dataset.interactions
+    # Products of row numbers exceed 32 bits even in catalogues of moderate size.
     pair = events.user.astype(np.int64) * dataset.num_items + events.item
     per_user = np.bincount(events.user, minlength=dataset.num_users)
     per_item = np.bincount(events.item, minlength=dataset.num_items)

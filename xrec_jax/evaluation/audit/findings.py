@@ -100,6 +100,7 @@ def collect(outcomes: Iterable[Finding | None]) -> Audit:
     """Sorts the results of checks by severity, the most severe first."""
     results = [outcome for outcome in outcomes if outcome is not None]
     findings = [finding for finding in results if finding.count]
+    # A stable sort: within a severity the checks keep their order.
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Audit(tuple(findings), tuple(finding.code for finding in results if not finding.count))
 

@@ -285,6 +285,7 @@ def contradictory_labels(judgements: Sequence[Judgement]) -> Finding:
     """Finds comparisons judged more than once, with different winners."""
     verdicts: dict[tuple[str, frozenset[str]], list[int]] = defaultdict(list)
     for row, judgement in enumerate(judgements):
+        # A text has no winner against itself; `equal_texts` counts these rows.
         if judgement.first != judgement.second:
             verdicts[judgement.pair].append(row)
     repeated = [rows for rows in verdicts.values() if len(rows) > 1]

@@ -37,6 +37,7 @@ class Texts:
         self.titles = [by_item[item].title for item in self.items]
         masks = TitleMasks(self.titles)
         self.named = [set(masks.found(by_user[user].profile)) for user in self.users]
+        # Without names: that a profile names a place is a finding of its own (`names_held_out`).
         self.profiles = [masks.mask(by_user[user].profile, by=" ") for user in self.users]
         self.places = [masks.mask(by_item[item].item_text, by=" ") for item in self.items]
 
@@ -100,6 +101,7 @@ class Texts:
     def another(self, seed: int) -> np.ndarray:
         """Random other user for each user, `[U]`."""
         order = rng.permutation(rng.fold(seed, Stream.AUDIT_PAIRS), len(self.users))
+        # Next in a random cycle: nobody gets their own profile, and each profile is used once.
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)
         return other
@@ -146,6 +148,7 @@ def overlaps(texts: Texts, split: Split, *, seed: int = 0) -> dict[str, Overlap]
     trains, held_out = texts.pairs(split.train), texts.held_out(split)
     if not len(held_out):
         return {}
+    # `known` are no competitors in a ranking; `trained` is what a writer may have seen.
     known: list[set[int]] = [set() for _ in texts.users]
     trained: list[set[int]] = [set() for _ in texts.users]
     for user, place in np.concatenate([trains, held_out]).tolist():

@@ -95,6 +95,7 @@ def _grams(text: str) -> set[tuple[str, ...]]:
     """Runs of `_PHRASE` words with at least two content words."""
     words = [word.casefold() for word in spelt_words(text)]
     runs = zip(*(words[start:] for start in range(_PHRASE)), strict=False)
+    # Runs of function words ("one of the") occur in texts about anything.
     return {run for run in runs if len(content_words(" ".join(run))) >= 2}
 
 
@@ -245,6 +246,7 @@ def shared_texts(texts: Texts) -> Finding:
     profiles = {row.user: row.profile for row in texts.rows}
     places = {row.item: row.item_text for row in texts.rows}
     same = [_copies(by_id.values()) for by_id in (profiles, places)]
+    # Branches of a chain have one name, so a join by name would mix up their texts.
     chains = _copies(normal_title(title) for title in texts.titles if title)
     return Finding(
         code="profiles/shared_texts",

@@ -90,6 +90,7 @@ def of_another_dataset(prompts: Sequence[PromptContent], role: str) -> Finding |
         return None
     home: dict[str, set[str]] = defaultdict(set)
     for name, counts in used.items():
+        # The layout of most of a data set's rows is taken for its own.
         home[counts.most_common(1)[0][0]].add(name)
     strangers = [
         (place, prompt)
@@ -136,6 +137,7 @@ def collapse(prompts: Sequence[PromptContent], role: str) -> Finding | None:
         if share[-1] > _TOP_SHARE or effective < _EFFECTIVE * min(len(group), catalogue):
             top = items.most_common(1)[0][0]
             title = next(prompt.title for prompt in group if prompt.target == top)
+            # Titles that are never recommended count as zeros, else few items would look balanced.
             padded = np.concatenate([np.zeros(catalogue - len(counts)), counts])
             descriptions.append(
                 f"{', '.join(filter(None, name)) or 'all'}: {plural(len(items), 'item')} in "

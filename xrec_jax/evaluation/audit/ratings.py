@@ -22,6 +22,7 @@ def check_ratings(
       low: smallest score.
       high: largest score.
     """
+    # Files do not declare their scales: every column that is no key is one.
     scales = [name for name in rows[0] if name not in (*_KEYS, *_RATERS)]
     return [
         out_of_scale(rows, scales, low, high),
@@ -46,6 +47,7 @@ def out_of_scale(
         f"row {place + 1}, {name}: {row[name]!r}"
         for place, row in enumerate(rows)
         for name in scales
+        # NaN fails both comparisons, so what is no number is outside.
         if not low <= _number(row[name]) <= high
     ]
     return Finding(

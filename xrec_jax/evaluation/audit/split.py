@@ -33,6 +33,7 @@ def check_split(dataset: Dataset, split: Split, protocol: Protocol) -> list[Find
 def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
     """Finds users with fewer than three events."""
     size = np.bincount(dataset.interactions.user, minlength=dataset.num_users)
+    # Three events are the least that fill training, validation and test.
     short = (size > 0) & (size < 3)
     names = Names(dataset)
     reason = {

@@ -110,6 +110,7 @@ def tied_held_out_border(dataset: Dataset, split: Split, protocol: Protocol) -> 
     if not protocol.by_time or split.train.timestamp is None:
         return None
     num_users = dataset.num_users
+    # There are two borders, and the test may follow training directly for some users.
     at_test = _tied(_joined(split.train, split.valid), split.test, num_users)
     at_valid = _tied(split.train, split.valid, num_users)
     names = Names(dataset)
@@ -138,6 +139,7 @@ def held_out_before_training(dataset: Dataset, split: Split, protocol: Protocol)
     latest = _extreme(split.train, dataset.num_users, last=True)
     held_out = _joined(split.valid, split.test)
     time = _times(held_out)
+    # `latest` is arbitrary for users without a training event, hence the mask.
     older = known[held_out.user] & (time < latest[held_out.user])
     # An error only where the split promises the order that is broken.
     severity: Severity = "warning"
@@ -169,6 +171,7 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
     if split.train.timestamp is None or not len(split.train):
         return None
     end, time = split.train.timestamp.max(), _times(split.test)
+    # Strictly: training up to the very moment of an event tells nothing of the future.
     early = time < end
     message = (
         "Test events earlier than the latest training event of all users: a model may learn from "

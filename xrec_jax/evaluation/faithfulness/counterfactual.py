@@ -187,6 +187,7 @@ def counterfactual(
         version_values = values[place]
         result[0, pair] = version_values[0]
         if len(version_values) > 1:
+            # In the order of `_versions`: whole, without C, only C, draws without R, draws of R.
             others = version_values[3:].reshape(2, draws).mean(axis=1)
             result[1:, pair] = version_values[1], others[0], version_values[2], others[1]
     return Counterfactual(*result)
@@ -200,6 +201,7 @@ def _versions(
     key: tuple[int, int, int],
 ) -> list[np.ndarray]:
     """Whole history; without C; only C; for all draws without R; for all draws only R."""
+    # An entry that the prompt did not show cannot be cited, so it is no fair control either.
     citable = np.ones(len(history), bool) if shown is None else np.isin(history, list(shown))
     chosen = citable & np.isin(history, list(cited))
     count, others = int(chosen.sum()), np.flatnonzero(citable & ~chosen)
@@ -223,6 +225,7 @@ def _log_probs(
 ) -> np.ndarray:
     """Log-probabilities `[versions]` of the owners' items, computed in batches."""
     width = _wide(max((len(history) for history in histories), default=1))
+    # Bounds the scores `[size, items]` of a batch; the mesh must divide it.
     size = max(1, min(_wide(len(edited)), 1024, CELLS // max(model.num_items, width)))
     size += -size % batch_divisor(mesh)
     users, items = np.asarray(users), np.asarray(items)
@@ -230,6 +233,7 @@ def _log_probs(
     seen = distinct(_padded(histories, width, width))
     results = []
     for first in range(0, len(edited), size):
+        # The last version fills up the last batch, so that all have one compiled shape.
         rows = np.arange(first, first + size).clip(max=len(edited) - 1)
         pairs = owner[rows]
         length = model.history_length or width
@@ -238,6 +242,7 @@ def _log_probs(
             "user": users[pairs].astype(np.int32),
             "target": items[pairs].astype(np.int32),
             "seen": seen[pairs],
+            # A sequential model goes by `length`; `fold_in` takes -1 for padding.
             "history": np.maximum(kept, 0) if model.history_length else kept,
             "length": (kept >= 0).sum(axis=1).astype(np.int32),
         }

@@ -96,6 +96,7 @@ def agrees(claim: Claim, reason: Claim) -> bool:
         return False
     if claim.attribute in _NO_VALUE:
         return True
+    # A sense that one of the two leaves open contradicts nothing.
     if claim.sense and reason.sense and claim.sense != reason.sense:
         return False
     return str(claim.value).lower() == str(reason.value).lower()
@@ -141,6 +142,8 @@ class PlantedScores:
         """
         texts = len(self.counts)
         totals = self.counts.sum(axis=0)
+        # `[groups, counts, 1, texts]`: the bootstrap wants seeds before cases. Means of counts
+        # suffice, as the number of texts cancels in every ratio.
         stacked = np.moveaxis(self.counts, 0, -1)[:, :, None].astype(np.float64)
         drawn = None
         numbers = owners(users)
@@ -177,6 +180,8 @@ def _ratios(claimed: Any, right: Any, planted: Any, recalled: Any) -> tuple[Any,
     claimed, right, planted, recalled = (
         np.asarray(x, np.float64) for x in (claimed, right, planted, recalled)
     )
+    # To claim nothing is right only where nothing was planted. 1e-300 stands for a zero below,
+    # so that 0 / 0 is 0.
     nothing = (claimed == 0) & (planted == 0)
     precision = np.where(nothing, 1.0, right / np.maximum(claimed, 1e-300))
     recall = np.where(nothing, 1.0, recalled / np.maximum(planted, 1e-300))
@@ -203,6 +208,7 @@ def score_claims(
         stated, true = _distinct(stated), _distinct(true)
         for claim in stated:
             _count(counts[row], claim, 0, any(agrees(claim, reason) for reason in true))
+        # Counted from both sides, as several claims may state one reason.
         for reason in true:
             _count(counts[row], reason, 2, any(agrees(claim, reason) for claim in stated))
     precision, recall, f1 = _ratios(*counts[:, 0].T)
@@ -212,6 +218,7 @@ def score_claims(
 def _distinct(claims: Iterable[Claim]) -> list[Claim]:
     """Drops claims that are equal in comparisons: "closer" and "1.2 km, closer" are one."""
     by_content: dict[tuple[str | None, ...], Claim] = {}
+    # Sorted, so that which of equal claims stays does not depend on the order of a set.
     for claim in sorted(claims, key=lambda c: tuple(str(part) for part in c)):
         value = None if claim.attribute in _NO_VALUE else str(claim.value).lower()
         by_content.setdefault((claim.attribute, claim.direction, value, claim.sense), claim)

@@ -54,6 +54,7 @@ def pair_prior(
     for pair, label in zip(pairs, labels, strict=True):
         if pair is not None:
             by_pair.setdefault(pair, []).append(int(label))
+    # Rows of unknown systems tell nothing of a pair, but count in the overall majority.
     rest = majority(labels)
     known = {pair: majority(labels_of_pair) for pair, labels_of_pair in by_pair.items()}
     return np.array([known.get(pair, rest) for pair in queries], int)

@@ -112,6 +112,7 @@ def calibration(
     confidence, numbers = _confidence(p, bins)
     cells = np.zeros((len(p), bins + 1))
     cells[np.arange(len(p)), numbers] = columns["accuracy"] - confidence
+    # The last column counts rows: the denominator of a resample.
     cells[:, bins] = 1.0
     resampled = draws(count, resamples=resamples, seed=seed) @ sums(cells, numbered, count)
     sampled = np.abs(resampled[:, :bins]).sum(axis=1) / resampled[:, bins]

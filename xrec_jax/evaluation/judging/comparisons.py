@@ -60,6 +60,7 @@ class Comparisons:
             raise UserError(f"comparisons: words must have shape [{rows}, 2]")
         for name in ("forward", "backward"):
             values = getattr(self, name)
+            # NaN fails as well: pairs that a judge refused must have been dropped.
             if not np.all((values >= 0) & (values <= 1)):
                 raise UserError(f"comparisons: {name} must hold probabilities from 0 to 1")
         if np.any(self.one == self.other):
@@ -87,6 +88,7 @@ class Comparisons:
         straight = (self.one == a) & (self.other == b)
         turned = (self.one == b) & (self.other == a)
         rows = straight | turned
+        # In a turned row, `backward` is the order that shows the argument `one` first.
         flip = turned[rows]
         selected = self.select(rows)
         return dataclasses.replace(

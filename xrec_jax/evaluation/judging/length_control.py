@@ -65,6 +65,7 @@ def fit(
     size = len(table.systems)
     cells, features = _cells(table)
     weight = np.ones(len(table)) if weight is None else weight
+    # Parameters: the strengths, and last the slope of the length feature.
     guess = np.zeros(size + 1)
     if start is not None:
         guess[:size], guess[size] = start.strengths, start.slope
@@ -72,6 +73,7 @@ def fit(
     for _ in range(_STEPS):
         # Gradient and Hessian of the penalised log-likelihood; long steps are cut to stay stable.
         logit = guess[table.one] - guess[table.other] + guess[size] * features
+        # The logistic function as a tanh, which cannot overflow.
         expected = 0.5 * (1.0 + np.tanh(logit / 2))
         residual = weight * (gained - expected)
         curve = weight * expected * (1.0 - expected)
@@ -87,6 +89,7 @@ def fit(
         guess = guess + step * min(1.0, _LONGEST / max(longest, 1e-300))
         if longest < 1e-9:
             break
+    # Verdicts determine differences only, so the mean is set to zero.
     strengths = guess[:size] - guess[:size].mean()
     return LengthFit(strengths, float(guess[size]))
 
@@ -99,6 +102,7 @@ def _hessian(
     table: Comparisons, cells: np.ndarray, features: np.ndarray, curve: np.ndarray, size: int
 ) -> np.ndarray:
     """Weighted Gram matrix: sum of `curve x x'` over rows, with x of +1, -1 and the feature."""
+    # Laplacian of the graph of comparisons, weighted by the curvature of the likelihood.
     information = np.bincount(cells, curve, size * size).reshape(size, size)
     information = information + information.T
     hessian = np.zeros((size + 1, size + 1))
@@ -116,6 +120,7 @@ def ratios_at_equal_length(strengths: np.ndarray) -> np.ndarray:
     """Mean probability `[systems]` of beating each of the others."""
     gap = strengths[:, None] - strengths[None, :]
     probability = 0.5 * (1.0 + np.tanh(gap / 2))
+    # Less the 1/2 of each system against itself.
     return (probability.sum(axis=1) - 0.5) / (len(strengths) - 1)
 
 
@@ -149,6 +154,7 @@ def length_controlled(
         return {name: exact(value[i], count) for i, name in enumerate(table.systems)}
 
     def refit(weight: np.ndarray) -> np.ndarray:
+        # Starting from the full fit saves most of Newton's steps.
         refitted = fit(table, gained, weight=weight[numbered], start=full)
         return ratios_at_equal_length(refitted.strengths)
 

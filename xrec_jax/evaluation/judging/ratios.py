@@ -75,6 +75,7 @@ def win_ratios(
     Raises:
       UserError: if there is no comparison.
     """
+    # A ratio of sums, since systems may take part in different numbers of comparisons.
     gained, played = _shares(table, points(table, margin=margin, soft=soft))
     ratios = clustered_ratios(gained, played, table.prompts, resamples=resamples, seed=seed)
     return dict(zip(table.systems, ratios, strict=True))

@@ -88,6 +88,7 @@ class AnswerReader:
             lora = None if adapter is None else adapter.scaled()["layers"]
             ids, length = batch["ids"], batch["ids"].shape[1]
             slots = caches[0].v.shape[2]
+            # Cache slots from `start` on are padding, which no token may attend to.
             before = jnp.broadcast_to(jnp.arange(slots) < start, (length, slots))
             causal = jnp.tril(jnp.ones((length, length), bool))
             mask = jnp.concatenate([before, causal], axis=1)[None]
@@ -122,6 +123,7 @@ class AnswerReader:
         probabilities = np.full(len(rows), np.nan)
         alone = np.ones(len(rows), bool)
         for members in groups:
+            # A pass of its own for the beginning does not pay for the two orders of one pair.
             shared = _shared([rows[i] for i in members]) if len(members) > 2 else 0
             if shared >= _WORTH:
                 self._read_group(rows, members, shared, probabilities)
@@ -133,6 +135,7 @@ class AnswerReader:
         self, rows: Sequence[Row], numbers: np.ndarray, probabilities: np.ndarray
     ) -> None:
         """Fills in the probabilities of rows that are read from their first token."""
+        # Rows of similar length go together, so that batches are padded little.
         order = sorted(numbers.tolist(), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self._batch):
             members = order[start : start + self._batch]

@@ -19,6 +19,7 @@ def clusters(prompts: Sequence[int] | Sequence[str] | np.ndarray) -> tuple[np.nd
 
 def draws(count: int, *, resamples: int, seed: int = 0) -> np.ndarray:
     """Multinomial weights of `count` prompts, `[resamples, count]`; rows sum to `count`."""
+    # One seed gives all metrics the same weights, so that their differences are paired.
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
@@ -33,6 +34,7 @@ def sums(values: np.ndarray, numbered: np.ndarray, count: int) -> np.ndarray:
 def interval(value: float, sampled: np.ndarray, count: int) -> Estimate:
     """Estimate with the 95 % percentile interval of its finite samples."""
     sampled = sampled[np.isfinite(sampled)]
+    # Resamples of a single prompt are all alike: the interval would claim certainty.
     if count < 2 or not sampled.size:
         return exact(value, count)
     low, high = np.quantile(sampled, [0.025, 0.975])
@@ -90,8 +92,10 @@ def clustered_ratios(
     if not len(above):
         raise UserError("a mean over prompts needs one row or more")
     numbered, count = clusters(prompts)
+    # Summed by prompt first, a resample is a product with its weights.
     over, under = sums(above, numbered, count), sums(below, numbered, count)
     seen = (sums(np.abs(below), numbered, count) > 0).sum(axis=0)
+    # A resample may hold no row of some column; `interval` drops its NaN.
     with np.errstate(invalid="ignore", divide="ignore"):
         value = over.sum(axis=0) / under.sum(axis=0)
         weight = draws(count, resamples=resamples, seed=seed) if resamples else np.zeros((0, count))

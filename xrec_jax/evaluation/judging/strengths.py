@@ -84,6 +84,7 @@ def strengths(
     numbered, count = clusters(table.prompts)
     gained = points(table, margin=margin, soft=soft)
     size = len(table.systems)
+    # A flattened win table of each prompt, so that a resample is a weighted sum of tables.
     cells = np.zeros((len(table), size * size))
     rows = np.arange(len(table))
     cells[rows, table.one * size + table.other] = gained

@@ -94,6 +94,7 @@ class RankingEvaluator:
             raise UserError("no held-out event to evaluate on")
         self._model, self._mesh, self._ks = model, mesh, tuple(ks)
         self._history = Histories.of(seen, model.num_users)
+        # Distinct and sorted by user: an event that is repeated is one target.
         pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
         self._targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], model.num_users)
         self.users = np.flatnonzero(self._targets.lengths).astype(np.int32)
@@ -138,6 +139,7 @@ class RankingEvaluator:
         for width in np.unique(seen_width):
             for targets in np.unique(target_width[seen_width == width]):
                 users = self.users[(seen_width == width) & (target_width == targets)]
+                # The largest array compares every target with all scores, or with the seen list.
                 cells = max(self._model.num_items * targets, width * targets)
                 size = max(1, min(self._limit, CELLS // int(cells)))
                 for first in range(0, len(users), size):
@@ -278,6 +280,7 @@ def recommend(
     for first in range(0, len(users), size):
         rows = users[first : first + size]
         width = _bucket(int(history.lengths[rows].max(initial=1)), 64)
+        # The last batch gets as many rows as the others, so it needs no compilation of its own.
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's
             batch = user_batch(model, history, padded, width, mesh)

@@ -37,7 +37,9 @@ def ranking_metrics(
     count = np.diff(start)
     first = start[:-1]
     gain = 1.0 / np.log2(1.0 + ranks)
+    # A segment of `reduceat` is one user's ranks; an empty one would take its neighbour's.
     best = np.minimum.reduceat(ranks, first)
+    # `ideal[n]` is the gain of n targets on ranks 1 to n.
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(2.0 + np.arange(count.max())))])
     metrics = {}
     for k in ks:

@@ -182,6 +182,7 @@ def top_k(
         shard = jax.lax.axis_index(axes) if axes else 0
 
         def merge(best, scores, ids):
+            # `lax.top_k` puts NaN first. The lowest finite score puts it last, before masked items.
             scores = jnp.where(jnp.isnan(scores), jnp.finfo(scores.dtype).min, scores)
             place = seen - ids[0]
             outside = (place < 0) | (place >= scores.shape[1])

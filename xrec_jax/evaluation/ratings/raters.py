@@ -67,6 +67,7 @@ def agreement_with_others(answers: Answers, rater: str) -> tuple[float, float, i
             continue
         own_values, mean_values = values[own, shared], np.nanmean(others[:, shared], axis=0)
         distances.extend(np.abs(own_values - mean_values))
+        # The correlation with a constant is undefined.
         if np.ptp(own_values) > 0 and np.ptp(mean_values) > 0:
             correlations.append(float(np.corrcoef(own_values, mean_values)[0, 1]))
     mean = lambda numbers: float(np.mean(numbers)) if numbers else float("nan")  # noqa: E731
@@ -144,6 +145,7 @@ def remarks(figures: Mapping[str, Estimate]) -> list[str]:
         result.append("rates against the others")
     most = figures.get("straight/most_used")
     same = figures.get("straight/same_answers")
+    # One value in nearly all answers mostly implies the second remark, so only one is made.
     if most and most["value"] >= SAME:
         result.append(f"gave one value in {most['value']:.0%} of the answers")
     elif same and same["value"] >= SAME:

@@ -176,6 +176,7 @@ def _check_names(row: Mapping[str, Any], spelt: dict[tuple[str, str], str], wher
         value = row.get(column)
         if isinstance(value, float):
             raise UserError(f"{where}: {column} is {value}; write it as text or a whole number")
+        # `versus` holds systems too, so both columns share one list of spellings.
         name, kind = str(value or ""), "system" if column == "versus" else column
         first = spelt.setdefault((kind, name.strip()), name)
         if first != name:

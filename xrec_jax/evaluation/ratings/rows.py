@@ -68,6 +68,7 @@ def _of_csv(path: epath.PathLike) -> RatingRows:
         raise UserError(f"{path}, line {first}: {advice}")
     rows = []
     for line, cells in lines:
+        # A line of another length has shifted cells: marks would go to other questions.
         if len(cells) != len(header):
             raise UserError(
                 f"{path}, line {line}: {len(cells)} cells, the header has {len(header)}"
@@ -100,6 +101,7 @@ def _numbers_rows(cells: Sequence[str], *, nameless: bool) -> bool:
     if not cells or not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
         return False
     numbers = list(map(int, cells))
+    # The index of a filtered table has gaps, and pandas writes it under an empty name.
     if nameless:
         return len(set(numbers)) == len(numbers)
     return numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]

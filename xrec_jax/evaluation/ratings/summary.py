@@ -52,6 +52,7 @@ def means(
     for rating in ratings:
         item = items.setdefault((rating.group, rating.item), len(items))
         values_of[rating.system, rating.question][item].append(rating.value)
+    # Sums beside counts: in their ratio every rating weighs alike, however many an item has.
     totals, counts = np.zeros((2, len(items), len(values_of)))
     for column, values in enumerate(values_of.values()):
         for item, own_values in values.items():
@@ -157,6 +158,7 @@ def preferences(
         }
         for name in table.systems
     }
+    # Consistency is left out: it compares two orders, and a person is asked in one.
     for name, figures in pair_figures(table, **options).items():
         result[name] = {metric: figures[metric] for metric in ("win/ratio", "win/ties")}
     return result
@@ -197,6 +199,7 @@ def agreement(
             result[f"{question}/alpha_{level}"] = alpha(
                 values,
                 level=level,  # type: ignore[arg-type]
+                # Texts about one item are rated alike, so items are drawn, not texts.
                 clusters=[unit[:2] if clusters is None else clusters[unit[:2]] for unit in units],
                 resamples=resamples,
                 seed=seed,

@@ -39,6 +39,7 @@ def owners(users: Sequence[Hashable] | np.ndarray | None) -> np.ndarray | None:
         return None
     known: dict[Hashable, int] = {}
     numbers = np.array([known.setdefault(user, len(known)) for user in users], np.int64)
+    # With a user for each case, sums over users would change nothing.
     return None if len(known) == len(numbers) else numbers
 
 
@@ -87,6 +88,7 @@ def bootstrap_means(
         size = min(step, resamples - first)
         weight = rng.multinomial(count, np.full(count, 1 / count), size=size)
         per_seed[first : first + size] = weight @ flat / (weight @ sizes)[:, None]
+    # Each resample of users is paired with its own resample of seeds.
     drawn = rng.integers(0, seeds, (resamples, seeds))
     picked = per_seed.reshape(resamples, -1, seeds)[np.arange(resamples)[:, None], :, drawn]
     return picked.mean(axis=1).T.reshape(*lead, resamples)

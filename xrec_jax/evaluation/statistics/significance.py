@@ -67,6 +67,7 @@ def sign_flip(
 def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> float:
     """McNemar's test: exact two-sided p-value of equal accuracy on the same cases."""
     difference = _pair(np.asarray(first, np.float64), np.asarray(second, np.float64))
+    # Cases that both get right, or both wrong, tell nothing; the rest is a fair coin under H0.
     wins, losses = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     if wins + losses == 0:
         return 1.0
@@ -117,6 +118,7 @@ def group_effect(
         # Of all assignments of cases to groups only this one, or its mirror, is as extreme.
         p = 1.0 if difference == 0 else (1 + (n == m)) / math.comb(n + m, n)
         return Effect(difference, size, size, size, max(p, _LEAST_P), (n, m))
+    # Hedges' correction for few cases, then the large-sample standard error of g.
     size = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
     error = np.sqrt((n + m) / (n * m) + size**2 / (2 * (n + m)))
     low, high = size - 1.959964 * error, size + 1.959964 * error
@@ -156,6 +158,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     ranked = sorted(p_values.items(), key=lambda entry: entry[1])
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(ranked):
+        # A running maximum, so that a larger p is never adjusted below a smaller one.
         largest = max(largest, min(1.0, p * (len(ranked) - rank)))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}

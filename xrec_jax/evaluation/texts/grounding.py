@@ -39,6 +39,7 @@ def vocabulary_of(
     Raises:
       UserError: if a row lacks a column.
     """
+    # Dicts as ordered sets, so that values keep the order of the table.
     found: dict[str, dict[str, None]] = {column: {} for column in columns}
     for row in rows:
         for column in columns:
@@ -121,12 +122,14 @@ def grounding_metrics(
         name: mean_of(values, users=users, resamples=resamples, seed=seed)
         for name, values in per_text.items()
     }
+    # Shares are taken over all texts together: one text names too few for a stable share.
     ratios = {
         "grounding/hallucinated_titles": (absent + unknown, cited + absent + unknown),
         "grounding/attributes_precision": (true, named),
     }
     for name, (above, below) in ratios.items():
         with np.errstate(invalid="ignore"):
+            # A text that names nothing has no share: NaN, not 0.
             per_text[name] = above / np.where(below > 0, below, np.nan)
         corpus[name] = ratio_of_sums(above, below, users=users, resamples=resamples, seed=seed)
     return Figures(per_text, corpus)
@@ -160,6 +163,7 @@ def ratio_of_sums(
     top, bottom = bootstrap_means(
         np.stack([above, below])[:, None, :], users=numbers, resamples=resamples, seed=seed
     )
+    # A resample may hold only cases that name nothing.
     drawn = top[bottom > 0] / bottom[bottom > 0]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"value": value, "low": float(low), "high": float(high), "count": count}

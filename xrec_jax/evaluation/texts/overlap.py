@@ -64,7 +64,9 @@ def bleu(statistics: np.ndarray) -> np.ndarray:
         precision = np.where(total > 0, smoothed / np.where(total > 0, total, 1), 0.0)
         short = np.exp(1 - reference_length / np.where(length > 0, length, 1))
         geometric = np.exp(np.log(precision).mean(axis=-1))
+    # Brevity penalty exp(1 - r / c), for texts shorter in all than their references.
     penalty = np.where(length >= reference_length, 1.0, short)
+    # Without a single match the score is 0, as in sacrebleu, whatever smoothing would give.
     return np.where(matched.any(axis=-1) & (length > 0), 100 * penalty * geometric, 0.0)
 
 
@@ -171,6 +173,7 @@ def overlap(
 
 def _figures(means: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """Metrics `[kinds, resamples]` from means `[kinds, statistics, resamples]` over the texts."""
+    # BLEU is a function of sums over the corpus, ROUGE a mean over texts.
     sums = np.moveaxis(means * count, 1, -1)
     size = 2 * ORDERS + 2
     with np.errstate(invalid="ignore"):

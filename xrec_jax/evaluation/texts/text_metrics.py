@@ -166,6 +166,7 @@ def diversity(features: Features, *, users: Sequence[Hashable] | None = None) ->
     """
     rows = [set(row) for row in features]
     n, counts = len(rows), collections.Counter(itertools.chain.from_iterable(rows))
+    # Overlap of each text with all others, from counts of features instead of pairs of texts.
     shared = np.array([sum(counts[name] - 1 for name in row) for row in rows], np.float64)
     mean = shared / (n - 1)
     value = float(mean.mean())
@@ -176,6 +177,7 @@ def diversity(features: Features, *, users: Sequence[Hashable] | None = None) ->
     count = len(deviations)
     if count < 2:
         return exact(value, count)
+    # A U-statistic of pairs has the variance 4 Var / n of its projections: hence the factor 2.
     error = 1.959964 * 2 * float(np.sqrt(np.sum(deviations**2) * count / (count - 1))) / n
     return {"value": value, "low": max(0.0, value - error), "high": value + error, "count": count}
 
