@@ -296,7 +296,8 @@ def test_an_output_file_is_replaced_whole(finished, tmp_path, capsys):  # noqa: 
 
 def test_a_file_without_a_recommendation_has_its_columns(exported, monkeypatch):
     """Nothing is left to recommend to users who have seen everything."""
+    exported("all", "full.parquet")
     monkeypatch.setattr(Run, "iter_recommend", lambda *_, **__: iter(()))
     assert exported("all", "empty.parquet") == [] and exported("all", "empty.jsonl") == []
     columns = pl.read_parquet_schema(exported.folder / "empty.parquet")
-    assert columns == recommend.SCHEMA == pl.read_parquet_schema(exported.folder / "o.parquet")
+    assert columns == recommend.SCHEMA == pl.read_parquet_schema(exported.folder / "full.parquet")
