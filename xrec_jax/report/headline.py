@@ -80,6 +80,7 @@ def _ranking(run_files: RunFiles) -> Iterator[Headline]:
     # The best of one system would say nothing.
     if len(order) == 1:
         sentence = f"How well {wording.label(order[0])} ranks the held-out items."
+    # Only a planted world knows how well its users could be predicted at all.
     if known(bound) and bound["value"] > 0:
         sentence += (
             f" That is {percent(best['value'] / bound['value'], 0)} of what is possible here."
@@ -144,10 +145,12 @@ def _wins(run_files: RunFiles) -> Iterator[Headline]:
 
 def _tuned_over_base(systems: Mapping[str, Any]) -> Any:
     """Win ratio of the tuned texts over the base's; None if they were not compared."""
+    # The pair may be stored in either order, and the matrix has both.
     return wins.cells_of(systems).get(("tuned", "base"), {}).get("ratio")
 
 
 def _people(run_files: RunFiles) -> Iterator[Headline]:
+    # With one data set only: several have a key `rate/NAME` each, and no figure in common.
     systems = dict(ratings.named_estimates((run_files.ratings or {}).get("rate")))
     ratio = _tuned_over_base(systems)
     if known(ratio):
@@ -192,6 +195,7 @@ def _attributes(run_files: RunFiles) -> Iterator[Headline]:
 
 
 def _bias(run_files: RunFiles) -> Iterator[Headline]:
+    # Counted after Holm's correction: otherwise one comparison in twenty differs by chance.
     tuned = bias.effects(run_files.stage("bias").get("tuned", {}))
     if tuned:
         strong = sum(p is not None and p < bias.LEVEL for _, p in tuned.values())

@@ -1,4 +1,4 @@
-"""What the stage `joint` left in a run directory, as the report reads it."""
+"""Files of the stage `joint` in a run directory, as the report reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATIENCE = "no better held-out gain"
 
 
 class Verdict(NamedTuple):
-    """What the guards said of a round.
+    """Verdict of the guards on a round.
 
     Attributes:
       round: its number.
@@ -47,6 +47,8 @@ class Verdict(NamedTuple):
     def of(cls, record: Mapping[str, Any]) -> Verdict:
         """The verdict of a record of `rounds.jsonl`."""
         text = str(record["verdict"])
+        # A record with `best_round` states the cause, None included; only older ones need their
+        # sentence read.
         cause = record.get("stop_cause") if "best_round" in record else _cause(text)
         return cls(int(record["round"]), text, cause, record.get("stopped") != 0)
 
@@ -83,7 +85,7 @@ class Seed:
         return [x for x, _ in kept], [y for _, y in kept]
 
     def verdicts(self) -> list[Verdict]:
-        """What the guards said of each round."""
+        """Verdicts of the guards, one a round."""
         return [Verdict.of(record) for record in self.rounds if record.get("verdict")]
 
     def best(self) -> int | None:
@@ -91,6 +93,7 @@ class Seed:
         recorded = [r["best_round"] for r in self.rounds if "best_round" in r]
         if recorded:
             return None if recorded[-1] is None else int(recorded[-1])
+        # Older runs: the last sentence that names the round, else the best gain.
         for verdict in reversed(self.verdicts()):
             if match := _BEST.search(verdict.text):
                 return int(match[1])
@@ -129,6 +132,7 @@ def load(material: RunFiles) -> Joint | None:
       UserError: if one of them is damaged.
     """
     folder = material.rundir.path / STAGE
+    # Any seed that has begun, since the page is made of unfinished runs too.
     seeds = []
     if folder.exists() and folder.is_dir():
         for path in sorted(folder.iterdir(), key=_place):
@@ -149,6 +153,7 @@ def _place(path: epath.Path) -> tuple[bool, int, str]:
 def _seed(folder: epath.Path, rundir: RunDir) -> Seed:
     rounds = _by_round(run_records.rounds(rundir, folder.name), ())
     samples = _by_round(run_records.samples(rundir, folder.name), ("user",))
+    # The same users in every round, so that their texts can be followed.
     users = list(dict.fromkeys(str(record["user"]) for record in samples))[:MOST_USERS]
     return Seed(
         folder.name,
@@ -166,6 +171,7 @@ def _by_round(records: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> li
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
+    # In Python `bool` is an `int`.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
@@ -176,6 +182,7 @@ def number(value: Any) -> float | None:
 
 def cutoff(systems: Mapping[str, Mapping[str, Any]]) -> int:
     """Cut-off at which the run compares its systems; 10 where it compared none."""
+    # It is part of the names of the paired figures, so a changed config cannot contradict it.
     for metrics in systems.values():
         for key in metrics:
             if match := _GAIN.fullmatch(key):
@@ -206,6 +213,7 @@ def sign(result: Mapping[str, Any]) -> int:
     """
     if "p" in result and result["p"]["value"] >= LEVEL:
         return 0
+    # Without an interval the side is unknown, as if it held 0.
     sides = set()
     for name in ("difference", "relative"):
         if name in result:
@@ -215,7 +223,7 @@ def sign(result: Mapping[str, Any]) -> int:
 
 
 def covers_zero(result: Mapping[str, Any]) -> bool:
-    """Whether an interval of a comparison holds 0."""
+    """True if an interval of a comparison holds 0."""
     intervals = [bounds(result[name]) for name in ("difference", "relative") if name in result]
     return any(interval is not None and interval[0] <= 0 <= interval[1] for interval in intervals)
 

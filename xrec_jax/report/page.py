@@ -72,6 +72,7 @@ def render(run_files: RunFiles, more: Sequence[BuildSection] = ()) -> str:
     sections += [section for build in more if (section := build(run_files)) is not None]
     style, script = _resource("page.css"), _resource("page.js")
     name = str(run_files.config.get("name") or run_files.name)
+    # Values are not substituted again, so a "$" in a title or in the script stays as it is.
     text = string.Template(_resource("page.html")).substitute(
         policy=escape(_policy(script)),
         title=escape(f"{name}: report"),
@@ -93,6 +94,7 @@ def _resource(name: str) -> str:
 
 def _policy(script: str) -> str:
     """Content security policy: only the page's own script may run, and nothing may be loaded."""
+    # Of exactly the text inside the element: a browser refuses a script that differs by a blank.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "

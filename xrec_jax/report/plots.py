@@ -37,6 +37,7 @@ def curves(
     result = {}
     for system, seeds in points_of.items():
         epochs = np.array(sorted({epoch for points in seeds.values() for epoch, _ in points}))
+        # One grid of epochs for all seeds makes a rectangular array.
         values = np.full((len(seeds), len(epochs)), np.nan)
         for row, points in zip(values, seeds.values(), strict=True):
             for epoch, value in points:
@@ -83,6 +84,7 @@ def learning_curves(
         ):
             for number, line in enumerate(values):
                 known = ~np.isnan(line)
+                # One entry of the legend for a system, not one for each seed.
                 label = system if number == 0 else None
                 panel.plot(epochs[known], line[known], color=colour, lw=1.4, alpha=0.8, label=label)
         panel.set(xlabel="epoch")
@@ -92,8 +94,10 @@ def learning_curves(
     panels[1].set_title(f"Validation NDCG@{k}, seen items masked")
     if bound is not None:
         panels[1].axhline(bound, color=_GREY, ls="--", lw=1, label="upper bound (test)")
+    # From zero, since a cut axis makes small differences between systems look large.
     panels[1].set_ylim(bottom=0)
     panels[1].legend(frameon=False)
+    # Through memory: `path` may be remote, where matplotlib cannot write.
     image = io.BytesIO()
     figure.savefig(image, format="png")
     target = epath.Path(path)

@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a run directory, as far as they are there."""
+"""Files of a run directory that a report is made of, as far as they exist."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ class RunFiles:
             return known
         others = [*self.config.get("recommend", {}), *self.explainers()]
         others += sorted({s for stage in self.evaluation.values() for s in stage})
+        # The place is one of the whole run, not of one chart: a system keeps its colour everywhere.
         order = list(dict.fromkeys(n for n in others if not _known_colour(n)))
         place = order.index(name) if name in order else 0
         return f"k{_FREE[place % len(_FREE)]}"
@@ -114,6 +115,7 @@ def load(rundir: RunDir, config: Any = None, *, data: RunData | None = None) -> 
     settings = rundir.stored() if config is None else files.plain(config.to_dict())
     path = rundir.path
     audit = run_records.audit(rundir)
+    # The audit recorded the sizes too, for runs whose data cannot be read any more.
     sizes = (audit or {}).get("data")
     named: list[str] = []
     items: list[dict[str, Any]] = []
@@ -155,6 +157,7 @@ def _explained(
     rundir: RunDir,
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]], bool]:
     """Pairs, answers of every explainer, and whether there are more than the page holds."""
+    # One more than the page holds tells whether there are more, without reading all of them.
     pairs = run_records.pairs(rundir, "title", most=MOST_PAIRS + 1)
     answers = {}
     if pairs:
@@ -167,6 +170,7 @@ def _explained(
     shown = run_records.recommended(rundir, MOST_PAIRS + 1)
     more, shown = len(shown) > MOST_PAIRS, shown[:MOST_PAIRS]
     for explainer in (explainers.BASE, explainers.TUNED):
+        # An explainer that answered only some of them would leave gaps in the table.
         if shown and all(record.get(explainer) is not None for record in shown):
             answers[explainer] = [
                 {"user": r["user"], "item": r["item"], "text": r[explainer]} for r in shown

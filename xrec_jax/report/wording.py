@@ -16,7 +16,7 @@ LABELS = {
 
 
 class Meaning(NamedTuple):
-    """What a figure is.
+    """Meaning of a figure.
 
     Attributes:
       label: short.
@@ -94,13 +94,15 @@ _MEANINGS = {
 
 
 def meaning(name: str) -> Meaning:
-    """What a metric is; one that is not listed is named after itself."""
+    """Meaning of a metric; one that is not listed is named after itself."""
     if name in _MEANINGS:
         return _MEANINGS[name]
     short = name.rsplit("/", 1)[-1]
+    # The tolerance is part of the name, such as `within_0.5`, so no table can list all of them.
     within = short.removeprefix("within_")
     if within != short and within.replace(".", "", 1).isdigit():
         return Meaning(f"Within {within}", "Answers that are this near.", True)
+    # The same metric of the constrained answer: derived, so that both labels stay in step.
     if short.startswith("readout_"):
         plain = meaning(short.removeprefix("readout_"))
         return Meaning(
@@ -108,6 +110,7 @@ def meaning(name: str) -> Meaning:
             "Of the allowed answers the one of the highest probability; it can always be read.",
             plain.share,
         )
+    # Last, as the same metric may mean something else in a group that is listed.
     if short in _MEANINGS:
         return _MEANINGS[short]
     return Meaning(humanised(short), "")
@@ -120,7 +123,7 @@ def humanised(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """How a system is called on the page."""
+    """Label of a system on the page."""
     return LABELS.get(name) or explainers.label(name)
 
 

@@ -42,6 +42,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between two bounds: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
+    # The smallest round step that gives at most `most` intervals; the tolerances absorb the
+    # rounding errors of floats.
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
@@ -50,6 +52,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _tick_text(value: float, step: float) -> str:
+    # As many decimals as the step has, or labels of neighbouring ticks would be equal.
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     if round(step, digits) != round(step, 12):  # steps of 2.5
         digits += 1
@@ -96,9 +99,11 @@ def line_chart(
         low = min(low, 0.0)
     view = math.log10 if logarithmic else float
     bottom, top = view(low), view(high)
+    # A constant curve has no range, so its margin is a share of its value.
     spare = 0.06 * ((top - bottom) or abs(top) or 1.0)
     bottom, top = bottom - (0 if from_zero and low == 0 else spare), top + spare
     left, right = float(every[0].min()), float(every[0].max())
+    # A single epoch gets an axis of width one around it.
     if left == right:
         left, right = left - 0.5, right + 0.5
     at_x = lambda x: _LEFT + (x - left) / (right - left) * (WIDTH - _LEFT - _RIGHT)  # noqa: E731
@@ -140,6 +145,7 @@ def line_chart(
         f"{line.label} from {decimal(points[1, 0], digits)} to {decimal(points[1, -1], digits)}"
         for line, points in clean
     )
+    # The cursor is invisible until the script moves it to a point.
     marks.append(tag("line", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM, class_="cursor"))
     drawing = tag(
         "svg",
@@ -169,6 +175,8 @@ def _drawable(lines: Sequence[Line], *, logarithmic: bool) -> list[tuple[Line, n
         if logarithmic:
             points = points[:, points[1] > 0]
         if points.shape[1] > _MOST_POINTS:
+            # Evenly spaced, with both ends: the first and the last value are those that are
+            # compared.
             kept = np.linspace(0, points.shape[1] - 1, _MOST_POINTS).round().astype(int)
             points = points[:, kept]
         if points.shape[1]:
@@ -198,6 +206,7 @@ def _grid(
         marks.append(tag("text", _tick_text(x, step), x=place, y=HEIGHT - 19, class_="middle"))
     positions = ticks(bottom, top, 5)
     if logarithmic:
+        # The ticks were spaced by exponents; places and labels take values.
         positions = [10.0**y for y in positions]
     step = positions[1] - positions[0] if len(positions) > 1 else 1.0
     for y in positions:

@@ -84,6 +84,7 @@ def panel(
         note=meaning.sentence,
         share=share,
         digits=digits,
+        # One axis for all shares, so that charts can be compared by eye.
         axis=(0.0, 1.0) if share else None,
         more=more,
     )
@@ -126,10 +127,12 @@ def panels(
         if not is_pair(s) and any(name.startswith(f"{group}/") for name in metrics)
     ]
     named = [s for s in (order or run_files.explainers(named)) if s in named]
+    # A system without a value is named in the chart: a missing row looks as if nobody had tried.
     expected = named if missing else ()
     if not any(known(systems[s].get(name)) for s in named for name in every):
         return None
     charts = grid(panel(run_files, systems, name, order=order, missing=expected) for name in first)
+    # Folded away rather than left out: the page holds every figure of the group.
     rest = [name for name in every if name not in first]
     if not rest or charts is None:
         return charts
@@ -166,6 +169,7 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html 
     Returns:
       The table; None without differences.
     """
+    # The dicts keep rows and columns in the order in which the stage wrote them.
     columns: dict[str, None] = {}
     rows: dict[str, dict[str, Html]] = {}
     strong = False
@@ -198,6 +202,7 @@ def comparisons(systems: Mapping[str, Mapping[str, Any]], *groups: str) -> Html 
         caption="Paired differences",
         class_="numbers",
     )
+    # The star is explained only where there is one.
     note = tag("p", tag("span", "\u2605", class_="star"), " p < 0.05", class_="note")
     return tag("div", body, note if strong else None)
 

@@ -92,6 +92,7 @@ def interval_chart(
         reference=reference,
         bars=bars,
     )
+    # The line is named below the chart, since a label inside would cover values.
     legend = None
     if reference is not None and reference_label:
         legend = tag("div", key("bound", reference_label), class_="legend")
@@ -120,6 +121,7 @@ def interval_list(
 ) -> Html:
     """Rows of an interval chart, all of which must have a value."""
     low, high = axis
+    # Clipped: with an axis that is given, an interval may reach beyond it.
     place = lambda x: f"{100 * min(1, max(0, (x - low) / (high - low))):.2f}%"  # noqa: E731
     items = []
     for row in rows:
@@ -130,6 +132,7 @@ def interval_list(
         value, interval = row.estimate["value"], bounds(row.estimate)
         marks: list[Html] = []
         if bars:
+            # A bar begins at zero, or at the edge of an axis without zero.
             start, end = sorted((0.0 if low <= 0 <= high else low, value))
             width = f"{float(place(end)[:-1]) - float(place(start)[:-1]):.2f}%"
             marks.append(tag("rect", x=place(start), width=width, y=7, height=10, class_="bar"))
@@ -141,6 +144,7 @@ def interval_list(
             marks.append(tag("line", x1=ends[0], x2=ends[1], y1=12, y2=12, class_="whisker"))
             marks += [tag("line", x1=x, x2=x, y1=8, y2=16, class_="whisker") for x in ends]
         marks.append(tag("circle", cx=place(value), cy=12, r=4, class_="dot"))
+        # Hidden from screen readers, which read the figure beside it.
         drawing = tag("svg", *marks, height=24, class_="track", aria_hidden="true")
         items.append(
             tag(

@@ -77,6 +77,7 @@ class Marker:
         sides = [(side, reason) for side in ("for", "against") for reason in planted[side]]
         named = []
         for place, (side, reason) in enumerate(sides):
+            # One reason at a time: the set of all claims does not tell which reason each one is of.
             alone = {"for": [], "against": [], side: [reason]}
             [true] = planted_claims(alone)
             if any(agrees(claim, true) for claim in claims):
@@ -92,6 +93,7 @@ def vocabulary(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
         for column, cell in row.items():
             if plain_name(column) in TITLES or column.endswith("_text"):
                 continue
+            # One number makes the whole column numeric: many distinct ones are measurements.
             if isinstance(cell, (int, float)):
                 numbers.add(column)
             values = [value for value in cell_values(cell) if len(value) <= _LONGEST]

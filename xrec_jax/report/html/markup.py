@@ -41,6 +41,7 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
     """
     written = []
     for key, value in attributes.items():
+        # False leaves the attribute out: `hidden="False"` would still hide the element.
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
@@ -75,6 +76,7 @@ def table(
             class_=class_ or None,
         ),
         class_="scroll",
+        # A box that scrolls must take the focus, or it cannot be scrolled by keyboard.
         tabindex="0",
         role="region",
         aria_label=caption,

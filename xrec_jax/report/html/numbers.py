@@ -17,6 +17,7 @@ def decimal(value: float, digits: int = 3) -> str:
     """Formats as `0.094` or `1,204`, with a true minus sign; fewer digits for larger numbers."""
     if not math.isfinite(value):
         return "-"
+    # About four significant digits are enough at any size, and keep the columns narrow.
     size = abs(value)
     if size >= 1000:
         digits = 0
@@ -25,6 +26,7 @@ def decimal(value: float, digits: int = 3) -> str:
     elif size >= 10:
         digits = min(digits, 2)
     text = f"{value:,.{digits}f}"
+    # No "-0.000": a sign in front of nothing would claim a direction.
     if float(text.replace(",", "")) == 0:
         text = text.lstrip("-")
     return text.replace("-", MINUS)
@@ -77,6 +79,7 @@ def figure(
     value, interval_bounds = estimate["value"], bounds(estimate)
     parts: list[object] = [tag("data", write(value, digits), value=repr(value))]
     if interval and interval_bounds is not None:
+        # The bounds are in the unit of the value, so the per cent sign is not repeated.
         low, high = (decimal(100 * x if share else x, digits) for x in interval_bounds)
         parts += [" ", tag("span", f"[{low}, {high}]", class_="interval")]
     return join(parts)

@@ -26,6 +26,7 @@ _DATA = (
 def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None before the stage `attributes` is done."""
     systems = run_files.stage("attributes")
+    # One block for each attribute; keys `data/...` are counts, not an attribute.
     names: list[str] = list(
         dict.fromkeys(
             key.split("/", 1)[0]

@@ -35,6 +35,7 @@ def build(run_files: RunFiles) -> Section | None:
 def _finding(finding: Mapping[str, Any]) -> Html:
     severity = str(finding["severity"])
     count, total = finding["count"], finding["total"]
+    # A check may have had nothing to look at.
     share = f" ({percent(count / total)})" if total else ""
     examples = finding.get("examples") or ()
     return tag(

@@ -55,6 +55,7 @@ def build(run_files: RunFiles) -> Section | None:
     # All charts share one symmetric axis, so that they can be compared.
     every = [estimate for effects_of in systems.values() for estimate, _ in effects_of.values()]
     low, high = domain(every)
+    # At least 0.3, or tiny differences would fill the chart and look large.
     limit = max(abs(low), abs(high), 0.3)
     charts = [
         _forest(run_files, name, systems[name], (-limit, limit))
@@ -91,6 +92,7 @@ def _forest(
 ) -> Html | None:
     """Forest plot of significant and large effects, with the others in a collapsed list."""
     drawn = {key: effect for key, effect in all_effects.items() if varies(effect[0])}
+    # By size alone: a group may be treated worse or better.
     order = sorted(drawn, key=lambda key: -abs(drawn[key][0]["value"]))
     shown = [k for n, k in enumerate(order) if n < LARGEST or _stands(drawn[k][1])]
     colour = run_files.colour(name)
@@ -162,6 +164,7 @@ def _row(key: str, effect: tuple[Any, float | None], colour: str, *, group: bool
     label: object = _what(key)
     if group:
         column, _, value = key.partition("/")[0].partition("=")
+        # The value is one unit for line breaks: a band such as "18-24" must not be torn apart.
         description = [f"{wording.humanised(column)}: ", tag("span", value, class_="whole")]
         label = join(
             [label, " ", tag("small", *(description if value else [wording.humanised(column)]))]

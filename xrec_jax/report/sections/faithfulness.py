@@ -42,6 +42,7 @@ def build(run_files: RunFiles) -> Section | None:
     systems = run_files.stage("assess")
     blocks = []
     for group, title, main, sentence in _GROUPS:
+        # With `missing`: that a text could not be measured is a finding as well.
         body = panels(run_files, systems, group, main=main, missing=True)
         if group == "planted" and SHUFFLED in systems:
             sentence += _CHANCE

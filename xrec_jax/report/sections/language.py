@@ -48,6 +48,7 @@ def _charts(run_files: RunFiles) -> list[Html | None]:
         for name, title, colour in _CURVES:
             # Training and held-out losses are logged at different steps.
             logged = [r for r in records if r.get(name) is not None]
+            # A record without an epoch is placed by its step.
             x = [float(r.get("train/epoch", r.get("step", 0))) for r in logged]
             lines.append(Line(title, colour, x, [float(r[name]) for r in logged]))
         charts.append(line_chart(lines, title=_TITLES.get(stage, stage), x_label="epoch", digits=3))

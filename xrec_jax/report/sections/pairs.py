@@ -32,6 +32,7 @@ def build(material: RunFiles) -> Section | None:
     if not material.pairs or not material.answers:
         return None
     data = pairs_data(material)
+    # Dots tell which explainers give a true reason, which only a planted world knows.
     dots = None
     if data["planted"]:
         dots = tag(
@@ -68,6 +69,7 @@ def build(material: RunFiles) -> Section | None:
         f"{count} recommendation{'' if len(material.pairs) == 1 else 's'}: the user's history, "
         "what was recommended, and the explanation before and after tuning."
     )
+    # The lists are empty here: the script fills them from the embedded data.
     search = tag(
         "input",
         id="pairs-search",
@@ -141,7 +143,7 @@ def _title(name: str) -> str:
 
 
 def pairs_data(material: RunFiles) -> dict[str, Any]:
-    """What the page's script draws rows from, with every item's attributes once.
+    """Data from which the page's script draws rows, with every item's attributes once.
 
     Returns:
       `explainers`: name, title and colour; `planted`: whether true reasons are known; `kinds`: of
@@ -161,6 +163,7 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
     items: list[dict[str, Any]] = []
     place: dict[tuple[str, str], int] = {}
 
+    # Items are stored once and referred to by place, as many histories share them.
     def item(id_: str, title: str, attributes: Mapping[str, Any]) -> int:
         key = (id_, title)
         if key not in place:
@@ -189,10 +192,14 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
             "v": verdicts.get(key, []),
             "x": [_text(answers[name].get(key), pair, marker) for name in shown_names],
         }
+        # Without entries to list, the prompt shows what the model knew.
         if not row["h"] and pair.get("prompt"):
             row["m"] = pair["prompt"]
+        # Not the same as an empty history: the record does not say what the prompt showed, so
+        # nothing in its texts is marked.
         if pair.get("history") is None:
             row["n"] = 1
+        # Empty values are left out, since the page holds thousands of rows.
         rows.append({key: value for key, value in row.items() if value not in (None, [], {})})
     made = {
         "explainers": [
@@ -228,6 +235,7 @@ def _reasons(pair: Mapping[str, Any]) -> list[list[Any]]:
         reasons = [(r, side) for name, side in sides for r in planted.get(name) or ()]
         return [[r.get("phrase") or f"{r['attribute']} {r['value']}", side] for r, side in reasons]
     if pair.get("reasons"):
+        # The sentence is `Reasons.describe` of the world: "likes A; likes B; against: C, D".
         before, _, after = str(pair["reasons"]).partition("against: ")
         return [[r, 1] for r in before.split("; ") if r] + [[r, 0] for r in after.split(", ") if r]
     return []

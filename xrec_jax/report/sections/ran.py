@@ -68,6 +68,7 @@ def _facts(run_files: RunFiles) -> Html:
         facts.append(("Split", f"{kind} by {split.get('order', 'time')}"))
     if config.get("recommend"):
         facts.append(("Recommenders", ", ".join(config["recommend"])))
+    # A base is either read from a directory or made by the stage `pretrain`.
     if llm.get("path"):
         facts.append(("Base model", str(llm["path"]).rstrip("/").rsplit("/", 1)[-1]))
     elif "pretrain" in config.get("stages", ()):
@@ -91,6 +92,7 @@ def _facts(run_files: RunFiles) -> Html:
 
 def _versions() -> str:
     versions = [f"Python {platform.python_version()}"]
+    # A package that runs from its source tree has no installed version.
     for name in _PACKAGES:
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")

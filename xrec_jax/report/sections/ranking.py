@@ -52,6 +52,7 @@ def build(run_files: RunFiles) -> Section | None:
         f"Each of {users:,} users has one event held out; every item of the catalogue that the "
         "user has not seen is a candidate. Intervals are 95\u00a0%, drawn over users and seeds."
     )
+    # All systems on one axis with the bound, so that the gap that is left can be seen.
     top = interval_chart(
         [Row(wording.label(s), run_files.colour(s), systems[s][main]) for s in order],
         title=f"{wording.ranking(main)}, test",
@@ -149,6 +150,7 @@ def _per_user(run_files: RunFiles, system: str, name: str) -> np.ndarray | None:
         if name not in arrays:
             return None
         runs.append(arrays[name])
+    # Seeds are averaged user by user, which needs the same users in all of them.
     if len({len(values) for values in runs}) > 1:
         folder = run_files.rundir.per_user(f"recommend/{system}").with_suffix("")
         raise UserError(f"{folder}: its seeds were tested on different numbers of users")

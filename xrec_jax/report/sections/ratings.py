@@ -111,6 +111,7 @@ def _agreement(systems: Mapping[str, Any]) -> Html | None:
     alphas: dict[str, dict[str, Any]] = {}
     for name, metrics in systems.items():
         for key, estimate in metrics.items():
+            # Keys are QUESTION/alpha_LEVEL, one for each level of measurement.
             question, _, level = key.rpartition("/alpha_")
             if level in _ALPHAS and not is_pair(name):
                 alphas.setdefault(question, {})[level] = estimate
@@ -142,6 +143,7 @@ def _agreement(systems: Mapping[str, Any]) -> Html | None:
 def _raters(raters: Mapping[str, Any]) -> Html | None:
     if not raters:
         return None
+    # A table of published ratings has neither gold checks nor times.
     keys = [k for k in _RATERS if any(k in metrics for metrics in raters.values())]
     rows = [
         [n or "unnamed", *(figure(m.get(k), digits=2) for k in keys)] for n, m in raters.items()

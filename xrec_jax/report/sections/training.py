@@ -27,11 +27,14 @@ def build(run_files: RunFiles) -> Section | None:
         lines = []
         for system, (epochs, values) in curves(run_files.metrics, name).items():
             if name == "train/loss":
+                # Losses of different models have different units; only their course can be
+                # compared.
                 values = values / values[:, :1]
             lines += [
                 Line(wording.label(system), run_files.colour(system), epochs.tolist(), row.tolist())
                 for row in values
             ]
+        # The bound is known for test events alone, hence its label.
         limit = bound["value"] if name == main and known(bound) else None
         charts.append(
             line_chart(

@@ -1,4 +1,4 @@
-"""Who wins: the judge, win ratios in both orders, Bradley-Terry strengths."""
+"""Win ratios in both orders, Bradley-Terry strengths, and the judge itself."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def _systems(systems: Mapping[str, Any]) -> list[str]:
             found += pair.split(" vs ", 1)
 
     def weakness(name: str) -> float:
+        # A system without a strength is placed at 0, the reference of the chart.
         strength = systems.get(name, {}).get("bradley_terry/strength")
         return -strength["value"] if known(strength) else 0.0
 
@@ -95,12 +96,13 @@ def cells_of(systems: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]
         if ratio.get("low") is not None:
             turned |= {"low": 1 - ratio["high"], "high": 1 - ratio["low"]}
         cells[first, second] = {"ratio": ratio, "notes": notes}
+        # Not over a pair that was written in this order itself.
         cells.setdefault((second, first), {"ratio": turned, "notes": notes})
     return cells
 
 
 def _quality(systems: Mapping[str, Any]) -> Html | None:
-    """How far the judge itself can be trusted, beside guesses that read nothing."""
+    """Accuracy of the judge itself, beside guesses that read nothing."""
     judge = systems.get(_JUDGE, {})
     rows = [Row(name, colour, judge[key]) for key, name, colour in _BESIDE if known(judge.get(key))]
     return interval_chart(
@@ -182,7 +184,7 @@ def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
 
 
 def pair_verdicts(material: RunFiles) -> dict[tuple[str, str], list[str]]:
-    """What the judge said of every pair, in words, for the browsable table.
+    """Verdicts of the judge on every pair, in words, for the browsable table.
 
     Returns:
       `(user, item)` to such as `tuned beats base`; `tuned and base tie` where the orders disagree.
@@ -190,12 +192,14 @@ def pair_verdicts(material: RunFiles) -> dict[tuple[str, str], list[str]]:
     shares: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for verdict in material.verdicts:
         first, second, p = verdict["first"], verdict["second"], float(verdict["p_first"])
+        # Both orders of a pair share one key, so the probability is turned with the names.
         if first > second:
             first, second, p = second, first, 1 - p
         shares[verdict["user"], verdict["item"], first, second].append(p)
     said: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (user, item, *pair), found in shares.items():
         first, second = map(wording.label, pair)
+        # A win needs both orders: a verdict that turns with the order is a tie.
         if min(found) > 0.5:
             text = f"{first} beats {second}"
         elif max(found) < 0.5:

@@ -54,7 +54,7 @@ class TitleMasks:
 
 
 def _name_end(tokens: Tokens, match: Match) -> int:
-    """Where a title ends; the s of a possessive goes on behind what stands for it."""
+    """End of a title, without the s of a possessive, which stays behind the replacement."""
     if not match.possessive:
         return match.end
     word = tokens.words[match.behind - 1]

@@ -88,7 +88,7 @@ class Trie:
 
 
 def is_small(title: Words) -> bool:
-    """Whether a title has no word that says something by itself, such as "It" and "One on One"."""
+    """True if no word of a title says something by itself, as in "It" and "One on One"."""
     return all(word in SMALL or word.isdigit() for word in title)
 
 
@@ -136,7 +136,7 @@ class Matcher:
         return matches
 
     def _counts(self, tokens: Tokens, match: Match, place: int, policy: Policy) -> bool:
-        """Whether words that are a title's stand there as a title, which begins at `place`."""
+        """True if the words of a title, the first at `place`, count as a mention of it."""
         text, part = tokens.folded, tokens.words[place : match.behind]
         bounds = part[0].start, part[-1].end
         # Quotes show a title whatever its words, with or without the article inside of them.
@@ -175,7 +175,7 @@ class Matcher:
 
 
 def begins_sentence(tokens: Tokens, place: int) -> bool:
-    """Whether a word opens a sentence, a line, or what stands behind a colon."""
+    """True if a word opens a sentence, a line, or the text behind a colon."""
     text, start = tokens.folded, tokens.words[place].start
     if _BREAK.search(text, max(0, start - _BREAK_WINDOW), start):
         return True
@@ -183,7 +183,7 @@ def begins_sentence(tokens: Tokens, place: int) -> bool:
 
 
 def quoted(text: str, start: int, end: int) -> bool:
-    """Whether quotes stand right around a span; a comma or full stop may precede the last one."""
+    """True if quotes stand right around a span; a comma or full stop may precede the last one."""
     if start == 0 or text[start - 1] not in QUOTES:
         return False
     while end < len(text) and text[end] in _STOPS:
@@ -192,24 +192,24 @@ def quoted(text: str, start: int, end: int) -> bool:
 
 
 def has_case(words: Iterable[Word]) -> bool:
-    """Whether words are of a script that has capitals; digits are of those that have."""
+    """True if words are of a script that has capitals; digits count as such."""
     return not all(word.form == word.form.upper() and not word.form.isdigit() for word in words)
 
 
 def _in_capitals(part: Sequence[Word]) -> bool:
-    """Whether the first word, the last one and all that are not small have a capital."""
+    """True if the first word, the last one and all that are not small have a capital."""
     ends = part[0].capital and part[-1].capital
     return ends and all(word.capital or word.form in SMALL for word in part)
 
 
 def _is_long(text: str, part: Sequence[Word]) -> bool:
-    """Whether words without capitals are so many that nothing but the title can be meant."""
+    """True if words without capitals are so many that nothing but the title can be meant."""
     spaced = has_blanks(text[part[0].start : part[-1].end])
     return len(part) >= (_LONG_WORDS if spaced else _LONG_CHARACTERS)
 
 
 def _beside_capital(tokens: Tokens, match: Match) -> bool:
-    """Whether a title is part of a longer name, as in "Anna Rust" or "Rust-Miller"."""
+    """True if a title is part of a longer name, as in "Anna Rust" or "Rust-Miller"."""
     text, words = tokens.folded, tokens.words
     if match.first:
         before = words[match.first - 1]

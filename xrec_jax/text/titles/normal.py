@@ -46,7 +46,7 @@ def normal_title(title: str, *, year: bool = False) -> str:
 
 
 def same_title(first: str, second: str) -> bool:
-    """Whether two titles name the same thing; an empty one names nothing."""
+    """True if two titles name the same thing; an empty one names nothing."""
     one, other = normal_title(first), normal_title(second)
     return bool(one) and one == other
 

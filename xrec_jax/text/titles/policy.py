@@ -1,4 +1,4 @@
-"""What counts as a mention of a title, for every use of the matcher.
+"""Policies of title matching: the conditions of a mention, for every use of the matcher.
 
 Case, accents, punctuation, apostrophes and possessives never matter to which words a title has;
 articles may lead, trail ("Matrix, The") or be missing; a name is no part of a longer word, as far
@@ -33,7 +33,7 @@ from xrec_jax.text.titles.spellings import Alias, aliases, long_aliases, main_al
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What counts as a mention of a title whose words stand in a text.
+    """Conditions under which the words of a title in a text are a mention of it.
 
     Attributes:
       spellings: the ways to write a title that are looked for.

@@ -68,7 +68,7 @@ class Tokens:
     _ends: list[int] | None = None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Where `folded[start:end]`, one character or more, stands in the text."""
+        """Place of `folded[start:end]`, one character or more, in the text."""
         if self._starts is None or self._ends is None:
             return start, end
         return self._starts[start], self._ends[end - 1]

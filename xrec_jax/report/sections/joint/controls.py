@@ -22,7 +22,7 @@ _TEXT_COLUMNS = (
 
 
 def control(name: str) -> Control:
-    """What a system is; one that is not known here is named after itself."""
+    """Description of a system; one that is not known here is named after itself."""
     return CONTROLS.get(name) or Control(
         name, wording.humanised(name), "Given by the run; it is not described here."
     )
@@ -32,6 +32,7 @@ def names(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Systems, the best NDCG first; those without one last."""
     main = main_metric(systems)
     listed = [s for s in systems if not is_pair(s) and s not in _NO_SYSTEMS]
+    # Systems without a figure, or with equal ones, keep the order of the registry.
     order = [*CONTROLS, *listed]
 
     def place(name: str) -> tuple[float, int]:
@@ -45,6 +46,7 @@ def attainable(
     systems: Mapping[str, Mapping[str, Any]], recommend: Mapping[str, Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """Metrics of the best that any recommender can expect; empty where that is not known."""
+    # The stage's own bound first: that of `recommend` may be of other users.
     for name in _BOUNDS:
         if known(metric(systems, name, main_metric(systems))):
             return systems[name]
@@ -77,6 +79,7 @@ def build(
 
 def _gains(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
     comparisons = {name: comparison(systems, name, ALONE) for name in order}
+    # One unit for the whole chart: relative gains, if there are any.
     share = any(
         compared is not None and "relative" in compared for compared in comparisons.values()
     )
@@ -155,7 +158,7 @@ def _table(
 
 
 def _further(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html | None:
-    """What the table has no column for."""
+    """Table of the metrics that the main table has no column for."""
     shown = {*_columns(systems), *(key for key, _, _ in _TEXT_COLUMNS)}
     metrics = dict.fromkeys(key for name in order for key in systems[name] if key not in shown)
     names = [key for key in metrics if any(known(systems[n].get(key)) for n in order)]
@@ -190,27 +193,31 @@ def _entry(systems: Mapping[str, Mapping[str, Any]], name: str) -> Html:
 
 
 def verdict(systems: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str] | None:
-    """What a control says here: `good`, `bad` or `open`, and a sentence; None if nothing."""
+    """Outcome of a control: `good`, `bad` or `open`, and a sentence; None if it shows nothing."""
     result = comparison(systems, name, ALONE)
     main = comparison(systems, JOINT, ALONE)
     system = control(name)
     if result is None or not (system.shows or system.silent):
         return None
     side = sign(result)
+    # Such a control carries no information about the user, so a gain of it refutes the claim.
     if system.silent:
         if side > 0:
             return "bad", "Here: it gains, which speaks against the claim."
         if side < 0:
             return "good", "Here: it loses, so the gain does not come from there."
         return "good", "Here: no gain that can be told from chance, as it should be."
+    # Without a gain of joint there is nothing that a control could explain.
     if main is None or sign(main) <= 0:
         return "open", "Here: joint has no clear gain that could be compared."
     direct = comparison(systems, JOINT, name)
     reached = _reached(result, main)
+    # The one control whose gain should remain: reasons work without the names of items.
     if name == "masked_titles":
         if side > 0:
             return "good", f"Here: the gain remains{reached}."
         return "bad", f"Here: no clear gain remains{reached}."
+    # A paired test against joint says more than two tests against the recommender alone.
     if direct is not None:
         if sign(direct) > 0:
             return "good", f"Here: joint is above it{reached}."

@@ -66,6 +66,7 @@ def build(joint: Joint) -> Html | None:
         for name in joint.names("valid/ndcg@")
     ]
     charts = grid(_chart(joint.seeds, curve) for curve in (*MAIN[:5], *scores, *MAIN[5:]))
+    # Parts of the reward and monitors are many: a folded block for each group.
     shown = {curve.name for curve in MAIN}
     more = []
     for start, title in _GROUPS:
@@ -88,6 +89,7 @@ def _chart(seeds: Sequence[Seed], curve: Curve) -> Html | None:
     ):
         for place, seed in enumerate(seeds):
             x, y = seed.curve(name)
+            # Titles of shares say "%", and the axis has no unit of its own.
             if curve.share:
                 y = [100 * value for value in y]
             lines.append(Line(f"seed {seed.name}{label}", colour(place) + style, x, y))
@@ -112,6 +114,7 @@ def _phase(name: str) -> str:
 def seconds(seed: Seed, phase: str) -> tuple[float, float]:
     """Mean seconds a round, and all seconds; the start counts in the mean where it is alone."""
     of = {int(r["round"]): number(r.get(f"time/{phase}")) or 0.0 for r in seed.rounds}
+    # Round 0 is the warm start, not a round of training.
     later = [value for at, value in of.items() if at > 0] or list(of.values())
     return sum(later) / max(1, len(later)), sum(of.values())
 
@@ -122,6 +125,7 @@ def time(joint: Joint) -> Html | None:
     seeds = [s for s in joint.seeds if any(seconds(s, phase)[1] > 0 for phase in order)]
     if not seeds:
         return None
+    # All bars on one scale: the slowest seed fills the width.
     longest = max(sum(seconds(s, p)[0] for p in order) for s in seeds)
     bars = [_bar(seed, order, longest) for seed in seeds]
     legend = tag("div", *(key(colour(n), _phase(p)) for n, p in enumerate(order)), class_="legend")

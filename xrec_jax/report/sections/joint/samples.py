@@ -1,4 +1,4 @@
-"""What one user was told over the rounds: texts side by side, with the true reasons they give."""
+"""Texts of one user over the rounds, side by side, with the true reasons that they give."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def build(joint: Joint) -> Html | None:
     ]
     return tag(
         "div",
+        # Hidden until the script runs: without it all texts stand there and a choice does nothing.
         tag("div", *fields, class_="tools two", id="joint-tools", hidden=True),
         tag("div", *cards, id="joint-samples"),
         tag(
@@ -56,6 +57,8 @@ def _field(id_: str, label: str, options: Sequence[tuple[str, str]]) -> Html:
 def _user(seed: Seed, user: str, records: Sequence[Mapping[str, Any]]) -> Html:
     last, best = records[-1], seed.best()
     planted = next((r["planted"] for r in reversed(records) if r.get("planted")), None)
+    # All rounds if they are few, else the first, the best and the last, with a middle one if these
+    # are only two.
     shown = list(range(len(records)))
     if len(records) > _WHOLE:
         at = [n for n, r in enumerate(records) if int(r["round"]) == best]
@@ -162,7 +165,7 @@ def _phrases(planted: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def named_reasons(text: str, planted: Mapping[str, Any]) -> list[int]:
-    """Which of the true reasons a text gives: places in `_phrases`; not those in mere words."""
+    """Places in `_phrases` of the true reasons that a text gives; not those in mere words."""
     claims = read_claims(text, world_vocabulary())
     sides = [(side, reason) for side, _ in _SIDES for reason in planted.get(side) or ()]
     right = []

@@ -72,9 +72,11 @@ def _verdict(joint: Joint, recommend: Mapping[str, Any]) -> Html:
         return tag("div", tag("p", text), class_="verdict open")
     if (of := _of_attainable(systems, recommend)) is not None:
         sentences.append(tag("p", of))
+    # The intervals draw users, not seeds, so they do not warn of few seeds.
     if tested in (1, 2):
         seeds = "One seed says" if tested == 1 else "Two seeds say"
         sentences.append(tag("p", f"{seeds} little of how runs differ; three or more are needed."))
+    # The colour is that of the main comparison alone.
     main = read.comparison(systems, JOINT, ALONE)
     side = read.sign(main) if main is not None else 0
     return tag("div", *sentences, class_=f"verdict {('bad', 'open', 'good')[side + 1]}")
@@ -117,6 +119,7 @@ def _judged(result: Mapping[str, Any]) -> str:
     side = read.sign(result)
     if side:
         return "A gain." if side > 0 else "A loss."
+    # The interval comes before p: it also says how large a difference could be.
     if read.covers_zero(result):
         return "No difference that can be told from chance: the interval holds 0."
     if "p" in result and result["p"]["value"] >= read.LEVEL:
@@ -137,7 +140,7 @@ def _of_attainable(systems: Mapping[str, Any], recommend: Mapping[str, Any]) -> 
 
 
 def _conditions(config: Mapping[str, Any]) -> Html:
-    """What a reader must know of the configuration before believing a figure."""
+    """Sentences on the configuration that a reader must know before believing a figure."""
     settings = config.get("joint", {})
     lines = [
         "Intervals and p-values of differences draw users; the seeds are averaged first, so they "
@@ -193,10 +196,11 @@ def _guards(joint: Joint) -> Html | None:
 
 
 def _rounds(joint: Joint) -> Html | None:
-    """What the run says of first and last round, over its seeds."""
+    """Figures of the first and the last round, over the seeds of the run."""
     figures = joint.systems.get("rounds", {})
     said: list[Html] = []
     first, change = figures.get("planted/f1_first"), figures.get("planted/f1_difference")
+    # The round that was kept, if the run recorded it, else the last one.
     last, called = figures.get("planted/f1_best"), "best"
     if not known(last):
         last, called = figures.get("planted/f1_last"), "last"
@@ -238,6 +242,7 @@ def _seed_guards(seed: Seed) -> Html:
     count = f"{len(seed.rounds)} round{'' if len(seed.rounds) == 1 else 's'} with the warm start"
     if best is not None:
         count += f", best round {best}"
+    # The last verdict and those with a cause are open; the whole list is folded.
     lines = [tag("li", verdict.text) for verdict in verdicts[:-1]]
     shown = [tag("p", verdict.text) for verdict in verdicts[:-1] if verdict.cause]
     return tag(
