@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from xrec_jax.api.run import run
-from xrec_jax.joint.rewards import parts
+from xrec_jax.joint import rewards
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "recpie_world.py"
 
 
-@parts.register("brief", limit=30)
-def brief(scored: parts.Scored, limit: int) -> jax.Array:
+@rewards.register("brief", limit=30)
+def brief(scored: rewards.Scored, limit: int) -> jax.Array:
     """-1 for an explanation of more than `limit` tokens, else 0; `[rollouts]`."""
     return -(scored.need("length") > limit).astype(jnp.float32)
 

@@ -21,10 +21,10 @@ from xrec_jax.commands import configs
 from xrec_jax.inference.explainers import base as explainers
 from xrec_jax.inference.judges import base as judges
 from xrec_jax.joint.config import joint
-from xrec_jax.joint.rewards import parts
+from xrec_jax.joint.controls import registry
+from xrec_jax.joint.rewards import base as rewards
 from xrec_jax.recommenders import base as recommenders
 
-rewards = sys.modules[parts.register.__module__]  # holds the registry
 ROOT = tiny.CHECKOUT
 PAGES = sorted(
     [
@@ -358,8 +358,17 @@ def test_judges_of_the_guide(monkeypatch):
 def test_reward_of_the_guide(monkeypatch):
     monkeypatch.setattr(rewards, "_REGISTRY", dict(rewards._REGISTRY))
     exec(the_block("docs/guides/reward.md", '"brief"').text, {})
-    scored = parts.Scored(log_prob=jnp.zeros(2), length=jnp.array([3, 31]))
+    exec(the_block("docs/guides/reward.md", '"parroting"').text, {})
+    zeros, evidence = jnp.zeros(2), {"parroting": jnp.array([1.0, 0.0])}
+    scored = rewards.Scored(log_prob=zeros, length=jnp.array([3, 31]), evidence=evidence)
     assert rewards.get("brief")(scored, **rewards.options("brief")).tolist() == [0.0, -1.0]
+    assert rewards.get("parroting")(scored).tolist() == [-1.0, 0.0]
+
+
+def test_control_of_the_guide(monkeypatch):
+    monkeypatch.setattr(registry, "CONTROLS", dict(registry.CONTROLS))
+    exec(the_block("docs/joint_training.md", "shouted").text, {})
+    assert registry.CONTROLS["shouted"].label == "in capitals"
 
 
 def test_stage_of_the_guide(tmp_path, monkeypatch):

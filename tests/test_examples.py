@@ -13,12 +13,11 @@ from tests import runs, tiny
 from tests.runs import joint  # noqa: F401 (a fixture)
 from xrec_jax.inference.explainers import base as explainers
 from xrec_jax.inference.judges import base as judges
-from xrec_jax.joint.rewards import parts
+from xrec_jax.joint.rewards import base as rewards
 from xrec_jax.llm.io.peft_io import Base, save_adapter
 from xrec_jax.llm.model import lora
 from xrec_jax.recommenders import base as recommenders
 
-rewards = sys.modules[parts.register.__module__]  # holds the registry
 FOLDER = tiny.CHECKOUT / "examples"
 TESTED = {  # by the test below that runs each
     "train_and_explain": "test_train_and_explain",
