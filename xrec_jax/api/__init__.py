@@ -50,6 +50,7 @@ class Run:
         self.rundir = RunDir(workdir, allow_imports=allow_imports)
         self.config = read_config(self.rundir)
         self.data = open_data(self.config, self.rundir)
+        # Ids are compared as text, since a table may hold them as numbers.
         self._row = {str(name): row for row, name in enumerate(self.data.dataset.user_ids)}
         self._explainers: dict[Any, Any] = {}
 
@@ -129,6 +130,7 @@ class Run:
         Raises:
           UserError: on an unknown id or explainer, or if what it needs is missing.
         """
+        # A single pair would be iterated by its characters or keys.
         if isinstance(pairs, (str, Mapping)):
             raise UserError("pairs must be a list, even of one: [(user, item)]")
         if max_new_tokens < 0:
@@ -154,6 +156,7 @@ class Run:
         if key not in self._explainers:
             config = options.applied(self.config, self.data)
             builder = request_builder(config, self.rundir, self.data)
+            # The process's own devices where the base can be split over them, as in `xrec explain`.
             mesh = bulk.workplace(self.mesh).mesh
             with use_mesh(mesh):
                 made = explainers.load([spec], config, self.rundir, mesh, builder)[0]

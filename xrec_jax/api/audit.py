@@ -63,6 +63,7 @@ def audit(config: Any, *, output: str = "") -> int:
             files = {"files": named} if named else {}
             write_json(output, {**about, **files, **findings.record()})
             log(f"findings written to {output}")
+    # The exit status: a warning needs a decision, only an error makes figures wrong.
     return int(findings.count("error") > 0)
 
 

@@ -29,6 +29,7 @@ class _Bytes:
         self._done = 0
 
     def __call__(self, count: int) -> None:
+        # Whole MiB of the totals, so that no remainder of a small piece is lost.
         before, self._done = self._done, self._done + count
         self._bar.advance(self._done // _MIB - before // _MIB)
 
@@ -76,6 +77,7 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
       UserError: if model or adapter cannot be read, they do not fit each other, or `output`
         exists.
     """
+    # Names are checked before any weights are read.
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
     model = checkpoint.open_model(base)

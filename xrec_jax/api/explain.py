@@ -68,6 +68,7 @@ def explain(
         config, run.rundir, explainer=options.explainer, adapter=options.adapter, base=options.base
     )
     builder = request_builder(config, run.rundir, run.data)
+    # One prompt is rendered first: a column that is missing shows before the base is loaded.
     builder.probe()
     requests = (
         _pairs_of_file(pairs, builder)
@@ -139,6 +140,7 @@ def _recommended(run: Run, config: ConfigDict, *, users: str, top_k: int, system
     names = recommend.wanted_users(run, users)
     rows = None if names is None else run.user_rows(names)
     system = system_named(config, run.rundir, system)
+    # Of the rows in their order, which is that of the output too.
     listed = "all" if rows is None else hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     identity = {"system": system, "users": listed, "top_k": top_k}
     return _Requests(

@@ -201,6 +201,7 @@ def collect(
         raise UserError("give either the files that raters saved, with --key, or --ratings=TABLE")
     if answer_files and not key:
         raise UserError("--key is missing: the KEY.json that was made with the sheets")
+    # The target is checked first: a result that cannot be written would be computed in vain.
     if output:
         reads = {"--key": [key], "--ratings": [ratings], "the command": answer_files}
         target = _output_file(output, reads)
@@ -228,6 +229,7 @@ def collect(
     rows = rating_copies.rows_of_answers(kept)
     copies = rating_copies.copies(rows)
     clusters = rating_copies.clusters(rows, copies)
+    # A single data set needs no name in its key; several are summarised apart, never pooled.
     result = {
         f"rate/{group}" if len(kept.groups) > 1 else "rate": summary(
             kept.only(group=group), clusters=clusters, resamples=resamples, seed=seed

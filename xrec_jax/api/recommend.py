@@ -144,6 +144,7 @@ def recommend(
       UserError: for an unknown user or system, or an output that cannot be written.
     """
     check_output(output, users=users)
+    # Before the run is opened, so that a faulty list is reported at once.
     parse_users(users)
     run = Run(workdir, allow_imports=allow_imports)
     wanted = wanted_users(run, users)  # a wrong id is reported before anything is written
@@ -156,6 +157,7 @@ def recommend(
         nonlocal written
         for record in run.iter_recommend(wanted, top_k=top_k, system=system):
             written += 1
+            # The bar counts users, each of whom has one record of rank 1.
             if record["rank"] == 1:
                 bar.advance()
             yield record
@@ -168,6 +170,7 @@ def recommend(
             for record in records():
                 file.write(json_lines([record]).encode())
 
+    # A second call would remove the temporary file of the first one as a leftover.
     with exclusive(of_file(output)):
         if is_primary():
             remove_leftovers(output)

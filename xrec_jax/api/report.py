@@ -27,6 +27,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
       UserError: if this is no run directory, a file in it is damaged, or the data has changed.
     """
     rundir = RunDir(workdir, allow_imports=allow_imports)
+    # The page is made from files, which can be read without the user's modules.
     config = read_config(rundir, need_extensions=False)
     data = None
     try:
@@ -34,6 +35,7 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
     except UserError as error:
         # The results are in the run directory; only the size of the data set is left out.
         log(f"the data of the run is not at hand ({error}); the page is made without it")
+    # Figures of one data set must not stand beside the sizes of another.
     if data is not None and recorded(rundir) is not None:
         compare(rundir, identify(config, data), texts=False)
     publish(rundir, data, config, more=report_sections())

@@ -35,9 +35,11 @@ def _stages(config: Any) -> tuple[Stage, ...]:
     order = ", ".join(stages.names())
     if not config.stages:
         raise UserError(f"config.stages is empty; valid: {order}")
+    # A flag gives one text with commas, a config file a tuple.
     names = [name for entry in config.stages for name in entry.split(",") if name]
     for name in names:
         stages.get(name)
+    # A stage reads what earlier ones wrote, so there is one order.
     if names != [name for name in stages.names() if name in names]:
         raise UserError(
             f"config.stages={','.join(names)}: stages run once each, in the order {order}"
@@ -66,18 +68,22 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
       UserError: on a config that cannot run, or another process that runs there, before anything
         is written.
     """
+    # Extensions first: they may register stages, which add sections to the config and have checks.
     import_extensions(config)
     defaults.add_sections(config)
     chosen = _stages(config)
     rundir = RunDir(workdir)
     rundir.check_is_directory()
+    # Processes with different configs would wait for each other at different barriers.
     agreement.same_config(compared(config))
     agreement.same_directory(rundir.path)
+    # Refused before the data is read; the lock itself is taken when every check has passed.
     lock = of_directory(rundir.path)
     refuse_second(lock)
     with open_mesh(config) as mesh:
         data = prepare(config.data)
         config.data.split.kind = data.split.kind  # what "" stands for is kept with the run
+        # A resumed run must be of the same config and data, or its figures would mix two runs.
         check_config(rundir, config)
         rundir.check_records()
         identity = run_identity.identify(config, data)
@@ -99,6 +105,7 @@ def _run_stages(chosen: tuple[Stage, ...], ctx: Context) -> None:
     rundir = ctx.rundir
     start_run(rundir, ctx.config)
     if is_primary():
+        # Temporary files of a killed run: the lock excludes that another one still writes them.
         files.remove_leftovers(rundir.path, below=True)
         log(describe(ctx.data, ctx.config.data))
         log(f"mesh {dict(ctx.mesh.shape)} on {jax.device_count()} {jax.default_backend()} devices")
@@ -123,6 +130,8 @@ def _remade(name: str, gone: list[str], rundir: RunDir) -> Iterator[None]:
       UserError: if the stage did not make again what was gone; its mark stays then.
     """
     with _mark_kept(name, rundir):
+        # The mark goes before the first output changes, so that a kill leaves the stage as not
+        # done.
         rundir.reopen(name)
         yield
         for file in gone:

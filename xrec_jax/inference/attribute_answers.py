@@ -93,6 +93,7 @@ def choose(readout: Readout, question: Question, options: dict[str, list[Value]]
     Raises:
       UserError: if a log-probability is NaN.
     """
+    # The prompt is computed once for all options of all keys.
     prefix = readout.open(question.prompt)
     values: dict[str, Value] = {}
     keys = [attribute.key for attribute in question.attributes]
@@ -111,6 +112,7 @@ def choose(readout: Readout, question: Question, options: dict[str, list[Value]]
                 f"attributes: the log-probability of an answer for {key!r} is NaN: the weights of "
                 "the model or its adapter are broken"
             )
+        # Later keys are read behind this choice, as in an answer that is generated.
         values[key] = options[key][int(np.argmax(log_probs))]
     return dict(values)
 

@@ -55,6 +55,7 @@ def workplace(mesh: Mesh) -> Workplace:
     if jax.process_count() == 1:
         return Workplace(mesh, True)
     local, split = jax.local_devices(), mesh.shape["fsdp"] * mesh.shape["tensor"]
+    # True also if the base needs more devices than this process has.
     if len(local) % split:
         return Workplace(mesh, True)
     own = make_mesh(-1, mesh.shape["fsdp"], mesh.shape["tensor"], devices=local)
@@ -123,6 +124,7 @@ def produce(
                 pass
         barrier("explanations planned")
         parts.open()
+    # All processes list the missing shards before any of them writes, or the shares would overlap.
     todo = parts.missing()
     barrier("explanations counted")
     start = time.monotonic()
@@ -155,6 +157,8 @@ def _shards(
     total = parts.count
     if not place.together and processes > 1:
         label = f"{label}, process 1 of {processes}"
+        # The bar of one process: its own shards, and its share of those that an earlier call
+        # finished.
         total = parts.size(own_shards) + (parts.count - parts.size(todo)) // processes
     bar = Progress(
         label, total, initial=total - parts.size(own_shards), unit="pair", enabled=is_primary()
@@ -170,6 +174,7 @@ def _shards(
         for shard in own_shards:
             requests = builder.many(parts.pairs(shard))
             texts = explainers.answers(explainer, requests, advance)
+            # Working together, all processes hold the same texts, and one of them writes.
             if is_primary() or not place.together:
                 parts.write(
                     shard,

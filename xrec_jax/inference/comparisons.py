@@ -88,6 +88,8 @@ def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> lis
     if own is not None:
         sets.append(own)
     sets += [read_comparison_set(spec, by=config.judge.by) for spec in config.judge.explanations]
+    # The exclusion comes before the draw, which then still gives `count` prompts if there are as
+    # many.
     count, seed = config.judge.prompts, config.seeds[0]
     return [draw(without(comparison_set, learned), count, seed=seed) for comparison_set in sets]
 
@@ -147,6 +149,7 @@ def read_run(config: Any, rundir: RunDir, *, least: int = 2) -> ComparisonSet | 
         ]
     if len(texts) < least:
         return None
+    # The order of the config: the system that is named earlier is shown first in `win/one_order`.
     named = [name for name in _names(config) if name in texts]
     order = [*named, *(name for name in texts if name not in named)]
     return ComparisonSet(
@@ -194,6 +197,7 @@ def read_comparison_set(spec: str, *, by: str = "") -> ComparisonSet:
     if not prompt_records:
         raise UserError(f"{paths[0]}: no record in it")
     texts: dict[str, list[str | None]] = {}
+    # A row for each system; what it did not answer stays None.
     for number, record in files.numbered_records(paths[1]):
         where = f"{paths[1]}, line {number}"
         if record.get("completion", "") is None:  # an empty answer
@@ -273,12 +277,14 @@ def compare(judge: judging.Judge, comparison_set: ComparisonSet, config: Any) ->
     systems = figures(table, margin=margin, resamples=resamples)
     for group in sorted(set(comparison_set.groups) - {""}):
         subset = table.select(groups == group)
+        # No prompt of the group has texts of two systems.
         if not len(subset):
             continue
         ratios = judging.win_ratios(subset, margin=margin, resamples=resamples)
         for name, value in ratios.items():
             systems[name][f"win/ratio_{group}"] = value
     pairs = judging.pair_figures(table, margin=margin, resamples=resamples)
+    # Backwards, so that the first of several equal prompts is the one that is kept.
     first = {number: place for place, number in reversed(list(enumerate(numbers)))}
     note = (
         f"{len(table)} pairs of explanations of {len(set(compared.table.prompts.tolist()))} "
@@ -297,6 +303,7 @@ def by_user(table: judging.Comparisons, user_of: Mapping[int, str | None]) -> ju
       user_of: user of each prompt; a prompt without one forms its own cluster.
     """
     known: dict[Any, int] = {}
+    # The kind is part of the key, as an id may look like the number of a prompt.
     owners = [
         ("prompt", n) if user_of[n] is None else ("user", user_of[n])
         for n in table.prompts.tolist()
@@ -315,6 +322,7 @@ def figures(table: judging.Comparisons, *, margin: float, resamples: int) -> Fig
     columns = {
         "win/ratio": judging.win_ratios(table, **options),
         "win/ratio_soft": judging.win_ratios(table, soft=True, resamples=resamples),
+        # The turned first verdict in place of the second one: no pair can be a tie of the two.
         "win/one_order": judging.win_ratios(
             dataclasses.replace(table, backward=1.0 - table.forward), resamples=resamples
         ),

@@ -75,6 +75,7 @@ class GenerationOptions:
         instruct.history = self.history or instruct.history
         samples = instruct.samples
         samples.max_new_tokens = self.max_new_tokens or samples.max_new_tokens
+        # 0 is a value here (greedy), unlike above, where it stands for that of the run.
         if self.temperature >= 0:
             samples.temperature = self.temperature
         choose_prompts(merged, data, self.prompt)

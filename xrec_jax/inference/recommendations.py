@@ -95,6 +95,7 @@ def recommended_pairs(
     rows = np.arange(dataset.num_users) if users is None else users
     if not len(rows):
         return
+    # With the held-out events: in use, nothing that the user has seen is recommended again.
     history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
     with use_mesh(mesh):
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)

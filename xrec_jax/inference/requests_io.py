@@ -87,6 +87,7 @@ def parts(
     # Only actual dependencies: outputs begun before a key existed lack it and can be resumed.
     identity |= {} if base is None else drawn
     identity |= {} if own is None else {"explainer_identity": own}
+    # The digest as earlier versions made it; parts that carry it can be resumed.
     counted = tuple(key for key in ignored if key not in _ONCE_COUNTED)
     former = {"run": _digest(config, builder, counted)}
     return Parts(output, identity, shard=shard, former=former)
@@ -98,6 +99,7 @@ def _digest(config: Any, builder: RequestBuilder, ignored: tuple[str, ...]) -> s
     kept = {k: v for k, v in _leaves(flat) if not k.startswith(ignored) and _LATER.get(k) != v}
     content = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     data = builder.data.dataset
+    # The events, not their files: a copied or renamed data set gives the same output.
     for array in (data.interactions.user, data.interactions.item, data.user_ids, data.item_ids):
         content.update(np.ascontiguousarray(array).tobytes())
     return content.hexdigest()[:16]
@@ -137,6 +139,7 @@ def write_pairs(
     known = {str(user_item.meta.get("user")) for user_item in trained}
     order = rng.permutation(rng.fold(config.seeds[0], Stream.SHARED_62), data.dataset.num_users)
     seen = np.array([str(data.dataset.user_ids[row]) in known for row in order], bool)
+    # With a limit, users that the adapter was tuned on are the first to be left out.
     rows = np.concatenate([order[~seen], order[seen]])[: cfg.users or None]
     left_out = written = 0
 
@@ -147,6 +150,7 @@ def write_pairs(
         )
         for user_item in recommended:
             request = builder(user_item)
+            # White space as in `Instruction.group`, which `prompts` holds.
             if " ".join(request.prompt.split()) in prompts:
                 left_out += 1
                 continue
@@ -204,6 +208,7 @@ def _rows(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
             if key not in columns:
                 raise UserError(f"{path}: no column {key!r}{did_you_mean(key, columns)}")
         present = [column for column in _FIELDS if column in columns]
+        # In slices: all records as Python objects would take far more memory than the file.
         for first in range(0, total, 1 << 16):
             with parquet.readable(path):
                 rows = frame.select(present).slice(first, 1 << 16).collect().to_dicts()

@@ -375,6 +375,7 @@ def stacked(arrays: Sequence[Mapping[str, np.ndarray]], folder: epath.Path) -> d
                     f"{folder}: file {number} of the seeds does not go with the first: {name} "
                     "differs; put both back, or delete them and run `xrec run` again"
                 )
+    # Names with a slash are metrics, the others ids of users.
     names = [name for name in first if "/" in name]
     return {name: np.stack([seed_arrays[name] for seed_arrays in arrays]) for name in names}
 

@@ -87,6 +87,7 @@ class Parts:
         if not isinstance(stored, dict) or not {"identity", "pairs", "systems"} <= stored.keys():
             raise UserError(f"{manifest} is damaged; delete {self.folder} and start anew")
         for key in self._identity.keys() | stored["identity"].keys():
+            # An output that an earlier version began carries the former value.
             own, other = self._identity.get(key), stored["identity"].get(key)
             if other not in (own, self._former.get(key, own)):
                 raise UserError(
@@ -103,6 +104,7 @@ class Parts:
             return False
         stored = files.read_json(manifest)
         self._pairs = stored["pairs"]
+        # Through JSON, in which tuples are lists, as in what was stored.
         accepted = [json.loads(json.dumps({**self._identity, **f})) for f in ({}, self._former)]
         return stored["identity"] in accepted and self.output.exists() and not self.folder.exists()
 
@@ -119,6 +121,7 @@ class Parts:
             nonlocal count
             rows = []
             for user_item in pairs:
+                # Names as numbers: pairs of one size, so that a shard is found by its offset.
                 system = systems.setdefault(user_item.system, len(systems) - 1)
                 score = np.nan if user_item.score is None else user_item.score
                 rows.append((user_item.user, user_item.item, user_item.rank or 0, score, system))
@@ -141,6 +144,7 @@ class Parts:
             with contextlib.suppress(OSError):  # an error leaves no empty folder behind
                 self.folder.rmdir()
             raise
+        # The manifest comes last: with it, the pairs are known to be complete.
         names = [name for name in systems if name is not None]
         files.write_json(
             self.folder / "manifest.json",
@@ -161,6 +165,7 @@ class Parts:
                 user,
                 item,
                 rank or None,
+                # NaN stands for no score.
                 None if score != score else score,
                 None if system < 0 else self._systems[system],
             )
@@ -195,6 +200,7 @@ class Parts:
         """
         parquet = self.output.suffix == ".parquet"
         if files.is_local(self.output):
+            # In a folder beside the output: a rename is atomic only within a file system.
             merged = self.folder / "merged"
             self._join(merged, names)
             if parquet:
@@ -222,6 +228,7 @@ class Parts:
 
     def remove(self) -> None:
         """Removes the parts; if killed in between, `just_finished` recognises the rest."""
+        # Renamed first, or a folder that is half removed would look like unfinished parts.
         if files.is_local(self.folder) and self.folder.exists():
             if self._finished.exists():
                 self._finished.rmtree()
@@ -230,6 +237,7 @@ class Parts:
         if not folder.exists():
             return
         for path in list(folder.iterdir()):
+            # The manifest goes last: by it `just_finished` recognises a removal that was cut off.
             if path.name != "manifest.json":
                 path.unlink()
         folder.rmtree()

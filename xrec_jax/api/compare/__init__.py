@@ -56,6 +56,7 @@ def compare(
     }
     if is_primary():
         log(figures_text(runs, result["figures"]))
+    # Last, as it may load a language model: the figures are on the screen by then.
     result["explanations"] = compare_explanations(runs, judge or None)
     if output and is_primary():
         files.write_json(output, result)

@@ -59,6 +59,7 @@ def compare_explanations(
                 *notes,
                 f"without {left_out} prompts that the judge of {first.name} learned from",
             ]
+    # Drawn after the exclusion, so that as many remain as the config says, if there are.
     comparison_set = comparisons.draw(
         comparison_set, first.config.judge.prompts, seed=first.config.seeds[0]
     )
@@ -108,6 +109,7 @@ def _untrained(runs: Sequence[ComparedRun]) -> Callable[[Mesh], judging.Judge] |
     registration = judges.find(first.config.judge.source)
     if registration is None or registration.trained:
         return None
+    # Of all runs: the reasons of a pair may be recorded in another run than the first.
     pairs = registration.known_pairs(pair for run in runs for pair in explanations_of(run.rundir))
     if registration.needs and not pairs:
         return None

@@ -37,6 +37,7 @@ def compare_figures(runs: Sequence[ComparedRun]) -> dict[str, Any]:
         }
         if len(by_run) < 2:
             continue
+        # None until it is paired below, so that an unpaired difference is shown as such.
         row = {
             "runs": by_run,
             "differences": {name: None for name in by_run if name != runs[0].name},
@@ -97,9 +98,11 @@ def _paired(
         if not all(run.rundir.per_user(record).exists() for record in records):
             return {}
         values.append(per_user_values(run.config, system, run.rundir))
+        # All seeds were tested on the same users (`stacked` checks it), so one of them will do.
         users.append(run_records.per_user(run.rundir, records[0]))
     differences = {}
     resamples = first.config.ranking.resamples
+    # A set has no order, but each difference goes to a row that exists already.
     for metric in values[0].keys() & values[1].keys():
         split = "valid" if metric.startswith("valid") else "test"
         # Equal splits may still be evaluated on other users, such as those with enough history.

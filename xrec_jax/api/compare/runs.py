@@ -51,6 +51,7 @@ def open_runs(workdirs: Sequence[epath.PathLike], *, allow_imports: bool) -> lis
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"--workdir={path} is given twice; a run does not differ from itself")
+    # Names of folders are short to read; only paths are always distinct.
     names = [rundir.path.name for rundir in rundirs]
     if len(set(names)) < len(names):
         names = paths
@@ -59,6 +60,7 @@ def open_runs(workdirs: Sequence[epath.PathLike], *, allow_imports: bool) -> lis
         config = read_config(rundir)
         if not rundir.evaluation():
             raise UserError(f"{rundir.path}: no stage is finished; run `xrec run` first")
+        # Only results are compared, so data that was moved away is no obstacle.
         run_identity.check_unread(config, rundir)
         runs.append(ComparedRun(name, rundir, config, run_identity.identity_of(config, rundir)))
     return runs

@@ -29,6 +29,7 @@ class Model(Explainer):
         samples = setup.config.instruct.samples
         self._limit = samples.max_new_tokens
         self._sampling = Sampling(samples.temperature, samples.top_k, samples.top_p)
+        # Sampled texts of equal prompts differ, since each request has its own seed.
         self.repeats = self._sampling.greedy
 
     def write(self, requests: Sequence[ExplanationRequest]) -> Iterator[tuple[int, Written]]:

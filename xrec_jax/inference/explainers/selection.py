@@ -36,6 +36,7 @@ def parse(text: str, rundir: RunDir) -> Spec:
     if known is not None:
         tuned = known.needs == "tuned"
         return Spec(known.name, str(run_base.adapter_path(rundir)) if tuned else "")
+    # A directory alone is named after its last folder.
     name, directory = pathlib.Path(text).name, text
     if "=" in text and not is_adapter(text):  # the path of an adapter may contain "="
         name, _, directory = text.partition("=")
@@ -127,6 +128,7 @@ def specs(config: Any, rundir: RunDir) -> list[Spec]:
         )
     chosen = [parse(text, rundir) for text in listed]
     chosen_names = [spec.name for spec in chosen]
+    # The name is that of the file of texts, so two explainers cannot share it.
     for name in chosen_names:
         if chosen_names.count(name) > 1:
             raise UserError(f"explain.explainers names {name!r} twice; give one as NAME=DIR")
