@@ -152,6 +152,7 @@ def finder(names: Iterable[str]) -> Any:
       A compiled pattern.
     """
     names = list(names)
+    # Without other scripts the word boundaries of the standard library are right.
     if all(map(str.isascii, names)):
         return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
 

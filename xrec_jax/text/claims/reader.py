@@ -172,6 +172,7 @@ def _price(sentence: str, claims: set[Claim]) -> str:
     for name, pattern in (("pricier", patterns.PRICIER), ("cheaper", patterns.CHEAPER)):
         match = pattern.search(sentence)
         if match and patterns.USUAL.search(sentence, match.end()):
+            # "not cheaper than usual" claims no direction.
             sense = sense if patterns.negated(sentence, match) else name
     # "suits you" is about the price only if the sentence mentions one.
     fits = patterns.PRICE_FOR.search(sentence) if levels or _MONEY.search(sentence) else None
@@ -280,6 +281,7 @@ def _frozen(vocabulary: Vocabulary) -> _Frozen:
             return tuple((str(value), tuple(map(str, words))) for value, words in values.items())
         return tuple((str(value), ()) for value in values)
 
+    # Hashable, as the key of the cache of compiled vocabularies.
     return tuple((attribute, entries(values)) for attribute, values in vocabulary.items())
 
 
@@ -290,6 +292,7 @@ def _words(vocabulary: _Frozen) -> _Words:
     for attribute, entries in vocabulary:
         value_of = {word: value for value, words in entries for word in (value, *words)}
         if attribute in ("kind", "sequence"):
+            # Nouns are claimed in the plural as well: "you like bars".
             value_of |= {plural(word): value for word, value in value_of.items()}
         values[attribute] = {word.lower(): value for word, value in value_of.items()}
         if attribute == "sequence":
@@ -298,6 +301,7 @@ def _words(vocabulary: _Frozen) -> _Words:
             taste[attribute] = _pattern(value_of)
     before = None
     if kinds:
+        # The longest first, as an alternation takes the first that matches.
         nouns = "|".join(re.escape(word) for word in sorted(kinds, key=len, reverse=True))
         before = re.compile(
             r"(?:\b(?:after|coming from|come from|been (?:to|at)|been in|went to|was (?:to|at|in)|"

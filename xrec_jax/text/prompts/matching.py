@@ -104,6 +104,7 @@ class _Search:
             while len(trail) > kept:
                 group, before = trail.pop()
                 spans.pop(group) if before is None else spans.update({group: before})
+            # Literals match in one way only, so they need no state of their own.
             while step < len(pieces) and pieces[step].kind == "text":
                 if not text.startswith(pieces[step].text, place):
                     break
@@ -126,6 +127,7 @@ class _Search:
                 stack.append((step + 1, place, len(trail), -1))
             elif piece.kind == "optional":
                 if self._first_time(step, place, spans):
+                    # The last one is tried first: with the optional part, then without.
                     stack += [(piece.skip, place, kept, -1), (step + 1, place, kept, -1)]
             elif piece.kind == "mark":
                 trail.append((piece.group, spans.get(piece.group)))
@@ -153,6 +155,7 @@ class _Search:
         """First position from `place` on where a field may end; -1 for none."""
         limit = len(self._text)
         if self._pattern.pieces[step].kind == "field":
+            # Rendered values are on one line; see `layout.text_value`.
             limit = self._end_of_line(began)
         if place > limit:
             return -1
@@ -169,6 +172,7 @@ class _Search:
         if piece.kind != "text":
             return place
         key = piece.text, limit
+        # A hit holds for every place from the start of its search on: no new search up to it.
         low, position = self._literals.get(key, (limit + 1, -1))
         if place < low or -1 < position < place:
             position = self._text.find(piece.text, place, limit + len(piece.text))

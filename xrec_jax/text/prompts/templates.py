@@ -56,6 +56,7 @@ class Template:
             if slot not in _SLOTS:
                 hint = did_you_mean(slot, _SLOTS)
                 raise UserError(f"template {self.name!r}: unknown field {slot!r} in body{hint}")
+        # Once each: the parser reads a prompt back by these places.
         if self.body.count("{history}") != 1:
             raise UserError(f"template {self.name!r}: body must hold {{history}} exactly once")
         for slot, layout in (("item", self.item), ("user", self.user)):

@@ -38,6 +38,8 @@ def without(template: Template, columns: Sequence[str], *, of: str) -> str:
             continue
         text = ""
         for place, piece in enumerate(part.pieces):
+            # A literal goes with the field behind it, which it introduces ("; price level
+            # {price}").
             before_removed = place + 1 < len(removed) and removed[place + 1]
             if isinstance(piece, layouts.Field):
                 text += "" if removed[place] else f"{{{piece.name}}}"
@@ -164,6 +166,7 @@ def check_no_leak(
                 value = layouts.text_value(row, key)
                 if value and holds(text, value):
                     count[column, key] += 1
+    # The worst leak is named; without one there is nothing to go through.
     for (column, key), cases in count.most_common(1):
         raise UserError(
             f"{what}: column {column!r}, which the prompt shows, holds the value of {key!r} in "

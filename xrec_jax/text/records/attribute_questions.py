@@ -59,6 +59,7 @@ def read_questions(
             malformed, example = malformed + 1, example or instruction.completion
             continue
         records.append((instruction, answer))
+    # A mistyped key would leave no question, without a word on why.
     present = sorted({key for _, answer in records for key in answer})
     for key in keys:
         if key not in present:
@@ -87,6 +88,7 @@ def read_questions(
         truth = {attribute.key: attribute.read(answer[attribute.key]) for attribute in targets}
         meta, prompt = instruction.meta, instruction.prompt
         user = str(meta["user"]) if "user" in meta else user_of(instruction, entry)
+        # Without the common lines, which list the true value among the allowed ones.
         own = "\n".join(x for x in prompt.split("\n") if x not in common[tuple(answer)])
         for key, value in truth.items():
             stated[key] += isinstance(value, str) and holds(own, value)

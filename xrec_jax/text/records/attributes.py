@@ -46,11 +46,13 @@ class Attribute:
 
         Case, outer white space and quotes around a number (as in published prompts) are ignored.
         """
+        # In Python `True` is a number, in JSON it is not.
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             return None
         text = value.strip() if isinstance(value, str) else number_text(value)
         if not self.numeric:
             return next((name for name in self.values if name.casefold() == text.casefold()), None)
+        # Stricter than `float`, which also reads "nan", "inf" and "1_000".
         if not _NUMBER.fullmatch(text):
             return None
         number = float(text)
@@ -169,6 +171,7 @@ def split_by_user(
     users = sorted({question.user for question in questions})
     if len(users) < 2:
         raise UserError(f"a split by user needs two users or more, found {len(users)}")
+    # In the order of a hash: further users change little for the others.
     users.sort(key=lambda user: keyed_hash("attributes", seed, user))
     chosen = set(users[: min(max(1, round(share * len(users))), len(users) - 1)])
     held = [question for question in questions if question.user in chosen]

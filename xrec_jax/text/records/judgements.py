@@ -116,6 +116,7 @@ def read_judgements(path: epath.PathLike, *, pair: str = "", block: int = 0) -> 
         for key in _FIELDS[:3]:
             if not isinstance(record[key], str) or not record[key].strip():
                 raise UserError(f"{where}: {key} must be text that is not empty")
+        # The type too, as 1.0 equals 1 in Python.
         if record["better"] not in (1, 2) or not isinstance(record["better"], int):
             raise UserError(f"{where}: better={record['better']!r} must be 1 or 2")
         meta = {key: value for key, value in record.items() if key not in _FIELDS}
@@ -208,6 +209,7 @@ def shorten_prompt(
         return Shortened(text, 0, tokens)
     starts: list[int] = []
     for match in _ENTRY.finditer(text):
+        # Any other number at the start of a line is part of a text.
         if int(match.group(1)) == len(starts) + 1:
             starts.append(match.start())
     if len(starts) < 2:

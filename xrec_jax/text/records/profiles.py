@@ -163,6 +163,7 @@ def _value(record: Mapping[str, Any], role: str, key: str, where: str) -> str:
     if key not in record:
         raise UserError(f"{where}: no key {key!r} ({setting}){did_you_mean(key, record)}")
     value = record[key]
+    # Ids may be numbers; texts may not.
     if role in ("user", "item") and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
@@ -195,6 +196,7 @@ def audiences(texts: Sequence[str]) -> list[str]:
     Empty if the description has no such beginning. The first word loses its capital, unless the
     texts capitalise it within sentences more often than not ("Mexican").
     """
+    # Without the first word of each text, whose capital is that of the sentence.
     inside = Counter(word for text in texts for word in _WORD.findall(text)[1:])
     result = []
     for text in texts:
@@ -227,5 +229,6 @@ def both_sides(explanation: str) -> tuple[str, str]:
     despite = _DESPITE.search(clause)
     if despite is None or not despite.start():
         return clause, ""
+    # "despite being far" needs a subject: "you may mind it being far".
     it = "it " if despite[1].startswith(("being ", "having ")) else ""
     return clause[: despite.start()] + ".", f"you may mind {it}{despite[1]}"

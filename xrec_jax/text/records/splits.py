@@ -53,6 +53,7 @@ def split_by_prompt(
         groups[stratum].append(group)
     chosen: set[str] = set()
     for members in groups.values():
+        # Half up: `round` would go to the even number.
         count = math.floor(held_out * len(members) + 0.5)
         if held_out > 0 and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
@@ -88,6 +89,7 @@ def select(
     ranked = []
     for stratum, places in strata.items():
         places.sort(key=lambda place: (_rank(instructions[place], seed), place))
+        # The last round is cut, and a random order of the strata decides where.
         turn = keyed_hash("turn", seed, stratum)
         ranked += [(nth, turn, stratum, place) for nth, place in enumerate(places)]
     # Round-robin: each round takes one example of every stratum that has any left.
@@ -128,6 +130,7 @@ def match_lengths(
         left -= shares[name]
     chosen: list[int] = []
     for name, places in groups.items():
+        # The middles of equal parts of the distribution, one for each example to choose.
         at = (np.arange(shares[name]) + 0.5) / max(1, shares[name])
         # Groups that give all their examples cannot follow the target and do not define it.
         free = [other for other in groups if len(groups[other]) > shares[other]] or list(groups)
@@ -149,6 +152,7 @@ def _nearest(values: np.ndarray, aims: np.ndarray) -> list[int]:
     best[0] = 0.0
     for j, aim in enumerate(aims, start=1):
         best[j, 1:] = np.minimum.accumulate(best[j - 1, :-1] + np.abs(values - aim))
+    # Back from the end, past every value that does not lower the total.
     chosen, i = [], n
     for j in range(m, 0, -1):
         while best[j, i - 1] == best[j, i]:

@@ -149,6 +149,7 @@ def _invented(rng: random.Random, items: Sequence[Row], title: str) -> Row:
     """A row whose values are drawn independently from those of all items."""
     columns = [name for name in _DETAIL if any(name in row for row in items)]
     drawn = {name: rng.choice(items).get(name) for name in columns}
+    # The name is that of a real item: only reading, not memory, gives the values.
     return {**rng.choice(items), **drawn}
 
 
@@ -163,6 +164,7 @@ def _describe_plainly(
         )
         for name, value in values.items()
     ]
+    # Counts depend on the whole history, so they cannot be answered from one line of the prompt.
     for name in _COUNTED if history else ():
         if name in values:
             value = values[name]
@@ -181,6 +183,7 @@ def _describe_plainly(
         clauses.append(rng.choice(_LAST_KIND).format(a_kind=kind))
     if user.get("home_district"):
         clauses.append(rng.choice(_HOME).format(home=user["home_district"]))
+    # In random order and cut: neither the place nor the want of a clause says anything of the item.
     rng.shuffle(clauses)
     return clauses[: rng.randint(3, 6)]
 

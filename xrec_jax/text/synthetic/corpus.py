@@ -122,6 +122,7 @@ def _item(rng: random.Random, item: Mapping[str, Any], title: str) -> str:
     district = _value(item, "district")
     lead = rng.choice(_ITEM_LEADS if district else _ITEM_LEADS_NOWHERE)
     lead = lead.format(name=item[title], a_what=with_article(what), district=district)
+    # Mood and cuisine are left out where the lead has said them.
     details = [name for name in _DETAILS if _value(item, name) and _value(item, name) not in what]
     rng.shuffle(details)
     clauses = []
@@ -203,6 +204,7 @@ def _diary(
     length = rng.randint(1, min(len(places), 6))
     start = rng.randint(0, len(places) - length)
     visited = places[start : start + length]
+    # Users are described, never named, as in the prompts.
     who = _who(user)
     if home := _value(user, "home_district"):
         who = rng.choice((f"{who} from {home}", f"{who} who lives in {home}"))

@@ -83,6 +83,7 @@ def world_judgements(
         shown = case.history[prompt.dropped :]
         kind = KINDS[number % len(KINDS)]
 
+        # The defaults bind the values of this case; a closure would look them up later.
         def write(
             reasons: Reasons,
             what: str,
@@ -108,6 +109,8 @@ def world_judgements(
         else:
             other = _another(cases, number, rng)
             reasons = other.reasons
+            # Without any reason there is no value to change: reasons of another visit take their
+            # place.
             if kind == "values" and _named(case.reasons):
                 reasons = _with_wrong_values(case.reasons, cases, rng)
             worse = write(reasons, kind)
@@ -122,6 +125,7 @@ def repeated(text: str) -> str:
     """Repeats the first half of a text's sentences up to its length: half of the content."""
     sentences = _SENTENCE.split(text.strip())
     half = sentences[: max(1, len(sentences) // 2)]
+    # As long as the true text, or a judge could tell it by its length alone.
     result, words, aim = [*half, half[0]], word_count(" ".join([*half, half[0]])), word_count(text)
     while True:
         following = half[len(result) % len(half)]
@@ -164,6 +168,7 @@ def _with_wrong_values(
     for side, side_reasons in ((True, reasons.for_), (False, reasons.against)):
         for reason in side_reasons:
             attribute, own, weight = reason.attribute, str(reason.value), reason.contribution
+            # Sorted: the order of a set differs between runs, and with it the draw.
             others = sorted({value for value in values[attribute] if value != own})
             if others:
                 value = rng.choice(others)

@@ -104,6 +104,7 @@ def explain(
         if not row.get(title):
             raise UserError(f"an explanation needs the name of every item: no {title!r} in a row")
     rng = keyed_random("explanation", seed, key, item[title])
+    # A length for each pair: one fixed length would be learned as a rule.
     aim = rng.triangular(length.low, length.high, length.mean)
     best, best_rank = "", (True, float("inf"))
     for _ in range(_ATTEMPTS):
@@ -141,6 +142,7 @@ class _Draft:
         # Slots by position (paragraph order, order within); `must` holds the required ones.
         must: dict[tuple[int, int], _Slot] = {}
         evidence: list[tuple[tuple[int, int], _Slot]] = []
+        # With more reasons the text is full without an opener.
         if len(for_) + len(against) < 5:
             must[0, 0] = self.opener()
         # Reasons for come first, each perhaps with evidence from the history behind it.
@@ -154,8 +156,10 @@ class _Draft:
             markers = wording.CAVEATS if place == 0 else wording.CAVEATS_AGAIN
             marker = self.fresh(markers) if for_ or place else ""
             slot = self.clause(reason, wording.AGAINST, wording.OTHER_AGAINST, marker)
+            # Places from 20 on are behind all reasons for; closing sentences have 40 and 50.
             must[20 + place, 0] = slot
         self.rng.shuffle(evidence)
+        # One citation is worth more than a filler, further ones are worth less.
         optional = [*evidence[:1], *self.fillers(has_evidence=bool(evidence)), *evidence[1:]]
         # Fill up with optional sentences, in order of preference, as long as they fit.
         words = sum(slot.words() for slot in must.values())

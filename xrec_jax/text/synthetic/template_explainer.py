@@ -162,6 +162,7 @@ def unfaithful_explanation(
         # Distance and popularity are claimed by direction: a wrong value would not make them false.
         if column in ("popularity", "distance", "sequence", title) or column not in item:
             continue
+        # What holds of the item is taken out, or the claim would not be false.
         own = set(_cells(item[column]))
         others = sorted({str(value) for value in choices} - own - {"none"})
         if others:
@@ -223,6 +224,7 @@ def _habits(
     habits = []
     for column in _columns(item, title) if columns is None else columns:
         cells = [_cells(row.get(column)) for row in entries]
+        # The more values a column has, the more a shared one says.
         different = len({value for values in cells for value in values})
         for value in _cells(item.get(column)):
             same = [

@@ -119,6 +119,8 @@ class Matcher:
         words, matches = tokens.words, list[Match]()
         place = taken = 0  # the next word, and the first that is part of no mention
         while place < len(words):
+            # The longest that counts wins: a shorter one is tried only where the longer ones do
+            # not.
             for title, behind in self._trie.at(words, place):
                 rule = chosen(title)
                 if rule is None:
@@ -132,6 +134,7 @@ class Matcher:
                     matches.append(match)
                     taken = behind
                     break
+            # No word is part of two mentions.
             place = max(place + 1, taken)
         return matches
 
@@ -186,6 +189,7 @@ def quoted(text: str, start: int, end: int) -> bool:
     """True if quotes stand right around a span; a comma or full stop may precede the last one."""
     if start == 0 or text[start - 1] not in QUOTES:
         return False
+    # American English puts the comma or full stop inside the quotes.
     while end < len(text) and text[end] in _STOPS:
         end += 1
     return end < len(text) and text[end] in QUOTES
@@ -230,15 +234,18 @@ def _whole(tokens: Tokens, title: Words, place: int, behind: int, taken: int) ->
     start, end = words[place].start, words[behind - 1].end
     first = place
     before = words[place - 1] if place > taken else None
+    # An article in front, unless it is part of the mention before; else one behind a comma.
     if before and before.form in ARTICLES and text[before.end : start] == " ":
         first, start = place - 1, before.start
     elif behind < len(words):
         after = words[behind]
         if after.capital and after.form in ARTICLES and text[end : after.start] == ", ":
             end = after.end
+    # The bracket that ends "Seven (Se7en)" is no word, but belongs to the title.
     if "(" in text[start:end] and text[end : end + 1] == ")":
         end += 1
     if year := _YEAR_BEHIND.match(text, end):
         end = year.end()
+    # The last word may have matched by its bare form, which differs only by the s.
     possessive = title[-1] != words[behind - 1].form
     return Match(title, start, end, first, behind, possessive)

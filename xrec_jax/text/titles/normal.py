@@ -70,5 +70,6 @@ def _main_part(title: str, *, year: bool = False) -> str:
     """A title without its year and the article behind a comma."""
     text = unescaped(title).strip()
     if not year:
+        # A title that is nothing but a year in brackets stays.
         text = _YEAR.sub("", text).strip() or text
     return _BEHIND.sub("", text) or text

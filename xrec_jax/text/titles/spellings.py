@@ -45,7 +45,9 @@ def aliases(title: str) -> tuple[Alias, ...]:
     for part in (plain, outside, *inside):
         for words in _with_articles(part):
             short_of.setdefault(words, False)
+    # The short form comes last, so that a spelling that is whole is never marked as short.
     for words in _with_articles(_SUBTITLE.split(outside)[0]):
+        # One word of a longer title is more often a word of the text than the title.
         if len(words) > 1:
             short_of.setdefault(words, True)
     return tuple(Alias(words, short) for words, short in short_of.items() if words)
@@ -66,6 +68,8 @@ def main_aliases(title: str) -> tuple[Alias, ...]:
 def _with_articles(title: str) -> list[Words]:
     words = forms_of(title)
     spelt = []
+    # Behind a comma, a foreign article is put in front as a further spelling; an English one is
+    # dropped.
     head, _, tail = title.rpartition(",")
     if head and (tail := tail.strip().lower().replace("\u2019", "'")) in (*ARTICLES, *_FOREIGN):
         words = forms_of(head)

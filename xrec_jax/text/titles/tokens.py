@@ -79,6 +79,7 @@ def tokenize(text: str) -> Tokens:
     if text.isascii():
         return Tokens(text, text, _words(text))
     pieces, starts, ends, place = [], list[int](), list[int](), 0
+    # Cluster by cluster, so that each folded character leads back to its place in the text.
     for cluster in _CLUSTER.findall(text):
         piece, behind = _folded_cluster(cluster), place + len(cluster)
         if len(piece) == len(cluster):
@@ -134,6 +135,7 @@ def _words(folded: str) -> list[Word]:
     for match in _PATTERNS[True, folded.isascii()].finditer(folded):
         raw = match.group()
         form = bare = form_of(raw)
+        # Both forms are kept: only a title tells whether the s is its own or that of a possessive.
         if len(raw) > 2 and raw[-1] in "sS" and raw[-2] in APOSTROPHES:
             bare = form[:-1]
         words.append(Word(match.start(), match.end(), form, bare, not raw[0].islower()))
