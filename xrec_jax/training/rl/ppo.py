@@ -230,17 +230,14 @@ def ppo_step(
     }
     metrics |= {
         "ppo/ratio_max": outputs["largest"],
-        "ppo/grad_norm_policy": optax.tree.norm(grads["policy"]).astype(jnp.float32),
         "ppo/tokens": tokens,
         "ppo/stopped": stopped.astype(jnp.float32),
     }
+    for name in ("policy", "critic") if has_critic else ("policy",):
+        metrics[f"ppo/grad_norm_{name}"] = optax.tree.norm(grads[name]).astype(jnp.float32)
     if has_critic:
-        metrics |= {
-            "ppo/grad_norm_critic": optax.tree.norm(grads["critic"]).astype(jnp.float32),
-            "ppo/explained_variance": losses.explained_variance(
-                batch["values"], batch["returns"], mask
-            ),
-        }
+        explained = losses.explained_variance(batch["values"], batch["returns"], mask)
+        metrics["ppo/explained_variance"] = explained
     state = _updated(state, grads, moves, optimizer)
     return state.replace(step=state.step + (~stopped).astype(state.step.dtype)), metrics
 
