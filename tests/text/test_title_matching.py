@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from xrec_jax.evaluation.texts.grounding import Grounder
-from xrec_jax.joint.controls import mask_titles
+from xrec_jax.joint.controls.registry import mask_titles
 from xrec_jax.joint.monitors import Monitors
 from xrec_jax.text.titles import policy as policies
 from xrec_jax.text.titles.mask import TitleMasks
