@@ -35,18 +35,18 @@ def placeholder_of(config: Any, tokenizer: Tokenizer) -> tuple[str, int]:
     Raises:
       UserError: if the tokenizer has no such token.
     """
-    asked, count = config.joint.soft_prompt.placeholder, config.joint.soft_prompt.vectors
+    placeholder, count = config.joint.soft_prompt.placeholder, config.joint.soft_prompt.vectors
     if not count:
         return "", -1
-    for text in (asked,) if asked else _PLACEHOLDERS:
+    for text in (placeholder,) if placeholder else _PLACEHOLDERS:
         # Behind a letter, as a tokenizer may treat the first token of a text in another way; and
         # equal tokens, so that none of the run merges with its neighbour.
         ids = tokenizer.encode("x" + text * count, bos=False)[-count:]
         if len(ids) == count and len(set(ids)) == 1 and tokenizer.decode(ids).strip():
             return text, int(ids[0])
     raise UserError(
-        f"joint.soft_prompt.placeholder={asked!r}: {count} of it in a row are not {count} equal "
-        "tokens of this tokenizer; choose another, or joint.soft_prompt.vectors=0"
+        f"joint.soft_prompt.placeholder={placeholder!r}: {count} of it in a row are not {count} "
+        "equal tokens of this tokenizer; choose another, or joint.soft_prompt.vectors=0"
     )
 
 

@@ -125,22 +125,22 @@ class Joint:
         return list(dict.fromkeys(metrics))
 
 
-def load(material: RunFiles) -> Joint | None:
+def load(run_files: RunFiles) -> Joint | None:
     """Reads the stage's files; None where there is nothing of it.
 
     Raises:
       UserError: if one of them is damaged.
     """
-    folder = material.rundir.path / STAGE
+    folder = run_files.rundir.path / STAGE
     # Any seed that has begun, since the page is made of unfinished runs too.
     seeds = []
     if folder.exists() and folder.is_dir():
         for path in sorted(folder.iterdir(), key=_place):
             if path.is_dir() and not path.name.startswith("."):
-                seed = _seed(path, material.rundir)
+                seed = _seed(path, run_files.rundir)
                 if seed.rounds or seed.samples:
                     seeds.append(seed)
-    systems = material.stage(STAGE)
+    systems = run_files.stage(STAGE)
     return Joint(systems, seeds) if systems or seeds else None
 
 

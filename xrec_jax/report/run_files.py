@@ -162,9 +162,9 @@ def _explained(
     answers = {}
     if pairs:
         for path in run_records.explainer_files(rundir):
-            found = run_records.explanations(rundir, path, "explainer", most=MOST_PAIRS)
-            if found:
-                answers[path.stem] = found
+            records = run_records.explanations(rundir, path, "explainer", most=MOST_PAIRS)
+            if records:
+                answers[path.stem] = records
         return pairs[:MOST_PAIRS], answers, len(pairs) > MOST_PAIRS
     # Without stage `explain` there may be the few that stage `showcase` explains.
     shown = run_records.recommended(rundir, MOST_PAIRS + 1)

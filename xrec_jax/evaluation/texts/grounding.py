@@ -40,13 +40,13 @@ def vocabulary_of(
       UserError: if a row lacks a column.
     """
     # Dicts as ordered sets, so that values keep the order of the table.
-    found: dict[str, dict[str, None]] = {column: {} for column in columns}
+    named: dict[str, dict[str, None]] = {column: {} for column in columns}
     for row in rows:
         for column in columns:
             if column not in row:
                 raise UserError(f"grounding: no column {column!r}{did_you_mean(column, row)}")
-            found[column].update(dict.fromkeys(cell_values(row[column])))
-    return {column: tuple(values) for column, values in found.items()}
+            named[column].update(dict.fromkeys(cell_values(row[column])))
+    return {column: tuple(values) for column, values in named.items()}
 
 
 def ground_pairs(

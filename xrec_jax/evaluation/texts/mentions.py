@@ -157,16 +157,16 @@ class Grounder:
           item_attributes: row of the item; columns outside the vocabulary do not matter.
           history_attributes: rows of the history.
         """
-        given: list[tuple[Kind, str]] = [("history", title) for title in history]
-        given += [("item", item)] if item else []
-        for _, title in given:
+        allowed: list[tuple[Kind, str]] = [("history", title) for title in history]
+        allowed += [("item", item)] if item else []
+        for _, title in allowed:
             if title not in self._known:  # it can be found, but never held against a text
                 self._add(title)
         # Of two that are called alike the whole title counts, then the item.
         own = {
             words: source
             for shortened in (True, False)
-            for source in given
+            for source in allowed
             for words, short in LENIENT.spellings(source[1])
             if short == shortened
         }
@@ -265,11 +265,11 @@ class Grounder:
         spans, place = [], 0
         covered = [False] * len(words)
         while place < len(words):
-            for found, behind in self._values.at(words, place):
+            for matches, behind in self._values.at(words, place):
                 ends = words[place].start, words[behind - 1].end
                 if any(taken[place:behind]) or not stands_alone(text, *ends):
                     continue
-                said = self._said[found]
+                said = self._said[matches]
                 if own := said & item:
                     kind: Kind = "item_attribute"
                 elif own := said & history:

@@ -37,9 +37,9 @@ def world_writer(config: Any, data: RunData, states: JointStates) -> Writer:
     The teacher states the world's reasons for and against the pair in its state. Teaching cases are
     drawn from all cases of the states that teach: whether a candidate is the target plays no part.
     """
-    asked, world = config.joint.states, data.world
+    cfg, world = config.joint.states, data.world
     assert world is not None
-    prompting = Prompting(data, asked.template, history=asked.history)
+    prompting = Prompting(data, cfg.template, history=cfg.history)
     template, reviews = prompting.template, data.dataset.reviews
     pasts = _pasts(states)
     # An item reads the same in every prompt, and a state's history in all of its cases.
@@ -87,9 +87,9 @@ def _planted(true: Reasons) -> dict[str, list[dict[str, str]]]:
     return {
         side: [
             {"attribute": one.attribute, "value": str(one.value), "phrase": one.phrase}
-            for one in found
+            for one in reasons
         ]
-        for side, found in (("for", true.for_), ("against", true.against))
+        for side, reasons in (("for", true.for_), ("against", true.against))
     }
 
 

@@ -96,10 +96,10 @@ class Texts:
     @functools.cached_property
     def titles(self) -> list[str]:
         """Of all items; those of the file before those of the item table."""
-        found = [str(title) for title in titles(self.data.dataset)]
+        names = [str(title) for title in titles(self.data.dataset)]
         for item, row in zip(self.items.tolist(), self.rows, strict=True):
-            found[item] = row.title or found[item]
-        return found
+            names[item] = row.title or names[item]
+        return names
 
     @functools.cached_property
     def taught(self) -> dict[tuple[int, int], str]:
@@ -111,12 +111,12 @@ class Texts:
         ]
         mine = self.users.astype(np.int64) * count + self.items
         kept = np.isin(mine, numbers[0]) & ~np.isin(mine, np.concatenate(numbers[1:]))
-        found: dict[tuple[int, int], str] = {}
+        by_pair: dict[tuple[int, int], str] = {}
         for row in np.flatnonzero(kept).tolist():
             if self.rows[row].teacher:
                 pair = int(self.users[row]), int(self.items[row])
-                found.setdefault(pair, self.rows[row].teacher)
-        return found
+                by_pair.setdefault(pair, self.rows[row].teacher)
+        return by_pair
 
     @functools.cached_property
     def far(self) -> np.ndarray:
@@ -145,17 +145,17 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
     spoken = {
         i: {column[w] for w in content_words(t) if w in column} for i, t in texts.item_text.items()
     }
-    told = {
+    described = {
         u: {column[w] for w in content_words(t) if w in column} for u, t in texts.profile.items()
     }
-    found = []
+    chosen = []
     key = rng.fold(0, Stream.FAR_PLACES)
     step = max(1, _MANY // max(len(column), len(pool)))
     for first in range(0, len(user), step):
         block = range(first, min(first + step, len(user)))
         known = np.zeros((len(block), len(column)), np.float32)
         for row, s in enumerate(block):
-            words = set(told[int(user[s])])
+            words = set(described[int(user[s])])
             for item in pasts[s].tolist():
                 words |= spoken.get(item, set())
             known[row, sorted(words)] = 1.0
@@ -164,8 +164,8 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
             cost = np.where(np.isin(pool, pasts[s]), np.inf, shared[row])
             least = np.flatnonzero(cost <= cost.min() + _TIE)
             draw = rng.random_integers(key, np.array([user[s]]), len(least))[0]
-            found.append(int(pool[least[draw]]) if np.isfinite(cost.min()) else -1)
-    return found
+            chosen.append(int(pool[least[draw]]) if np.isfinite(cost.min()) else -1)
+    return chosen
 
 
 def vocabulary(texts: Texts) -> dict[str, int]:
@@ -179,9 +179,9 @@ def vocabulary(texts: Texts) -> dict[str, int]:
 
 def bag(text: str, words: Mapping[str, int]) -> np.ndarray:
     """Which words of a vocabulary a text has, at unit length: `[words]` float32."""
-    found = np.zeros(len(words), np.float32)
-    found[[words[word] for word in content_words(text) if word in words]] = 1.0
-    return found / max(1.0, float(np.linalg.norm(found)))
+    vector = np.zeros(len(words), np.float32)
+    vector[[words[word] for word in content_words(text) if word in words]] = 1.0
+    return vector / max(1.0, float(np.linalg.norm(vector)))
 
 
 def plain_texts(config: Any, data: RunData) -> list[str]:

@@ -99,19 +99,19 @@ def _stated(
 
     A teacher who tells what no prompt shows would teach to guess.
     """
-    found, template = [], prompting.template
+    rendered, template = [], prompting.template
     for u, past in zip(user.tolist(), pasts, strict=True):
         own = [world.about[u]] if world.about and "{about}" in template.user else []
         latest = past[-prompting.latest :].tolist() if "{review}" in template.entry else []
         shown = [world.reviews.get((u, i)) for i in latest]
         facts = [fact for one in (*own, *shown) if one for fact in one.facts]
-        found.append(
+        rendered.append(
             {
                 key: values_of(fact for fact in facts if fact[2] is liked)
                 for key, liked in (("likes", True), ("dislikes", False))
             }
         )
-    return found
+    return rendered
 
 
 def _teacher(
@@ -140,8 +140,8 @@ def _planted(tastes: Any) -> dict[str, list[dict[str, str]]]:
     return {
         side: [
             {"attribute": name, "value": value, "phrase": f"{verb} {value}"}
-            for name, found in tastes[key].items()
-            for value in found
+            for name, taste in tastes[key].items()
+            for value in taste
         ]
         for side, key, verb in (("for", "likes", "likes"), ("against", "dislikes", "dislikes"))
     }

@@ -27,11 +27,11 @@ _LEGEND = (
 )
 
 
-def build(material: RunFiles) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """None while nothing was explained."""
-    if not material.pairs or not material.answers:
+    if not run_files.pairs or not run_files.answers:
         return None
-    data = pairs_data(material)
+    data = pairs_data(run_files)
     # Dots tell which explainers give a true reason, which only a planted world knows.
     dots = None
     if data["planted"]:
@@ -62,11 +62,11 @@ def build(material: RunFiles) -> Section | None:
         dots,
         class_="marks",
     )
-    count = f"{len(material.pairs):,}"
-    if material.more_pairs:
+    count = f"{len(run_files.pairs):,}"
+    if run_files.more_pairs:
         count = f"The first {MOST_PAIRS:,}"
     lead = (
-        f"{count} recommendation{'' if len(material.pairs) == 1 else 's'}: the user's history, "
+        f"{count} recommendation{'' if len(run_files.pairs) == 1 else 's'}: the user's history, "
         "what was recommended, and the explanation before and after tuning."
     )
     # The lists are empty here: the script fills them from the embedded data.
@@ -127,13 +127,13 @@ def _field(target: str, label: str, control: Html) -> Html:
     return tag("div", tag("label", label, for_=target), control, class_="field")
 
 
-def explainers(material: RunFiles) -> list[str]:
+def explainers(run_files: RunFiles) -> list[str]:
     """Base first and tuned second, as they are read; then the template, then others."""
     registered = [one for one in map(find, names()) if one is not None]
     # Those without a language model are read after those with one; the sort is stable.
     order = [one.name for one in sorted(registered, key=lambda one: one.needs == "nothing")]
-    known = [name for name in order if name in material.answers]
-    return known + sorted(set(material.answers) - set(order))
+    known = [name for name in order if name in run_files.answers]
+    return known + sorted(set(run_files.answers) - set(order))
 
 
 def _title(name: str) -> str:
@@ -142,7 +142,7 @@ def _title(name: str) -> str:
     return wording.humanised(name) if registration is None else registration.title
 
 
-def pairs_data(material: RunFiles) -> dict[str, Any]:
+def pairs_data(run_files: RunFiles) -> dict[str, Any]:
     """Data from which the page's script draws rows, with every item's attributes once.
 
     Returns:
@@ -154,12 +154,12 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
       one an explainer: text, marked phrases (start, end, kind), whether it was cut off, and the
       true reasons it gives (places in `w`); null where an explainer wrote nothing.
     """
-    shown_names = explainers(material)
+    shown_names = explainers(run_files)
     answers = {
-        name: {(r["user"], r["item"]): r for r in material.answers[name]} for name in shown_names
+        name: {(r["user"], r["item"]): r for r in run_files.answers[name]} for name in shown_names
     }
-    verdicts = pair_verdicts(material)
-    marker = Marker(material.pairs, titles=material.titles, rows=material.items)
+    verdicts = pair_verdicts(run_files)
+    marker = Marker(run_files.pairs, titles=run_files.titles, rows=run_files.items)
     items: list[dict[str, Any]] = []
     place: dict[tuple[str, str], int] = {}
 
@@ -172,7 +172,7 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
         return place[key]
 
     rows = []
-    for pair in material.pairs:
+    for pair in run_files.pairs:
         key = (pair["user"], pair["item"])
         title = pair.get("title") or pair["item"]
         row: dict[str, Any] = {
@@ -203,10 +203,10 @@ def pairs_data(material: RunFiles) -> dict[str, Any]:
         rows.append({key: value for key, value in row.items() if value not in (None, [], {})})
     made = {
         "explainers": [
-            {"name": wording.label(n), "title": _title(n), "colour": material.colour(n)}
+            {"name": wording.label(n), "title": _title(n), "colour": run_files.colour(n)}
             for n in shown_names
         ],
-        "planted": any(pair.get("planted") for pair in material.pairs),
+        "planted": any(pair.get("planted") for pair in run_files.pairs),
         "kinds": list(KINDS),
         "items": items,
         "pairs": rows,

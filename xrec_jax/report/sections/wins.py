@@ -26,12 +26,12 @@ _BESIDE = (
 )
 
 
-def build(material: RunFiles) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """None before the stage `judge` is done."""
-    systems = material.stage("judge")
+    systems = run_files.stage("judge")
     if not systems:
         return None
-    lead = judges.lead(material.config.get("judge", {}).get("source", ""))
+    lead = judges.lead(run_files.config.get("judge", {}).get("source", ""))
     names = _systems(systems)
     cells = cells_of(systems)  # by name; the table shows labels
     square = None
@@ -54,7 +54,7 @@ def build(material: RunFiles) -> Section | None:
         lead,
         tag(
             "div",
-            grid([_quality(systems), _strengths(material, systems, names)], wide=True),
+            grid([_quality(systems), _strengths(run_files, systems, names)], wide=True),
             square,
             _ratios(systems, names),
             _judge(systems),
@@ -64,17 +64,17 @@ def build(material: RunFiles) -> Section | None:
 
 def _systems(systems: Mapping[str, Any]) -> list[str]:
     """Every system that was compared, the strongest first."""
-    found = [s for s in systems if s != _JUDGE and not is_pair(s)]
+    names = [s for s in systems if s != _JUDGE and not is_pair(s)]
     for pair in systems:
         if is_pair(pair):
-            found += pair.split(" vs ", 1)
+            names += pair.split(" vs ", 1)
 
     def weakness(name: str) -> float:
         # A system without a strength is placed at 0, the reference of the chart.
         strength = systems.get(name, {}).get("bradley_terry/strength")
         return -strength["value"] if known(strength) else 0.0
 
-    return sorted(dict.fromkeys(found), key=weakness)
+    return sorted(dict.fromkeys(names), key=weakness)
 
 
 def cells_of(systems: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -139,10 +139,10 @@ def _judge(systems: Mapping[str, Any]) -> Html | None:
     )
 
 
-def _strengths(material: RunFiles, systems: Mapping[str, Any], names: list[str]) -> Html | None:
+def _strengths(run_files: RunFiles, systems: Mapping[str, Any], names: list[str]) -> Html | None:
     key = "bradley_terry/strength"
     rows = [
-        Row(wording.label(name), material.colour(name), systems[name][key])
+        Row(wording.label(name), run_files.colour(name), systems[name][key])
         for name in names
         if known(systems.get(name, {}).get(key))
     ]
@@ -183,26 +183,26 @@ def _ratios(systems: Mapping[str, Any], names: list[str]) -> Html | None:
     )
 
 
-def pair_verdicts(material: RunFiles) -> dict[tuple[str, str], list[str]]:
+def pair_verdicts(run_files: RunFiles) -> dict[tuple[str, str], list[str]]:
     """Verdicts of the judge on every pair, in words, for the browsable table.
 
     Returns:
       `(user, item)` to such as `tuned beats base`; `tuned and base tie` where the orders disagree.
     """
     shares: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
-    for verdict in material.verdicts:
+    for verdict in run_files.verdicts:
         first, second, p = verdict["first"], verdict["second"], float(verdict["p_first"])
         # Both orders of a pair share one key, so the probability is turned with the names.
         if first > second:
             first, second, p = second, first, 1 - p
         shares[verdict["user"], verdict["item"], first, second].append(p)
     said: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (user, item, *pair), found in shares.items():
+    for (user, item, *pair), values in shares.items():
         first, second = map(wording.label, pair)
         # A win needs both orders: a verdict that turns with the order is a tie.
-        if min(found) > 0.5:
+        if min(values) > 0.5:
             text = f"{first} beats {second}"
-        elif max(found) < 0.5:
+        elif max(values) < 0.5:
             text = f"{second} beats {first}"
         else:
             text = f"{first} and {second} tie"

@@ -103,8 +103,8 @@ _PHASES = ("rollout", "scoring", "ppo", "encoding", "recommender", "evaluation")
 
 def phases(joint: Joint) -> list[str]:
     """Names of `time/...`, in the order in which a round goes through them."""
-    found = [name.partition("/")[2] for name in joint.names("time/")]
-    return [p for p in _PHASES if p in found] + [p for p in found if p not in _PHASES]
+    phases = [name.partition("/")[2] for name in joint.names("time/")]
+    return [p for p in _PHASES if p in phases] + [p for p in phases if p not in _PHASES]
 
 
 def _phase(name: str) -> str:

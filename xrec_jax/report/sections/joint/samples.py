@@ -180,10 +180,10 @@ def named_reasons(text: str, planted: Mapping[str, Any]) -> list[int]:
 
 
 def _reasons(title: str, planted: Mapping[str, Any]) -> Html | None:
-    found = _phrases(planted)
-    if not found:
+    phrases = _phrases(planted)
+    if not phrases:
         return None
-    return tag("div", tag("h4", title), _chips(found, title), class_="reasons")
+    return tag("div", tag("h4", title), _chips(phrases, title), class_="reasons")
 
 
 def _chips(phrases: Sequence[tuple[str, str]], label: str) -> Html:

@@ -17,19 +17,19 @@ ID, TITLE = "joint", "Joint training"
 HOW = "Add the stage joint to config.stages."
 
 
-def build(material: RunFiles) -> Section | None:
+def build(run_files: RunFiles) -> Section | None:
     """None where the run has no stage `joint`."""
-    joint = read.load(material)
+    joint = read.load(run_files)
     if joint is None:
         return None
     lead = (
         "Explainer and recommender learn in turns: a text earns what it adds to the "
         "recommender's probability of the next item. The controls could prove that wrong."
     )
-    recommend = material.stage("recommend")
+    recommend = run_files.stage("recommend")
     blocks = [
         _verdict(joint, recommend),
-        _block("What the figures rest on", _conditions(material.config)),
+        _block("What the figures rest on", _conditions(run_files.config)),
         _block("Controls", controls.build(joint.systems, recommend)),
         _block(
             "Over the rounds",
@@ -169,9 +169,9 @@ def _conditions(config: Mapping[str, Any]) -> Html:
     return tag("ul", *(tag("li", line) for line in lines))
 
 
-def headline(material: RunFiles) -> tuple[str, Html, str] | None:
+def headline(run_files: RunFiles) -> tuple[str, Html, str] | None:
     """Label, figure and sentence for the top of the page, or None."""
-    systems = material.stage(read.STAGE)
+    systems = run_files.stage(read.STAGE)
     result = read.comparison(systems, JOINT, ALONE)
     if result is None:
         return None
