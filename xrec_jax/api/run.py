@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from etils import epath
@@ -25,7 +24,7 @@ from xrec_jax.run_config import check_config, compared, import_extensions, read_
 from xrec_jax.stages import Context, Stage, sizes
 
 
-def _stages(config: Any) -> tuple[Stage, ...]:
+def _stages(config: ConfigDict) -> tuple[Stage, ...]:
     """The stages of a config; checks what does not need the data.
 
     Raises:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.evaluation.audit.findings import Finding
 from xrec_jax.evaluation.audit.profiles import profile_checks
 from xrec_jax.joint.states.file_texts import read_states_file
 
 
-def profiles_path(config: Any) -> str:
+def profiles_path(config: ConfigDict) -> str:
     """Path of the file: `audit.profiles`, or the one of the config's joint stage; "" for none."""
     if config.audit.get("profiles"):
         return config.audit.profiles

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
@@ -72,7 +73,9 @@ def check(config: Any) -> None:
         read_comparison_set(spec, by=config.judge.by)
 
 
-def load(config: Any, rundir: RunDir, *, learned: Set[str] = frozenset()) -> list[ComparisonSet]:
+def load(
+    config: ConfigDict, rundir: RunDir, *, learned: Set[str] = frozenset()
+) -> list[ComparisonSet]:
     """Loads the explanations of a run and the files that its config names.
 
     Args:

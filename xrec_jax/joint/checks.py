@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError, did_you_mean
@@ -37,7 +38,7 @@ from xrec_jax.training.rl.losses import PolicyOptions
 TEACHERS = ("true", "stated")
 
 
-def check(config: Any, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
+def check(config: ConfigDict, *, data: RunData, mesh: Mesh, rundir: RunDir) -> None:
     """Validates config, data and mesh of the stage before anything is written.
 
     Raises:
@@ -113,7 +114,7 @@ def _check_teacher(config: Any) -> None:
         )
 
 
-def _check_counts(cfg: Any, mesh: Mesh) -> None:
+def _check_counts(cfg: ConfigDict, mesh: Mesh) -> None:
     minimum = {
         "rounds": 0,
         "readings": 0,
@@ -190,7 +191,7 @@ def _check_counts(cfg: Any, mesh: Mesh) -> None:
             )
 
 
-def _check_rules(cfg: Any, mesh: Mesh) -> None:
+def _check_rules(cfg: ConfigDict, mesh: Mesh) -> None:
     if cfg.ppo.estimator not in ESTIMATORS:
         raise UserError(
             f"joint.ppo.estimator={cfg.ppo.estimator!r} is not valid"
@@ -239,7 +240,7 @@ def _check_rules(cfg: Any, mesh: Mesh) -> None:
         raise UserError(f"joint.lora.dropout={cfg.lora.dropout} must be from 0 to below 1")
 
 
-def _check_fusion(config: Any, name: str, data: RunData) -> None:
+def _check_fusion(config: ConfigDict, name: str, data: RunData) -> None:
     """Refuses values of the fused recommender, which is built only after the recommender alone."""
     cfg = config.joint.recommender
     model = build_model(config.recommend[name], data)

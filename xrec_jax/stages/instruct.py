@@ -81,7 +81,7 @@ def section() -> ConfigDict:
     )
 
 
-def shrink(config: Any) -> None:
+def shrink(config: ConfigDict) -> None:
     """As small as `:tiny` wants it, where the run has a language model."""
     if "pretrain" not in config.stages:
         return

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import memory
@@ -71,7 +72,7 @@ def limit(mesh: Mesh) -> int | None:
     return None if not size else int(size) * mesh.devices.size
 
 
-def needs(config: Any, data: RunData) -> Iterator[Need]:
+def needs(config: ConfigDict, data: RunData) -> Iterator[Need]:
     """What the values of a configuration need, for the stages that it names."""
     # Whatever the stages are: every bootstrap keeps its means.
     for key, value in _named(config.to_dict(), "resamples"):

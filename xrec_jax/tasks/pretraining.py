@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream, keyed_random
+from xrec_jax.core.sections import read_section
 from xrec_jax.core.storage import files
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.packing import Example, windows
@@ -31,6 +33,21 @@ Text = str | Reading
 TELLING = 8  # characters; shorter phrases occur in many texts by chance
 
 
+@dataclasses.dataclass(frozen=True)
+class WorldTextsConfig:
+    """Keys of section `pretrain` that shape the texts about a world.
+
+    Attributes:
+      copies: wordings of everything in the world.
+      described: prompts of each user that are followed by a description.
+      talk: paragraphs on places and tastes in general.
+    """
+
+    copies: int
+    described: int
+    talk: int
+
+
 def world_texts(config: Any, data: RunData) -> list[Text]:
     """Texts about a world's places, people and training visits, and reading exercises.
 
@@ -40,6 +57,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
       UserError: if the data is not of a planted world.
     """
     need_world(data, "pretrain.source")
+    cfg, instruct = read_section(WorldTextsConfig, config.pretrain), config.instruct
     histories = Histories.of([data.split.train], data.dataset.num_users)
     # The base must not read histories of users whose attributes are asked later.
     held_out = attributes.held_out_rows(config, data)
@@ -52,15 +70,15 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
         [] if table is None else table.to_dicts()
         for table in (data.dataset.items, data.dataset.users)
     )
-    plain = world_sentences(items, users, visits, copies=config.pretrain.copies)
+    plain = world_sentences(items, users, visits, copies=cfg.copies)
     described = reading_exercises(
-        template_from(config.instruct.template),
+        template_from(instruct.template),
         items,
         users,
         visits,
-        latest=config.instruct.history,
-        copies=config.pretrain.described,
-        named=config.instruct.named,
+        latest=instruct.history,
+        copies=cfg.described,
+        named=instruct.named,
     )
     # The joint stage's explainer starts from a base that can read reviews.
     reviews: list[Text] = []
@@ -69,7 +87,7 @@ def world_texts(config: Any, data: RunData) -> list[Text]:
             *(Reading(*pair) for pair in world_readings(config, data)),
             *taught_words(config),
         ]
-    return [*plain, *described, *reviews, *filler_paragraphs(items, config.pretrain.talk)]
+    return [*plain, *described, *reviews, *filler_paragraphs(items, cfg.talk)]
 
 
 def file_texts(config: Any) -> list[str]:

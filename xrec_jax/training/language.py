@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
@@ -59,7 +60,7 @@ def check(train: Any, where: str, mesh: Mesh) -> None:
     optimizer(train, 1)
 
 
-def lora_config(cfg: Any) -> LoraConfig:
+def lora_config(cfg: ConfigDict) -> LoraConfig:
     """LoRA configuration from a stage's `lora` section."""
     return LoraConfig(cfg.rank, cfg.alpha, cfg.dropout, tuple(cfg.targets))
 

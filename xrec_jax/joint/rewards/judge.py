@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
@@ -36,7 +37,7 @@ def adapter_folder(config: Any, rundir: RunDir) -> epath.Path:
     return judge_path(rundir) if adapter == OWN else epath.Path(adapter)
 
 
-def check(config: Any, rundir: RunDir) -> None:
+def check(config: ConfigDict, rundir: RunDir) -> None:
     """Refuses a judge that a run could not ask, before anything is written.
 
     Args:

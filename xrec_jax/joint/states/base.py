@@ -20,6 +20,29 @@ TRAIN, VALID, TEST = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
+class StatesConfig:
+    """Section `joint.states`, without the keys of a file's records.
+
+    Attributes:
+      template: registered template of the prompts.
+      history: number of entries in a prompt.
+      train_states: largest number of states of a user's training events.
+      reach: number of events after a training state that its text serves for.
+      min_history: number of events before a user's first state.
+      max_users: number of explained users, drawn by key; 0: all.
+      group: user column of the reward part `group_disparity`; "": none.
+    """
+
+    template: str
+    history: int
+    train_states: int
+    reach: int
+    min_history: int
+    max_users: int
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
 class JointStates:
     """Explained states; S of them, training states first, then valid, then test.
 

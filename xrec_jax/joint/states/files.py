@@ -21,9 +21,10 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
+from xrec_jax.core.sections import read_section
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData, need_events
-from xrec_jax.joint.states.base import TEST, TRAIN, VALID, JointStates, check_template
+from xrec_jax.joint.states.base import TEST, TRAIN, VALID, JointStates, StatesConfig, check_template
 from xrec_jax.joint.states.file_texts import Texts, bag, far_places, read_states_file, vocabulary
 from xrec_jax.text.prompts.render import select_history
 from xrec_jax.text.prompts.templates import template_from
@@ -52,7 +53,7 @@ def file_states(config: Any, data: RunData) -> JointStates:
       UserError: the file is wrong (names its line), or nothing is left to train on.
     """
     need_events(data, "joint")
-    cfg = config.joint.states
+    cfg = read_section(StatesConfig, config.joint.states)
     if cfg.group:
         raise UserError(
             f"joint.states.group={cfg.group!r}: states from a file know no groups; set it to ''"

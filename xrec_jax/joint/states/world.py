@@ -11,10 +11,17 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rng import Stream
+from xrec_jax.core.sections import read_section
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData, need_world
 from xrec_jax.data.world.world import World
-from xrec_jax.joint.states.base import TRAIN, JointStates, check_template, chosen_states
+from xrec_jax.joint.states.base import (
+    TRAIN,
+    JointStates,
+    StatesConfig,
+    check_template,
+    chosen_states,
+)
 from xrec_jax.tasks.prompting import Prompting
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.synthetic.grammar import listing, with_article
@@ -31,7 +38,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
       UserError: if the data is no world, or leaves nothing to explain.
     """
     need_world(data, "joint.states.source")
-    world, cfg = data.world, config.joint.states
+    world, cfg = data.world, read_section(StatesConfig, config.joint.states)
     assert world is not None
     template = template_from(cfg.template)
     check_template(config, template, user="'tastes'", user_item="'candidate'")
