@@ -141,6 +141,8 @@ class NativeErrors:
 
     def _aborted(self, _number: int) -> None:
         """SIGABRT handler, run in the aborting thread: prints one line and exits."""
+        # The other thread may be in the middle of printing lines that it has read already.
+        self._lock.acquire(timeout=5.0)
         self._take()
         held = b"".join(self._held) + self._rest
         if not held:
