@@ -88,3 +88,27 @@ def test_an_abort_over_a_peer_is_one_line_and_others_are_as_ever(text, status, s
     )
     before = "W1129 14:41:33.727813 1 other.cc:147] as before\nfrom python\n"
     assert done.stderr == before + said and done.returncode == status
+
+
+SLOW = """
+import time
+from xrec_jax.core.runtime import peers
+fast = peers.NativeErrors._print
+def slow(self, data):
+    time.sleep(0.3)
+    fast(self, data)
+peers.NativeErrors._print = slow
+"""
+
+
+def test_an_abort_waits_for_lines_that_are_being_printed():
+    """The lines are read already when the abort comes, so it finds none of them in the pipe."""
+    aborts = PROGRAM.replace("ctypes.CDLL", "time.sleep(0.2)\nctypes.CDLL")
+    text = "F1129 14:41:33.728054 1 memory.cc:80] no room\n    @ a stack\n    @ another\n"
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW + aborts, text],
+        cwd=tiny.CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.endswith(text) and done.returncode == 134
