@@ -30,6 +30,8 @@ from xrec_jax.core.storage import files
 from xrec_jax.core.storage.checksums import tree_checksums
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import hf
+from xrec_jax.llm.io.gguf.model import open_model as open_gguf
+from xrec_jax.llm.io.gguf.reader import is_gguf
 from xrec_jax.llm.io.hf import Generation, HfModel, read_generation, read_object, silent
 from xrec_jax.llm.io.hf_export import copy_tokenizer, dtype_of, new_directory, write_descriptions
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE
@@ -252,11 +254,13 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
 
 
 def open_model(path: str | pathlib.Path) -> HfModel | ImportedModel:
-    """Opens a Hugging Face directory or an imported checkpoint.
+    """Opens a Hugging Face directory, a GGUF file or an imported checkpoint.
 
     Raises:
-      UserError: if it is neither, or damaged; names the expected files.
+      UserError: if it is none of these, or damaged; names the expected files.
     """
+    if is_gguf(path):
+        return open_gguf(path)
     hf.check_directory(path)
     folder = epath.Path(path)
     if (folder / MARK).exists():

@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import ml_dtypes
@@ -18,8 +18,6 @@ from jax.typing import DTypeLike
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import check_scheme, is_local, read_json
 from xrec_jax.core.trees import PyTree
-from xrec_jax.llm.io import tensorfile
-from xrec_jax.llm.io.tensorfile import Tensor
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE, check_unquantized, open_weights
 from xrec_jax.llm.model.config import LlamaConfig, from_hf
 from xrec_jax.llm.model.layout import Parameter, at, build, check_shardings
@@ -54,6 +52,23 @@ class Generation:
         return {key: value for key, value in ids.items() if value is not None}
 
 
+class StoredTensor(Protocol):
+    """A tensor in a file; see `tensorfile.Tensor`, which is one of a safetensors file."""
+
+    @property
+    def file(self) -> pathlib.Path: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def array_dtype(self) -> np.dtype: ...
+
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Reads rows in chunks."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class HfModel:
     """A Hugging Face directory with complete files.
@@ -70,13 +85,13 @@ class HfModel:
     config: LlamaConfig
     generation: Generation
     dtype: str
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, StoredTensor]
 
     def tensor(self, parameter: Parameter, layer: int | None) -> np.ndarray:
         """Reads a parameter, or one layer of a stacked one, in our layout and the stored dtype."""
         tensor = self.tensors[parameter.hf.format(layer=layer)]
         shape = parameter.hf_shape[::-1] if parameter.transposed else parameter.hf_shape
-        out = np.empty(shape, tensorfile.DTYPES[tensor.dtype])
+        out = np.empty(shape, tensor.array_dtype)
         _fill(out, tensor, tuple(slice(0, size) for size in shape), parameter.transposed)
         return out
 
@@ -282,7 +297,9 @@ def check_directory(path: epath.PathLike) -> None:
         raise UserError(f"{str(path)[:200]}: cannot be read ({reason})") from error
     if not is_directory:
         if exists:
-            raise UserError(f"{path}: is a file; give the directory that holds the whole model")
+            raise UserError(
+                f"{path}: is a file; give the directory that holds the whole model, or a GGUF file"
+            )
         raise UserError(
             f"{path}: no such directory; models are never downloaded, give the path of one"
         )
@@ -301,7 +318,9 @@ def check_directory(path: epath.PathLike) -> None:
     )
 
 
-def _fill(out: np.ndarray, tensor: Tensor, slices: tuple[slice, ...], transposed: bool) -> None:
+def _fill(
+    out: np.ndarray, tensor: StoredTensor, slices: tuple[slice, ...], transposed: bool
+) -> None:
     """Fills `out` with a slice of a tensor, casting; `slices` and `out` are in our layout."""
     if transposed:
         out, slices = out.T, slices[::-1]

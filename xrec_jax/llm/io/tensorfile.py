@@ -57,6 +57,11 @@ class Tensor:
     offset: int
     crc: int | None = None
 
+    @property
+    def array_dtype(self) -> np.dtype:
+        """Dtype of the rows that are read."""
+        return DTYPES[self.dtype]
+
     def chunks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         """Reads rows `start` to `stop` in chunks.
 

@@ -107,8 +107,11 @@ def _stored(path: pathlib.Path) -> dict[str, Tensor]:
 def _index(path: pathlib.Path) -> dict[str, str]:
     """Reads the index: file name of every tensor."""
     if not (path / INDEX).is_file():
-        other = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pth", ".gguf"))
-        hint = f"; {other[0]} must be converted to safetensors first" if other else ""
+        names = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pth", ".gguf"))
+        gguf = [name for name in names if name.endswith(".gguf")]
+        hint = f"; {names[0]} must be converted to safetensors first" if names else ""
+        if gguf:
+            hint = f"; give the GGUF file itself: {path / gguf[0]}"
         raise UserError(f"{path}: neither {SINGLE} nor {INDEX} is there{hint}")
     content = read_json(path / INDEX)
     weights = content.get("weight_map") if isinstance(content, dict) else None
