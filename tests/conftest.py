@@ -29,6 +29,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xrec_jax" / "co
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that no test has laid out in a cache is an error
 
 import gc  # noqa: E402
 

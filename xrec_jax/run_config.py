@@ -16,10 +16,12 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
+from xrec_jax.llm.io import hub
 from xrec_jax.stages.stored_config import check_types
 
 # Paths of what all stages share; every stage says which keys of its section are paths.
-_PATHS = ("data.path", "data.users", "data.items", "llm.path")
+_BASE = "llm.path"
+_PATHS = ("data.path", "data.users", "data.items", _BASE)
 
 
 def _movable() -> tuple[str, ...]:
@@ -216,7 +218,9 @@ def _make_absolute(config: dict[str, Any]) -> None:
     """Makes every path in a config absolute; where several files may be joined by "+", each."""
     for key in _PATHS:
         for group, name in _places(config, key):
-            group[name] = _absolute(group[name])
+            # The name of a base stays, so that a run can go on where the hub's cache is elsewhere.
+            if key != _BASE or not hub.is_name(group[name]):
+                group[name] = _absolute(group[name])
     for stage in stages.registered():
         for key in stage.full_paths:
             for group, name in _places(config, key):

@@ -105,7 +105,7 @@ BAD = {
     "import of nothing": (["import-hf", "--path={folder}/nix", "--output={folder}/o"], "nix"),
     "import by a hub name": (
         ["import-hf", "--path=meta-llama/Llama-2-7b", "--output={folder}/o"],
-        "never downloaded",
+        "HF_HUB_OFFLINE",
     ),
     "import of a file": (["import-hf", "--path={folder}/file", "--output={folder}/o"], "file"),
     "import of an empty folder": (

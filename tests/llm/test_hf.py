@@ -324,12 +324,12 @@ def test_what_a_model_is_not(tmp_path):
     (tmp_path / "file").write_bytes(b"GGU")
     (tmp_path / "file.gguf").write_bytes(b"GGUF")
     for path, words in {
-        tmp_path / "nowhere": "no such directory; models are never downloaded",
+        tmp_path / "nowhere": "no such directory or file; a base is a local path",
         tmp_path / "file": "is a file; give the directory .*, or a GGUF file",
         tmp_path / "file.gguf": "the file is damaged or truncated",
-        tmp_path / "nowhere.gguf": "nowhere.gguf: no such file",
+        tmp_path / "nowhere.gguf": "nowhere.gguf: no such file; a base is a local path",
         "gs://bucket/file.gguf": "gs:// needs|read from a local disk",
-        "hf://meta-llama/x": "hf:// is not supported and nothing is downloaded",
+        "hf://meta-llama/x": "hf:// is not supported; write meta-llama/x, without it",
         tmp_path: "no language model: neither xrec.json .* nor config.json",
     }.items():
         with pytest.raises(UserError, match=words):

@@ -366,8 +366,8 @@ def test_loading_asks_no_network(changed, monkeypatch):
 
 def test_directories_that_hold_no_tokenizer(tmp_path, changed):
     for path, words in {
-        tmp_path / "nowhere": "no such directory; tokenizers are never downloaded",
-        "meta-llama/Llama-2-7b": "no such directory",
+        tmp_path / "nowhere": "no such directory or file; a base is a local path",
+        "meta-llama/Llama-2-7b": "no such directory here.* HF_HUB_OFFLINE",
         tmp_path: r"no tokenizer: none of tokenizer.json, .* is there",
     }.items():
         with pytest.raises(UserError, match=words):

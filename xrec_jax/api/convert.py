@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 from xrec_jax.core.errors import UserError
@@ -12,7 +11,7 @@ from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.files import check_no_pattern
 from xrec_jax.core.trees import num_parameters
 from xrec_jax.llm import run_base
-from xrec_jax.llm.io import checkpoint, hf, hf_export, peft_io
+from xrec_jax.llm.io import checkpoint, hf, hf_export, hub, peft_io
 from xrec_jax.llm.io.peft_io import Base
 from xrec_jax.llm.model.layout import Source
 from xrec_jax.llm.model.lora import Adapter
@@ -52,7 +51,7 @@ def import_hf(path: str, output: str, *, dtype: str = "") -> None:
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
     check_no_pattern(output, "--output")
-    source = hf.open_model(path)
+    source = hf.open_model(str(hub.resolve(path)))
     progress = _Bytes("import", 2 * source.file_bytes)  # read once, written once
     try:
         checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
@@ -136,7 +135,8 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
         raise UserError(f"--adapter={adapter}: {peft_io.CONFIG} is not there")
     recorded = peft_io.base_of(adapter)
     path = base or recorded.path
-    if not path or not pathlib.Path(path).is_dir():
+    # A name or an existing path; other bases were on the disk of another machine.
+    if not path or not (pathlib.Path(path).exists() or hub.is_name(path)):
         raise UserError(
             f"{adapter}: its base {path!r} is no directory here; name one with --base=DIR"
         )
@@ -144,11 +144,11 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
     loaded = peft_io.load_adapter(adapter, model.config)
     # The recorded fingerprint is of the recorded base, not of one that the caller names.
     fingerprint = "" if base else recorded.fingerprint
-    export_peft(loaded, output, Base(os.path.abspath(path), fingerprint))
+    export_peft(loaded, output, Base(hub.recorded(path), fingerprint))
 
 
 def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
-    """Directories of the base and the adapter of a run with a finished stage `instruct`.
+    """Base, by path or name, and adapter's directory of a run with a finished stage `instruct`.
 
     Args:
       workdir: the run directory.
@@ -162,4 +162,4 @@ def of_run(workdir: str, *, allow_imports: bool = False) -> tuple[str, str]:
     adapter = run_base.adapter_path(rundir)
     if not adapter.exists():
         raise UserError(f"{workdir}: no adapter yet; its stage 'instruct' is not finished")
-    return str(run_base.base_path(config, rundir)), str(adapter)
+    return config.llm.path or str(run_base.base_path(config, rundir)), str(adapter)

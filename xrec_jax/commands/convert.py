@@ -43,7 +43,7 @@ IMPORT_HF = Verb(
     name="import-hf",
     summary="import a Hugging Face LLaMA as a sharded checkpoint",
     flags=(
-        text("path", "Hugging Face directory: config.json, safetensors, tokenizer"),
+        text("path", "Hugging Face directory (config.json, safetensors, tokenizer) or ORG/NAME"),
         text("output", "new directory for the checkpoint"),
         text("dtype", "bfloat16 or float32; default: as stored"),
     ),
@@ -54,7 +54,7 @@ EXPORT_HF = Verb(
     summary="write a model, adapter merged, as a Hugging Face directory",
     flags=(
         text("workdir", "run whose base and adapter are merged, instead of naming them"),
-        text("base", "Hugging Face directory or imported checkpoint"),
+        text("base", "Hugging Face directory, imported checkpoint or ORG/NAME of the hub"),
         text("adapter", "adapter to merge into it, a directory in PEFT's format"),
         text("output", "new directory for the merged model"),
         text("dtype", "bfloat16 or float32; default: the base's"),

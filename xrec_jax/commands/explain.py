@@ -46,7 +46,7 @@ EXPLAIN = Verb(
         # Who writes, from which prompts, and how: the fields of `GenerationOptions`
         text("explainer", "template, base, tuned or one of your own; default: the best there is"),
         text("adapter", "directory of another adapter for the base"),
-        text("base", "directory of a base, for a run without one or instead of its own"),
+        text("base", "base by path or name, for a run without one or instead of its own"),
         text("prompt", "a registered template of prompts, or generic; default: the run's"),
         integer("history", 0, "most entries of a prompt; 0: as the run"),
         integer("max_new_tokens", 0, "of an answer; 0: as the run"),

@@ -8,8 +8,8 @@ import math
 from ml_collections import ConfigDict
 
 from xrec_jax.core.errors import UserError
-from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import RunData
+from xrec_jax.llm.io import hub
 from xrec_jax.tasks.requests import choose_prompts
 
 
@@ -21,7 +21,7 @@ class GenerationOptions:
       explainer: template, base, tuned or a user-defined one; with `adapter` a name for it. "": the
         best available one.
       adapter: directory of another adapter for the base.
-      base: directory of a base that replaces the run's own, if any.
+      base: path or name of a base that replaces the run's own, if any; see `llm.io.hub`.
       prompt: a registered template of prompts, or "generic" for one of the tables' columns. "": the
         run's own, which is generic in a run that neither tunes nor has a world.
       history: largest number of history entries of a prompt; 0: as the run.
@@ -70,7 +70,7 @@ class GenerationOptions:
         merged = ConfigDict(config.to_dict())
         instruct, llm = merged.instruct, merged.llm
         if self.base:
-            llm.path = str(files.absolute(self.base))
+            llm.path = hub.recorded(self.base)
         llm.generation_batch = self.batch or llm.generation_batch
         instruct.history = self.history or instruct.history
         samples = instruct.samples

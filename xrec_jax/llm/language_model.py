@@ -20,6 +20,7 @@ from xrec_jax.llm.generation.sampler import Sampler
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Answer, Request
 from xrec_jax.llm.generation.stops import Stops
+from xrec_jax.llm.io import hub
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.io.peft_io import load_adapter
 from xrec_jax.llm.io.tokenizer import Message, Tokenizer, load_tokenizer
@@ -330,7 +331,8 @@ def load_llm(
     """Loads a model for inference.
 
     Args:
-      path: a Hugging Face directory, or a checkpoint made by `xrec import-hf`.
+      path: a Hugging Face directory, a checkpoint made by `xrec import-hf`, ORG/NAME[@REVISION] of
+        the hub, or "smollm2"; see `hub.resolve`.
       adapter: a directory in PEFT's format, several by name, or None.
       dtype: dtype of parameters and computation: "float32" or "bfloat16".
       quantization: storage of the layers' kernels: "none", "int8" or "nf4".
@@ -342,6 +344,7 @@ def load_llm(
     Raises:
       UserError: if anything is missing, damaged or does not fit together.
     """
+    path = hub.resolve(path)  # once: model and tokenizer are of one snapshot
     source = open_model(path)
     kind = dtype_named(dtype)
     model = Llama(source.config, dtype=kind, attention=attention)

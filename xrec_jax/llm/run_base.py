@@ -17,6 +17,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage.files import is_local
 from xrec_jax.core.trees import PyTree
+from xrec_jax.llm.io import hub
 from xrec_jax.llm.io.checkpoint import ImportedModel, open_model
 from xrec_jax.llm.io.hf import HfModel
 from xrec_jax.llm.io.peft_io import WEIGHTS, Base, base_of, is_adapter, load_adapter
@@ -26,6 +27,7 @@ from xrec_jax.llm.model import attention, quantize
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.llama import REMAT, Llama
 from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.parallel import agreement
 from xrec_jax.parallel.mesh import batch_divisor
 
 CHAT = ("auto", "yes", "no")
@@ -51,16 +53,18 @@ class LoadedBase(NamedTuple):
       params: frozen parameters on the mesh.
       tokenizer: the base's tokenizer.
       source: the opened directory.
+      name: the base as the config names it, for what is recorded; empty: its directory.
     """
 
     model: Llama
     params: PyTree
     tokenizer: Tokenizer
     source: HfModel | ImportedModel
+    name: str = ""
 
     def identity(self) -> Base:
         """Path and fingerprint of the base; reads a Hugging Face directory once."""
-        return Base(str(self.source.path), _fingerprint(self.source))
+        return Base(self.name or str(self.source.path), _fingerprint(self.source))
 
 
 @functools.lru_cache(maxsize=4)
@@ -77,8 +81,21 @@ def _fingerprint(source: HfModel | ImportedModel) -> str:
 
 
 def base_path(config: ml_collections.ConfigDict, rundir: RunDir) -> epath.Path:
-    """Path of the base: the directory of the config, or the output of `pretrain`."""
-    return epath.Path(config.llm.path) if config.llm.path else rundir.path / "base"
+    """Path of the base: what the config's `llm.path` stands for, or the output of `pretrain`.
+
+    Raises:
+      UserError: if `llm.path` is neither a path here nor a name that can be resolved.
+    """
+    return epath.Path(hub.resolve(config.llm.path)) if config.llm.path else _own_base(rundir)
+
+
+def has_base(config: ml_collections.ConfigDict, rundir: RunDir) -> bool:
+    """True if the config names a base, or `pretrain` has made one."""
+    return bool(config.llm.path) or _own_base(rundir).exists()
+
+
+def _own_base(rundir: RunDir) -> epath.Path:
+    return rundir.path / "base"
 
 
 def adapter_path(rundir: RunDir) -> epath.Path:
@@ -125,6 +142,13 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh, rundir: RunDir) -> None
         model_config(config)
         return
     shape, tokenizer = open_model(llm.path).config, load_tokenizer(llm.path)
+    # A branch may move while the hosts download, each for itself.
+    commits = [text for text in agreement.texts_of_all(hub.commit(llm.path)) if text]
+    if len(set(commits)) > 1:
+        raise UserError(
+            f"llm.path={llm.path}: the hosts have different commits of it; name one of them: "
+            f"{llm.path.partition('@')[0]}@{commits[0]}"
+        )
     tokenizer.check_fits(shape.vocab_size)
     if llm.chat_template == "yes" and not tokenizer.has_template:
         raise UserError(f"llm.chat_template='yes', but {llm.path} has no chat template; use 'no'")
@@ -166,18 +190,19 @@ def load_base(config: ml_collections.ConfigDict, rundir: RunDir, mesh: Mesh) -> 
     Raises:
       UserError: if it is missing or damaged.
     """
-    path = base_path(config, rundir)
-    if not config.llm.path and not path.exists():
+    if not has_base(config, rundir):
         raise UserError(
-            f"{path}: no base yet; set llm.path, or put 'pretrain' before 'instruct' in "
-            "config.stages"
+            f"{_own_base(rundir)}: no base yet; set llm.path, or put 'pretrain' before "
+            "'instruct' in config.stages"
         )
+    path = base_path(config, rundir)
     source, tokenizer = open_model(path), load_tokenizer(path)
     tokenizer.check_fits(source.config.vocab_size)
     model = functions(config, source.config)
     params = source.load_params(dtype=model.dtype, shardings=shardings(model, mesh))
     params = quantize.quantize_params(params, config.llm.quantization, release=True)
-    return LoadedBase(model, params, tokenizer, source)
+    name = config.llm.path if config.llm.path and hub.is_name(config.llm.path) else ""
+    return LoadedBase(model, params, tokenizer, source, name)
 
 
 def language_model(
@@ -199,11 +224,10 @@ def need_base(config: ml_collections.ConfigDict, rundir: RunDir, stage: str) -> 
     Raises:
       UserError: names the keys to set.
     """
-    provided = config.llm.path or "pretrain" in config.stages
-    if not provided and not base_path(config, rundir).exists():
+    if "pretrain" not in config.stages and not has_base(config, rundir):
         raise UserError(
-            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, or put "
-            "'pretrain' before it in config.stages"
+            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, "
+            f"ORG/NAME of the hub or {hub.SMOLLM2}, or put 'pretrain' before it in config.stages"
         )
 
 
@@ -263,12 +287,12 @@ def base_identity(config: ml_collections.ConfigDict, rundir: RunDir) -> str:
     Raises:
       UserError: if there is no base.
     """
-    path = base_path(config, rundir)
-    if not config.llm.path and not path.exists():
+    if not has_base(config, rundir):
         raise UserError(
             f"{rundir.path}: this run has no base; give one with --base, or use "
             "--explainer=template"
         )
+    path = base_path(config, rundir)
     return _fingerprint_at(str(path), path.stat().mtime)[:16]
 
 

@@ -73,9 +73,9 @@ def check(ctx: Context) -> None:
     if explainers.needs_model(chosen):
         run_base.check(config, ctx.mesh, rundir)
     for spec in chosen:
-        base = run_base.base_path(config, rundir)
         needs = explainers.registration(spec).needs
-        if needs != "nothing" and not (config.llm.path or "pretrain" in stages or base.exists()):
+        base = "pretrain" in stages or run_base.has_base(config, rundir)
+        if needs != "nothing" and not base:
             raise UserError(
                 f"explain.explainers: {spec.name!r} needs a base: set llm.path, put 'pretrain' "
                 "before 'explain' in config.stages, or leave only 'template'"

@@ -356,10 +356,10 @@ def request_builder(config: Any, rundir: RunDir, data: RunData) -> RequestBuilde
 
     One pair thus has one prompt, whichever explainer answers it.
     """
-    path = run_base.base_path(config, rundir)
     # Without a base nothing is tokenized: the template explainer needs no limits.
-    if not config.llm.path and not path.exists():
+    if not run_base.has_base(config, rundir):
         return RequestBuilder(config, data)
+    path = run_base.base_path(config, rundir)
     return RequestBuilder(
         config,
         data,

@@ -80,7 +80,7 @@ def choose(config: Any, rundir: RunDir, *, explainer: str, adapter: str, base: s
         return parse(f"{explainer}={adapter}" if explainer else adapter, rundir)
     # Nothing is named: the most that the run has learned writes.
     if not explainer:
-        has_base = run_base.base_path(config, rundir).exists()
+        has_base = run_base.has_base(config, rundir)
         tuned = has_base and not base and run_base.adapter_path(rundir).exists()
         explainer = "tuned" if tuned else "base" if has_base or base else "template"
     if find(explainer) is None:

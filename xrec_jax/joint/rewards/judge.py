@@ -68,7 +68,7 @@ def check(config: ConfigDict, rundir: RunDir) -> None:
                 f"joint.judge.adapter={OWN!r} needs stage 'judge' in config.stages, with another "
                 f"judge.source than {source!r}, which makes no adapter"
             )
-    elif run_base.base_path(config, rundir).exists():
+    elif run_base.has_base(config, rundir):
         run_base.adapter_identity(str(path), run_base.base_identity(config, rundir))
 
 

@@ -29,7 +29,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage import files
 from xrec_jax.core.storage.checksums import tree_checksums
 from xrec_jax.core.trees import PyTree
-from xrec_jax.llm.io import hf
+from xrec_jax.llm.io import hf, hub
 from xrec_jax.llm.io.gguf.model import open_model as open_gguf
 from xrec_jax.llm.io.gguf.reader import is_gguf
 from xrec_jax.llm.io.hf import Generation, HfModel, read_generation, read_object, silent
@@ -253,12 +253,16 @@ def open_imported(path: str | pathlib.Path) -> ImportedModel:
     return ImportedModel(folder, config, read_generation(folder), mark["dtype"], digest, sums)
 
 
-def open_model(path: str | pathlib.Path) -> HfModel | ImportedModel:
+def open_model(path: epath.PathLike) -> HfModel | ImportedModel:
     """Opens a Hugging Face directory, a GGUF file or an imported checkpoint.
+
+    Args:
+      path: a local path or a name; see `hub.resolve`.
 
     Raises:
       UserError: if it is none of these, or damaged; names the expected files.
     """
+    path = hub.resolve(path)
     if is_gguf(path):
         return open_gguf(path)
     hf.check_directory(path)

@@ -300,9 +300,7 @@ def check_directory(path: epath.PathLike) -> None:
             raise UserError(
                 f"{path}: is a file; give the directory that holds the whole model, or a GGUF file"
             )
-        raise UserError(
-            f"{path}: no such directory; models are never downloaded, give the path of one"
-        )
+        raise UserError(f"{path}: no such directory; give the path of a model")
     if not (folder / ADAPTER).exists():
         return
     if (folder / SINGLE).exists() or (folder / INDEX).exists():

@@ -22,7 +22,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime.distributed import barrier, is_primary
 from xrec_jax.core.storage.files import check_scheme, is_local, write_json
 from xrec_jax.core.values import finite_number, whole_number
-from xrec_jax.llm.io import tensorfile
+from xrec_jax.llm.io import hub, tensorfile
 from xrec_jax.llm.io.hf import read_object
 from xrec_jax.llm.io.hf_export import new_directory
 from xrec_jax.llm.io.tensorfile import Tensor
@@ -66,7 +66,7 @@ class Base:
     """The base that an adapter was trained on.
 
     Attributes:
-      path: its path at the time; empty if unknown.
+      path: its path at the time, or its name; see `hub.recorded`. Empty if unknown.
       fingerprint: fingerprint of its weights; empty if unknown.
     """
 
@@ -112,10 +112,13 @@ def save_adapter(path: str | pathlib.Path, adapter: Adapter, *, base: Base = Bas
 def to_peft(config: LoraConfig, *, base_path: str = "") -> dict[str, Any]:
     """Content of an `adapter_config.json`."""
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
+    named = hub.hub_model(base_path) if hub.is_name(base_path) else None
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_path or None,
+        "base_model_name_or_path": (named.repo if named else base_path) or None,
+        # Only where one is named: PEFT takes the repository's main branch otherwise.
+        **({"revision": named.revision} if named and named.revision != hub.MAIN else {}),
         "r": config.rank,
         "lora_alpha": alpha,
         "lora_dropout": config.dropout,
@@ -188,7 +191,10 @@ def base_of(path: str | pathlib.Path) -> Base:
         if not isinstance(base, dict):
             raise UserError(f"{path / MARK}: base={base!r:.80} must be an object")
         return Base(str(base.get("path", "")), str(base.get("fingerprint", "")))
-    return Base(str(read_object(path / CONFIG).get("base_model_name_or_path") or ""))
+    content = read_object(path / CONFIG)
+    base, revision = (content.get(k) or "" for k in ("base_model_name_or_path", "revision"))
+    named = hub.hub_model(str(base)) if revision else None
+    return Base(str(named._replace(revision=str(revision)) if named else base))
 
 
 def _numbers(content: dict[str, Any], where: pathlib.Path) -> tuple[int, float, float]:

@@ -10,6 +10,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import check_scheme
+from xrec_jax.llm.io import hub
 from xrec_jax.llm.io.chat_template import ChatTemplate
 from xrec_jax.llm.io.hf import Generation, read_generation
 from xrec_jax.llm.io.tokenizer_files import read_tokenizer
@@ -291,18 +292,19 @@ class Tokenizer:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face or imported model; never downloads.
+    """Loads the tokenizer of a Hugging Face or imported model.
 
     Args:
-      path: a local or `gs://` directory.
+      path: a local or `gs://` directory, or a name; see `hub.resolve`.
 
     Raises:
       UserError: if it is not a directory, or holds no readable tokenizer.
     """
+    path = hub.resolve(path)
     check_scheme(path)
     folder = epath.Path(path)
     if not folder.is_dir():
-        raise UserError(f"{path}: no such directory; tokenizers are never downloaded")
+        raise UserError(f"{path}: no such directory")
     return Tokenizer(read_tokenizer(folder), read_generation(folder), where=str(path))
 
 
