@@ -33,7 +33,8 @@ from xrec_jax.llm.io import hf, hub
 from xrec_jax.llm.io.gguf.model import open_model as open_gguf
 from xrec_jax.llm.io.gguf.reader import is_gguf
 from xrec_jax.llm.io.hf import Generation, HfModel, read_generation, read_object, silent
-from xrec_jax.llm.io.hf_export import copy_tokenizer, dtype_of, new_directory, write_descriptions
+from xrec_jax.llm.io.hf_export import dtype_of, new_directory, write_descriptions
+from xrec_jax.llm.io.tokenizer_files import copy_tokenizer
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE
 from xrec_jax.llm.model.config import LlamaConfig, from_hf
 from xrec_jax.llm.model.layout import Parameter, abstract, at, check_shardings, parameters

@@ -21,6 +21,7 @@ from xrec_jax.core.storage.files import is_local, remove_leftovers, temporary_si
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import tensorfile
 from xrec_jax.llm.io.hf import DTYPES, Generation, silent
+from xrec_jax.llm.io.tokenizer_files import copy_tokenizer
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE
 from xrec_jax.llm.model.config import LlamaConfig, to_hf
 from xrec_jax.llm.model.layout import Parameter, Source, at, parameters
@@ -28,17 +29,6 @@ from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.parallel.mesh import gather
 
 MAX_SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +118,7 @@ def save_model(
       config: shape of the model.
       dtype: dtype of the files, a key of `hf.DTYPES`.
       generation: special ids for `config.json` and `generation_config.json`.
-      tokenizer_dir: directory to copy tokenizer files from; None for none.
+      tokenizer_dir: directory or GGUF file to copy the tokenizer from; None for none.
       max_shard_bytes: size limit of a file, exceeded only by a single larger tensor.
       advance: progress callback, called with the number of bytes written.
 
@@ -176,13 +166,6 @@ def write_descriptions(
     ids = generation.to_hf()
     write_json(folder / "config.json", to_hf(config, dtype=dtype, **ids))
     write_json(folder / "generation_config.json", ids)
-
-
-def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
-    """Copies the existing tokenizer files from one directory to another."""
-    for name in TOKENIZER_FILES:
-        if (epath.Path(source) / name).exists():
-            (epath.Path(folder) / name).write_bytes((epath.Path(source) / name).read_bytes())
 
 
 def dtype_of(name: str) -> np.dtype:

@@ -12,7 +12,8 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import check_scheme
 from xrec_jax.llm.io import hub
 from xrec_jax.llm.io.chat_template import ChatTemplate
-from xrec_jax.llm.io.hf import Generation, read_generation
+from xrec_jax.llm.io.gguf.reader import is_gguf
+from xrec_jax.llm.io.hf import Generation
 from xrec_jax.llm.io.tokenizer_files import read_tokenizer
 
 SOFT = "<|soft|>"  # placeholder that a soft prompt vector replaces
@@ -292,20 +293,20 @@ class Tokenizer:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face or imported model.
+    """Loads the tokenizer of a Hugging Face model, an imported one or a GGUF file.
 
     Args:
-      path: a local or `gs://` directory, or a name; see `hub.resolve`.
+      path: a local or `gs://` directory, a GGUF file, or a name; see `hub.resolve`.
 
     Raises:
-      UserError: if it is not a directory, or holds no readable tokenizer.
+      UserError: if it is neither, or holds no readable tokenizer.
     """
     path = hub.resolve(path)
     check_scheme(path)
-    folder = epath.Path(path)
-    if not folder.is_dir():
+    if not is_gguf(path) and not epath.Path(path).is_dir():
         raise UserError(f"{path}: no such directory")
-    return Tokenizer(read_tokenizer(folder), read_generation(folder), where=str(path))
+    tokenizer, generation = read_tokenizer(path)
+    return Tokenizer(tokenizer, generation, where=str(path))
 
 
 def _start(tokenizer: Any) -> list[int]:

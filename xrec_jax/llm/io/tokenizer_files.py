@@ -1,4 +1,4 @@
-"""Reader of the tokenizer files in a model's directory."""
+"""Tokenizer files of a model's directory, and the tokenizer inside a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,81 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import is_local
-from xrec_jax.llm.io.hf import read_object, refuse_code
+from xrec_jax.llm.io.gguf import tokenizer as gguf_tokenizer
+from xrec_jax.llm.io.gguf.reader import is_gguf, read_file
+from xrec_jax.llm.io.hf import Generation, read_generation, read_object, refuse_code
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 _CONFIG, _WHOLE, _PIECES = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 _FILES = (_WHOLE, _PIECES, _CONFIG, "vocab.json")
 _FATAL = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
-def read_tokenizer(folder: epath.Path) -> Any:
-    """Reads the `transformers` tokenizer of a directory, without downloads or custom code.
+def read_tokenizer(path: epath.PathLike) -> tuple[Any, Generation]:
+    """Reads the `transformers` tokenizer of a model, without downloads or custom code.
 
     Args:
-      folder: an existing local or `gs://` directory.
+      path: an existing local or `gs://` directory, or a GGUF file.
+
+    Returns:
+      The tokenizer, and the special ids of the model.
 
     Raises:
-        UserError: if it holds no tokenizer, one that cannot be read, or one with custom code.
+        UserError: if there is no tokenizer, one that cannot be read, or one with custom code.
     """
+    if is_gguf(path):
+        return _read_gguf(path)
+    folder = epath.Path(path)
     if is_local(folder):
-        return _read(pathlib.Path(folder), str(folder))
+        return _read(pathlib.Path(folder), str(folder)), read_generation(folder)
     import tempfile
-
-    from xrec_jax.llm.io.hf_export import copy_tokenizer
 
     with tempfile.TemporaryDirectory() as copy:
         copy_tokenizer(folder, copy)
-        return _read(pathlib.Path(copy), str(folder))
+        return _read(pathlib.Path(copy), str(folder)), read_generation(folder)
+
+
+def copy_tokenizer(source: epath.PathLike, folder: epath.PathLike) -> None:
+    """Copies the tokenizer of a model into a directory.
+
+    Args:
+      source: a directory, whose tokenizer files are copied as they are; or a GGUF file, whose
+        tokenizer is written as such files.
+      folder: the existing directory; local for a GGUF file.
+
+    Raises:
+      UserError: if the GGUF file holds no tokenizer that can be read.
+    """
+    if is_gguf(source):
+        tokenizer, _ = _read_gguf(source)
+        tokenizer.save_pretrained(os.fspath(folder))
+        return
+    for name in TOKENIZER_FILES:
+        if (epath.Path(source) / name).exists():
+            (epath.Path(folder) / name).write_bytes((epath.Path(source) / name).read_bytes())
 
 
 def quiet_transformers() -> None:
     """Silences the advice of `transformers` to install PyTorch; call before its first import."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _read_gguf(path: epath.PathLike) -> tuple[Any, Generation]:
+    metadata = read_file(path).metadata
+    vocabulary = gguf_tokenizer.read_vocabulary(metadata, str(path))
+    quiet_transformers()
+    tokenizer = gguf_tokenizer.build_tokenizer(vocabulary, str(path))
+    return tokenizer, gguf_tokenizer.read_generation(metadata, str(path))
 
 
 def _read(folder: pathlib.Path, where: str) -> Any:

@@ -16,13 +16,13 @@ from xrec_jax.llm.io.gguf.config import from_metadata, with_rope_factors
 from xrec_jax.llm.io.gguf.names import (
     ROPE_FACTORS,
     TENSORS,
-    Key,
     from_interleaved,
     is_rotated,
     tensor_name,
 )
 from xrec_jax.llm.io.gguf.reader import GgufFile, Tensor
-from xrec_jax.llm.io.hf import Generation, HfModel
+from xrec_jax.llm.io.gguf.tokenizer import read_generation
+from xrec_jax.llm.io.hf import HfModel
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.layout import parameters
 
@@ -111,29 +111,8 @@ def open_model(path: Any) -> GgufModel:
                 f"{file.path}: tensor {name[:80]!r} is none of a LLaMA's with {config.num_layers} "
                 "layers; the model would not be the one that was stored"
             )
-    generation = read_generation(file)
+    generation = read_generation(file.metadata, str(file.path))
     return GgufModel(file.path, config, generation, _dtype(tensors), tensors)
-
-
-def read_generation(file: GgufFile) -> Generation:
-    """Special token ids of the metadata; an end of turn or of message ends a text, too.
-
-    Raises:
-      UserError: names the key with an invalid id.
-    """
-    ids: dict[str, int | None] = {}
-    for key in (Key.BOS_ID, Key.EOS_ID, Key.EOT_ID, Key.EOM_ID, Key.PAD_ID):
-        value = file.metadata.get(key)
-        if value is not None and (type(value) is not int or not -1 <= value < 1 << 32):
-            raise UserError(f"{file.path}: {key}={value!r:.80} is not a token id")
-        # Some writers store an id that is missing as -1, in a type without a sign.
-        ids[key] = None if value in (-1, (1 << 32) - 1) else value
-    ends = (ids[key] for key in (Key.EOS_ID, Key.EOT_ID, Key.EOM_ID))
-    return Generation(
-        ids[Key.BOS_ID],
-        tuple(dict.fromkeys(end for end in ends if end is not None)),
-        ids[Key.PAD_ID],
-    )
 
 
 def _config(file: GgufFile) -> LlamaConfig:
