@@ -26,7 +26,7 @@ from xrec_jax.core.logging import log
 from xrec_jax.core.runtime.memory import amount
 from xrec_jax.core.storage.files import absolute, is_local
 from xrec_jax.llm.io.hf import ADAPTER, read_object, refuse_code
-from xrec_jax.llm.io.hf_export import TOKENIZER_FILES
+from xrec_jax.llm.io.tokenizer_files import TOKENIZER_FILES
 from xrec_jax.llm.io.weightfiles import INDEX, SINGLE, check_unquantized
 from xrec_jax.llm.model.config import from_hf
 
