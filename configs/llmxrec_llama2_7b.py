@@ -5,7 +5,7 @@
 
 (`stratify=` for a set of your own; LLMXRec's has the key `dataset`, the default.)
 
-`DIR` is a Hugging Face directory with the weights, or what `xrec import-hf` made of one. Learning
+`DIR` is a Hugging Face directory or GGUF file, or what `xrec import` made of one. Learning
 rate 3e-4, warm-up 0.1, batch 8, 5 epochs, prompt masked; decoding at temperature 0.1, top-p 0.75,
 top-k 40 (the paper's repository).
 

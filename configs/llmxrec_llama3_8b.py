@@ -5,7 +5,7 @@
 
 (`stratify=` for a set of your own; LLMXRec's has the key `dataset`, the default.)
 
-`DIR` is a Hugging Face directory with the weights, or what `xrec import-hf` made of one, which many
+`DIR` is a Hugging Face directory with the weights, or what `xrec import` made of one, which many
 hosts read faster.
 
 Mesh and batch for some machines, as flags (`data` takes all other devices):

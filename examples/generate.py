@@ -3,7 +3,7 @@
     python examples/generate.py --model=Llama-3.2-1B-Instruct
     python examples/generate.py --model=runs/quickstart/base --adapter=runs/quickstart/adapter
 
-The model is a directory in Hugging Face's format, or what `xrec import-hf` or the stage `pretrain`
+The model is a directory in Hugging Face's format, or what `xrec import` or the stage `pretrain`
 left; the adapter is a directory in PEFT's format.
 """
 

@@ -60,7 +60,7 @@ FLAGS = {
     },
     "audit": {"config", "workdir", "output", "allow_imports"},
     "report": {"workdir", "allow_imports"},
-    "import-hf": {"path", "output", "dtype"},
+    "import": {"path", "output", "dtype"},
     "export-hf": {"workdir", "base", "adapter", "output", "dtype", "allow_imports"},
     "export-peft": {"workdir", "adapter", "base", "output", "allow_imports"},
     "configs": set(),

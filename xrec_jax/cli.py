@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from xrec_jax.commands import VERBS, config_file, overrides
+from xrec_jax.commands import FORMER_NAMES, VERBS, config_file, overrides
 from xrec_jax.commands.config_file import plain_message
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.runtime import startup
@@ -41,6 +41,7 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """
     for words in (2, 1):
         name = " ".join(arguments[:words])
+        name = FORMER_NAMES.get(name, name)
         if name in VERBS:
             return name, list(arguments[words:])
     first = arguments[0]

@@ -1,4 +1,4 @@
-"""Host memory that `xrec import-hf` takes, measured on a random checkpoint in several files.
+"""Host memory that `xrec import` takes, measured on a random checkpoint in several files.
 
     python experiments/benchmarks/import_memory.py --json=experiments/results/import_memory.json
 
@@ -56,7 +56,7 @@ class Random:
 def import_here(path: str, output: str) -> None:
     """Imports and prints the peak resident memory of this process."""
     start = time.monotonic()
-    status = cli.main(["import-hf", f"--path={path}", f"--output={output}"])
+    status = cli.main(["import", f"--path={path}", f"--output={output}"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.monotonic() - start
     print(json.dumps({"status": status, "peak": peak, "seconds": seconds}))

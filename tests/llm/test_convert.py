@@ -1,4 +1,4 @@
-"""`xrec import-hf`, `export-hf`, `export-peft`: from the command line to the files."""
+"""`xrec import`, `export-hf`, `export-peft`: from the command line to the files."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def run(folder, *arguments):
 
 
 def test_import_then_export(folder, capsys):
-    assert run(folder, "import-hf", "--path={folder}/base", "--output={folder}/new/in") == 0
+    assert run(folder, "import", "--path={folder}/base", "--output={folder}/new/in") == 0
     assert "parameters (float32) imported to" in capsys.readouterr().out
     assert run(folder, "export-hf", "--base={folder}/new/in", "--output={folder}/empty") == 0
     runs.assert_same_bits(hf.load_params(folder / "empty"), hf.load_params(folder / "base"))
@@ -54,9 +54,18 @@ def test_import_then_export(folder, capsys):
         ).encode("a text")
 
 
+def test_former_name(folder, capsys):
+    assert run(folder, "import-hf", "--path={folder}/base", "--output={folder}/in") == 0
+    assert checkpoint.open_model(folder / "in").dtype == "float32"
+    assert run(folder, "import-hf", "--help") == 0
+    assert "usage: xrec import [flags]" in capsys.readouterr().out
+    assert run(folder, "import", "--path={folder}/in", "--output={folder}/again") == 2
+    assert "is an imported checkpoint already" in capsys.readouterr().err
+
+
 def test_dtypes(folder):
     common = ["--path={folder}/base", "--output={folder}/half", "--dtype=bfloat16"]
-    assert run(folder, "import-hf", *common) == 0
+    assert run(folder, "import", *common) == 0
     assert checkpoint.open_model(folder / "half").dtype == "bfloat16"
     assert run(folder, "export-hf", "--base={folder}/half", "--output={folder}/a") == 0
     assert hf.open_model(folder / "a").dtype == "bfloat16"
@@ -69,7 +78,7 @@ def test_dtypes(folder):
 def test_merged(folder):
     for base in ("base", "in"):
         if base == "in":
-            assert run(folder, "import-hf", "--path={folder}/base", "--output={folder}/in") == 0
+            assert run(folder, "import", "--path={folder}/base", "--output={folder}/in") == 0
         arguments = [f"--base={folder}/{base}", f"--output={folder}/out_{base}"]
         assert run(folder, "export-hf", *arguments, "--adapter={folder}/adapter") == 0
     adapter = peft_io.load_adapter(folder / "adapter", CONFIG)
@@ -100,41 +109,41 @@ def test_export_peft(folder, monkeypatch):
 
 
 BAD = {
-    "import without --path": (["import-hf", "--output={folder}/o"], "--path is missing"),
-    "import without --output": (["import-hf", "--path={folder}/base"], "--output is missing"),
-    "import of nothing": (["import-hf", "--path={folder}/nix", "--output={folder}/o"], "nix"),
+    "import without --path": (["import", "--output={folder}/o"], "--path is missing"),
+    "import without --output": (["import", "--path={folder}/base"], "--output is missing"),
+    "import of nothing": (["import", "--path={folder}/nix", "--output={folder}/o"], "nix"),
     "import by a hub name": (
-        ["import-hf", "--path=meta-llama/Llama-2-7b", "--output={folder}/o"],
+        ["import", "--path=meta-llama/Llama-2-7b", "--output={folder}/o"],
         "HF_HUB_OFFLINE",
     ),
-    "import of a file": (["import-hf", "--path={folder}/file", "--output={folder}/o"], "file"),
+    "import of a file": (["import", "--path={folder}/file", "--output={folder}/o"], "file"),
     "import of an empty folder": (
-        ["import-hf", "--path={folder}/empty", "--output={folder}/o"],
+        ["import", "--path={folder}/empty", "--output={folder}/o"],
         "config.json",
     ),
     "import of an adapter": (
-        ["import-hf", "--path={folder}/adapter", "--output={folder}/o"],
+        ["import", "--path={folder}/adapter", "--output={folder}/o"],
         "is an adapter, not",
     ),
     "import onto something": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/adapter"],
+        ["import", "--path={folder}/base", "--output={folder}/adapter"],
         "not empty",
     ),
     "import onto itself": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/base"],
+        ["import", "--path={folder}/base", "--output={folder}/base"],
         "not empty",
     ),
     "import below a file": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/file/o"],
+        ["import", "--path={folder}/base", "--output={folder}/file/o"],
         "cannot write",
     ),
     "unknown dtype": (
-        ["import-hf", "--path={folder}/base", "--output={folder}/o", "--dtype=bflaot16"],
+        ["import", "--path={folder}/base", "--output={folder}/o", "--dtype=bflaot16"],
         "'bflaot16'",
         "did you mean 'bfloat16'",
     ),
-    "unknown flag": (["import-hf", "--pth=x"], "--pth", "did you mean 'path'"),
-    "mistyped verb": (["import_hf"], "did you mean 'import-hf'"),
+    "unknown flag": (["import", "--pth=x"], "--pth", "did you mean 'path'"),
+    "mistyped verb": (["import_hf"], "did you mean 'import'"),
     "export without --base": (["export-hf", "--output={folder}/o"], "--base is missing"),
     "export of no model": (
         ["export-hf", "--base={folder}/empty", "--output={folder}/o"],
@@ -182,7 +191,7 @@ def test_damaged_model(folder, capsys):
     file = folder / "base" / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     before = runs.contents(folder)
-    for arguments in (["import-hf", "--path={folder}/base"], ["export-hf", "--base={folder}/base"]):
+    for arguments in (["import", "--path={folder}/base"], ["export-hf", "--base={folder}/base"]):
         assert run(folder, *arguments, "--output={folder}/o") == 2
         assert f"{file}: the file is truncated" in capsys.readouterr().err
     assert runs.contents(folder) == before

@@ -3,7 +3,7 @@
 `restore` opens a run directory: recommendations from its best parameters, and explanations. The
 modules hold the functions that the command line calls: `run.run`, `run.evaluate`,
 `recommend.recommend`, `explain.explain`, `compare.compare`, `rate.make`, `rate.collect`,
-`audit.audit`, `report.report` and `convert.import_hf`.
+`audit.audit`, `report.report` and `convert.import_model`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`xrec import-hf`, `export-hf` and `export-peft`: conversion of models and adapters."""
+"""`xrec import`, `export-hf` and `export-peft`: conversion of models and adapters."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class _Bytes:
         self._bar.close()
 
 
-def import_hf(path: str, output: str, *, dtype: str = "") -> None:
-    """Imports a Hugging Face directory as a checkpoint that can be restored on any mesh.
+def import_model(path: str, output: str, *, dtype: str = "") -> None:
+    """Imports a model as a checkpoint that can be restored on any mesh.
 
     Args:
-      path: the directory.
+      path: a Hugging Face directory or a GGUF file.
       output: the new checkpoint's directory.
-      dtype: "bfloat16" or "float32"; empty: as stored.
+      dtype: "bfloat16" or "float32"; empty: as stored, float32 for quantised weights.
 
     Raises:
       UserError: for an incomplete model, another architecture, or an `output` that exists.
@@ -51,7 +51,9 @@ def import_hf(path: str, output: str, *, dtype: str = "") -> None:
     hf_export.dtype_of(dtype or "float32")
     hf_export.check_new(output)
     check_no_pattern(output, "--output")
-    source = hf.open_model(str(hub.resolve(path)))
+    source = checkpoint.open_model(path)
+    if isinstance(source, checkpoint.ImportedModel):
+        raise UserError(f"{path}: is an imported checkpoint already")
     progress = _Bytes("import", 2 * source.file_bytes)  # read once, written once
     try:
         checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
@@ -67,7 +69,7 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
     """Writes a model, with an adapter merged into it, as a Hugging Face directory.
 
     Args:
-      base: a Hugging Face directory or imported checkpoint.
+      base: a Hugging Face directory, GGUF file or imported checkpoint.
       output: the new directory.
       adapter: a directory in PEFT's format; empty for none.
       dtype: "bfloat16" or "float32"; empty: the base's.
@@ -137,9 +139,7 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
     path = base or recorded.path
     # A name or an existing path; other bases were on the disk of another machine.
     if not path or not (pathlib.Path(path).exists() or hub.is_name(path)):
-        raise UserError(
-            f"{adapter}: its base {path!r} is no directory here; name one with --base=DIR"
-        )
+        raise UserError(f"{adapter}: its base {path!r} is not here; name one with --base=PATH")
     model = checkpoint.open_model(path)
     loaded = peft_io.load_adapter(adapter, model.config)
     # The recorded fingerprint is of the recorded base, not of one that the caller names.

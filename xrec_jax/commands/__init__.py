@@ -31,9 +31,10 @@ VERBS: dict[str, Verb] = {
         rate.COLLECT,
         audit.AUDIT,
         report.REPORT,
-        convert.IMPORT_HF,
+        convert.IMPORT,
         convert.EXPORT_HF,
         convert.EXPORT_PEFT,
         configs.CONFIGS,
     )
 }
+FORMER_NAMES = {"import-hf": "import"}  # still understood

@@ -1,4 +1,4 @@
-"""`xrec import-hf`, `export-hf` and `export-peft`: models and adapters in and out."""
+"""`xrec import`, `export-hf` and `export-peft`: models and adapters in and out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from absl.flags import FlagValues
 from xrec_jax.commands.verb import ALLOW_IMPORTS, Verb, required, text
 
 
-def _import_hf(values: FlagValues) -> int:
+def _import(values: FlagValues) -> int:
     required(values, "path", "output")
     from xrec_jax.api import convert
 
-    convert.import_hf(values.path, values.output, dtype=values.dtype)
+    convert.import_model(values.path, values.output, dtype=values.dtype)
     return 0
 
 
@@ -39,22 +39,22 @@ def _export_peft(values: FlagValues) -> int:
     return 0
 
 
-IMPORT_HF = Verb(
-    name="import-hf",
-    summary="import a Hugging Face LLaMA as a sharded checkpoint",
+IMPORT = Verb(
+    name="import",
+    summary="import a LLaMA, Hugging Face's or GGUF, as a sharded checkpoint",
     flags=(
-        text("path", "Hugging Face directory (config.json, safetensors, tokenizer) or ORG/NAME"),
+        text("path", "Hugging Face directory, GGUF file or ORG/NAME of the hub"),
         text("output", "new directory for the checkpoint"),
-        text("dtype", "bfloat16 or float32; default: as stored"),
+        text("dtype", "bfloat16 or float32; default: as stored, float32 for quantised weights"),
     ),
-    run=_import_hf,
+    run=_import,
 )
 EXPORT_HF = Verb(
     name="export-hf",
     summary="write a model, adapter merged, as a Hugging Face directory",
     flags=(
         text("workdir", "run whose base and adapter are merged, instead of naming them"),
-        text("base", "Hugging Face directory, imported checkpoint or ORG/NAME of the hub"),
+        text("base", "Hugging Face directory, GGUF file, import, or ORG/NAME of the hub"),
         text("adapter", "adapter to merge into it, a directory in PEFT's format"),
         text("output", "new directory for the merged model"),
         text("dtype", "bfloat16 or float32; default: the base's"),

@@ -331,8 +331,8 @@ def load_llm(
     """Loads a model for inference.
 
     Args:
-      path: a Hugging Face directory, a checkpoint made by `xrec import-hf`, ORG/NAME[@REVISION] of
-        the hub, or "smollm2"; see `hub.resolve`.
+      path: a Hugging Face directory, a GGUF file, a checkpoint made by `xrec import`,
+        ORG/NAME[@REVISION] of the hub, or "smollm2"; see `hub.resolve`.
       adapter: a directory in PEFT's format, several by name, or None.
       dtype: dtype of parameters and computation: "float32" or "bfloat16".
       quantization: storage of the layers' kernels: "none", "int8" or "nf4".

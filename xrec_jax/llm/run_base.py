@@ -52,8 +52,8 @@ class LoadedBase(NamedTuple):
       model: the model's functions.
       params: frozen parameters on the mesh.
       tokenizer: the base's tokenizer.
-      source: the opened directory.
-      name: the base as the config names it, for what is recorded; empty: its directory.
+      source: the opened directory or file.
+      name: the base as the config names it, for what is recorded; empty: its path.
     """
 
     model: Llama
@@ -63,7 +63,7 @@ class LoadedBase(NamedTuple):
     name: str = ""
 
     def identity(self) -> Base:
-        """Path and fingerprint of the base; reads a Hugging Face directory once."""
+        """Path and fingerprint of the base; reads a Hugging Face directory or GGUF file once."""
         return Base(self.name or str(self.source.path), _fingerprint(self.source))
 
 
@@ -76,8 +76,8 @@ def _fingerprint_at(path: str, modified: float) -> str:
 def _fingerprint(source: HfModel | ImportedModel) -> str:
     if isinstance(source, ImportedModel):
         return source.digest
-    folder = epath.Path(source.path)
-    return _fingerprint_at(str(source.path), folder.stat().mtime)
+    modified = epath.Path(source.path).stat().mtime
+    return _fingerprint_at(str(source.path), modified)
 
 
 def base_path(config: ml_collections.ConfigDict, rundir: RunDir) -> epath.Path:
@@ -226,7 +226,7 @@ def need_base(config: ml_collections.ConfigDict, rundir: RunDir, stage: str) -> 
     """
     if "pretrain" not in config.stages and not has_base(config, rundir):
         raise UserError(
-            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, "
+            f"stage {stage!r} has no base: set llm.path to a Hugging Face directory, a GGUF file, "
             f"ORG/NAME of the hub or {hub.SMOLLM2}, or put 'pretrain' before it in config.stages"
         )
 

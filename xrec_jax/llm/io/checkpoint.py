@@ -172,7 +172,7 @@ def import_model(
     dtype: str | None = None,
     advance: Callable[[int], None] = silent,
 ) -> None:
-    """Writes a Hugging Face model as an imported checkpoint, in one process.
+    """Writes an opened model as an imported checkpoint, in one process.
 
     Args:
       source: the model.
@@ -185,7 +185,7 @@ def import_model(
       UserError: if the directory is not empty or cannot be written, or the dtype is unknown.
     """
     if jax.process_count() > 1:
-        raise UserError("import-hf runs in one process; start it on one host only")
+        raise UserError("import runs in one process; start it on one host only")
     name = dtype or source.dtype
     numpy_dtype = dtype_of(name)
     with new_directory(path) as folder:

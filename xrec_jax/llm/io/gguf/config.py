@@ -123,8 +123,7 @@ def rope_factors(config: LlamaConfig) -> np.ndarray | None:
     """
     if config.rope_scaling is None or config.rope_scaling.kind != "llama3":
         return None
-    plain = inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
-    return (plain / inverse_frequencies(config)).astype(np.float32)
+    return _factors(config)
 
 
 def with_rope_factors(config: LlamaConfig, factors: np.ndarray, *, where: str) -> LlamaConfig:
@@ -152,12 +151,17 @@ def with_rope_factors(config: LlamaConfig, factors: np.ndarray, *, where: str) -
     stretched = factors.min() > 1 - _PRECISION
     for candidate in _candidates(factors, config) if stretched else ():
         scaled = dataclasses.replace(config, rope_scaling=candidate)
-        if np.allclose(rope_factors(scaled), factors, rtol=_PRECISION, atol=0.0):
+        if np.allclose(_factors(scaled), factors, rtol=_PRECISION, atol=0.0):
             return scaled
     raise UserError(
         f"{where}: its factors of single rotary frequencies (from {factors.min():.4g} to "
         f"{factors.max():.4g}) are not those of Llama 3's scaling, and no other is supported"
     )
+
+
+def _factors(config: LlamaConfig) -> np.ndarray:
+    plain = inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
+    return (plain / inverse_frequencies(config)).astype(np.float32)
 
 
 def _linear(factor: float) -> RopeScaling | None:
