@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import runs
+from tests.llm.io import hubs
 from tests.llm.models import CONFIG, rewrite, write
 from xrec_jax import cli
 from xrec_jax.llm.io import bpe, checkpoint, hf, peft_io
@@ -108,6 +109,25 @@ def test_export_peft(folder, monkeypatch):
     assert peft_io.base_of("other").path == os.path.abspath("base")
 
 
+def test_bases_by_name(folder, monkeypatch):
+    """A model of the hub's cache is imported and merged; PEFT finds it by the same name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+    hubs.lay_out(folder / "cache", "org/name", hubs.files_of(folder / "base"), refs=("v1",))
+    rewrite(folder / "adapter" / "adapter_config.json", base_model_name_or_path="org/name")
+    rewrite(folder / "adapter" / "adapter_config.json", revision="v1")
+    (folder / "adapter" / "xrec.json").unlink()
+    arguments = ["--adapter={folder}/adapter", "--output={folder}/peft"]
+    assert run(folder, "export-peft", *arguments) == 0
+    config = json.loads((folder / "peft" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "v1")
+    assert peft_io.base_of(folder / "peft").path == "org/name@v1"
+    assert run(folder, "import-hf", "--path=org/name@v1", "--output={folder}/in") == 0
+    arguments = ["--base=org/name@v1", "--adapter={folder}/adapter", "--output={folder}/merged"]
+    assert run(folder, "export-hf", *arguments) == 0
+    assert (folder / "merged" / "tokenizer.json").is_file()
+    runs.assert_same_bits(hf.load_params(folder / "base"), checkpoint.restore_params(folder / "in"))
+
+
 BAD = {
     "import without --path": (["import", "--output={folder}/o"], "--path is missing"),
     "import without --output": (["import", "--path={folder}/base"], "--output is missing"),
@@ -171,6 +191,12 @@ BAD = {
         ["export-peft", "--adapter={folder}/adapter", "--base={folder}/nix", "--output={folder}/o"],
         "nix",
         "--base",
+    ),
+    "peft with a base that is not in the cache": (
+        ["export-peft", "--adapter={folder}/adapter", "--base=org/nix", "--output={folder}/o"],
+        "org/nix",
+        "HF_HUB_OFFLINE",
+        "name another with --base",
     ),
 }
 

@@ -14,15 +14,20 @@ import pytest
 import xrec_jax
 from tests import runs, tiny
 from tests.data.test_packing import examples
+from tests.llm import models
+from tests.llm.io import hubs
 from xrec_jax.api import run
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.packing import PackedRows
 from xrec_jax.data.run_data import prepare
+from xrec_jax.inference.options import GenerationOptions
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.peft_io import base_of, load_adapter
 from xrec_jax.llm.model.llama import Llama
 from xrec_jax.llm.model.lora import LoraConfig
+from xrec_jax.parallel import agreement
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config, start_run
 from xrec_jax.stages import Context, instruct, pretrain
@@ -462,6 +467,46 @@ def test_killed_while_tuning(directory):
 
 
 # Other bases and settings
+
+
+def test_base_by_name(tuned, directory, tmp_path, monkeypatch):
+    """Config and adapter keep the name, so the run goes on wherever the same weights are."""
+    files = hubs.files_of(directory / "model")
+    models.write(tmp_path / "other", run_base.open_model(directory / "model").config)
+    other = files | {"model.safetensors": (tmp_path / "other/model.safetensors").read_bytes()}
+    for place, content in (("cache", files), ("elsewhere", files), ("changed", other)):
+        hubs.lay_out(tmp_path / place, "org/name", content, refs=("v1",))
+    config = from_directory(directory)
+    config.llm.path = "org/name@v1"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert not go_on(instruct, config, tmp_path / "run", mesh=tiny.mesh(1))
+    adapter = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / adapter).read_bytes() == (tuned / adapter).read_bytes()
+    rundir = RunDir(tmp_path / "run")
+    stored = read_config(rundir)
+    assert stored.llm.path == base_of(rundir.path / "adapter").path == "org/name@v1"
+    options = GenerationOptions(base="org/name@v1")
+    assert options.applied(stored, prepare(stored.data)).llm.path == "org/name@v1"
+    for place in ("elsewhere", "changed"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / place))
+        base = run_base.load_base(stored, rundir, tiny.mesh(1))
+        if place == "elsewhere":
+            run_base.tuned_adapter(rundir, base)
+            continue
+        with pytest.raises(UserError, match="tuned on other weights"):
+            run_base.tuned_adapter(rundir, base)
+
+
+def test_hosts_with_different_commits(directory, tmp_path, monkeypatch):
+    """A branch that moved between two downloads."""
+    hubs.lay_out(tmp_path, "org/name", hubs.files_of(directory / "model"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = from_directory(directory)
+    config.llm.path, rundir = "org/name", RunDir(tmp_path / "run")
+    run_base.check(config, tiny.mesh(1), rundir)
+    monkeypatch.setattr(agreement, "texts_of_all", lambda text: ["", text, hubs.OTHER])
+    with pytest.raises(UserError, match=f"different commits.*: org/name@{hubs.COMMIT}"):
+        run_base.check(config, tiny.mesh(1), rundir)
 
 
 def test_an_int8_base_is_tuned(tuned, directory, tmp_path):

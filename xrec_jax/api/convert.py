@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import Progress, log
 from xrec_jax.core.rundir import RunDir
@@ -69,7 +67,7 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
     """Writes a model, with an adapter merged into it, as a Hugging Face directory.
 
     Args:
-      base: a Hugging Face directory, GGUF file or imported checkpoint.
+      base: path or name of the model; see `hub.resolve`.
       output: the new directory.
       adapter: a directory in PEFT's format; empty for none.
       dtype: "bfloat16" or "float32"; empty: the base's.
@@ -122,12 +120,12 @@ def export_peft(adapter: Adapter, output: str, base: Base) -> None:
 
 
 def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
-    """Rewrites an adapter for PEFT and vLLM: plain LoRA in float32, the base as a full path.
+    """Rewrites an adapter for PEFT and vLLM: plain LoRA in float32, its base by full path or name.
 
     Args:
       adapter: a directory in PEFT's format.
       output: the new directory.
-      base: path of the model that it was trained on; empty: as recorded with the adapter.
+      base: path or name of the model that it was trained on; empty: as recorded with the adapter.
 
     Raises:
       UserError: if the adapter or its base cannot be read, or `output` exists.
@@ -137,9 +135,12 @@ def export_peft_directory(adapter: str, output: str, *, base: str = "") -> None:
         raise UserError(f"--adapter={adapter}: {peft_io.CONFIG} is not there")
     recorded = peft_io.base_of(adapter)
     path = base or recorded.path
-    # A name or an existing path; other bases were on the disk of another machine.
-    if not path or not (pathlib.Path(path).exists() or hub.is_name(path)):
-        raise UserError(f"{adapter}: its base {path!r} is not here; name one with --base=PATH")
+    if not path:
+        raise UserError(f"{adapter}: it does not say what its base is; name it with --base")
+    try:
+        hub.resolve(path)  # what was recorded may have been on the disk of another machine
+    except UserError as error:
+        raise UserError(f"{adapter}: its base: {error}; name another with --base") from error
     model = checkpoint.open_model(path)
     loaded = peft_io.load_adapter(adapter, model.config)
     # The recorded fingerprint is of the recorded base, not of one that the caller names.
