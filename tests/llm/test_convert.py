@@ -121,7 +121,7 @@ def test_bases_by_name(folder, monkeypatch):
     config = json.loads((folder / "peft" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "v1")
     assert peft_io.base_of(folder / "peft").path == "org/name@v1"
-    assert run(folder, "import-hf", "--path=org/name@v1", "--output={folder}/in") == 0
+    assert run(folder, "import", "--path=org/name@v1", "--output={folder}/in") == 0
     arguments = ["--base=org/name@v1", "--adapter={folder}/adapter", "--output={folder}/merged"]
     assert run(folder, "export-hf", *arguments) == 0
     assert (folder / "merged" / "tokenizer.json").is_file()
