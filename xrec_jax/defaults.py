@@ -205,7 +205,10 @@ def _shrink(config: ConfigDict) -> None:
 def _shrink_base(config: ConfigDict) -> None:
     """A base of a few thousand parameters, made by the run itself."""
     if "pretrain" not in config.stages:
-        config.stages = ("pretrain", *config.stages)
+        # Recommenders come first, if there are any; the other stages may need the base.
+        first = [stage for stage in config.stages if stage == "recommend"]
+        rest = [stage for stage in config.stages if stage != "recommend"]
+        config.stages = (*first, "pretrain", *rest)
     config.llm.update(
         dict(
             path="",

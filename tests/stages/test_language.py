@@ -38,6 +38,19 @@ from xrec_jax.training.loop import Interrupted
 
 STAGES = ("pretrain", "instruct")
 FIGURES = {"held_out/loss", "held_out/perplexity"}
+GROUNDING = {
+    f"grounding/{name}"
+    for name in (
+        "item_named",
+        "history_cited",
+        "absent_titles",
+        "unknown_titles",
+        "hallucinated_titles",
+        "attributes",
+        "attributes_of_item",
+        "attributes_precision",
+    )
+}
 TEXT_FIGURES = {"text/words", "text/within_75_words", "text/ended"}
 
 
@@ -137,10 +150,15 @@ def test_schema_of_the_evaluation(finished):
     found = evaluation(finished)
     assert found.keys() == {"recommend", "pretrain", "instruct"}
     assert found["pretrain"].keys() == {"base"} and found["pretrain"]["base"].keys() == FIGURES
+    reference = found["instruct"].pop("reference")
+    assert reference.keys() == TEXT_FIGURES | GROUNDING
+    # A world's own explanations name nothing that their prompts do not show.
+    assert reference["grounding/hallucinated_titles"]["value"] == 0.0
     assert found["instruct"].keys() == {"base", "tuned"}
     for row in found["instruct"].values():
-        assert row.keys() == FIGURES | TEXT_FIGURES
+        assert row.keys() == FIGURES | TEXT_FIGURES | GROUNDING
         assert row["held_out/loss"]["count"] == 3 and row["text/words"]["count"] == 2
+        assert row["grounding/item_named"]["count"] == 2
     for row in (*found["pretrain"].values(), *found["instruct"].values()):
         for entry in row.values():
             assert entry.keys() == {"value", "low", "high", "count"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,42 @@ def recommended_pairs(
                 # Places beyond the unseen items of a user are -1.
                 if item >= 0:
                     yield UserItem(int(row), int(item), rank, float(score), name)
+
+
+def recommended_by_several(
+    config: Any,
+    data: RunData,
+    rundir: RunDir,
+    mesh: Mesh,
+    *,
+    users: np.ndarray,
+    top_k: int,
+    systems: Sequence[str],
+) -> list[tuple[UserItem, dict[str, int]]]:
+    """Recommendations of several recommenders, user by user; what two recommend stands once.
+
+    Args:
+      config: configuration of the run.
+      data: data of the run.
+      rundir: directory of the run.
+      mesh: devices.
+      users: `[users]` rows.
+      top_k: number of items per user and recommender.
+      systems: names of the recommenders.
+
+    Returns:
+      Each pair as the first of them recommends it, with its rank in the list of each that does.
+    """
+    merged: dict[tuple[int, int], tuple[UserItem, dict[str, int]]] = {}
+    for name in systems:
+        for user_item in recommended_pairs(
+            config, data, rundir, mesh, users=users, top_k=top_k, system=name
+        ):
+            first = merged.setdefault((user_item.user, user_item.item), (user_item, {}))
+            first[1][name] = user_item.rank or 0
+    # Pairs of one user stand together, since their prompts begin alike; the sort is stable.
+    place = {int(row): number for number, row in enumerate(users)}
+    return sorted(merged.values(), key=lambda entry: place[entry[0].user])
 
 
 def recommend_records(

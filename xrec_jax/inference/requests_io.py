@@ -24,7 +24,7 @@ from xrec_jax.data.readers import parquet
 from xrec_jax.data.run_data import RunData
 from xrec_jax.inference import explainers
 from xrec_jax.inference.explainers import Spec
-from xrec_jax.inference.recommendations import recommended_pairs
+from xrec_jax.inference.recommendations import recommended_by_several, recommended_pairs
 from xrec_jax.inference.shards import Parts
 from xrec_jax.tasks.requests import RequestBuilder, UserItem
 from xrec_jax.text.records.instructions import Instruction, read_instructions
@@ -143,19 +143,29 @@ def write_pairs(
     rows = np.concatenate([order[~seen], order[seen]])[: cfg.users or None]
     left_out = written = 0
 
+    def recommended() -> Iterator[tuple[UserItem, dict[str, Any]]]:
+        options: Any = {"users": rows, "top_k": cfg.top_k}
+        if not cfg.systems:
+            for user_item in recommended_pairs(
+                config, data, rundir, mesh, system=cfg.system, **options
+            ):
+                yield user_item, {}
+            return
+        for user_item, ranks in recommended_by_several(
+            config, data, rundir, mesh, systems=cfg.systems, **options
+        ):
+            yield user_item, {"systems": ranks}
+
     def lines() -> Iterator[str]:
         nonlocal left_out, written
-        recommended = recommended_pairs(
-            config, data, rundir, mesh, users=rows, top_k=cfg.top_k, system=cfg.system
-        )
-        for user_item in recommended:
+        for user_item, more in recommended():
             request = builder(user_item)
             # White space as in `Instruction.group`, which `prompts` holds.
             if " ".join(request.prompt.split()) in prompts:
                 left_out += 1
                 continue
             written += 1
-            yield files.json_lines([builder.pair(request)])
+            yield files.json_lines([{**builder.pair(request), **more}])
 
     # Pairs are written one by one: there may be more than fit into memory.
     def write(temporary: str) -> None:

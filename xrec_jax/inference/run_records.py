@@ -59,6 +59,7 @@ PAIR: Schema = {
     "attributes": perhaps(OBJECT),
     "planted": perhaps(_PLANTED),
     "reasons": perhaps(TEXT),
+    "systems": perhaps(of_object(WHOLE)),
 }
 EXPLANATION: Schema = {
     "user": TEXT,

@@ -15,7 +15,12 @@ from xrec_jax.tasks.titles import titles
 MOST_PAIRS = 5000  # that a page holds
 _FREE = (0, 1, 2, 3, 4, 6, 7)  # of `explainers.COLOURS`, for systems without a colour of their own
 # Of systems that stand beside explainers and recommenders.
-_KNOWN_COLOURS = {"upper_bound": "k5", "majority": "k5", "tuned shuffled": "k0 faint"}
+_KNOWN_COLOURS = {
+    "upper_bound": "k5",
+    "majority": "k5",
+    "reference": "k5",
+    "tuned shuffled": "k0 faint",
+}
 
 
 class Section(NamedTuple):

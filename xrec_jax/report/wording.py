@@ -11,6 +11,7 @@ from xrec_jax.inference import explainers
 LABELS = {
     "upper_bound": "upper bound",
     "majority": "majority",
+    "reference": "the set's own answers",
     "tuned shuffled": "tuned, shuffled (chance)",
 }
 
@@ -98,6 +99,11 @@ def meaning(name: str) -> Meaning:
     if name in _MEANINGS:
         return _MEANINGS[name]
     short = name.rsplit("/", 1)[-1]
+    # One group of prompts, such as a data set of several.
+    group = name.removeprefix("grounding/item_named_")
+    if group != name:
+        plain = _MEANINGS["grounding/item_named"]
+        return Meaning(f"{plain.label}, {group}", plain.sentence, plain.share)
     # The tolerance is part of the name, such as `within_0.5`, so no table can list all of them.
     within = short.removeprefix("within_")
     if within != short and within.replace(".", "", 1).isdigit():

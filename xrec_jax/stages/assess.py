@@ -2,7 +2,8 @@
 
 Reads `explanations/` and writes two parts of `evaluation.json`. `assess`: text figures, grounding,
 planted reasons, counterfactual faithfulness and, against the held-out references, overlap. `bias`:
-differences between groups of users.
+differences between groups of users. With `explain.systems` a third, `recommenders`: figures on what
+each of several recommenders recommends, as "EXPLAINER on RECOMMENDER".
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from xrec_jax.evaluation.texts.grounding import (
     vocabulary_of,
 )
 from xrec_jax.evaluation.texts.overlap import derangement
-from xrec_jax.evaluation.texts.text_metrics import text_metrics
+from xrec_jax.evaluation.texts.text_metrics import MOST_WORDS, mean_of, text_metrics
 from xrec_jax.inference import explainers, run_records
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.stages.base import Context, Stage
 from xrec_jax.tasks.titles import title_column, titles
 from xrec_jax.text.records.explanations import Pair, join
+from xrec_jax.text.words import word_count
 from xrec_jax.training.recommender import RecommenderTask, seeds_of
 
-NAME, BIAS = "assess", "bias"
+NAME, BIAS, RECOMMENDERS = "assess", "bias", "recommenders"
 TUNED, BASE, SHUFFLED = "tuned", "base", "tuned shuffled"
 _MOST_VALUES = 60  # a column with more different values describes nothing that a text can name
 _SHOWN = (
@@ -102,7 +104,8 @@ def check(ctx: Context) -> None:
 def run(ctx: Context, writer: MetricWriter) -> None:
     """Measures, where that is not done yet."""
     del writer
-    if not {NAME, BIAS} <= ctx.rundir.evaluation().keys():
+    parts = {NAME, BIAS, *([RECOMMENDERS] if ctx.config.explain.systems else [])}
+    if not parts <= ctx.rundir.evaluation().keys():
         evaluate(ctx)
         barrier("assess")
 
@@ -110,7 +113,7 @@ def run(ctx: Context, writer: MetricWriter) -> None:
 def left(ctx: Context) -> Left:
     """What the finished stage leaves."""
     del ctx
-    return Left([], (BIAS,))
+    return Left([], (BIAS, RECOMMENDERS))
 
 
 def evaluate(ctx: Context) -> None:
@@ -130,9 +133,15 @@ def evaluate(ctx: Context) -> None:
     _add(table, counterfactual_tables(ctx, pairs, groundings))
     _add(table, held_out_tables(rundir, resamples=config.assess.resamples))
     differences = group_differences(config, pairs, texts, groundings)
+    more = {BIAS: bias.bias_estimates(differences)}
+    own = recommender_tables(ctx, pairs, texts, groundings)
+    if own:
+        more[RECOMMENDERS] = own
     if is_primary():
-        rundir.write_evaluation(NAME, table, **{BIAS: bias.bias_estimates(differences)})
+        rundir.write_evaluation(NAME, table, **more)
         log(summary(table, differences))
+        if own:
+            log("\n".join(["assess, each recommender's own:", *figures_lines(own)]))
 
 
 def read_explanations(config: Any, rundir: RunDir) -> tuple[list[Pair], dict[str, list[str]]]:
@@ -274,6 +283,35 @@ def counterfactual_tables(
     return table
 
 
+def recommender_tables(
+    ctx: Context,
+    pairs: Sequence[Pair],
+    texts: Mapping[str, Sequence[str]],
+    groundings: Mapping[str, Sequence[Grounding]],
+) -> Table:
+    """Figures of the texts about what each recommender recommends; empty with a single one.
+
+    A text about an item that two recommenders recommend counts for both.
+    """
+    table: Table = {}
+    for system in ctx.config.explain.systems:
+        places = [place for place, pair in enumerate(pairs) if system in pair.get("systems", {})]
+        if not places:
+            continue
+        of_system: list[Pair] = [{**pairs[place], "system": system} for place in places]
+        answers = {name: [column[place] for place in places] for name, column in texts.items()}
+        mentions = {name: [rows[place] for place in places] for name, rows in groundings.items()}
+        draws: Any = {"users": users_of(of_system), "resamples": ctx.config.assess.resamples}
+        own = text_tables(answers, mentions, **draws)
+        for name, column in answers.items():
+            short = np.array([word_count(text) <= MOST_WORDS for text in column], np.float64)
+            own[name]["text/within_75_words"] = mean_of(short, **draws)
+        _add(own, planted_tables(of_system, answers, **draws))
+        _add(own, counterfactual_tables(ctx, of_system, mentions))
+        table |= {f"{name} on {system}": figures for name, figures in own.items()}
+    return table
+
+
 def held_out_tables(rundir: RunDir, *, resamples: int) -> Table:
     """Overlap with the references of the instruction set's held-out prompts, named `held_out/`."""
     records = run_records.held_out_answers(rundir)
@@ -319,15 +357,15 @@ def _add(table: Table, more: Table) -> None:
         table.setdefault(name, {}).update(figures)
 
 
-def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
-    """The main figures as text."""
+def figures_lines(table: Table) -> list[str]:
+    """The main figures as a table, and what tuning changes in F1."""
     shown = [name for name in _SHOWN if any(name in row for row in table.values())]
     rows = [
         [system, *(f"{row[name]['value']:.3f}" if name in row else "-" for name in shown)]
         for system, row in table.items()
         if any(name in row for name in shown)
     ]
-    lines = ["assess:", text_table(["explainer", *shown], rows)]
+    lines = [text_table(["explainer", *shown], rows)]
     for system, row in table.items():
         if "planted/f1_difference" in row:
             f1 = row["planted/f1_difference"]
@@ -336,12 +374,17 @@ def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
                 f"[{f1['low'] or 0:+.3f}, {f1['high'] or 0:+.3f}], p "
                 f"{row['planted/p']['value']:.2g}"
             )
+    return lines
+
+
+def summary(table: Table, differences: Sequence[bias.Comparison]) -> str:
+    """The main figures as text."""
     clear = [str(comparison) for comparison in differences if comparison.p < 0.05]
-    lines.append(
+    groups = (
         f"group differences: {len(clear)} of {len(differences)} comparisons stand after Holm's "
         "correction"
     )
-    return "\n".join([*lines, *clear[:5]])
+    return "\n".join(["assess:", *figures_lines(table), groups, *clear[:5]])
 
 
 STAGE = Stage(

@@ -40,6 +40,7 @@ def section() -> ConfigDict:
             # or one of your own, the directory of an adapter, NAME=DIR
             explainers=("template", "base", "tuned"),
             system="",  # recommender; "": the best on validation
+            systems=(),  # or several, whose recommendations `assess` tells apart
             users=200,  # in a drawn order; 0: all
             top_k=1,
             shard=4096,  # pairs that are written at once
@@ -66,9 +67,7 @@ def check(ctx: Context) -> None:
             raise UserError(f"explain.{key}={cfg[key]} must be at least {least}")
     if "recommend" not in stages and "recommend" not in rundir.evaluation():
         raise UserError("stage 'explain' needs stage 'recommend' before it in config.stages")
-    if cfg.system and cfg.system not in config.recommend:
-        hint = did_you_mean(cfg.system, config.recommend)
-        raise UserError(f"explain.system={cfg.system!r} is no system of the run{hint}")
+    _check_systems(config)
     chosen = specs(config, rundir)
     if explainers.needs_model(chosen):
         run_base.check(config, ctx.mesh, rundir)
@@ -86,6 +85,23 @@ def check(ctx: Context) -> None:
                 "config.stages"
             )
     RequestBuilder(config, ctx.data).probe()
+
+
+def _check_systems(config: Any) -> None:
+    """Refuses recommenders that the run does not have, or that are named twice."""
+    cfg = config.explain
+    if cfg.system and cfg.systems:
+        raise UserError(
+            f"explain.system={cfg.system!r} and explain.systems: give one of them; systems names "
+            "several recommenders"
+        )
+    for key, names in (("system", (cfg.system,) if cfg.system else ()), ("systems", cfg.systems)):
+        for name in names:
+            if name not in config.recommend:
+                hint = did_you_mean(name, config.recommend)
+                raise UserError(f"explain.{key}={name!r} is no system of the run{hint}")
+            if names.count(name) > 1:
+                raise UserError(f"explain.{key} names {name!r} twice")
 
 
 def run(ctx: Context, writer: MetricWriter) -> None:

@@ -25,6 +25,7 @@ from xrec_jax.data.packing import PackedRows
 from xrec_jax.data.run_data import need_world
 from xrec_jax.evaluation.statistics.intervals import Estimate, exact
 from xrec_jax.evaluation.tables import figures_table, side_by_side
+from xrec_jax.evaluation.texts.prompt_grounding import ITEM_NAMED, PromptGrounder
 from xrec_jax.evaluation.texts.text_metrics import text_figures
 from xrec_jax.inference import run_records
 from xrec_jax.llm import run_base
@@ -49,6 +50,7 @@ from xrec_jax.training.language import LanguageTask, packed
 from xrec_jax.training.state import TrainState
 
 NAME = "instruct"
+REFERENCE = "reference"  # the answers of the set itself, beside those of base and tuned model
 
 
 def section() -> ConfigDict:
@@ -91,6 +93,7 @@ def shrink(config: ConfigDict) -> None:
             path="",
             examples=12,
             stratify="",
+            template="places",
             held_out=0.2,
             history=3,
             max_prompt_tokens=400,
@@ -308,6 +311,8 @@ def _finish(
         if prompts:
             texts[name] = run_base.answer(config, lm, prompts, which)
             table[name] |= text_figures(texts[name], resamples=config.ranking.resamples)
+    if prompts:
+        _add_grounding(config, instruction_set, texts, table)
     if is_primary():
         records = [
             {"prompt": example.prompt, "reference": example.completion, **example.meta}
@@ -322,6 +327,42 @@ def _finish(
         log(figures_table(table))
         for record in records[:1]:
             log(side_by_side(record))
+
+
+def _add_grounding(
+    config: Any,
+    instruction_set: Instructions,
+    texts: dict[str, list[Record]],
+    table: dict[str, dict[str, Estimate]],
+) -> None:
+    """Adds what the answers name that their prompts show, and the references' own figures."""
+    world = config.instruct.source == "world"
+    grounder = PromptGrounder(
+        [example.prompt for part in instruction_set[:2] for example in part],
+        template_from(config.instruct.template) if world else None,
+    )
+    count = len(next(iter(texts.values())))
+    held_out = instruction_set.held_out[:count]
+    # The references are no ceiling, but they show what a good answer's figures look like.
+    answers = {name: [record["text"] for record in rows] for name, rows in texts.items()}
+    answers[REFERENCE] = [example.completion for example in held_out]
+    whole: list[Record] = [{"text": text, "stop": "eos"} for text in answers[REFERENCE]]
+    table[REFERENCE] = text_figures(whole, resamples=config.ranking.resamples)
+    prompts = [example.prompt for example in held_out]
+    for name, column in answers.items():
+        table[name] |= grounder.figures(prompts, column, resamples=config.ranking.resamples)
+    # Answers of one set may name what they recommend, and those of another paraphrase it.
+    by = config.instruct.stratify
+    for value in dict.fromkeys(str(example.meta[by]) for example in held_out) if by else ():
+        of_group = [place for place, e in enumerate(held_out) if str(e.meta[by]) == value]
+        for name, column in answers.items():
+            named = grounder.figures(
+                [prompts[place] for place in of_group],
+                [column[place] for place in of_group],
+                resamples=config.ranking.resamples,
+            )
+            if ITEM_NAMED in named:
+                table[name][f"{ITEM_NAMED}_{value}"] = named[ITEM_NAMED]
 
 
 def left(ctx: Context) -> Left:

@@ -14,6 +14,7 @@ from xrec_jax.report.sections import (
     ran,
     ranking,
     ratings,
+    recommenders,
     texts,
     training,
     wins,
@@ -36,5 +37,6 @@ SECTIONS: tuple[ModuleType, ...] = (
     pairs,
 )
 
-# The joint section is of a stage that few runs have, so it is not listed as missing.
-PAGE: tuple[ModuleType, ...] = (*SECTIONS[:2], summary, *SECTIONS[2:])
+# The joint section is of a stage that few runs have, that of several recommenders of a key that few
+# set, so they are not listed as missing.
+PAGE: tuple[ModuleType, ...] = (*SECTIONS[:2], summary, *SECTIONS[2:6], recommenders, *SECTIONS[6:])

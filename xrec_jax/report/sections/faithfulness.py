@@ -13,6 +13,7 @@ _CHANCE = (
     " Chance: the tuned model's texts, each read as if it were about another recommendation. Only "
     "what lies above is about the pair itself."
 )
+_HELD_OUT = " Here the answers to held-out prompts, beside those of the instruction set itself."
 _GROUPS = (
     (
         "planted",
@@ -38,10 +39,14 @@ _GROUPS = (
 
 
 def build(run_files: RunFiles) -> Section | None:
-    """Builds the section; None before the stage `assess` is done."""
-    systems = run_files.stage("assess")
+    """Builds the section; None before the stage `assess` or `instruct` is done."""
+    assessed = run_files.stage("assess")
     blocks = []
     for group, title, main, sentence in _GROUPS:
+        systems = assessed
+        # Without recommendations to explain there are the answers to held-out prompts.
+        if group == "grounding" and not assessed:
+            systems, sentence = run_files.stage("instruct"), sentence + _HELD_OUT
         # With `missing`: that a text could not be measured is a finding as well.
         body = panels(run_files, systems, group, main=main, missing=True)
         if group == "planted" and SHUFFLED in systems:

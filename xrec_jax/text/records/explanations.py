@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from etils import epath
 
@@ -100,6 +100,7 @@ class Pair(TypedDict):
       attributes: the item's row without the id.
       planted: the true reasons, None outside of a planted world.
       reasons: the true reasons in one sentence.
+      systems: rank by recommender, of all that recommend the pair; only where several were asked.
     """
 
     user: str
@@ -116,6 +117,7 @@ class Pair(TypedDict):
     attributes: dict[str, Any]
     planted: Planted | None
     reasons: str | None
+    systems: NotRequired[dict[str, int]]
 
 
 class Explanation(TypedDict):
