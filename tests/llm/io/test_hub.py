@@ -340,6 +340,9 @@ def test_download(tmp_path, directory, files):
 
 
 def test_pinned_version():
-    """The message, the constraints and the Makefile agree."""
+    """The message, the constraints, the Makefile and the documentation agree."""
     pinned = hub.INSTALL.split()[-1]
     assert pinned in (ROOT / "constraints.txt").read_text().splitlines()
+    assert f"BASE ?= {pinned.partition('==')[0]}\n" in (ROOT / "Makefile").read_text()
+    for page in ("README.md", "docs/install.md"):
+        assert hub.INSTALL in (ROOT / page).read_text(), page
