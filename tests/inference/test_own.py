@@ -169,9 +169,25 @@ def test_one_of_ones_own_in_other_verbs(modules, tmp_path, capsys):
         sys.modules.pop(name)
     explainers_base._REGISTRY.pop("last_visit")
     judges_base._REGISTRY.pop("shorter")
-    report(workdir)  # the page needs no code of the user's; names stand in for labels
+    report(workdir)  # the page needs no code of the user's: how the explainer looks is kept
     page = (workdir / "report.html").read_text()
-    assert "shorter compares two explanations" in page and ">last_visit<" in page
+    assert "shorter compares two explanations" in page
+    assert page.count(">last visit<") > 1 and ">last_visit<" not in page
+    material = run_files.load(RunDir(workdir))
+    assert wording.label("last_visit") == "last_visit"  # of this run alone
+    kept = workdir / "explanations" / "explainers.json"
+    with explainers.stored(RunDir(workdir)):
+        assert material.colour("last_visit") == "k3"
+        shown = pairs_section.pairs_data(material)["explainers"]
+        assert shown[1] == {"name": "last visit", "title": "Last visit", "colour": "k3"}
+    content = kept.read_text()
+    for damage in ("[1]", '{"last_visit": 1}', content.replace("purple", "k9"), content[:-9]):
+        kept.write_text(damage)
+        with pytest.raises(UserError, match=r"explainers\.json"):
+            report(workdir)
+    kept.unlink()  # as of a run of an earlier version: names stand in for labels
+    report(workdir)
+    assert ">last_visit<" in (workdir / "report.html").read_text()
 
 
 def test_an_output_of_another_edition_is_not_continued(modules, tmp_path):

@@ -9,6 +9,7 @@ from xrec_jax.core.logging import log
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data.run_data import prepare
 from xrec_jax.data.run_identity import compare, identify, recorded
+from xrec_jax.inference import explainers
 from xrec_jax.report.page import publish
 from xrec_jax.run_config import read_config
 from xrec_jax.stages.base import report_sections
@@ -38,4 +39,5 @@ def report(workdir: epath.PathLike, *, allow_imports: bool = False) -> None:
     # Figures of one data set must not stand beside the sizes of another.
     if data is not None and recorded(rundir) is not None:
         compare(rundir, identify(config, data), texts=False)
-    publish(rundir, data, config, more=report_sections())
+    with explainers.stored(rundir):
+        publish(rundir, data, config, more=report_sections())

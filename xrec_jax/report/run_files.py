@@ -100,9 +100,9 @@ class RunFiles:
 
 def _known_colour(name: str) -> str:
     """The class of a system that has a colour of its own; "" for another."""
-    registration = explainers.find(name)
-    if registration is not None and registration.colour:
-        return f"k{explainers.COLOURS.index(registration.colour)}"
+    known = explainers.appearance(name)
+    if known is not None and known.colour:
+        return f"k{explainers.COLOURS.index(known.colour)}"
     return _KNOWN_COLOURS.get(name, "")
 
 

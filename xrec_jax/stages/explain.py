@@ -180,6 +180,7 @@ def evaluate(ctx: Context) -> None:
         records = run_records.explanations(rundir, path, "stop")
         table[spec.name] = text_figures(records, resamples=config.ranking.resamples)
     if is_primary():
+        explainers.keep(rundir, specs(config, rundir))
         rundir.write_evaluation(NAME, table)
         log(figures_table(table))
 

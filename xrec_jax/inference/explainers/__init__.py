@@ -16,6 +16,7 @@ A user-defined explainer is one class in a module of `config.imports`. It is sel
 from xrec_jax.inference.explainers import template  # noqa: F401 (it registers)
 
 # isort: split
+from xrec_jax.inference.explainers.appearance import appearance, keep, label, stored
 from xrec_jax.inference.explainers.base import (
     COLOURS,
     Explainer,
@@ -24,7 +25,6 @@ from xrec_jax.inference.explainers.base import (
     Spec,
     Written,
     find,
-    label,
     names,
     register,
 )
@@ -53,10 +53,12 @@ __all__ = [
     "Spec",
     "Written",
     "answers",
+    "appearance",
     "choose",
     "find",
     "folder",
     "identities",
+    "keep",
     "label",
     "load",
     "names",
@@ -67,4 +69,5 @@ __all__ = [
     "register",
     "registration",
     "specs",
+    "stored",
 ]

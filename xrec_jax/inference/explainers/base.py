@@ -188,12 +188,6 @@ def find(name: str) -> Registration | None:
     return _REGISTRY.get(name)
 
 
-def label(name: str) -> str:
-    """Label of an explainer in charts and tables; its name if it is not registered."""
-    registration = find(name)
-    return name if registration is None else registration.label
-
-
 def valid_name(name: str) -> bool:
     """True if an adapter may have the name: a valid file name that is not taken."""
     return bool(_NAME.fullmatch(name)) and name not in (*OTHER_FILES, *names())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from xrec_jax.core.storage import files
-from xrec_jax.inference.explainers import find, names
+from xrec_jax.inference.explainers import appearance, find, names
 from xrec_jax.report import wording
 from xrec_jax.report.charts.spans import KINDS, Marker
 from xrec_jax.report.html.markup import Html, embedded_json, join, tag
@@ -138,8 +138,8 @@ def explainers(run_files: RunFiles) -> list[str]:
 
 def _title(name: str) -> str:
     """Above an explainer's texts."""
-    registration = find(name)
-    return wording.humanised(name) if registration is None else registration.title
+    known = appearance(name)
+    return wording.humanised(name) if known is None else known.title
 
 
 def pairs_data(run_files: RunFiles) -> dict[str, Any]:
