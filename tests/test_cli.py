@@ -62,6 +62,7 @@ FLAGS = {
     "report": {"workdir", "allow_imports"},
     "import": {"path", "output", "dtype"},
     "export-hf": {"workdir", "base", "adapter", "output", "dtype", "allow_imports"},
+    "export-gguf": {"workdir", "base", "adapter", "output", "outtype", "allow_imports"},
     "export-peft": {"workdir", "adapter", "base", "output", "allow_imports"},
     "configs": set(),
 }
@@ -80,6 +81,7 @@ DEFAULTS = {
     ("rate make", "system"): [],
     ("rate make", "pairs"): 20,
     "explanations": [],
+    "outtype": "f16",
     "raters": 1,
     "gold": 2,
     "preferences": -1,

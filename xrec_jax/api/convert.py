@@ -1,6 +1,8 @@
-"""`xrec import`, `export-hf` and `export-peft`: conversion of models and adapters."""
+"""`xrec import`, `export-hf`, `export-gguf`, `export-peft`: conversion of models and adapters."""
 
 from __future__ import annotations
+
+import os
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import Progress, log
@@ -10,7 +12,9 @@ from xrec_jax.core.storage.files import check_no_pattern
 from xrec_jax.core.trees import num_parameters
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io import checkpoint, hf, hf_export, hub, peft_io
+from xrec_jax.llm.io.gguf import export, tokenizer_export
 from xrec_jax.llm.io.peft_io import Base
+from xrec_jax.llm.io.tokenizer import load_tokenizer
 from xrec_jax.llm.model.layout import Source
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.run_config import read_config
@@ -99,6 +103,44 @@ def export_hf(base: str, output: str, *, adapter: str = "", dtype: str = "") -> 
         progress.close()
     merged = f" with {adapter} merged" if adapter else ""
     log(f"{model.config.num_parameters:,} parameters ({name}){merged} written to {output}")
+
+
+def export_gguf(base: str, output: str, *, adapter: str = "", out_type: str = "f16") -> None:
+    """Writes a model, with an adapter merged into it, as a GGUF file for llama.cpp and Ollama.
+
+    Args:
+      base: path or name of the model; see `hub.resolve`.
+      output: the new file.
+      adapter: a directory in PEFT's format; empty for none.
+      out_type: type of the matrices, a key of `export.OUT_TYPES`.
+
+    Raises:
+      UserError: if model, adapter or tokenizer cannot be read or written so, they do not fit each
+        other, or `output` exists.
+    """
+    # Names are checked before any weights are read.
+    export.check_out_type(out_type)
+    export.check_new_file(output)
+    model = checkpoint.open_model(base)
+    tokenizer = tokenizer_export.to_metadata(load_tokenizer(base), model.config.vocab_size)
+    source: Source = model
+    if adapter:
+        source = hf_export.Merged(model, peft_io.load_adapter(adapter, model.config))
+    progress = _Bytes("export", export.total_bytes(model.config, out_type))
+    try:
+        export.save_model(
+            output,
+            source,
+            model.config,
+            tokenizer,
+            out_type=out_type,
+            name=os.path.basename(os.path.normpath(base)).removesuffix(".gguf"),
+            advance=progress,
+        )
+    finally:
+        progress.close()
+    merged = f" with {adapter} merged" if adapter else ""
+    log(f"{model.config.num_parameters:,} parameters ({out_type}){merged} written to {output}")
 
 
 def export_peft(adapter: Adapter, output: str, base: Base) -> None:

@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
         report.REPORT,
         convert.IMPORT,
         convert.EXPORT_HF,
+        convert.EXPORT_GGUF,
         convert.EXPORT_PEFT,
         configs.CONFIGS,
     )

@@ -1,4 +1,4 @@
-"""`xrec import`, `export-hf` and `export-peft`: models and adapters in and out."""
+"""`xrec import`, `export-hf`, `export-gguf` and `export-peft`: models and adapters in and out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,28 @@ def _import(values: FlagValues) -> int:
 def _export_hf(values: FlagValues) -> int:
     from xrec_jax.api import convert
 
+    _take_run(values)
+    convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
+    return 0
+
+
+def _export_gguf(values: FlagValues) -> int:
+    from xrec_jax.api import convert
+
+    _take_run(values)
+    convert.export_gguf(values.base, values.output, adapter=values.adapter, out_type=values.outtype)
+    return 0
+
+
+def _take_run(values: FlagValues) -> None:
+    """Fills base and adapter from a run; what is named beside it takes their place."""
+    from xrec_jax.api import convert
+
     if values.workdir:
-        # What is named beside the run takes the place of the run's own.
         base, adapter = convert.of_run(values.workdir, allow_imports=values.allow_imports)
         values["base"].value = values.base or base
         values["adapter"].value = values.adapter or adapter
     required(values, "base", "output")
-    convert.export_hf(values.base, values.output, adapter=values.adapter, dtype=values.dtype)
-    return 0
 
 
 def _export_peft(values: FlagValues) -> int:
@@ -61,6 +75,19 @@ EXPORT_HF = Verb(
         ALLOW_IMPORTS,
     ),
     run=_export_hf,
+)
+EXPORT_GGUF = Verb(
+    name="export-gguf",
+    summary="write a model, adapter merged, as a GGUF file for llama.cpp and Ollama",
+    flags=(
+        text("workdir", "run whose base and adapter are merged, instead of naming them"),
+        text("base", "Hugging Face directory, GGUF file, import, or ORG/NAME of the hub"),
+        text("adapter", "adapter to merge into it, a directory in PEFT's format"),
+        text("output", "new file, such as model.gguf"),
+        text("outtype", "type of the matrices: f32, f16 or q8_0", "f16"),
+        ALLOW_IMPORTS,
+    ),
+    run=_export_gguf,
 )
 EXPORT_PEFT = Verb(
     name="export-peft",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's own
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's own
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
@@ -24,7 +24,7 @@ _GPT4O = (
     rf"{_LEAD}[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?|{_LEAD}[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?|"
     rf"\p{{N}}{{1,3}}|{_SLASH}"
 )
-_DIGIT, _THREE = r"\p{N}", r"[0-9][0-9][0-9]"
+DIGIT, _THREE = r"\p{N}", r"[0-9][0-9][0-9]"
 _SIGNS = r"[\p{P}\$\+<=>\^~\|`]+"
 
 
@@ -45,8 +45,8 @@ class PreTokenizer:
 
 
 _OF_LLAMA3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
-_SINGLE_DIGITS = PreTokenizer((_DIGIT, _GPT2))
-_OF_GPT2 = PreTokenizer((_GPT2,))
+_SINGLE_DIGITS = PreTokenizer((DIGIT, GPT2))
+_OF_GPT2 = PreTokenizer((GPT2,))
 # Of several names with equal rules, the first is written by an export.
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "smollm": _SINGLE_DIGITS,
@@ -71,9 +71,17 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": PreTokenizer((_GPT4O,)),
     "llama4": PreTokenizer((_GPT4O,)),
-    "falcon": PreTokenizer((_SIGNS, _GPT2, _THREE)),
-    "default": PreTokenizer((_SIGNS, _GPT2, r"\p{N}+", _THREE)),
+    "falcon": PreTokenizer((_SIGNS, GPT2, _THREE)),
+    "default": PreTokenizer((_SIGNS, GPT2, r"\p{N}+", _THREE)),
 }
+
+
+def name_of(splits: tuple[str, ...], ignore_merges: bool) -> str | None:
+    """The first name of rules; None if no name stands for them."""
+    for name, rules in PRE_TOKENIZERS.items():
+        if (rules.splits, rules.ignore_merges) == (splits, ignore_merges):
+            return name
+    return None
 
 
 def backend_of(pre_tokenizer: PreTokenizer) -> Any:

@@ -19,7 +19,7 @@ from xrec_jax.llm.io.hf import Generation
 
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"  # values of `tokenizer.ggml.model`
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a space in SentencePiece vocabularies
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of `tokenizer.ggml.token_type`
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of `tokenizer.ggml.token_type`
 _SPECIAL = {"bos": Key.BOS_ID, "eos": Key.EOS_ID, "unk": Key.UNK_ID, "pad": Key.PAD_ID}
 # llama.cpp's ids of a SentencePiece vocabulary whose file names none.
 _SENTENCE_PIECE_IDS = {"unk": 0, "bos": 1, "eos": 2}
