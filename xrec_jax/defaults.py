@@ -51,7 +51,7 @@ def language_model() -> ConfigDict:
     """The explainer's base: a directory, or a small model trained by the `pretrain` stage."""
     return ConfigDict(
         dict(
-            path="",  # Hugging Face directory, GGUF file or import; "": `pretrain` makes it
+            path="",  # a path, ORG/NAME or smollm2 (`llm.io.hub`); "": `pretrain` makes it
             dtype="float32",  # of computation, and of a base that is not trained
             quantization="none",  # storage of a frozen base: none, int8 or nf4
             attention="auto",

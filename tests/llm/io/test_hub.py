@@ -245,7 +245,7 @@ def test_adapter_names_its_base(tmp_path, cache):
 # The network: a stand-in on this machine, in a process of its own, as an endpoint is read once
 
 CHILD = """
-import json, sys
+import sys
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.io import hub
 for name in sys.argv[1:]:
@@ -263,6 +263,7 @@ def child(cache, endpoint, *names, offline=False):
         "HF_HUB_OFFLINE": str(int(offline)),
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
         "HF_TOKEN_PATH": str(cache / "no-token"),
     }
     command = [sys.executable, "-c", CHILD, *names]

@@ -23,6 +23,7 @@ from etils import epath
 
 from xrec_jax.core.errors import UserError, did_you_mean, one_line
 from xrec_jax.core.logging import log
+from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.runtime.memory import amount
 from xrec_jax.core.storage.files import absolute, is_local
 from xrec_jax.llm.io.hf import ADAPTER, read_object, refuse_code
@@ -248,12 +249,14 @@ def _download(model: HubModel) -> pathlib.Path:
             raise UserError(
                 f"{model}: neither {SINGLE} nor {INDEX} is in that repository; give another"
             )
-        log(f"{model}: downloading to {constants.HF_HUB_CACHE}, once")
+        if is_primary():
+            log(f"{model}: downloading to {constants.HF_HUB_CACHE}, once")
         folder = pathlib.Path(_fetch(snapshot_download, model, _DESCRIPTIONS))
         _check_description(folder)
         # All files are of one commit, whatever the branch does meanwhile.
         weights = _weight_files(folder)
-        log(f"{model}: {amount(sum(sizes.get(name, 0) for name in weights))} of weights")
+        if is_primary():
+            log(f"{model}: {amount(sum(sizes.get(name, 0) for name in weights))} of weights")
         _fetch(snapshot_download, HubModel(model.repo, folder.name), weights)
     except UserError:
         raise
@@ -281,7 +284,12 @@ def _download(model: HubModel) -> pathlib.Path:
             "give its path"
         ) from error
     if lacking := _missing(folder):
-        raise UserError(f"{model}: the repository has no {lacking}; give another revision or model")
+        reason = (
+            f"{lacking} did not come, as if the connection had broken; try again"
+            if lacking in sizes
+            else f"the repository has no {lacking}; give another revision or model"
+        )
+        raise UserError(f"{model}: {reason}")
     return folder
 
 
