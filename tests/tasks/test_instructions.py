@@ -8,7 +8,7 @@ from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.io import bpe
 from xrec_jax.stages.instruct import check_rows
-from xrec_jax.tasks.instructions import Instructions, examples
+from xrec_jax.tasks.instructions import Instructions, examples, instructions
 from xrec_jax.text.records.instructions import read_instructions
 
 RECORDS = [{"prompt": f"why item {i}?", "completion": f"because of {i}"} for i in range(6)]
@@ -67,6 +67,21 @@ def test_a_prompt_that_leaves_no_room_to_answer(tokenizer, tmp_path):
 def test_texts_that_are_none(tmp_path, changed, words):
     with pytest.raises(UserError, match=f"set.jsonl, line 4: .*{words}"):
         read(tmp_path / "set.jsonl", **changed)
+
+
+def test_held_out_examples_of_a_file_of_their_own(tmp_path):
+    for name, records in (("set", RECORDS), ("held", [RECORDS[4], {**RECORDS[1]}])):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    made = config(source="file", path=str(tmp_path / "set.jsonl"), examples=0)
+    made.instruct.held_out_path = str(tmp_path / "held.jsonl")
+    for seed in (0, 1):
+        train, held_out, _ = instructions(made, None, seed=seed)
+        assert [record.prompt for record in held_out] == ["why item 4?", "why item 1?"]
+        assert [record.prompt for record in train] == [f"why item {n}?" for n in (0, 2, 3, 5)]
+    made.instruct.path = made.instruct.held_out_path
+    with pytest.raises(UserError, match="every prompt is held out"):
+        instructions(made, None, seed=0)
 
 
 def test_what_a_template_refuses(tokenizer, tmp_path):

@@ -61,6 +61,7 @@ def section() -> ConfigDict:
             path="",  # JSONL: prompt and completion, or messages
             examples=240,  # to tune on; 0: all of the file
             held_out=0.1,  # share of the prompts of a file; of `examples` in a world, beside them
+            held_out_path="",  # JSONL of a file's held-out examples instead of that share
             stratify="",  # key of a file's records whose values are split and chosen alike
             balance="",  # user column (world) or key (file): groups equal in number and length
             template="places",  # of a world's prompts
@@ -91,6 +92,7 @@ def shrink(config: ConfigDict) -> None:
         dict(
             source="world",
             path="",
+            held_out_path="",
             examples=12,
             stratify="",
             template="places",
@@ -400,7 +402,7 @@ STAGE = Stage(
     run=run,
     left=left,
     evaluate=evaluate,
-    paths=("path",),
+    paths=("path", "held_out_path"),
     trains=True,
     needs_base=True,
     shapes_explanations=True,

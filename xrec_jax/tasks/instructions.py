@@ -31,6 +31,7 @@ class InstructionsConfig:
       path: JSONL file of the source "file".
       stratify: key of a file's records by which the split and the choice are stratified; "" none.
       held_out: share of prompts to hold out.
+      held_out_path: JSONL file of held-out examples instead of a share; "" none.
       balance: key whose groups get equal numbers and lengths; "" none.
       examples: number of training examples; 0 for all of a file.
       named: whether explanations of a world name places.
@@ -43,6 +44,7 @@ class InstructionsConfig:
     path: str
     stratify: str
     held_out: float
+    held_out_path: str
     balance: str
     examples: int
     named: bool
@@ -89,14 +91,18 @@ def instructions(
         raise UserError("instruct.source='file' needs instruct.path: a JSONL file")
     # Repeated records would weigh more in training.
     records, dropped = deduplicate(read_instructions(cfg.path))
-    if cfg.stratify and not all(cfg.stratify in record.meta for record in records):
-        raise UserError(
-            f"{cfg.path}: not every record has the key {cfg.stratify!r} of instruct.stratify; "
-            "--config.instruct.stratify= does without"
+    _need_key(cfg.path, records, cfg.stratify)
+    if cfg.held_out_path:
+        held_out = deduplicate(read_instructions(cfg.held_out_path))[0]
+        _need_key(cfg.held_out_path, held_out, cfg.stratify)
+        groups = {example.group for example in held_out}
+        train = [record for record in records if record.group not in groups]
+    else:
+        train, held_out = split_by_prompt(
+            records, held_out=cfg.held_out, seed=seed, stratify=cfg.stratify or None
         )
-    train, held_out = split_by_prompt(
-        records, held_out=cfg.held_out, seed=seed, stratify=cfg.stratify or None
-    )
+    if not train:
+        raise UserError(f"{cfg.path}: every prompt is held out, so nothing is left to tune on")
     if not held_out:
         raise UserError(
             f"{cfg.path} leaves nothing to hold out with instruct.held_out={cfg.held_out}; it "
@@ -116,6 +122,15 @@ def instructions(
     if cfg.examples:
         train = select(train, cfg.examples, seed=seed, balance=cfg.stratify or None)
     return Instructions(train, held_out, (str(dropped),))
+
+
+def _need_key(path: str, records: Sequence[Instruction], key: str) -> None:
+    """Refuses a file whose records lack the key that the split is stratified by."""
+    if key and not all(key in record.meta for record in records):
+        raise UserError(
+            f"{path}: not every record has the key {key!r} of instruct.stratify; "
+            "--config.instruct.stratify= does without"
+        )
 
 
 def _from_world(

@@ -1,0 +1,187 @@
+"""The curve over the number of instructions: its sets, its fit, and a run on a tiny model."""
+
+import argparse
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from experiments import instruction_curve as curve
+from experiments.instruction_sets import Sets, drawn, further_examples, same_user
+from experiments.saturation import fit, saturation
+from tests import runs
+from xrec_jax.core.errors import UserError
+from xrec_jax.core.storage.files import read_json, write_json
+from xrec_jax.evaluation.audit.contents import read_content
+from xrec_jax.text import get
+from xrec_jax.text.records.instructions import Instruction, read_instructions
+
+
+def game(item, history):
+    template = get("llmxrec_game")
+    entries = [
+        template.render_entry({"title": title, "tags": ["Action"]}, index)
+        for index, title in enumerate(history, start=1)
+    ]
+    return template.assemble(
+        user="", item=template.render_item({"title": item, "tags": ["Action"]}), entries=entries
+    )
+
+
+def steam(prompt, completion="Because."):
+    return Instruction(prompt, completion, meta={"dataset": "steam"})
+
+
+def test_what_would_give_a_held_out_prompt_away_is_left_out():
+    held = steam(game("Rust", ["Ark", "Braid", "Celeste", "Doom"]))
+    train = steam(game("Limbo", ["Myst", "Nier", "Ori"]))
+    prompts = [
+        game("Rust", ["Zork", "Ark", "Braid", "Celeste", "Doom"]),  # the same, in a longer form
+        game("Limbo", ["Myst", "Nier", "Ori"]),
+        game("Portal", ["Halo"]),  # of the row in which the held-out one is published
+        game("Portal", ["Doom", "Celeste", "Braid", "Quake", "Tetris"]),  # three of four titles
+        game("Portal", ["Doom", "Celeste", "Quake", "Tetris", "Uno"]),  # two are chance
+        game("Portal", ["Heretic", "Hexen"]),
+        game("Inside", ["Heretic", "Unreal"]),
+    ]
+    rows = [7, 1, 7, 2, 3, 4, 5]
+    records = [
+        {"prompt_id": n, "prompt": prompt, "dataset": "steam", "row": row}
+        for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+    answers = dict.fromkeys(range(6), " Good. ") | {5: " "}
+    more, dropped = further_examples(records, answers, [train], [held], shorten=str.upper)
+    assert dropped == {"in the set": 2, "of held-out users": 2, "without an answer": 2}
+    assert [(r.prompt, r.completion, r.meta["prompt_id"]) for r in more] == [
+        (prompts[4].upper(), "Good.", 4)
+    ]
+
+
+def test_users_of_different_data_sets_are_never_the_same():
+    text = game("Rust", ["Ark", "Braid", "Celeste"])
+    assert same_user(read_content(text, dataset="a"), read_content(text, dataset="a"))
+    assert not same_user(read_content(text, dataset="a"), read_content(text, dataset="b"))
+
+
+def test_smaller_draws_are_parts_of_larger_ones():
+    train, more = (
+        [steam(f"{name} {n}") for n in range(count)] for name, count in (("set", 10), ("more", 8))
+    )
+    sets = Sets(train, [], more, {})
+    by_count = {n: {record.prompt for record in drawn(sets, n, seed=1)} for n in (3, 10, 13, 18)}
+    assert [len(by_count[n]) for n in by_count] == [3, 10, 13, 18]
+    assert by_count[3] < by_count[10] < by_count[13] < by_count[18]
+    assert by_count[10] == {record.prompt for record in train}
+    assert by_count[3] != {record.prompt for record in drawn(sets, 3, seed=2)}
+    with pytest.raises(UserError, match="--counts: 19 instructions, but the set has 10 and"):
+        drawn(sets, 19, seed=1)
+
+
+def test_the_fit_is_that_of_least_squares():
+    counts = np.array([0, 10, 20, 50, 100, 216, 500, 1000, 2000], np.float64)
+    noise = np.random.default_rng(0).normal(0, 0.01, len(counts))
+    losses = 1.8 + 0.9 / (1 + counts / 40) + noise
+
+    def law(n, floor, drop, half):
+        return floor + drop / (1 + n / half)
+
+    expected, _ = curve_fit(law, counts, losses, p0=(2.0, 1.0, 100.0))
+    np.testing.assert_allclose(fit(counts, losses), expected, rtol=0.03)
+
+
+def test_intervals_hold_what_was_put_in():
+    rng = np.random.default_rng(0)
+    of_prompt = rng.normal(0, 0.2, 24)
+    results = {}
+    for count in (0, 10, 50, 216, 1000):
+        for seed in (0,) if not count else (0, 1, 2):
+            tokens = np.full(24, 80.0)
+            loss = (
+                1.8 + 0.9 / (1 + count / 40) + of_prompt + (rng.normal(0, 0.02) if count else 0.0)
+            )
+            results[count, seed] = {"loss": (loss * tokens).tolist(), "tokens": tokens.tolist()}
+    fitted = saturation(results, resamples=60)
+    for name, truth in (("half", 40), ("drop", 0.9), ("floor_perplexity", math.exp(1.8))):
+        assert fitted[name]["low"] <= fitted[name]["value"] <= fitted[name]["high"], name
+        assert 0.75 * truth < fitted[name]["value"] < 1.33 * truth, name
+    gained = fitted["gained"]["216"]
+    assert gained["low"] < 216 / 256 < gained["high"] and fitted["gained"]["0"]["value"] == 0.0
+    assert fitted["curve"][0]["value"] > fitted["curve"][-1]["value"]
+
+
+def arguments(folder, **changed):
+    values = dict(workdir=str(folder / "w"), tiny=True, counts="0,4,12", seeds="0", override=[])
+    values |= dict(judge="", published="", epochs=1, updates=2, max_prompt_tokens=600, resamples=5)
+    return argparse.Namespace(**(values | changed))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    def make(folder):
+        with runs.one_device():
+            write_json(folder / "result.json", curve.experiment(arguments(folder)))
+
+    return runs.once(tmp_path_factory, "instruction_curve", make)
+
+
+def test_figures_of_a_tiny_model(finished):
+    result = read_json(finished / "result.json")
+    assert result["counts"].keys() == {"0", "4", "12"} and result["held_out"] == 3
+    # The experiment measures prompt by prompt what the stage measures in packed rows.
+    for count, name in (("0", "base"), ("4", "tuned"), ("12", "tuned")):
+        run = finished / "w" / f"{'4' if count == '0' else count}_0"
+        expected = read_json(run / "evaluation.json")["instruct"][name]["held_out/perplexity"]
+        found = result["counts"][count]["held_out/perplexity"]
+        assert found["value"] == pytest.approx(expected["value"], rel=1e-4)
+        assert found["runs"] == 1
+        assert result["counts"][count]["grounding/item_named"]["value"] <= 1.0
+    held_out = {r.group for r in read_instructions(finished / "w" / "sets" / "held_out.jsonl")}
+    for count in (4, 12):
+        used = read_instructions(finished / "w" / f"{count}_0" / "instructions" / "train.jsonl")
+        assert len(used) == count and not held_out & {record.group for record in used}
+    assert "instructions" in curve.show(result)
+
+
+def test_what_is_done_is_read_and_not_made_again(finished, monkeypatch):
+    def refused(*args):
+        raise AssertionError("trained or measured again")
+
+    monkeypatch.setattr(curve, "Meter", refused)
+    monkeypatch.setattr("xrec_jax.training.language.fit", refused)
+    with runs.one_device():
+        again = curve.experiment(arguments(finished))
+    assert again["counts"] == read_json(finished / "result.json")["counts"]
+
+
+def test_a_judge_compares_with_the_base_in_both_orders(finished, monkeypatch, tmp_path):
+    """A judge that likes the longer text: the set's own answers win over a base's few words."""
+
+    def longer(prompts, first, second):
+        lengths = zip(map(len, first), map(len, second), strict=True)
+        return np.array([0.5 + 0.4 * np.sign(a - b) for a, b in lengths])
+
+    monkeypatch.setattr(curve.run_base, "load_base", lambda *args: None)
+    monkeypatch.setattr(curve, "load_judge", lambda *args: longer)
+    args = arguments(finished, judge=str(finished / "w" / "4_0"), workdir=str(tmp_path))
+    results = {
+        (count, 0): read_json(finished / "w" / ("4_0" if not count else f"{count}_0") / name)
+        for count, name in ((0, "base.json"), (4, "measured.json"))
+    }
+    held_out = read_instructions(finished / "w" / "sets" / "held_out.jsonl")
+    sets = Sets([], held_out, [], {})
+    config = curve.read_config(curve.RunDir(args.judge))
+    with runs.one_device():
+        ratios, learned = curve.win_ratios(args, config, sets, results)
+    assert ratios[-1, 0]["value"] == 1.0 and learned == 0
+    points = [
+        (1 + np.sign(len(a) - len(b))) / 2
+        for a, b in zip(results[4, 0]["texts"], results[0, 0]["texts"], strict=True)
+    ]
+    assert ratios[4, 0]["value"] == pytest.approx(np.mean(points))
+
+
+@pytest.mark.parametrize("counts", ["0", "5", "-1,5", "a,b"])
+def test_wrong_counts_are_refused(counts, tmp_path):
+    with pytest.raises(UserError, match="--counts"):
+        curve.experiment(arguments(tmp_path, counts=counts))
