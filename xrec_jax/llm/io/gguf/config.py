@@ -176,7 +176,7 @@ def _candidates(factors: np.ndarray, config: LlamaConfig) -> Iterator[RopeScalin
     for factor, length in itertools.product(possible, _ORIGINALS):
         yield RopeScaling(factor, original_max_positions=length)
     # Between the borders the share that is kept grows linearly with the frequency. The scale of
-    # the three parameters is free: `low_freq_factor` is 1.
+    # the three parameters is free: `low_freq_factor` is 1, or the length a published one.
     frequency = inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
     for factor in possible:
         kept = (1 / factors - 1 / factor) / (1 - 1 / factor)
@@ -186,8 +186,11 @@ def _candidates(factors: np.ndarray, config: LlamaConfig) -> Iterator[RopeScalin
         slope, start = np.polyfit(frequency[between].astype(np.float64), kept[between], 1)
         if slope > 0 > start:
             high = 1 - 1 / start
-            length = round(2 * np.pi * slope * (high - 1))
-            yield RopeScaling(factor, 1.0, round(high, 4), max(length, 1))
+            length = 2 * np.pi * slope * (high - 1)
+            yield RopeScaling(factor, 1.0, round(high, 4), max(round(length), 1))
+            # A length that is no whole number: the borders take the fraction.
+            scale = _ORIGINALS[0] / length
+            yield RopeScaling(factor, float(scale), float(scale * high), _ORIGINALS[0])
 
 
 class _Values:
