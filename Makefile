@@ -61,6 +61,7 @@ parity: $(PARITY_VENV)/.installed
 $(PARITY_VENV)/.installed: pyproject.toml setup.py constraints.txt experiments/parity/requirements.txt
 	$(PARITY_PYTHON) -m venv $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement experiments/parity/requirements.txt --editable .
+	$(if $(BASE),$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(BASE))
 	@touch $@
 
 # The documentation site; nothing is fetched while it is built.

@@ -3,8 +3,10 @@
     python -m experiments.parity.live
 
 Makes the goldens anew and compares them with the committed ones, compares this package with fresh
-goldens from another seed, and lets transformers and PEFT load what this package exports. Prints
-the largest absolute difference of each comparison; the exit status is 1 if one reaches 1e-4.
+goldens from another seed, and lets transformers and PEFT load what this package exports. Where
+SmolLM2's package is installed, both read its GGUF file, and the logits and 64 greedy tokens of five
+prompts are compared with each other and with the golden, in shares of the logits' range. Prints the
+largest absolute difference of each comparison; the exit status is 1 if one reaches 1e-4.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ import peft
 import torch
 import transformers
 
-from experiments.parity import checkpoints, make_goldens, ours
-from xrec_jax.llm.io import hf_export, peft_io, tensorfile
+from experiments.parity import checkpoints, gguf_logits, make_goldens, ours
+from xrec_jax.core.errors import UserError
+from xrec_jax.llm.io import hf_export, hub, peft_io, tensorfile
 from xrec_jax.llm.model import lora
 from xrec_jax.llm.model.llama import Llama
 
@@ -115,6 +118,17 @@ def exported(golden: pathlib.Path, scratch: pathlib.Path) -> Rows:
         yield f"export: {name} merged, in transformers", _difference(peer, ids, logits)
 
 
+def smollm2() -> Rows:
+    """Differences from transformers' own reader of GGUF files, on the base that a package holds."""
+    try:
+        path = hub.packaged()
+    except UserError as error:
+        print(f"left out: {error}")
+        return
+    yield from gguf_logits.weights_differing(path)
+    yield from gguf_logits.compared(path, ours.arrays(gguf_logits.GOLDEN))
+
+
 def _random_adapter(model: Llama, key: jax.Array) -> lora.Adapter:
     """An adapter of all projections that changes the logits."""
     config = lora.LoraConfig(rank=3, alpha=5.0)
@@ -154,6 +168,7 @@ def main() -> None:
             computed(args.golden, "committed"),
             computed(scratch / "fresh", f"seed {args.seed}"),
             exported(scratch / "fresh", scratch / "exported"),
+            smollm2(),
         ):
             for text, value in rows:
                 bad = not value < ours.LIMIT

@@ -31,7 +31,7 @@ from xrec_jax.core.storage.checksums import tree_checksums
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.io import hf, hub
 from xrec_jax.llm.io.gguf.model import open_model as open_gguf
-from xrec_jax.llm.io.gguf.reader import is_gguf
+from xrec_jax.llm.io.gguf.reader import SUFFIX, is_gguf
 from xrec_jax.llm.io.hf import Generation, HfModel, read_generation, read_object, silent
 from xrec_jax.llm.io.hf_export import dtype_of, new_directory, write_descriptions
 from xrec_jax.llm.io.tokenizer_files import copy_tokenizer
@@ -274,9 +274,11 @@ def open_model(path: epath.PathLike) -> HfModel | ImportedModel:
         raise UserError(f"{path}: an import that did not finish ({MARK} is missing); import again")
     weights = [name for name in (SINGLE, INDEX) if (folder / name).exists()]
     if not weights and not (folder / "config.json").exists():
+        ggufs = sorted(str(file) for file in folder.glob(f"*{SUFFIX}"))
+        hint = f"; give the GGUF file itself: {ggufs[0]}" if ggufs else ""
         raise UserError(
             f"{path}: no language model: neither {MARK} (imported checkpoint) nor config.json with "
-            f"{SINGLE} or {INDEX} (Hugging Face) is there"
+            f"{SINGLE} or {INDEX} (Hugging Face) is there{hint}"
         )
     return hf.open_model(path)
 
