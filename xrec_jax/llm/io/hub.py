@@ -66,8 +66,9 @@ def resolve(path: epath.PathLike) -> epath.PathLike:
     """Finds the files of a base; downloads a model of the hub that is not in the cache.
 
     Args:
-      path: a local file or directory, which comes first; a remote path such as `gs://`, which stays
-        as it is; "smollm2"; or ORG/NAME or ORG/NAME@REVISION of the hub.
+      path: "smollm2" (a directory that is called so is "./smollm2"); a local file or directory; a
+        remote path such as `gs://`; or ORG/NAME or ORG/NAME@REVISION of the hub, where nothing
+        local has that path.
 
     Returns:
       `path`, the file of the package, or the directory of the snapshot in the cache.
@@ -79,10 +80,10 @@ def resolve(path: epath.PathLike) -> epath.PathLike:
     if text.startswith("hf://"):
         name = text.removeprefix("hf://")
         raise UserError(f"{text}: hf:// is not supported; write {one_line(name)}, without it")
+    if text == SMOLLM2:  # also beside a directory of that name, such as the run's own
+        return str(packaged())
     if not is_local(text) or _may_exist(text):
         return path
-    if text == SMOLLM2:
-        return str(packaged())
     model = hub_model(text)
     if model is None:
         kind = "file" if text.lower().endswith(_FILE_ENDINGS) else "directory or file"
@@ -94,10 +95,9 @@ def resolve(path: epath.PathLike) -> epath.PathLike:
 
 
 def is_name(path: epath.PathLike) -> bool:
-    """True for "smollm2" and a model of the hub, unless a local path is called so."""
+    """True for "smollm2", and for a model of the hub unless a local path is called so."""
     text = os.fspath(path)
-    named = text == SMOLLM2 or hub_model(text) is not None
-    return named and not _may_exist(text)
+    return text == SMOLLM2 or (hub_model(text) is not None and not _may_exist(text))
 
 
 def recorded(path: epath.PathLike) -> str:
