@@ -1,6 +1,6 @@
 """Effect of tuning on explanations that are unequal between groups, and of balancing the set.
 
-    python experiments/bias_mitigation.py --base=runs/quickstart/base --workdir=runs/bias
+    python experiments/bias_mitigation.py --base=runs/scratch/base --workdir=runs/bias
 
 A teacher in the quickstart's world writes longer explanations for women than for men; all of them
 are true. Three adapters are tuned on as many of them, from the same base:
@@ -14,8 +14,8 @@ are true. Three adapters are tuned on as many of them, from the same base:
 Then the base and each of them answer the same prompts of visits that no set holds. The gap is
 Hedges' g of the number of words, women minus men, with a 95 % interval; p-values of words are
 Holm-corrected over the explainers and the changes between them, those of all other figures over
-the whole rest. Prints a table, writes JSON. The base is that of a finished quickstart. A run that
-was cut off goes on where it stopped.
+the whole rest. Prints a table, writes JSON. The base is that of a finished
+`configs/quickstart.py:scratch`. A run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def gaps(
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Runs all arms; see the head of this file."""
     sys.path.insert(0, str(ROOT))
-    config = importlib.import_module("configs.quickstart").get_config()
+    config = importlib.import_module("configs.quickstart").get_config("scratch")
     config.instruct.history = args.history
     config.instruct.train.batch_size = args.batch
     data = prepare(config.data)
@@ -288,7 +288,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", required=True, help="base of a finished quickstart")
+    parser.add_argument("--base", required=True, help="base of a finished quickstart:scratch")
     parser.add_argument("--workdir", required=True, help="where sets and runs go")
     parser.add_argument("--examples", type=int, default=240, help="to tune on, each arm")
     parser.add_argument("--epochs", type=int, default=8)

@@ -1,5 +1,7 @@
 """The config is composed of what all stages share and of the stages' own sections."""
 
+import importlib
+
 import pytest
 
 from tests import tiny
@@ -37,6 +39,25 @@ def test_a_smoke_test_without_a_language_model_leaves_it_out():
     assert config.stages == ("recommend",)
     assert config.llm == defaults.language_model()
     assert config.recommend.bpr.train.epochs == 2
+
+
+def test_the_quickstarts_smoke_test_is_that_of_the_run_from_nothing():
+    quickstart = importlib.import_module("configs.quickstart")
+    real, scratch = quickstart.get_config(), quickstart.get_config("scratch")
+    assert real.llm.path == "smollm2" and "pretrain" not in real.stages
+    assert scratch.llm.path == "" and "pretrain" in scratch.stages
+    # Nothing but the language model and what is asked of it differs.
+    assert real.recommend == scratch.recommend and real.data == scratch.data
+    assert quickstart.get_config("tiny") == defaults.variant(scratch, "tiny")
+
+
+def test_a_base_comes_behind_the_recommenders_of_a_smoke_test():
+    config = tiny.config("bpr")
+    config.stages, config.llm.path = ("recommend", "instruct", "explain"), "smollm2"
+    config.instruct.template = "llmxrec_movie"
+    made = defaults.variant(config, "tiny")
+    assert made.stages == ("recommend", "pretrain", "instruct", "explain")
+    assert made.instruct.template == "places"  # a world has places, not films
 
 
 def test_a_joint_smoke_test_has_something_to_read():
