@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests.fuzz.mutate import mutant, odd_value, survives
+from tests.llm.io.gguf import vocabularies
 from tests.llm.models import CONFIG, write
 from xrec_jax.llm.io import hf, tensorfile
 from xrec_jax.llm.io.bpe import train_bpe
+from xrec_jax.llm.io.gguf.model import open_model
+from xrec_jax.llm.io.gguf.reader import read_file
 from xrec_jax.llm.io.hf import Generation
 from xrec_jax.llm.io.peft_io import load_adapter, save_adapter
 from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
@@ -53,6 +56,25 @@ def test_headers(tmp_path, seed):
         return {n: [rows for _, rows in t.chunks(0, t.shape[0])] for n, t in known.items()}
 
     survives(read, path.read_bytes(), path, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("vocabulary", [vocabularies.byte_level, vocabularies.sentencepiece])
+def test_gguf(tmp_path, vocabulary, seed):
+    """The header of a GGUF file: model, tokenizer and what lies where."""
+    path = vocabularies.write(tmp_path / "model.gguf", vocabulary(), dtype="Q8_0")
+    end = min(tensor.offset for tensor in read_file(path).tensors.values())
+
+    def damage(data: bytes, seed: int, index: int) -> tuple[str, bytes]:
+        what, header = mutant(data[:end], seed, index)
+        return what, header + data[end:]
+
+    def read(path: pathlib.Path):
+        tokenizer = load_tokenizer(path)
+        tokenizer.encode("hello world 12")
+        return jax.tree.map(np.shape, open_model(path).load_params())
+
+    survives(read, path.read_bytes(), path, seed=seed, count=200, damage=damage)
 
 
 @pytest.mark.parametrize(("damage", "seed"), [(mutant, 0), (odd_value, 0), (odd_value, 1)])

@@ -16,6 +16,7 @@ from tests import runs, tiny
 from tests.data.test_packing import examples
 from tests.llm import models
 from tests.llm.io import hubs
+from xrec_jax import cli
 from xrec_jax.api import run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
@@ -424,6 +425,28 @@ def tuned(directory):
     lines = runs.metrics(workdir, "instruct")
     assert len(lines) == lines[-1]["step"] > 8
     return workdir
+
+
+def test_a_gguf_file_is_a_base_as_its_directory_is(tuned, directory, tmp_path):
+    """The same weights and tokenizer: the same losses and adapter, but an identity of its own."""
+    file = tmp_path / "base.gguf"
+    export = ["export-gguf", f"--base={directory / 'model'}", f"--output={file}", "--outtype=f32"]
+    assert cli.main(export) == 0
+    config = from_directory(directory)
+    config.llm.path = str(file)
+    assert not go_on(instruct, config, tmp_path / "run", mesh=tiny.mesh(1))
+    assert runs.metrics(tmp_path / "run") == runs.metrics(tuned)
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tuned / name).read_bytes()
+    base = base_of(tmp_path / "run" / "adapter")
+    assert base.path == str(file) and base.fingerprint == run_base.open_model(file).fingerprint()
+    # Other weights under the same name are noticed.
+    export[2] = f"--output={tmp_path / 'half.gguf'}"
+    assert cli.main([*export[:3], "--outtype=f16"]) == 0
+    shutil.move(tmp_path / "half.gguf", file)
+    loaded = run_base.load_base(config, RunDir(tmp_path / "run"), tiny.mesh(1))
+    with pytest.raises(UserError, match="this adapter was tuned on other weights"):
+        run_base.tuned_adapter(RunDir(tmp_path / "run"), loaded)
 
 
 def test_tuning_that_was_cut_off_ends_the_same(tuned, directory, tmp_path):
