@@ -55,8 +55,9 @@ mutations: setup
 PARITY_PYTHON ?= python3.11
 PARITY_VENV ?= .venv-parity
 
+# TEXTS: a folder of JSON-lines files, to compare tokenizers on 1,000 of their texts, too.
 parity: $(PARITY_VENV)/.installed
-	$(PARITY_VENV)/bin/python -m experiments.parity.live
+	$(PARITY_VENV)/bin/python -m experiments.parity.live $(if $(TEXTS),--texts=$(TEXTS))
 
 $(PARITY_VENV)/.installed: pyproject.toml setup.py constraints.txt experiments/parity/requirements.txt
 	$(PARITY_PYTHON) -m venv $(PARITY_VENV)

@@ -5,7 +5,8 @@
 Makes the goldens anew and compares them with the committed ones, compares this package with fresh
 goldens from another seed, and lets transformers and PEFT load what this package exports. Where
 SmolLM2's package is installed, both read its GGUF file, and the logits and 64 greedy tokens of five
-prompts are compared with each other and with the golden, in shares of the logits' range. Prints the
+prompts are compared with each other and with the golden, in shares of the logits' range. Tokens of
+its tokenizer and of small ones are compared with those of llama.cpp, too. Prints the
 largest absolute difference of each comparison; the exit status is 1 if one reaches 1e-4.
 """
 
@@ -29,7 +30,7 @@ import peft
 import torch
 import transformers
 
-from experiments.parity import checkpoints, gguf_logits, make_goldens, ours
+from experiments.parity import checkpoints, gguf_logits, gguf_tokenizers, make_goldens, ours
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.io import hf_export, hub, peft_io, tensorfile
 from xrec_jax.llm.model import lora
@@ -129,6 +130,13 @@ def smollm2() -> Rows:
     yield from gguf_logits.compared(path, ours.arrays(gguf_logits.GOLDEN))
 
 
+def tokenizers(texts: pathlib.Path | None) -> Rows:
+    """Lines that the tokenizers of GGUF files encode otherwise than their references."""
+    for row in gguf_tokenizers.rows(texts):
+        if row.must_agree:
+            yield f"tokenizer: {row.text}", float(row.lines)
+
+
 def _random_adapter(model: Llama, key: jax.Array) -> lora.Adapter:
     """An adapter of all projections that changes the logits."""
     config = lora.LoraConfig(rank=3, alpha=5.0)
@@ -154,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--golden", type=pathlib.Path, default=COMMITTED)
     parser.add_argument("--seed", type=int, default=1, help="of the fresh goldens")
+    parser.add_argument("--texts", type=pathlib.Path, help="folder of JSON lines for tokenizers")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # other libraries' deprecations
     versions = {p.__name__: p.__version__ for p in (torch, transformers, peft, jax)}
@@ -169,6 +178,7 @@ def main() -> None:
             computed(scratch / "fresh", f"seed {args.seed}"),
             exported(scratch / "fresh", scratch / "exported"),
             smollm2(),
+            tokenizers(args.texts),
         ):
             for text, value in rows:
                 bad = not value < ours.LIMIT
