@@ -10,7 +10,8 @@ Of the 240 explanations 216 are tuned on and 24 held out, the same 24 as in
 119: rows of 1,408 tokens are 93 % full (1,024: 81 %), and one is read at a time for memory's sake.
 `evaluation.json` has perplexity, length, completeness and grounding of the answers of base and
 tuned model, beside the grounding of the human-checked answers (`reference`), and for each data set
-the share that names its title: the reference paraphrases headlines, too. The report shows them.
+the share that names its title: the reference paraphrases headlines, too. The report shows them
+and the first answers.
 """
 
 from ml_collections import ConfigDict

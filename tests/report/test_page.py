@@ -15,6 +15,7 @@ from xrec_jax.core.storage import files
 from xrec_jax.report.page import write_report
 from xrec_jax.report.sections import SECTIONS
 from xrec_jax.report.sections.wins import pair_verdicts
+from xrec_jax.text import get
 
 HOSTILE = (
     '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" \u2028 \U0001f600'
@@ -544,6 +545,38 @@ def test_likeness_to_references_as_the_assessment_names_it(tmp_path):
     text, page = with_figures(tmp_path / "run", assess=named({"tuned": tuned}))
     assert "Likeness to the references" in text
     assert [v for v in page.data["texts"] if v in (2.5, 1.25, 1.5, 1.125)] == [2.5, 1.25, 1.125]
+
+
+def test_a_run_that_only_tunes_shows_its_held_out_answers(tmp_path):
+    template = get("llmxrec_movie")
+    prompt = template.assemble(
+        user=template.render_user({"age": 30, "gender": "male", "occupation": "artist"}),
+        item=template.render_item({"movie_title": "Gattaca", "class": ["Drama"]}),
+        entries=[template.render_entry({"movie_title": "Alien", "class": ["Sci-Fi"]}, 1)],
+    )
+    folder = empty_run(tmp_path / "run")
+    figures = {"grounding/item_named": 0.75, "grounding/item_named_steam": 0.5, "text/words": 50.0}
+    systems = named(dict.fromkeys(("base", "tuned", "reference"), figures))
+    files.write_json(folder / "evaluation.json", {"instruct": systems})
+    records = [
+        {"prompt": asked, "base": HOSTILE, "tuned": "You like Alien.", "reference": "A true one."}
+        for asked in (prompt, "Why?")
+    ]
+    write_lines(folder / "explanations" / "held_out.jsonl", records)
+    text, page = read(folder)
+    section = section_of(text, "language")
+    assert "Answers to 2 held-out prompts" in section and "A true one." in section
+    assert '<th scope="row">Gattaca</th>' in section
+    assert '<th scope="row">prompt 2</th>' in section
+    assert "<img" not in section
+    grounding = section_of(text, "faithfulness")
+    assert "Here the answers to held-out prompts" in grounding
+    assert "Item named, steam" in grounding and grounding.count("the set&#x27;s own answers")
+    assert page.data["faithfulness"].count(0.75) == 3
+    assert "own answers" in section_of(text, "texts")
+    # Beside explained recommendations, which are of other prompts, they are left out.
+    text, _ = with_figures(tmp_path / "other", instruct=systems, explain=systems)
+    assert "own answers" not in section_of(text, "texts")
 
 
 def test_passed_checks_are_folded(full):

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from xrec_jax.evaluation.texts.prompt_grounding import prompt_context
+from xrec_jax.inference import explainers, run_records
 from xrec_jax.report.charts.lines import Line, line_chart
 from xrec_jax.report.charts.panels import grid
 from xrec_jax.report.html.markup import Html, table, tag
@@ -14,6 +16,7 @@ from xrec_jax.report.run_files import RunFiles, Section
 from xrec_jax.report.wording import label
 
 ID, TITLE = "language", "Language model"
+_SHOWN = 12  # held-out prompts whose answers are shown
 HOW = "Add the stages pretrain and instruct to config.stages."
 _TITLES = {
     "pretrain": "Pre-training of the base",
@@ -26,7 +29,7 @@ _CURVES = (("train/loss", "training", "k0"), ("valid/loss", "held out", "k1"))
 
 def build(run_files: RunFiles) -> Section | None:
     """Builds the section; None if no language model was trained."""
-    body = [grid(_charts(run_files), wide=True), _perplexity(run_files)]
+    body = [grid(_charts(run_files), wide=True), _perplexity(run_files), _answers(run_files)]
     if not any(body):
         return None
     lead = (
@@ -81,5 +84,37 @@ def _perplexity(run_files: RunFiles) -> Html | None:
             "p",
             "Perplexity e.g. 3: as unsure as if it drew from three tokens each time.",
             class_="note",
+        ),
+    )
+
+
+def _answers(run_files: RunFiles) -> Html | None:
+    """Answers to the first held-out prompts, where no recommendation is explained."""
+    if run_files.pairs:
+        return None
+    systems = (explainers.BASE, explainers.TUNED)
+    rows = []
+    for record in run_records.held_out_answers(run_files.rundir)[:_SHOWN]:
+        if any(record.get(name) is None for name in systems):
+            continue
+        # The whole prompt would fill a page: what is recommended says which one it is.
+        context = prompt_context(record.get("prompt") or "")
+        rows.append(
+            [
+                context["title"] if context else f"prompt {len(rows) + 1}",
+                *(record[name] for name in systems),
+                record.get("reference") or "",
+            ]
+        )
+    if not rows:
+        return None
+    return tag(
+        "details",
+        tag("summary", f"Answers to {len(rows)} held-out prompts"),
+        table(
+            ("Recommended", *map(label, systems), label("reference")),
+            rows,
+            caption="Answers to held-out prompts",
+            class_="meant",
         ),
     )

@@ -38,6 +38,8 @@ def build(run_files: RunFiles) -> Section | None:
                 systems.setdefault(system, {}).update(
                     {k: v for k, v in named.items() if k.startswith(_GROUPS)}
                 )
+    if run_files.stage("explain"):
+        systems.pop("reference", None)  # of other prompts than those that are explained
     systems = {system: metrics for system, metrics in systems.items() if metrics}
     lengths = {
         label(name): (
