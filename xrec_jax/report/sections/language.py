@@ -93,7 +93,7 @@ def _answers(run_files: RunFiles) -> Html | None:
     if run_files.pairs:
         return None
     systems = (explainers.BASE, explainers.TUNED)
-    rows = []
+    rows: list[list[object]] = []
     for record in run_records.held_out_answers(run_files.rundir)[:_SHOWN]:
         if any(record.get(name) is None for name in systems):
             continue
