@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from tests.llm.io.gguf import vocabularies
@@ -12,7 +13,12 @@ from tests.llm.io.gguf.vocabularies import CONTROL, TEMPLATE, byte_level, senten
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.io import checkpoint
 from xrec_jax.llm.io.gguf.pretokenizers import PRE_TOKENIZERS, backend_of
-from xrec_jax.llm.io.gguf.tokenizer import build_tokenizer, merges_of_scores, read_vocabulary
+from xrec_jax.llm.io.gguf.tokenizer import (
+    build_tokenizer,
+    merges_of_scores,
+    read_generation,
+    read_vocabulary,
+)
 from xrec_jax.llm.io.tokenizer import load_tokenizer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "smollm2.json"
@@ -127,6 +133,23 @@ def test_sentencepiece_merges_by_score():
         assert tokens(metadata, text) == greedy_pieces(text, scores)
 
 
+def test_sentencepiece_is_transformers_llama_tokenizer():
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    metadata = sentencepiece()
+    names, scores = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores"))
+    ids = {token: number for number, token in enumerate(names)}
+    merges = generate_merges(ids, dict(zip(names, scores, strict=True)))
+    assert list(merges_of_scores(names, scores)) == merges
+    theirs, ours = LlamaTokenizer(vocab=ids, merges=merges), build(metadata)
+    golden = [line["text"] for line in json.loads(GOLDEN.read_text())["lines"]]
+    for text in [*golden, "  hello  world ", "hello</s> world", "low\n\nold 12 3"]:
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours(text, add_special_tokens=False)["input_ids"] == expected
+        assert ours.decode(expected) == theirs.decode(expected)
+
+
 def test_sentencepiece_bytes_spaces_and_special_tokens():
     metadata = sentencepiece()
     # Characters without a token become the bytes of their UTF-8 form.
@@ -222,6 +245,26 @@ def test_an_unknown_pre_tokenizer_lists_the_known_ones():
     with pytest.raises(UserError) as error:
         build(byte_level(pre="poro-chat"))
     assert all(name in str(error.value) for name in PRE_TOKENIZERS)
+
+
+WRONG = (None, -1, 7, 2.5, True, "", "a b", [], ["a"], [1, 2], np.arange(3), np.ones(3), {})
+
+
+@pytest.mark.parametrize("vocabulary", [byte_level, sentencepiece])
+def test_any_wrong_value_is_one_line(vocabulary):
+    """Every key with a value of every wrong kind: read, or one line that names the file."""
+    metadata = vocabulary()
+    keys = {*metadata, *byte_level(), *sentencepiece(), "tokenizer.ggml.eot_token_id"}
+    keys |= {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"}
+    for key in sorted(keys):
+        for value in WRONG:
+            changed = {**metadata, key: value}
+            for read in (lambda m: read_generation(m, "x.gguf"), build):
+                try:
+                    read(changed)
+                except UserError as error:
+                    text = str(error)
+                    assert text.startswith("x.gguf: ") and "\n" not in text and len(text) < 500
 
 
 def test_missing_files(tmp_path):

@@ -23,7 +23,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of `tokenizer.ggml.token_
 _SPECIAL = {"bos": Key.BOS_ID, "eos": Key.EOS_ID, "unk": Key.UNK_ID, "pad": Key.PAD_ID}
 # llama.cpp's ids of a SentencePiece vocabulary whose file names none.
 _SENTENCE_PIECE_IDS = {"unk": 0, "bos": 1, "eos": 2}
-# Control tokens that end a turn of a conversation, in files without `eot_token_id`.
+# Special tokens that end a turn of a conversation, in files without `eot_token_id`.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
 _FATAL = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
@@ -118,12 +118,12 @@ def read_generation(metadata: Mapping[str, Any], where: str) -> Generation:
     special = _special_ids(metadata, where)
     named = (_id(metadata, key, where) for key in (Key.EOT_ID, Key.EOM_ID))
     ends = [number for number in named if number is not None]
-    types = metadata.get(Key.TOKEN_TYPES)
-    if not ends and types is not None:
+    tokens, types = metadata.get(Key.TOKENS), metadata.get(Key.TOKEN_TYPES)
+    if not ends and isinstance(tokens, list) and isinstance(types, (list, np.ndarray)):
         # As in llama.cpp, files of an older converter are read by the texts of their tokens.
-        pairs = zip(metadata.get(Key.TOKENS, ()), types, strict=False)
-        control = {token: n for n, (token, its) in enumerate(pairs) if its == CONTROL}
-        ends = [control[text] for text in _TURN_ENDS if text in control]
+        pairs = enumerate(zip(tokens, types, strict=False))
+        whole = {token: n for n, (token, its) in pairs if its in (CONTROL, USER_DEFINED)}
+        ends = [whole[text] for text in _TURN_ENDS if text in whole]
     eos = [special["eos"]] if "eos" in special else []
     return Generation(special.get("bos"), tuple(dict.fromkeys([*eos, *ends])), special.get("pad"))
 
@@ -244,7 +244,8 @@ def _sentence_piece(vocabulary: Vocabulary) -> Any:
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTokenizer:
-    name = _value(metadata, Key.TOKENIZER_PRE, str, where, default="default")
+    name = _value(metadata, Key.TOKENIZER_PRE, str, where)
+    name = "default" if name is None else name  # as in llama.cpp
     if name not in PRE_TOKENIZERS:
         raise UserError(
             f"{where}: {Key.TOKENIZER_PRE}={one_line(name)!r} is an unknown pre-tokenizer; valid: "
@@ -276,8 +277,10 @@ def _merges(
 
 def _special_ids(metadata: Mapping[str, Any], where: str) -> dict[str, int]:
     """Ids by name, as named by the file or, for SentencePiece, LLaMA 2's."""
-    of_llama = metadata.get(Key.TOKENIZER_MODEL) == SENTENCE_PIECE
-    ids = dict(_SENTENCE_PIECE_IDS) if of_llama else {}
+    model, tokens = metadata.get(Key.TOKENIZER_MODEL), metadata.get(Key.TOKENS)
+    ids = {}
+    if isinstance(model, str) and model == SENTENCE_PIECE and isinstance(tokens, list):
+        ids = {name: n for name, n in _SENTENCE_PIECE_IDS.items() if n < len(tokens)}
     for name, key in _SPECIAL.items():
         number = _id(metadata, key, where)
         if number is not None:
@@ -285,10 +288,9 @@ def _special_ids(metadata: Mapping[str, Any], where: str) -> dict[str, int]:
     return ids
 
 
-def _value(
-    metadata: Mapping[str, Any], key: str, kind: type, where: str, default: Any = None
-) -> Any:
-    value = metadata.get(key, default)
+def _value(metadata: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    """A value of the metadata; None if it is missing and not needed."""
+    value = metadata.get(key)
     if value is None and key == Key.TOKENIZER_MODEL:
         raise UserError(f"{where}: no tokenizer: {key} is missing")
     if value is not None and type(value) is not kind:
@@ -321,7 +323,7 @@ def _id(metadata: Mapping[str, Any], key: str, where: str) -> int | None:
     """A token id of the metadata; None if it is missing or says that there is none."""
     value = metadata.get(key)
     # Some writers store an id that is missing as -1, in a type without a sign.
-    if value is None or value in (-1, (1 << 32) - 1):
+    if value is None or (type(value) is int and value in (-1, (1 << 32) - 1)):
         return None
     tokens = metadata.get(Key.TOKENS)
     count = len(tokens) if isinstance(tokens, list) else 1 << 32
