@@ -1,6 +1,7 @@
-"""Logits of a GGUF file: ours against the loader of transformers, in float32.
+r"""Logits of a GGUF file: ours against the loader of transformers, in float32.
 
-    python -m experiments.parity.gguf_logits --gguf=FILE [--out=GOLDEN.npz]
+    python -m experiments.parity.gguf_logits --gguf=FILE [--out=GOLDEN.npz] \
+      [--json=experiments/results/gguf_parity.json]
 
 Reads the file with both libraries, compares the logits of five prompts and the 64 greedy tokens
 after each. With `--out` it writes the reference's results, a part of the logits only, as the golden
@@ -10,6 +11,7 @@ that `make test` compares with; `make parity` compares with both. Shapes stand [
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -153,16 +156,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gguf", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, help="write the golden there")
+    parser.add_argument("--json", type=pathlib.Path, help="write the differences there")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     golden: dict[str, np.ndarray] = {} if args.out else ours.arrays(GOLDEN)
     failed, start = 0, time.monotonic()
+    differences: dict[str, float] = {}
     for rows in (weights_differing(args.gguf), compared(args.gguf, golden)):
         for text, value in rows:
             bad = not value < LIMIT
             failed += bad
+            differences[text] = value
             print(f"{value:9.1e}  {text}{'   TOO LARGE' if bad else ''}", flush=True)
     print(f"{time.monotonic() - start:.0f} s")
+    if args.json:
+        packages = {p.__name__: p.__version__ for p in (torch, transformers, jax)}
+        content = {"packages": packages, "differences": differences}
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
     if args.out:
         leads = [float(value) for key, value in golden.items() if key.endswith("/lead")]
         print(f"least lead of a greedy token: {min(leads):.4f}")

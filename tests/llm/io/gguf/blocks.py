@@ -29,7 +29,7 @@ def random(dtype: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     numbers, size, (offset, count) = LAYOUTS[dtype]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (rows * columns // numbers, size), np.uint8)
-    largest = {32: 0.01, 256: 0.0002}[numbers]
+    largest = {"Q6_K": 5e-5}.get(dtype, {32: 1e-2, 256: 2e-4}[numbers])
     scales = rng.uniform(0.1 * largest, largest, (len(blocks), count)).astype(np.float16)
     blocks[:, offset : offset + 2 * count] = scales.view(np.uint8)
     return blocks.reshape(rows, -1)

@@ -56,7 +56,8 @@ def write(
     Args:
       path: the file.
       config: the model.
-      weights: default: random ones. K-quants are random blocks in any case.
+      weights: default: random ones. K-quants, which the package does not write, are random blocks
+        in any case.
       dtype: type of the matrices; vectors are float32.
       metadata: keys to add or, as None, to leave out.
       change: called with the writer before the file is written.
@@ -133,7 +134,7 @@ def _encoded(tensor: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.n
         return tensor, tensor
     if kind == "F16":
         return tensor.astype(np.float16), tensor.astype(np.float16).astype(np.float32)
-    if kind in blocks.LAYOUTS:
+    if kind.endswith("_K"):
         data = blocks.random(kind, *tensor.shape, seed)
         return data, blocks.values(kind, data).astype(np.float32)
     kind_of = gguf.GGMLQuantizationType[kind]
