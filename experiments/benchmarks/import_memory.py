@@ -26,8 +26,9 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from xrec_jax import cli
-from xrec_jax.llm.io import checkpoint, hf, hf_export
+from xrec_jax.llm.io import checkpoint, hf, hf_export, hub
 from xrec_jax.llm.io.gguf import export
+from xrec_jax.llm.io.gguf.model import open_model
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.layout import Parameter, parameters
 
@@ -118,7 +119,7 @@ def load_here(path: str) -> None:
     """Loads a GGUF file and prints how long that took and what memory."""
     before = peak_memory()
     start = time.monotonic()
-    model = checkpoint.open_model(path)
+    model = open_model(hub.resolve(path))
     opened = time.monotonic()
     params = model.load_params()
     read = time.monotonic()

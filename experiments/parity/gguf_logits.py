@@ -28,7 +28,7 @@ import torch
 import transformers
 
 from experiments.parity import ours
-from xrec_jax.llm.io.checkpoint import open_model
+from xrec_jax.llm.io.gguf.model import open_model
 from xrec_jax.llm.io.tokenizer import load_tokenizer
 from xrec_jax.llm.language_model import load_llm
 
@@ -128,7 +128,7 @@ def compared(path: pathlib.Path, golden: dict[str, np.ndarray] | None = None) ->
         if golden is not None:
             part = golden_of(theirs, number)
             part |= {"ids": np.array(ids, np.int32), "greedy": tokens.astype(np.int32)}
-            part |= {"lead": np.float32(least)}
+            part |= {"lead": np.array(least, np.float32)}
             for key, value in part.items():
                 if f"{number}/{key}" not in golden:
                     golden[f"{number}/{key}"] = value
