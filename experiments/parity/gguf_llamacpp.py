@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -115,6 +116,21 @@ def compared(path: pathlib.Path, case: Case) -> dict[str, float]:
         "greedy_tokens": len(tokens),
         "same_greedy_tokens": int((ours.argmax(axis=1) == tokens).sum()),
     }
+
+
+def rows() -> Iterator[tuple[str, float]]:
+    """Differences for `make parity`; of files that are no float32, what is beyond their limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, case) in enumerate(cases().items()):
+            result = compared(pathlib.Path(folder) / f"{number}.gguf", case)
+            difference, what = result["log_prob_difference"], f"GGUF of {name} in llama.cpp"
+            if case[1] == "F32":
+                yield f"{what}: log-probabilities", difference
+                wrong = result["greedy_tokens"] - result["same_greedy_tokens"]
+                yield f"{what}: greedy tokens that differ", float(wrong)
+            else:
+                beyond = max(0.0, difference - ROUNDED_LIMIT)
+                yield f"{what}: log-probabilities beyond {ROUNDED_LIMIT}", beyond
 
 
 def main() -> None:

@@ -30,7 +30,14 @@ import peft
 import torch
 import transformers
 
-from experiments.parity import checkpoints, gguf_logits, gguf_tokenizers, make_goldens, ours
+from experiments.parity import (
+    checkpoints,
+    gguf_llamacpp,
+    gguf_logits,
+    gguf_tokenizers,
+    make_goldens,
+    ours,
+)
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.io import hf_export, hub, peft_io, tensorfile
 from xrec_jax.llm.model import lora
@@ -177,6 +184,7 @@ def main() -> None:
             computed(args.golden, "committed"),
             computed(scratch / "fresh", f"seed {args.seed}"),
             exported(scratch / "fresh", scratch / "exported"),
+            gguf_llamacpp.rows(),
             smollm2(),
             tokenizers(args.texts),
         ):

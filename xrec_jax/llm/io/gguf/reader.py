@@ -188,7 +188,7 @@ class _Header:
 
     def __init__(self, path: pathlib.Path, file: io.BufferedReader):
         self._path, self._file = path, file
-        self._size = path.stat().st_size
+        self._size, self._at = path.stat().st_size, 0
 
     def read(self) -> GgufFile:
         """Reads metadata and descriptions of the tensors."""
@@ -228,6 +228,7 @@ class _Header:
         if start[:4] != MAGIC:
             raise UserError(f"{self._path}: not a GGUF file: it begins with {start[:4]!r}")
         self._file.seek(len(MAGIC))
+        self._at = len(MAGIC)
         version = self._number("I")
         if version and not version & 0xFFFF:
             raise UserError(
@@ -249,15 +250,18 @@ class _Header:
 
     def _bytes(self, count: int, what: str) -> bytes:
         """Reads bytes; their number is checked before memory is allocated."""
-        at = self._file.tell()
-        if count > self._size - at:
-            raise self._damaged(f"{what} takes {count} bytes, {self._size - at} are left")
-        if at + count > _MAX_HEADER:
+        if count > self._size - self._at:
+            raise self._damaged(f"{what} takes {count} bytes, {self._size - self._at} are left")
+        if self._at + count > _MAX_HEADER:
             raise UserError(
-                f"{self._path}: {what} ends {at + count} bytes into the file; headers above "
+                f"{self._path}: {what} ends {self._at + count} bytes into the file; headers above "
                 f"{_MAX_HEADER} bytes are not read"
             )
-        return self._file.read(count)
+        data = self._file.read(count)
+        if len(data) < count:  # cut off since it was opened
+            raise self._damaged(f"it ends inside {what}")
+        self._at += count
+        return data
 
     def _number(self, kind: str) -> Any:
         format = f"<{kind}"
@@ -289,7 +293,7 @@ class _Header:
     def _array(self, what: str) -> list[str] | np.ndarray:
         kind, count = self._number("I"), self._number("Q")
         if kind == _STRING:
-            left = self._size - self._file.tell()
+            left = self._size - self._at
             if 8 * count > left:  # every text has a length of 8 bytes
                 raise self._damaged(f"{what} has {count} texts, {left} bytes are left")
             return [self._text(_MAX_HEADER, what) for _ in range(count)]
@@ -329,7 +333,7 @@ class _Header:
         """Checks that the tensors follow each other up to the end of the file."""
         import gguf
 
-        start = -(-self._file.tell() // alignment) * alignment
+        start = -(-self._at // alignment) * alignment
         end = 0
         tensors: dict[str, Tensor] = {}
         for name, dtype, shape, offset in described:
