@@ -61,6 +61,14 @@ def test_published_scalings_are_recovered(config):
     assert gguf_config.with_rope_factors(plain, factors, where="x") == config
 
 
+@pytest.mark.parametrize("factor", [5.0, 3.0, 2.7, 10.5, 40.0])
+def test_our_own_factors_are_recovered(factor):
+    config = dataclasses.replace(LLAMA31, rope_scaling=RopeScaling(factor, 1.0, 4.0, 8192))
+    plain = dataclasses.replace(config, rope_scaling=None)
+    factors = gguf_config.rope_factors(config)
+    assert gguf_config.with_rope_factors(plain, factors, where="x") == config
+
+
 @pytest.mark.parametrize(
     "scaling",
     [

@@ -30,6 +30,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _WINDOW = "llama.attention.sliding_window"
 _SCALINGS = ("none", "linear")
 _PRECISION = 1e-5  # relative; factors are stored in float32
+_ROUNDING = 3e-7  # of a quotient in float32
 # Scalings that LLaMAs were published with come first; of equal ones the first is chosen.
 _FACTORS = (8.0, 32.0, 2.0, 4.0, 16.0, 64.0)
 _ORIGINALS = tuple(dict.fromkeys([8192, *(1 << n for n in range(3, 21))]))
@@ -171,6 +172,8 @@ def _linear(factor: float) -> RopeScaling | None:
 def _candidates(factors: np.ndarray, config: LlamaConfig) -> Iterator[RopeScaling]:
     """Llama 3 scalings that may give the factors: published ones, then a fitted one."""
     largest = _shortest(factors.max())
+    if abs(float(f"{largest:.6g}") / largest - 1) < _ROUNDING:
+        largest = float(f"{largest:.6g}")  # 5, stored as the quotient 4.9999995 of two frequencies
     # The largest factor is the scaling's own, unless no frequency is low enough to be fully scaled.
     possible = dict.fromkeys([largest, *(f for f in _FACTORS if f > largest)])
     for factor, length in itertools.product(possible, _ORIGINALS):
