@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from xrec_jax.core.errors import UserError
@@ -56,7 +57,9 @@ def import_model(path: str, output: str, *, dtype: str = "") -> None:
     source = checkpoint.open_model(path)
     if isinstance(source, checkpoint.ImportedModel):
         raise UserError(f"{path}: is an imported checkpoint already")
-    progress = _Bytes("import", 2 * source.file_bytes)  # read once, written once
+    # All arrays as they are read, dequantised, and the files once more for the digest.
+    arrays = sum(math.prod(t.shape) * t.array_dtype.itemsize for t in source.tensors.values())
+    progress = _Bytes("import", arrays + source.file_bytes)
     try:
         checkpoint.import_model(source, output, dtype=dtype or None, advance=progress)
     finally:

@@ -160,6 +160,27 @@ def test_import_and_adapters(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_progress_of_an_import_ends_at_its_total(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, label, total, **options):
+            self.total, self.count = total, 0
+            bars.append(self)
+
+        def advance(self, count):
+            self.count += count
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("xrec_jax.api.convert._MIB", 1000)
+    monkeypatch.setattr("xrec_jax.api.convert.Progress", Bar)
+    file = vocabularies.write(tmp_path / "x.gguf", vocabularies.byte_level(), dtype="Q4_0")
+    assert cli.main(["import", f"--path={file}", f"--output={tmp_path / 'in'}"]) == 0
+    assert [bar.count for bar in bars] == [bar.total for bar in bars] and bars[0].total > 300
+
+
 def test_load_llm(tmp_path):
     """A model answers from its file as from a directory made of it."""
     file = vocabularies.write(tmp_path / "x.gguf", vocabularies.byte_level(), dtype="Q5_0")
