@@ -341,7 +341,9 @@ def test_ones_own_with_the_tuned_model(copy, session, exported, monkeypatch):
     asked = {key: exported[0][key] for key in ("base", "adapter")}
     for record, one in zip(records, exported, strict=True):
         assert record["text"] == one["text"].upper() + "!" and record["explainer"] == "loud"
-        assert asked.items() <= record.items() and record["log_prob"] == one["log_prob"]
+        assert asked.items() <= record.items()
+        # Another batch may round a sum otherwise.
+        assert record["log_prob"] == pytest.approx(one["log_prob"], rel=1e-6)
     shutil.rmtree(copy / "adapter")
     with pytest.raises(UserError, match=r"explain\.explainers: 'loud' needs stage 'instruct'"):
         staged(copy, stages=("recommend", "explain"), explainers=("loud",))
