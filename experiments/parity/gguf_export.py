@@ -5,19 +5,24 @@
 Puts a random LoRA adapter on the base, large enough to change every answer, and generates greedily
 from five prompts in the base's chat template: here with base and adapter; in llama.cpp with what
 `xrec export-gguf` wrote in each type; in transformers with the base that `xrec export-hf` wrote and
-the adapter in PEFT. llama.cpp's keys and values are kept in float32, so that the float32 file is
-compared in float32 throughout; float16 and Q8_0 files are rounded, so their answers may leave ours
-where two tokens are nearly as likely. Exit status 1 if an answer in float32 differs.
+the adapter in PEFT. llama.cpp keeps keys and values in float32 and computes attention plainly, so
+that the float32 file is compared in float32 throughout; float16 and Q8_0 files are rounded, so
+their answers may leave ours where two tokens are nearly as likely. The same in float32 with small
+random models, of other shapes, scalings of RoPE and kinds of tokenizers. Exit status 1 if an answer
+in float32 differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
 import tempfile
+import zlib
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # float32 there is float32
@@ -30,12 +35,20 @@ import torch
 import transformers
 import xllamacpp
 
-from experiments.parity.gguf_tokenizers import LlamaCpp
+from experiments.parity.gguf_tokenizers import (
+    LlamaCpp,
+    byte_level_vocabulary,
+    differing,
+    golden_lines,
+    sentencepiece_model,
+    sentencepiece_vocabulary,
+)
 from xrec_jax.api import convert
-from xrec_jax.llm.io import checkpoint, peft_io
+from xrec_jax.llm.io import checkpoint, hf_export, peft_io
+from xrec_jax.llm.io.gguf.tokenizer import build_tokenizer, read_vocabulary
 from xrec_jax.llm.language_model import LanguageModel, load_llm
-from xrec_jax.llm.model import lora
-from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model import layout, lora
+from xrec_jax.llm.model.config import LlamaConfig, RopeScaling
 
 PROMPTS = (
     "Why might somebody who liked Heat (1995) and Ronin (1998) enjoy Collateral (2004)?",
@@ -68,7 +81,8 @@ def ours(lm: LanguageModel, adapter: str | None = "default") -> Ids:
 def llama_cpp(path: pathlib.Path, prompts: Ids, ends: tuple[int, ...]) -> Ids:
     """Greedy answers of llama.cpp to prompts given as token ids."""
     kind = xllamacpp.ggml_type.GGML_TYPE_F32
-    server = LlamaCpp(path, CONTEXT, cache_type_k=kind, cache_type_v=kind)
+    plain = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = LlamaCpp(path, CONTEXT, cache_type_k=kind, cache_type_v=kind, flash_attn_type=plain)
     answers = [
         server.post(
             "/completion",
@@ -131,6 +145,66 @@ def compared(answers: Ids, reference: Ids) -> dict[str, Any]:
     }
 
 
+def random_parameter(parameter: layout.Parameter) -> np.ndarray:
+    """A parameter that depends on its name alone, `parameter.shape`."""
+    rng = np.random.default_rng(zlib.crc32(parameter.name.encode()))
+    normal = rng.normal(size=parameter.shape).astype(np.float32)
+    if parameter.path[-1] == "scale":
+        return 1 + 0.2 * normal
+    # Outputs as large as the inputs, so that rounding errors do not grow from layer to layer.
+    return normal / np.float32(math.sqrt(parameter.hf_shape[-1]))
+
+
+def small_models(scratch: pathlib.Path) -> dict[str, Any]:
+    """Small random models exported in float32: tokens of llama.cpp that differ from ours."""
+    lines = golden_lines()
+    byte_level = byte_level_vocabulary([line for line in lines if "<|" not in line])
+    byte_level |= {"tokenizer.ggml.pre": "llama-bpe"}
+    pieces = sentencepiece_vocabulary(sentencepiece_model(lines))
+    result = {}
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "Llama 3.1, scaled RoPE": (byte_level, {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)}),
+        "linear scaling": (byte_level, {"rope_scaling": RopeScaling(4.0, kind="linear")}),
+        "SentencePiece, tied": (pieces, {"tie_embeddings": True, "rope_theta": 1e4}),
+        "own head size": (pieces, {"head_dim": 24, "num_kv_heads": 4}),
+    }
+    for name, (vocabulary, changes) in cases.items():
+        folder = scratch / name.replace(" ", "_")
+        config = LlamaConfig(
+            vocab_size=len(vocabulary["tokenizer.ggml.tokens"]),
+            hidden_size=64,
+            intermediate_size=96,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            max_positions=CONTEXT,
+            rope_theta=5e5,
+        )
+        config = dataclasses.replace(config, **changes)
+        hf_export.save_params(folder, layout.build(config, random_parameter), config)
+        tokenizer = build_tokenizer(read_vocabulary(vocabulary, name), name)
+        tokenizer.save_pretrained(str(folder))
+        path = folder.with_suffix(".gguf")
+        convert.export_gguf(str(folder), str(path), out_type="f32")
+
+        # Long prompts: at the first positions no scaling shows.
+        lm = load_llm(folder)
+        begins = [line for line in lines if line[:1].isalpha()][:5]
+        texts = [begin + " ".join(lines[3 * n : 3 * n + 25]) for n, begin in enumerate(begins)]
+        prompts = [lm.tokenizer.encode(text)[:200] for text in texts]
+        records = lm.generate(prompts, max_new_tokens=NEW_TOKENS)
+        answers = [_until(list(record["ids"]), lm.tokenizer.eos_ids) for record in records]
+        peer = llama_cpp(path, prompts, lm.tokenizer.eos_ids)
+        result[name] = compared(peer, answers) | {
+            "prompt_tokens": [len(ids) for ids in prompts],
+            "prompts_encoded_otherwise": differing(
+                LlamaCpp(path).encode(texts, bos=True), lm.tokenizer.encode_batch(texts)
+            ),
+        }
+    return result
+
+
 def run(base: pathlib.Path, scratch: pathlib.Path, *, seed: int, size: float) -> dict[str, Any]:
     """All comparisons.
 
@@ -177,6 +251,7 @@ def run(base: pathlib.Path, scratch: pathlib.Path, *, seed: int, size: float) ->
     convert.export_hf(str(base), str(scratch / "hf"), dtype="float32")
     peer = with_peft(scratch / "hf", adapter, prompts, lm.tokenizer.eos_id)
     result["transformers and PEFT"] = compared(peer, tuned)
+    result["llama.cpp, f32, small models"] = small_models(scratch)
     return result
 
 
@@ -200,7 +275,8 @@ def main() -> None:
     print(text)
     if args.output:
         args.output.write_text(text, encoding="utf-8")
-    exact = (result["llama.cpp, f32"], result["transformers and PEFT"])
+    small = result["llama.cpp, f32, small models"].values()
+    exact = (result["llama.cpp, f32"], result["transformers and PEFT"], *small)
     sys.exit(any(each["equal_answers"] < len(PROMPTS) for each in exact))
 
 
