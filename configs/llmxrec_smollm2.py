@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("instruct", "report")
     config.data.format = "none"
     config.llm.path = "smollm2"
+    config.llm.dtype = "auto"
     config.llm.generation_batch = 24
     instruct = config.instruct
     instruct.source, instruct.path = "file", f"{DATA}/instructions.jsonl"

@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("attributes", "report")
     config.data.format = "none"
     config.llm.path = "smollm2"
+    config.llm.dtype = "auto"
     attributes = config.attributes
     attributes.source, attributes.path = "file", f"{DATA}/attributes.jsonl"
     attributes.only = ("user age", "user gender", "user occupation")

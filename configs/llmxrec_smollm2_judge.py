@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("judge", "report")
     config.data.format = "none"
     config.llm.path = "smollm2"
+    config.llm.dtype = "auto"
     judge = config.judge
     judge.source, judge.path = "file", f"{DATA}/judgements.jsonl.gz"
     judge.block, judge.stratify = 80, "dataset"

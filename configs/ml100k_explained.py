@@ -50,6 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         train=dict(batch_size=2048, learning_rate=3e-2, epochs=30, patience=6),
     )
     config.llm.path = "smollm2"
+    config.llm.dtype = "auto"
     config.llm.generation_batch = 32
     instruct = config.instruct
     instruct.source, instruct.path = "file", "../shared/data/llmxrec/instructions.jsonl"

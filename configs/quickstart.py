@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
         return defaults.variant(config, arg.replace("scratch", ""))
     config.stages = STAGES
     config.llm.path = "smollm2"
+    config.llm.dtype = "auto"
     config.llm.generation_batch = 32
     instruct = config.instruct
     instruct.update(dict(examples=240, length=768, history=6, max_prompt_tokens=384, named=True))

@@ -171,3 +171,31 @@ def test_refused():
         attention.attend(q, k, v, segments, implementation="blokced")
     with pytest.raises(UserError, match="'splash' needs a length that 128 divides, not 7"):
         attention.attend(q, k, v, segments, implementation="splash_interpret")
+
+
+def test_new_tokens_behind_a_prefix_attend_in_blocks():
+    """Three blocks of new tokens behind a padded prefix, as with the whole mask at once."""
+    batch, prefix, new, heads, kv, dim = 2, 11, 301, 4, 2, 6
+    rng = np.random.default_rng(5)
+    q = rng.normal(size=(batch, new, heads, dim)).astype(np.float32)
+    k = rng.normal(size=(batch, kv, dim, prefix + new)).astype(np.float32)
+    v = rng.normal(size=(batch, kv, prefix + new, dim)).astype(np.float32)
+    column = np.arange(prefix + new)
+    mask = (column[None] <= prefix + np.arange(new)[:, None]) & (column >= 3)
+    mask = np.broadcast_to(mask, (batch, new, prefix + new))
+    whole = attention.attend_cached(q, k, v, mask)
+    blocks = attention.attend_prefix(q, k, v, mask)
+    np.testing.assert_allclose(blocks, whole, atol=1e-5)
+
+
+def test_a_cache_of_another_dtype_is_not_rounded():
+    """bfloat16 queries and a float32 cache multiply in float32."""
+    rng = np.random.default_rng(6)
+    q = jnp.asarray(rng.normal(size=(2, 1, 4, 6)), jnp.bfloat16)
+    k = rng.normal(size=(2, 2, 6, 9)).astype(np.float32)
+    v = rng.normal(size=(2, 2, 9, 6)).astype(np.float32)
+    mask = np.ones((2, 1, 9), bool)
+    out = attention.attend_cached(q, k, v, mask)
+    exact = attention.attend_cached(q.astype(jnp.float32), k, v, mask)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))

@@ -5,11 +5,15 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
+from xrec_jax.llm.generation import engine
+from xrec_jax.llm.generation import sampler as sampler_module
+from xrec_jax.llm.generation import schedule as schedule_module
 from xrec_jax.llm.generation.sampler import Sampler
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Request
@@ -161,6 +165,40 @@ def test_equals_uncached_loop(options):
     assert (run.work.shared_tokens > 0) == options.get("share_prefixes", True)
     if not run.work.shared_tokens:
         assert read == sum(len(request.ids) for request in requests())
+
+
+def test_prompts_are_computed_as_many_at_once_as_the_processor_holds(monkeypatch):
+    """Two prompts of 16 or 24 tokens at a time, however many rows are free."""
+    sizes = []
+    admit = engine.admit
+
+    def counted(*args):
+        sizes.append(args[6].ids.shape)  # traced once for each shape
+        return admit(*args)
+
+    monkeypatch.setattr(engine, "admit", counted)
+    monkeypatch.setattr(sampler_module, "_CPU_ACTIVATION_BYTES", 48 * 4 * CONFIG.intermediate_size)
+    schedule_module._compiled.cache_clear()
+    try:
+        run = Sampler(MODEL, params(), eos=eos(), batch=16)
+        assert_equal(run.generate(requests(), adapter=adapter()))
+    finally:
+        schedule_module._compiled.cache_clear()
+    assert sizes and all(count * width <= 48 or count == 1 for count, width in sizes)
+
+
+def test_a_cpu_carries_a_wide_cache_for_a_narrow_model():
+    """Answers of a bfloat16 model have the log-probabilities of its uncached logits."""
+    model = Llama(CONFIG, dtype=jnp.bfloat16)
+    assert model.cache_dtype == jnp.float32 and MODEL.cache_dtype == jnp.float32
+    ids = [int(token) for token in np.random.default_rng(3).integers(1, 64, 9)]
+    (answer,) = Sampler(model, params(), eos=(), batch=1).generate([Request(ids, 6)])
+    logits = model.logits(params(), jnp.asarray([ids + answer.ids]))[0, len(ids) - 1 : -1]
+    expected = jax.nn.log_softmax(logits)[jnp.arange(6), jnp.asarray(answer.ids)]
+    np.testing.assert_allclose(answer.log_probs, expected, atol=0.15)
+    exact = MODEL.logits(params(), jnp.asarray([ids + answer.ids]))[0, len(ids) - 1 : -1]
+    exact = jax.nn.log_softmax(exact)[jnp.arange(6), jnp.asarray(answer.ids)]
+    np.testing.assert_allclose(answer.log_probs, exact, atol=0.15)
 
 
 def test_base_adapter_and_back():

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
@@ -28,21 +27,10 @@ from xrec_jax.llm.model import quantize
 from xrec_jax.llm.model.layout import build, check_shardings
 from xrec_jax.llm.model.llama import Llama
 from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.llm.model.precision import dtype_named
 from xrec_jax.parallel.mesh import sharding
 
 Record = dict[str, Any]
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def dtype_named(name: str) -> DTypeLike:
-    """Dtype of a config's `dtype`.
-
-    Raises:
-      UserError: for an unknown name.
-    """
-    if name not in DTYPES:
-        raise UserError(f"dtype={name!r} is not valid{did_you_mean(name, DTYPES)}")
-    return DTYPES[name]
 
 
 def shardings(model: Llama, mesh: Mesh) -> PyTree:
@@ -334,7 +322,8 @@ def load_llm(
       path: a Hugging Face directory, a GGUF file, a checkpoint made by `xrec import`,
         ORG/NAME[@REVISION] of the hub, or "smollm2"; see `hub.resolve`.
       adapter: a directory in PEFT's format, several by name, or None.
-      dtype: dtype of parameters and computation: "float32" or "bfloat16".
+      dtype: dtype of parameters and computation: "float32", "bfloat16", or "auto" for bfloat16
+        where the processor multiplies it.
       quantization: storage of the layers' kernels: "none", "int8" or "nf4".
       attention: see `attention.IMPLEMENTATIONS`.
       mesh: mesh to shard the parameters over; use the result inside `parallel.mesh.use_mesh(mesh)`.

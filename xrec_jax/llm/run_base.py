@@ -22,11 +22,12 @@ from xrec_jax.llm.io.checkpoint import ImportedModel, open_model
 from xrec_jax.llm.io.hf import HfModel
 from xrec_jax.llm.io.peft_io import WEIGHTS, Base, base_of, is_adapter, load_adapter
 from xrec_jax.llm.io.tokenizer import Tokenizer, load_tokenizer
-from xrec_jax.llm.language_model import LanguageModel, Record, dtype_named, shardings
+from xrec_jax.llm.language_model import LanguageModel, Record, shardings
 from xrec_jax.llm.model import attention, quantize
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.llama import REMAT, Llama
 from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.llm.model.precision import dtype_named
 from xrec_jax.parallel import agreement
 from xrec_jax.parallel.mesh import batch_divisor
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,6 +22,7 @@ from xrec_jax.llm import run_base
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import sizes as projections
+from xrec_jax.llm.model.precision import dtype_named
 from xrec_jax.stages.base import of_config
 
 _LAYER = 1024  # bytes that the program of one layer takes at least
@@ -114,7 +116,7 @@ def _base(config: Any) -> Iterator[Need]:
     if llm.path:
         shape = _shape(config)
         if shape is not None and llm.quantization in ("", "none"):
-            size = shape.num_parameters * (4 if llm.dtype == "float32" else 2)
+            size = shape.num_parameters * jnp.dtype(dtype_named(llm.dtype)).itemsize
             yield Need("llm.path", llm.path, size, f"its weights in {llm.dtype}")
         return
     values = {

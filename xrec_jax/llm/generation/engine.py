@@ -113,8 +113,8 @@ def empty_rows(model: Llama, *, batch: int, slots: int, most: int, vocab: int) -
         return constrain(jnp.zeros(shape, dtype), "batch", *[None] * (len(shape) - 1))
 
     def cache() -> Cache:
-        k = jnp.zeros((batch, heads, dim, slots), model.dtype)
-        v = jnp.zeros((batch, heads, slots, dim), model.dtype)
+        k = jnp.zeros((batch, heads, dim, slots), model.cache_dtype)
+        v = jnp.zeros((batch, heads, slots, dim), model.cache_dtype)
         return Cache(*(constrain(x, "batch", "heads", None, None) for x in (k, v)))
 
     return Rows(
@@ -208,8 +208,9 @@ def admit(
         both = fresh if prefix is None else join(prefix.caches[layer], fresh)
         k = jnp.take_along_axis(both.k, columns[:, None, None, :], axis=3)
         v = jnp.take_along_axis(both.v, columns[:, None, :, None], axis=2)
+        pairs = zip(old, (k, v), strict=True)
         merged.append(
-            Cache(*(o.at[new.rows].set(n, mode="drop") for o, n in zip(old, (k, v), strict=True)))
+            Cache(*(o.at[new.rows].set(n.astype(o.dtype), mode="drop") for o, n in pairs))
         )
     # State of the new rows, of which one token is generated already.
     tokens = jnp.zeros((count, rows.tokens.shape[1]), jnp.int32).at[:, 0].set(token)

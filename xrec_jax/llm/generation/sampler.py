@@ -20,6 +20,8 @@ from xrec_jax.llm.model.quantize import is_quantized
 from xrec_jax.parallel.mesh import current_parts, sharding
 
 SCHEDULES = ("continuous", "static")
+# Activations of more prompts leave the caches of a CPU between one operation and the next.
+_CPU_ACTIVATION_BYTES = 6 << 20
 
 
 class Sampler:
@@ -83,6 +85,9 @@ class Sampler:
             multiple=divisor,
             check_every=check_every,
             share_prefixes=share_prefixes,
+            prompt_tokens=_CPU_ACTIVATION_BYTES // (4 * model.config.intermediate_size)
+            if cpu
+            else 0,
         )
         # Parameters are prepared once, for all calls.
         self._unstack = cpu if unstack_layers is None else unstack_layers

@@ -84,6 +84,7 @@ class Plan:
       multiple: number of prompts admitted at once is a multiple of this.
       check_every: steps between checks for stop strings.
       share_prefixes: compute common prefixes once.
+      prompt_tokens: most tokens of prompts computed together, padding included; 0 for no limit.
     """
 
     eos: tuple[int, ...]
@@ -92,6 +93,7 @@ class Plan:
     multiple: int
     check_every: int
     share_prefixes: bool
+    prompt_tokens: int = 0
 
 
 @functools.lru_cache(maxsize=32)
@@ -204,7 +206,8 @@ class Run:
     def _admit(self, free: list[int]) -> None:
         """Admits prompts of the first group into free rows."""
         group = self._queue.popleft()
-        chosen, remaining = group.members[: len(free)], group.members[len(free) :]
+        count = min(len(free), self._at_once(group))
+        chosen, remaining = group.members[:count], group.members[count:]
         if remaining:
             self._queue.appendleft(dataclasses.replace(group, members=remaining))
         if group.prefix and self._prefix_of != group.number:
@@ -215,6 +218,16 @@ class Run:
         )
         for index, row in zip(chosen, free, strict=False):
             self._seats[row] = index
+
+    def _at_once(self, group: Group) -> int:
+        """Number of prompts to compute together: as many as the caches of the processor hold."""
+        if not self._plan.prompt_tokens:
+            return self._plan.batch
+        width = bucket(max(len(self._requests[i].ids) for i in group.members) - group.prefix)
+        count = self._plan.multiple
+        while 2 * count * width <= self._plan.prompt_tokens:
+            count *= 2
+        return count
 
     def _read_prefix(self, group: Group) -> None:
         ids = list(self._requests[group.members[0]].ids[: group.prefix])

@@ -132,20 +132,39 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
       mask: `[batch, length, slots]` bool.
 
     Returns:
-      `[batch, length, heads, head_dim]`; finite even for an empty mask.
+      `[batch, length, heads, head_dim]` in the dtype of `q`; finite even for an empty mask. A cache
+      of another dtype decides that of the products.
     """
     batch, length, heads, dim = q.shape
     kv = k.shape[1]
     # Grouped queries: the query heads of one key head become rows of one product.
     rows = q.reshape(batch, length, kv, heads // kv, dim).transpose(0, 2, 3, 1, 4)
-    rows = rows.reshape(batch, kv, -1, dim)
+    rows = rows.reshape(batch, kv, -1, dim).astype(k.dtype)
     scores = jnp.einsum("bkrd,bkds->bkrs", rows, k, preferred_element_type=jnp.float32)
     split = scores.reshape(batch, kv, heads // kv, length, -1) * dim**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
     weights = weights.astype(v.dtype).reshape(scores.shape)
-    out = jnp.einsum("bkrs,bksd->bkrd", weights, v)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, v, preferred_element_type=jnp.float32)
+    out = out.astype(q.dtype)
     out = out.reshape(batch, kv, heads // kv, length, dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, dim)
+
+
+def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attend_cached` for new tokens that are the last ones of the cache, in their order.
+
+    A CPU attends in blocks of queries, each to the keys up to its end, as in "blocked".
+    """
+    length, slots = q.shape[1], k.shape[-1]
+    if jax.default_backend() != "cpu" or length <= _BLOCK:
+        return attend_cached(q, k, v, mask)
+    out = []
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        end = slots - length + stop
+        block = q[:, start:stop], k[..., :end], v[:, :, :end], mask[:, start:stop, :end]
+        out.append(attend_cached(*block))
+    return jnp.concatenate(out, axis=1)
 
 
 def _blocked(

@@ -54,7 +54,7 @@ class FullAttention(struct.PyTreeNode):
 
 
 class PrefixAttention(NamedTuple):
-    """Attention of new tokens to a cached prefix and to each other.
+    """Attention of new tokens to a cached prefix and to earlier ones of each other.
 
     Attributes:
       cache: cache of the prefix; a first axis of 1 is shared by all rows.
@@ -170,11 +170,12 @@ class Attention(nn.Module):
             )
         elif isinstance(context, PrefixAttention):
             joined = join(context.cache, cache)
-            out = attention.attend_cached(q, *joined, context.mask)
+            out = attention.attend_prefix(q, *joined, context.mask)
         else:
             write, slot = jax.lax.dynamic_update_slice_in_dim, context.slot
-            k, v = context.cache
-            cache = Cache(write(k, cache.k, slot, 3), write(v, cache.v, slot, 2))
+            k, v = context.cache  # may be wider than the model's dtype, see `Llama.cache_dtype`
+            new = Cache(cache.k.astype(k.dtype), cache.v.astype(v.dtype))
+            cache = Cache(write(k, new.k, slot, 3), write(v, new.v, slot, 2))
             out = attention.attend_cached(q, *cache, context.mask)
         out = out.reshape(batch, length, heads * dim)
         return self._projection("o", hidden)(out), cache

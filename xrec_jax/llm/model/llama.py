@@ -19,6 +19,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.attention import IMPLEMENTATIONS, LONG
 from xrec_jax.llm.model.config import LlamaConfig
+from xrec_jax.llm.model.layer_scan import needs_integers, scan_layers
 from xrec_jax.llm.model.layers import Block, Cache, Context, FullAttention, RMSNorm, Rotation
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.llm.model.rope import rotations
@@ -82,6 +83,15 @@ class Llama:
         if self.attention not in IMPLEMENTATIONS:
             hint = did_you_mean(self.attention, IMPLEMENTATIONS)
             raise UserError(f"attention={self.attention!r} is not valid{hint}")
+
+    @property
+    def cache_dtype(self) -> DTypeLike:
+        """Dtype of keys and values that decoding carries from step to step.
+
+        Float32 on a CPU, whose compiler would convert a whole 16-bit cache at every step to write
+        one slot, and again to multiply it.
+        """
+        return jnp.float32 if needs_integers(self.dtype) else self.dtype
 
     def _block(self, lora_dropout: float = 0.0) -> Block:
         return Block(self.config, self.dtype, self.attention, lora_dropout)
@@ -180,7 +190,11 @@ class Llama:
         small = jax.default_backend() == "cpu" and layers <= _UNROLLED and ids.shape[1] <= LONG
         unroll = layers if small and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
-        x, _ = jax.lax.scan(layer, self.embed(params, ids, soft), xs, unroll=unroll)
+        x = self.embed(params, ids, soft)
+        if unroll == 1 and self.remat == "none" and needs_integers(self.dtype):
+            x = scan_layers(lambda x, xs: layer(x, xs)[0], x, xs)
+        else:
+            x, _ = jax.lax.scan(layer, x, xs, unroll=unroll)
         return self.final_norm(params, x)
 
     def final_norm(self, params: PyTree, x: jax.Array) -> jax.Array:

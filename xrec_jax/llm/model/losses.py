@@ -16,13 +16,17 @@ from xrec_jax.parallel.mesh import constrain, current_parts
 
 _CHUNK_BYTES = {"cpu": 4 << 20}  # of float32 logits of all rows; fits into a CPU cache
 _CHUNK_BYTES_DEFAULT = 1 << 29
+# Fewer rows of a product than this would read a large vocabulary's table more often than it pays.
+_CHUNK_ROWS = 128
 
 
 def chunk_columns(rows: int, length: int, vocab: int) -> int:
     """Number of columns of a global `[rows, length]` batch whose logits are held at once."""
     budget = _CHUNK_BYTES.get(jax.default_backend(), _CHUNK_BYTES_DEFAULT)
-    entries = -(-rows * vocab // (current_parts("batch") * current_parts("vocab")))
-    return max(1, min(length, budget // (4 * entries)))
+    shards = current_parts("batch")
+    entries = -(-rows * vocab // (shards * current_parts("vocab")))
+    least = -(-_CHUNK_ROWS * shards // rows)
+    return max(1, min(length, max(least, budget // (4 * entries))))
 
 
 def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
@@ -115,7 +119,8 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
         hit = jnp.arange(logits.shape[-1]) == target[..., None]
         grad = (shares * (weight / partition) - jnp.where(hit, weight, 0.0)).astype(states.dtype)
         flat = grad.reshape(-1, grad.shape[-1])
-        back = (flat @ table.astype(states.dtype)).reshape(states.shape)
+        back = jnp.dot(flat, table.astype(states.dtype), preferred_element_type=jnp.float32)
+        back = back.astype(states.dtype).reshape(states.shape)
         hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, back, index * chunk, axis=1)
         if train_table:
             table_grad += jax.lax.dot_general(

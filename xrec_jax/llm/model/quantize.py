@@ -233,6 +233,35 @@ def _backward(axes: Axes, kernel: Int8 | NF4, g: jax.Array) -> tuple[jax.Array, 
 _product.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def wide_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`[rows, in]` times `[in, out]`, accumulated in float32 and rounded once to their dtype.
+
+    Hardware does so by itself, but compilers of CPUs have fast 16-bit products (AVX512-BF16, AMX)
+    only where a float32 result is requested. JAX's own derivative of such a product would multiply
+    in float32; this one keeps 16-bit factors.
+    """
+    return _wide_dot(x, w).astype(x.dtype)
+
+
+def _wide_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return wide_product(x, w), (x, w)
+
+
+def _wide_backward(
+    factors: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, w = factors
+    # A frozen kernel's gradient is unused, and the compiler drops it.
+    # Contracted dimensions instead of transposes, which would make a CPU multiply in float32.
+    dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    dw = jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+wide_product.defvjp(_wide_forward, _wide_backward)
+
+
 def matmul(
     x: jax.Array,
     kernel: jax.Array | Int8 | NF4,
@@ -257,9 +286,7 @@ def matmul(
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     if not isinstance(kernel, (Int8, NF4)):
-        # Hardware accumulates bfloat16 products in float32. Requesting a float32 result as well
-        # would make the backward pass multiply in float32.
-        y = jnp.dot(rows, kernel.astype(dtype))
+        y = wide_product(rows, kernel.astype(dtype))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
     shape = shape_of(kernel)
     if len(shape) != 2 or shape[0] != x.shape[-1]:
