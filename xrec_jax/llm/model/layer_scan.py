@@ -48,7 +48,8 @@ def scan_layers(layer: Layer, x: jax.Array, xs: PyTree) -> jax.Array:
     Returns:
       The last layer's output, like `x`; differentiable in `x` and `xs`.
     """
-    leaves, tree = jax.tree.flatten(xs)
+    leaves, structure = jax.tree.flatten(xs)
+    tree: Any = structure
     types = [leaf.dtype for leaf in leaves]
     layout: dict[str, Any] = {}  # structure of what a layer saves, set while it is traced
 
