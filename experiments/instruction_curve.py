@@ -60,9 +60,11 @@ from xrec_jax.evaluation.texts.prompt_grounding import PromptGrounder  # noqa: E
 from xrec_jax.evaluation.texts.text_metrics import text_figures  # noqa: E402
 from xrec_jax.inference import comparisons  # noqa: E402
 from xrec_jax.inference.comparisons import ComparisonSet  # noqa: E402
+from xrec_jax.inference.judges.base import judge_path  # noqa: E402
 from xrec_jax.inference.judges.language import load_judge  # noqa: E402
 from xrec_jax.inference.run_records import learned_prompts  # noqa: E402
 from xrec_jax.llm import run_base  # noqa: E402
+from xrec_jax.llm.io.peft_io import is_adapter  # noqa: E402
 from xrec_jax.llm.run_base import LoadedBase  # noqa: E402
 from xrec_jax.parallel.mesh import batch_divisor, put_batch  # noqa: E402
 from xrec_jax.run_config import read_config  # noqa: E402
@@ -222,11 +224,20 @@ def figures(
     return table
 
 
+def judge_identity(path: str) -> str:
+    """Identity of the weights of a run's judge.
+
+    Raises:
+      UserError: if the run has no judge.
+    """
+    folder = judge_path(RunDir(path))
+    if not is_adapter(folder):
+        raise UserError(f"--judge={path}: no judge there; finish a run with stage 'judge' first")
+    return run_base.adapter_identity(str(folder), "")
+
+
 def win_ratios(
-    args: argparse.Namespace,
-    config: ConfigDict,
-    sets: Sets,
-    results: Mapping[tuple[int, int], dict[str, Any]],
+    args: argparse.Namespace, sets: Sets, results: Mapping[tuple[int, int], dict[str, Any]]
 ) -> tuple[dict[tuple[int, int], Any], int]:
     """Win ratio of each run's answers over the base's, and of the set's own as (-1, 0).
 
@@ -237,7 +248,10 @@ def win_ratios(
     judge_config = read_config(rundir)
     prompts = [example.prompt for example in sets.held_out]
     path = pathlib.Path(args.workdir) / "wins.json"
-    known: dict[str, Any] = read_json(path) if path.exists() else {}
+    kept: dict[str, Any] = read_json(path) if path.exists() else {}
+    # What another judge preferred is not asked again, but does not count either.
+    identity = judge_identity(args.judge)
+    known = kept.setdefault(identity, {})
     learned = set(learned_prompts(rundir))
     texts = {key: result["texts"] for key, result in results.items() if key[0]}
     texts[-1, 0] = [example.completion for example in sets.held_out]
@@ -257,7 +271,7 @@ def win_ratios(
             compared = ComparisonSet(name, prompts, pair, nobody, nobody, [""] * len(prompts))
             result = comparisons.compare(judge(), compared, judge_config)
             known[name] = result.figures["tuned"]["win/ratio"]
-            write_json(path, known)
+            write_json(path, kept)
     ratios = {key: known[f"{key[0]}_{key[1]}"] for key in texts}
     return ratios, sum(prompt_hash(prompt) in learned for prompt in prompts)
 
@@ -298,6 +312,8 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     seeds = sweep.numbers(args.seeds or "0,1,2", "--seeds", int)
     if len(set(counts)) < 2 or min(counts) < 0 or not any(counts) or not seeds:
         raise UserError(f"--counts={args.counts}: two numbers or more from 0, one above it")
+    if args.judge:
+        judge_identity(args.judge)  # before hours of training
     config = curve_config(args)
     sets = tiny_sets(config) if args.tiny else published_sets(args, config)
     folder = pathlib.Path(args.workdir) / "sets"
@@ -322,7 +338,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     wins: dict[tuple[int, int], Any] = {}
     known_prompts = 0
     if args.judge:
-        wins, known_prompts = win_ratios(args, config, sets, results)
+        wins, known_prompts = win_ratios(args, sets, results)
     return {
         "settings": {
             "seeds": seeds,

@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """A mistake.
-
-    Attributes:
-      name: of it.
-      file: that it is in, from the root of the checkout.
-      old: text that stands there exactly once.
-      new: what is put in its place.
-      tests: pytest's names of the tests that must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from experiments.mutant import Mutant
+from experiments.mutants_language_model import LANGUAGE_MODEL
 
 _ROUND = "tests/joint/test_round.py::"
 _INSIDE = "tests/joint/test_inside.py::"
@@ -434,4 +416,4 @@ _AUDIT = (
     ),
 )
 
-MUTANTS = (*_JOINT, *_RECOMMEND, *_LANGUAGE, *_JUDGING, *_AUDIT)
+MUTANTS = (*_JOINT, *_RECOMMEND, *_LANGUAGE, *_JUDGING, *_AUDIT, *LANGUAGE_MODEL)

@@ -68,7 +68,7 @@ def mutated(mutant: Mutant, text: str) -> str:
     if count != 1:
         raise ValueError(
             f"mutation {mutant.name!r} no longer applies: its text is {count} times in "
-            f"{mutant.file}, not once; write it anew in experiments/mutants.py"
+            f"{mutant.file}, not once; write it anew in experiments/mutants*.py"
         )
     text_mutated = text.replace(mutant.old, mutant.new)
     compile(text_mutated, mutant.file, "exec")

@@ -162,7 +162,9 @@ def test_a_judge_compares_with_the_base_in_both_orders(finished, monkeypatch, tm
         return np.array([0.5 + 0.4 * np.sign(a - b) for a, b in lengths])
 
     monkeypatch.setattr(curve.run_base, "load_base", lambda *args: None)
-    monkeypatch.setattr(curve, "load_judge", lambda *args: longer)
+    monkeypatch.setattr(curve, "load_judge", lambda *args: judge)
+    monkeypatch.setattr(curve, "judge_identity", lambda path: judge.__name__)
+    judge = longer
     args = arguments(finished, judge=str(finished / "w" / "4_0"), workdir=str(tmp_path))
     results = {
         (count, 0): read_json(finished / "w" / ("4_0" if not count else f"{count}_0") / name)
@@ -170,15 +172,32 @@ def test_a_judge_compares_with_the_base_in_both_orders(finished, monkeypatch, tm
     }
     held_out = read_instructions(finished / "w" / "sets" / "held_out.jsonl")
     sets = Sets([], held_out, [], {})
-    config = curve.read_config(curve.RunDir(args.judge))
     with runs.one_device():
-        ratios, learned = curve.win_ratios(args, config, sets, results)
+        ratios, learned = curve.win_ratios(args, sets, results)
     assert ratios[-1, 0]["value"] == 1.0 and learned == 0
     points = [
         (1 + np.sign(len(a) - len(b))) / 2
         for a, b in zip(results[4, 0]["texts"], results[0, 0]["texts"], strict=True)
     ]
     assert ratios[4, 0]["value"] == pytest.approx(np.mean(points))
+
+    # Another judge is asked anew; what the first one said is kept for its return.
+    def shorter(prompts, first, second):
+        return 1.0 - longer(prompts, first, second)
+
+    judge = shorter
+    with runs.one_device():
+        assert curve.win_ratios(args, sets, results)[0][-1, 0]["value"] == 0.0
+        judge = longer
+        monkeypatch.setattr(curve, "load_judge", None)
+        assert curve.win_ratios(args, sets, results)[0] == ratios
+
+
+def test_a_run_without_a_judge_is_refused_before_any_training(finished, tmp_path):
+    args = arguments(tmp_path, judge=str(finished / "w" / "4_0"))
+    with pytest.raises(UserError, match=r"--judge=.*4_0: no judge there; finish a run"):
+        curve.experiment(args)
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("counts", ["0", "5", "-1,5", "a,b"])

@@ -283,23 +283,24 @@ def of_sentencepiece(lines: Sequence[str], scratch: pathlib.Path) -> Rows:
     model = sentencepiece_model(lines)
     path = scratch / "sentencepiece.gguf"
     write_tiny(path, sentencepiece_vocabulary(model))
+    # Special tokens inside a text, as in chat templates.
+    lines = [*lines, *(f"<s>{line}</s>{line}" for line in lines[:100])]
     loaded, what = load_tokenizer(path), f"SentencePiece, {len(lines)} lines"
     ours = loaded.encode_batch(lines, bos=False)
-    theirs = transformers_tokenizer(path)(list(lines), add_special_tokens=False)["input_ids"]
-    yield Row(f"{what}: transformers", differing(ours, theirs))
-    # SentencePiece and llama.cpp put a second space before a text that begins with one;
-    # LlamaTokenizer does not. And SentencePiece knows no special tokens in texts.
-    spaced = {n for n, line in enumerate(lines) if line.startswith(" ")}
-    peer = LlamaCpp(path).encode(lines)
-    others = [n for n in range(len(lines)) if n not in spaced]
-    yield Row(
-        f"{what}, {len(spaced)} with a space first left out: llama.cpp",
-        differing([ours[n] for n in others], [peer[n] for n in others]),
-    )
-    plain = [n for n in others if not any(t in lines[n] for t in loaded.special_texts)]
+    yield Row(f"{what}: llama.cpp", differing(ours, LlamaCpp(path).encode(lines)))
+    # SentencePiece knows no special tokens in texts. transformers' LlamaTokenizer puts no space
+    # behind them, nor before a text that begins with one.
+    plain = [n for n, line in enumerate(lines) if not any(t in line for t in loaded.special_texts)]
+    texts = [lines[n] for n in plain]
     yield Row(
         f"{what}, {len(lines) - len(plain)} left out: sentencepiece",
-        differing([ours[n] for n in plain], [model.encode(lines[n]) for n in plain]),
+        differing([ours[n] for n in plain], [model.encode(text) for text in texts]),
+    )
+    others = [n for n in plain if not lines[n].startswith(" ")]
+    theirs = transformers_tokenizer(path)([lines[n] for n in others], add_special_tokens=False)
+    yield Row(
+        f"{what}, {len(lines) - len(others)} left out: transformers",
+        differing([ours[n] for n in others], theirs["input_ids"]),
     )
     texts = [loaded.decode(ids) for ids in ours]
     yield Row(

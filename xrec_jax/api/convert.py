@@ -125,7 +125,8 @@ def export_gguf(base: str, output: str, *, adapter: str = "", out_type: str = "f
     export.check_out_type(out_type)
     export.check_new_file(output)
     model = checkpoint.open_model(base)
-    tokenizer = tokenizer_export.to_metadata(load_tokenizer(base), model.config.vocab_size)
+    # Of the opened model's path, not its name: a branch of the hub may move in between.
+    tokenizer = tokenizer_export.to_metadata(load_tokenizer(model.path), model.config.vocab_size)
     source: Source = model
     if adapter:
         source = hf_export.Merged(model, peft_io.load_adapter(adapter, model.config))

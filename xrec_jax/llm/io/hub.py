@@ -216,8 +216,8 @@ def _missing(folder: pathlib.Path) -> str:
     for name in ("config.json", *_weight_files(folder)):
         if not (folder / name).is_file():  # also a link whose blob is gone
             return name
-    found = any((folder / name).is_file() for name in _TOKENIZERS)
-    return "" if found else " or ".join(_TOKENIZERS)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZERS)
+    return "" if has_tokenizer else " or ".join(_TOKENIZERS)
 
 
 def _weight_files(folder: pathlib.Path) -> list[str]:

@@ -18,8 +18,9 @@ from tests.llm.io.gguf import files
 from tests.llm.io.gguf.files import CONFIG
 from tests.llm.io.gguf.vocabularies import MERGES, byte_level, sentencepiece
 from xrec_jax import cli
+from xrec_jax.api import convert
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.io import bpe, checkpoint, hf, hf_export, peft_io
+from xrec_jax.llm.io import bpe, checkpoint, hf, hf_export, hub, peft_io
 from xrec_jax.llm.io.gguf import export
 from xrec_jax.llm.io.gguf.pretokenizers import PRE_TOKENIZERS
 from xrec_jax.llm.io.gguf.tokenizer import build_tokenizer, read_vocabulary
@@ -280,27 +281,22 @@ def test_tokenizers_that_llama_cpp_cannot_read():
     )
 
 
-def test_the_older_form_of_sentencepiece_is_written(tmp_path):
-    # LLaMA 2's own file replaces spaces in a normalizer.
-    tokenizer = build_tokenizer(read_vocabulary(sentencepiece(), "x"), "x")
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_the_newer_form_of_sentencepiece_is_written(scheme):
+    # transformers' own puts the spaces in a pre-tokenizer, LLaMA 2's file in a normalizer.
+    space = scheme != "never"
+    tokenizer = build_tokenizer(read_vocabulary(sentencepiece(add_space_prefix=space), "x"), "x")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["pre_tokenizer"] = None
-    content["normalizer"] = {
-        "type": "Sequence",
-        "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ],
-    }
-    older = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(content)),
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    kinds = [step["type"] for step in content["normalizer"]["normalizers"]]
+    assert kinds == (["Prepend", "Replace"] if space else ["Replace"])
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content | {"normalizer": None}))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    newer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    assert to_metadata(Tokenizer(older), len(older)) == to_metadata(
-        Tokenizer(tokenizer), len(tokenizer)
-    )
+    written = to_metadata(Tokenizer(newer), len(newer))
+    assert written == to_metadata(Tokenizer(tokenizer), len(tokenizer))
+    assert written["tokenizer.ggml.add_space_prefix"] is space
 
 
 def test_too_many_ends_of_texts(tmp_path, capsys):
@@ -356,6 +352,23 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     with pytest.raises(UserError, match="the disk is gone"):
         export.save_model(tmp_path / "out" / "x.gguf", Failing(), model.config, vocabulary)
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_model_and_tokenizer_are_of_one_snapshot(tmp_path, monkeypatch):
+    """A branch of the hub that moves between two look-ups changes nothing."""
+    snapshots = iter(
+        [save(tmp_path / pre, byte_level(pre=pre)) for pre in ("smollm", "gpt-2", "qwen2")]
+    )
+    resolve = hub.resolve
+
+    def moving(path):
+        return str(next(snapshots)) if path == "org/name" else resolve(path)
+
+    monkeypatch.setattr(hub, "resolve", moving)
+    convert.export_gguf("org/name", str(tmp_path / "x.gguf"))
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    assert fields["general.name"].contents() == "name"
 
 
 def test_merges_are_written_as_pairs():

@@ -40,7 +40,7 @@ class Vocabulary:
       pre_tokenizer: rules of a byte-level vocabulary; None for SentencePiece.
       special: ids by name: `bos`, `eos`, `unk`, `pad`; those that there are.
       add_bos: a text begins with the BOS token.
-      add_space: a SentencePiece text begins with a space.
+      add_space: a space is put before a SentencePiece text.
       template: chat template; None if there is none.
     """
 
@@ -122,7 +122,7 @@ def read_generation(metadata: Mapping[str, Any], where: str) -> Generation:
     if not ends and isinstance(tokens, list) and isinstance(types, (list, np.ndarray)):
         # As in llama.cpp, files of an older converter are read by the texts of their tokens.
         pairs = enumerate(zip(tokens, types, strict=False))
-        whole = {token: n for n, (token, its) in pairs if its in (CONTROL, USER_DEFINED)}
+        whole = {token: n for n, (token, kind) in pairs if kind in (CONTROL, USER_DEFINED)}
         ends = [whole[text] for text in _TURN_ENDS if text in whole]
     eos = [special["eos"]] if "eos" in special else []
     return Generation(special.get("bos"), tuple(dict.fromkeys([*eos, *ends])), special.get("pad"))
@@ -152,8 +152,8 @@ def build_tokenizer(vocabulary: Vocabulary, where: str) -> Any:
         for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
             added = [
                 AddedToken(token, normalized=False, special=special)
-                for token, its in zip(vocabulary.tokens, vocabulary.types, strict=False)
-                if its == kind
+                for token, token_type in zip(vocabulary.tokens, vocabulary.types, strict=False)
+                if token_type == kind
             ]
             (backend.add_special_tokens if special else backend.add_tokens)(added)
         if vocabulary.add_bos:
@@ -220,7 +220,7 @@ def _byte_level(vocabulary: Vocabulary) -> Any:
 
 
 def _sentence_piece(vocabulary: Vocabulary) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     unknown = vocabulary.special.get("unk")
@@ -233,9 +233,10 @@ def _sentence_piece(vocabulary: Vocabulary) -> Any:
             byte_fallback=True,
         )
     )
-    # As in transformers' LlamaTokenizer: a space at the very beginning, none after special tokens.
-    scheme = "first" if vocabulary.add_space else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    # As in llama.cpp and LLaMA 2's own tokenizer: a space before every piece of text, also before
+    # one that begins with a space or goes on behind a special token ("<s>[INST]").
+    prefix = [normalizers.Prepend(SPACE)] if vocabulary.add_space else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.add_space:
         steps.append(decoders.Strip(content=" ", left=1))

@@ -146,7 +146,8 @@ def _sentence_piece_types(
     tokens: Sequence[str], types: Sequence[int], unknown: int | None
 ) -> list[int]:
     """Types with the two that only SentencePiece has: bytes, and the unknown token."""
-    kinds = [BYTE if token in _BYTES else its for token, its in zip(tokens, types, strict=True)]
+    pairs = zip(tokens, types, strict=True)
+    kinds = [BYTE if token in _BYTES else token_type for token, token_type in pairs]
     if unknown is not None and unknown < len(kinds):
         kinds[unknown] = UNKNOWN
     return kinds
