@@ -88,15 +88,16 @@ class LlamaCpp:
 
     Args:
       path: a GGUF file.
-      context: longest sequence.
+      context: longest sequence, times the number of parallel ones.
+      threads: threads of computation.
       **options: further values of `xllamacpp.CommonParams`.
     """
 
-    def __init__(self, path: pathlib.Path, context: int = 64, **options: Any):
+    def __init__(self, path: pathlib.Path, context: int = 64, *, threads: int = 1, **options: Any):
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, -1
-        params.cpuparams.n_threads = 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         for name, value in options.items():
             setattr(params, name, value)
         self._server = xllamacpp.Server(params)
