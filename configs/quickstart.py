@@ -10,8 +10,9 @@ stands at the end. An example has 311 tokens on average and 333 at most, its ans
 that three fill a row of 1,024 tokens.
 
 11 minutes on two CPU cores with AVX512-BF16, once installed: recommenders 1 min 11 s, tuning 7 min,
-answers to held-out prompts 54 s, explanations 1 min 39 s, the rest 10 s. One run (seed 0): F1 of true
-reasons .529 tuned, .501 template, .018 base, .295 by chance; held-out perplexity 2.1 (base 21.9).
+answers to held-out prompts 54 s, explanations 1 min 39 s, the rest 10 s. One run (seed 0): F1 of
+true reasons .529 tuned, .501 template, .018 base, .295 by chance; held-out perplexity 2.1 (base
+21.9).
 
 `:scratch` trains a LLaMA of a million parameters from nothing instead, and needs no base: 8 min
 24 s on two CPU cores, once installed. Three runs of it with a seed of their own

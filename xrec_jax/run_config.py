@@ -17,6 +17,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.llm.io import hub
+from xrec_jax.llm.model import precision
 from xrec_jax.stages.stored_config import check_types
 
 # Paths of what all stages share; every stage says which keys of its section are paths.
@@ -86,6 +87,16 @@ def import_extensions(config: Any) -> None:
         except (Exception, SystemExit) as error:  # whatever a module does while it is imported
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"config.imports: {name!r} fails when imported ({reason})") from error
+
+
+def settle_dtype(rundir: RunDir, config: ConfigDict) -> None:
+    """Puts the dtype that `llm.dtype="auto"` stands for into a config, to be kept with the run.
+
+    A run that is resumed goes on in the dtype it began with, whatever this processor is fast at.
+    """
+    if config.llm.dtype == precision.AUTO and rundir.config_path.exists():
+        config.llm.dtype = _with_defaults(_stored_config(rundir))["llm"]["dtype"]
+    config.llm.dtype = precision.settled(config.llm.dtype)
 
 
 def check_config(rundir: RunDir, config: ConfigDict) -> dict[str, Any]:

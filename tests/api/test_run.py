@@ -17,6 +17,7 @@ from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.data import run_identity
 from xrec_jax.data.run_data import prepare
+from xrec_jax.llm.model import precision
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.run_config import read_config
 from xrec_jax.training import recommender
@@ -385,3 +386,18 @@ def test_a_run_of_another_mesh_is_evaluated(tmp_path, monkeypatch):
     after = json.loads((tmp_path / "w/evaluation.json").read_text())
     for name, value in before["recommend"]["bpr"].items():
         assert abs(value["value"] - after["recommend"]["bpr"][name]["value"]) < 1e-6
+
+
+# What a key stands for
+
+
+def test_a_run_keeps_the_dtype_that_auto_stood_for(tmp_path, monkeypatch):
+    """Resumed where the processor is fast at something else, it goes on in its own."""
+    for fast in (True, False):
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda fast=fast: fast)
+        config = tiny.config("popularity")
+        config.llm.dtype = "auto"
+        run.run(config, tmp_path / "run")
+        assert config.llm.dtype == read_config(RunDir(tmp_path / "run")).llm.dtype == "bfloat16"
+    with pytest.raises(UserError, match=r"llm\.dtype='bfloat16', not 'float32'"):
+        run.run(tiny.config("popularity"), tmp_path / "run")

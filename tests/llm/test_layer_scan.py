@@ -112,7 +112,7 @@ def test_a_model_in_bfloat16_learns_as_by_a_plain_scan(monkeypatch, dropout):
         return jnp.mean(jnp.square(hidden.astype(jnp.float32)[..., :3] - 0.3))
 
     ours = jax.jit(jax.value_and_grad(loss))(trained)
-    monkeypatch.setattr("xrec_jax.llm.model.llama.needs_integers", lambda dtype: False)
+    monkeypatch.setattr("xrec_jax.llm.model.llama.on_16_bit_cpu", lambda dtype: False)
     plain = jax.jit(jax.value_and_grad(lambda trained: loss(trained)))(trained)
     norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(plain[1])]
     assert min(norms) > 0

@@ -20,7 +20,14 @@ from xrec_jax.data.run_data import describe, prepare
 from xrec_jax.parallel import agreement
 from xrec_jax.parallel.exclusive import exclusive, of_directory, refuse_second
 from xrec_jax.parallel.mesh import open_mesh, saved_mesh, use_mesh
-from xrec_jax.run_config import check_config, compared, import_extensions, read_config, start_run
+from xrec_jax.run_config import (
+    check_config,
+    compared,
+    import_extensions,
+    read_config,
+    settle_dtype,
+    start_run,
+)
 from xrec_jax.stages import Context, Stage, sizes
 
 
@@ -73,6 +80,7 @@ def run(config: ConfigDict, workdir: epath.PathLike) -> RunDir:
     chosen = _stages(config)
     rundir = RunDir(workdir)
     rundir.check_is_directory()
+    settle_dtype(rundir, config)
     # Processes with different configs would wait for each other at different barriers.
     agreement.same_config(compared(config))
     agreement.same_directory(rundir.path)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm.model.precision import product_dtype
 from xrec_jax.parallel.mesh import current_parts, mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
@@ -144,7 +145,8 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     split = scores.reshape(batch, kv, heads // kv, length, -1) * dim**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
     weights = weights.astype(v.dtype).reshape(scores.shape)
-    out = jnp.einsum("bkrs,bksd->bkrd", weights, v, preferred_element_type=jnp.float32)
+    wide = product_dtype(v.dtype)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, v, preferred_element_type=wide)
     out = out.astype(q.dtype)
     out = out.reshape(batch, kv, heads // kv, length, dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, dim)

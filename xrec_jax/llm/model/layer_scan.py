@@ -20,11 +20,6 @@ from xrec_jax.core.trees import PyTree
 Layer = Callable[[jax.Array, PyTree], jax.Array]
 
 
-def needs_integers(dtype: Any) -> bool:
-    """True where a scan over layers should store its activations by `scan_layers`."""
-    return jax.default_backend() == "cpu" and jnp.dtype(dtype).itemsize == 2
-
-
 def as_integers(x: jax.Array) -> jax.Array:
     """The bits of a 16-bit floating-point array as uint16; other arrays unchanged."""
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2:

@@ -19,9 +19,10 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.attention import IMPLEMENTATIONS, LONG
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.llm.model.layer_scan import needs_integers, scan_layers
+from xrec_jax.llm.model.layer_scan import scan_layers
 from xrec_jax.llm.model.layers import Block, Cache, Context, FullAttention, RMSNorm, Rotation
 from xrec_jax.llm.model.lora import Adapter
+from xrec_jax.llm.model.precision import on_16_bit_cpu
 from xrec_jax.llm.model.rope import rotations
 from xrec_jax.parallel.mesh import constrain, logical
 
@@ -91,7 +92,7 @@ class Llama:
         Float32 on a CPU, whose compiler would convert a whole 16-bit cache at every step to write
         one slot, and again to multiply it.
         """
-        return jnp.float32 if needs_integers(self.dtype) else self.dtype
+        return jnp.float32 if on_16_bit_cpu(self.dtype) else self.dtype
 
     def _block(self, lora_dropout: float = 0.0) -> Block:
         return Block(self.config, self.dtype, self.attention, lora_dropout)
@@ -191,7 +192,7 @@ class Llama:
         unroll = layers if small and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
         x = self.embed(params, ids, soft)
-        if unroll == 1 and self.remat == "none" and needs_integers(self.dtype):
+        if unroll == 1 and self.remat == "none" and on_16_bit_cpu(self.dtype):
             x = scan_layers(lambda x, xs: layer(x, xs)[0], x, xs)
         else:
             x, _ = jax.lax.scan(layer, x, xs, unroll=unroll)

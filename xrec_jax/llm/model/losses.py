@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from xrec_jax.llm.model.precision import product_dtype
 from xrec_jax.parallel.mesh import constrain, current_parts
 
 _CHUNK_BYTES = {"cpu": 4 << 20}  # of float32 logits of all rows; fits into a CPU cache
@@ -119,7 +120,8 @@ def _forward(hidden, table, targets, weights, chunk, train_table):
         hit = jnp.arange(logits.shape[-1]) == target[..., None]
         grad = (shares * (weight / partition) - jnp.where(hit, weight, 0.0)).astype(states.dtype)
         flat = grad.reshape(-1, grad.shape[-1])
-        back = jnp.dot(flat, table.astype(states.dtype), preferred_element_type=jnp.float32)
+        wide = product_dtype(states.dtype)
+        back = jnp.dot(flat, table.astype(states.dtype), preferred_element_type=wide)
         back = back.astype(states.dtype).reshape(states.shape)
         hidden_grad = jax.lax.dynamic_update_slice_in_dim(hidden_grad, back, index * chunk, axis=1)
         if train_table:

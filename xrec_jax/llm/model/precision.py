@@ -33,19 +33,41 @@ def multiplies_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return listed is not None and not _FLAGS.isdisjoint(listed[1].split())
 
 
+def settled(name: str) -> str:
+    """What "auto" stands for on this machine; other names unchanged.
+
+    "bfloat16" on accelerators and on processors with instructions for it, else "float32".
+    """
+    if name != AUTO:
+        return name
+    fast = jax.default_backend() != "cpu" or multiplies_bfloat16()
+    return "bfloat16" if fast else "float32"
+
+
 def dtype_named(name: str) -> DTypeLike:
     """Dtype of a config's `dtype`.
 
     Args:
-      name: "float32", "bfloat16", or "auto": bfloat16 on accelerators and on processors with
-        instructions for it, else float32.
+      name: "float32", "bfloat16" or "auto", see `settled`.
 
     Raises:
       UserError: for an unknown name.
     """
-    if name == AUTO:
-        fast = jax.default_backend() != "cpu" or multiplies_bfloat16()
-        name = "bfloat16" if fast else "float32"
+    name = settled(name)
     if name not in DTYPES:
         raise UserError(f"dtype={name!r} is not valid{did_you_mean(name, (*DTYPES, AUTO))}")
     return DTYPES[name]
+
+
+def on_16_bit_cpu(dtype: DTypeLike) -> bool:
+    """True for a 16-bit dtype on a CPU, whose compiler has few operations of that width.
+
+    There a product must ask for a float32 result, or both factors are converted; slices and updates
+    convert whole arrays. Elsewhere a float32 result would double what devices exchange.
+    """
+    return jax.default_backend() == "cpu" and jnp.dtype(dtype).itemsize == 2
+
+
+def product_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Dtype to request of a product of 16- or 32-bit factors, see `on_16_bit_cpu`."""
+    return jnp.float32 if on_16_bit_cpu(dtype) else dtype

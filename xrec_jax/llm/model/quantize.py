@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
+from xrec_jax.llm.model.precision import on_16_bit_cpu
 from xrec_jax.parallel.mesh import constrain, mesh_axes
 
 KINDS = ("none", "int8", "nf4")
@@ -237,9 +238,8 @@ _product.defvjp(_forward, _backward)
 def wide_product(x: jax.Array, w: jax.Array) -> jax.Array:
     """`[rows, in]` times `[in, out]`, accumulated in float32 and rounded once to their dtype.
 
-    Hardware does so by itself, but compilers of CPUs have fast 16-bit products (AVX512-BF16, AMX)
-    only where a float32 result is requested. JAX's own derivative of such a product would multiply
-    in float32; this one keeps 16-bit factors.
+    JAX's own derivative of a product with a float32 result would multiply in float32; this one
+    keeps 16-bit factors. See `precision.on_16_bit_cpu`.
     """
     return _wide_dot(x, w).astype(x.dtype)
 
@@ -286,7 +286,9 @@ def matmul(
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     if not isinstance(kernel, (Int8, NF4)):
-        y = wide_product(rows, kernel.astype(dtype))
+        # Elsewhere hardware accumulates bfloat16 products in float32 and rounds the result itself.
+        product = wide_product if on_16_bit_cpu(dtype) else jnp.dot
+        y = product(rows, kernel.astype(dtype))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
     shape = shape_of(kernel)
     if len(shape) != 2 or shape[0] != x.shape[-1]:
