@@ -337,3 +337,13 @@ def test_mistakes():
     for x in (np.ones((3, 6)), np.ones((3, 5))):
         with pytest.raises(ValueError, match=r"quantised kernel \(2, 6, 4\)"):
             quantize.matmul(jnp.asarray(x), stack)
+
+
+@pytest.mark.parametrize(("backend", "wide"), [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_only_a_cpu_is_asked_for_float32_products(monkeypatch, backend, wide):
+    """Elsewhere a product that is summed over devices keeps its 16 bits on the way."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 5), jnp.bfloat16)
+    traced = str(jax.make_jaxpr(lambda *a: quantize.matmul(*a, jnp.bfloat16))(x, kernel))
+    assert traced.count("dot_general") == 1
+    assert ("preferred_element_type=float32" in traced) is wide
