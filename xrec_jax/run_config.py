@@ -95,8 +95,10 @@ def settle_dtype(rundir: RunDir, config: ConfigDict) -> None:
     A run that is resumed goes on in the dtype it began with, whatever this processor is fast at.
     """
     if config.llm.dtype == precision.AUTO and rundir.config_path.exists():
+        # Runs from before it was settled kept the word itself, and go on with it.
         config.llm.dtype = _with_defaults(_stored_config(rundir))["llm"]["dtype"]
-    config.llm.dtype = precision.settled(config.llm.dtype)
+    else:
+        config.llm.dtype = precision.settled(config.llm.dtype)
 
 
 def check_config(rundir: RunDir, config: ConfigDict) -> dict[str, Any]:

@@ -401,3 +401,13 @@ def test_a_run_keeps_the_dtype_that_auto_stood_for(tmp_path, monkeypatch):
         assert config.llm.dtype == read_config(RunDir(tmp_path / "run")).llm.dtype == "bfloat16"
     with pytest.raises(UserError, match=r"llm\.dtype='bfloat16', not 'float32'"):
         run.run(tiny.config("popularity"), tmp_path / "run")
+
+
+def test_a_run_from_before_auto_was_settled_goes_on(tmp_path, monkeypatch):
+    config = tiny.config("popularity")
+    config.llm.dtype = "auto"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run, "settle_dtype", lambda rundir, config: None)
+        run.run(config.copy_and_resolve_references(), tmp_path / "run")
+    run.run(config, tmp_path / "run")
+    assert read_config(RunDir(tmp_path / "run")).llm.dtype == "auto"
