@@ -74,7 +74,7 @@ def write(
             writer.add_float32(key, value)
         elif value is not None:
             writer.add_array(key, value)
-    stored = {}
+    stored: dict[str, np.ndarray] = {}
     for name, tensor in dict(models.tensors(config) if weights is None else weights).items():
         tensor = np.asarray(tensor, np.float32)
         kind = dtype if tensor.ndim > 1 else "F32"
@@ -135,7 +135,8 @@ def _encoded(tensor: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.n
     if kind == "F16":
         return tensor.astype(np.float16), tensor.astype(np.float16).astype(np.float32)
     if kind.endswith("_K"):
-        data = blocks.random(kind, *tensor.shape, seed)
+        rows, columns = tensor.shape
+        data = blocks.random(kind, rows, columns, seed)
         return data, blocks.values(kind, data).astype(np.float32)
     kind_of = gguf.GGMLQuantizationType[kind]
     data = gguf.quantize(tensor, kind_of)
