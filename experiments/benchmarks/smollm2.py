@@ -87,8 +87,9 @@ def turns(
             "least": min(rates),
             "most": max(rates),
         }
-        if "first_loss" in passes[0]:
-            result[name]["first_loss"] = passes[0]["first_loss"]
+        for key in ("first_loss", "prompt_tokens", "shared_tokens"):
+            if key in passes[0]:
+                result[name][key] = passes[0][key]
     return result
 
 
