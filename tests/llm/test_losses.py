@@ -251,3 +251,10 @@ def test_chunk_fits_the_budget():
     columns = chunk_columns(16, 2048, 32000)
     assert 1 <= columns < 2048
     assert chunk_columns(10**6, 2048, 10**6) == 1
+
+
+def test_a_chunk_is_a_product_of_many_rows_whatever_the_vocabulary():
+    """A small vocabulary fills the bytes of a chunk, a large one gets the fewest rows that pay."""
+    assert chunk_columns(8, 1000, 1000) == (4 << 20) // (4 * 8 * 1000)
+    assert chunk_columns(2, 1000, 49152) == 64
+    assert chunk_columns(1, 100, 49152) == 100

@@ -191,6 +191,8 @@ def test_a_cpu_carries_a_wide_cache_for_a_narrow_model():
     """Answers of a bfloat16 model have the log-probabilities of its uncached logits."""
     model = Llama(CONFIG, dtype=jnp.bfloat16)
     assert model.cache_dtype == jnp.float32 and MODEL.cache_dtype == jnp.float32
+    rows = engine.empty_rows(model, batch=2, slots=5, most=3, vocab=0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rows.caches)} == {jnp.dtype(jnp.float32)}
     ids = [int(token) for token in np.random.default_rng(3).integers(1, 64, 9)]
     (answer,) = Sampler(model, params(), eos=(), batch=1).generate([Request(ids, 6)])
     logits = model.logits(params(), jnp.asarray([ids + answer.ids]))[0, len(ids) - 1 : -1]
