@@ -232,6 +232,10 @@ def main() -> None:
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not look like an answer
+    if args.side == "ours":
+        from xrec_jax.core.runtime.memory import keep_freed_memory
+
+        keep_freed_memory()  # as every command of ours does before JAX is first used
     side = SIDES[args.side](args.folder, args.threads)
     for line in sys.stdin:
         command = json.loads(line)

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.model import attention
+from xrec_jax.llm.model import attention, blocked
 from xrec_jax.parallel.mesh import put_batch, use_mesh
 
 # Odd lengths cross the border of a block of queries; 128 is what the kernel for TPUs needs.
@@ -134,6 +134,49 @@ def test_on_a_mesh(implementation, axes):
     np.testing.assert_allclose(out, alone, atol=3e-6)
     for grad, reference in zip(grads, alone_grads, strict=True):
         np.testing.assert_allclose(grad, reference, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("block", "score_bytes"), [(5, 1), (32, 1 << 14), (256, 1 << 30)])
+def test_blocks_and_chunks_of_heads(monkeypatch, dtype, block, score_bytes):
+    """However the work is cut: output, gradients and shared segments as with the whole mask."""
+    monkeypatch.setattr(blocked, "_LEAST_BLOCK", block)
+    monkeypatch.setattr(blocked, "_SCORE_BYTES", score_bytes)
+    rng = np.random.default_rng(8)
+    q, g = rng.normal(size=(2, 3, 37, 6, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 3, 37, 2, 8)).astype(np.float32)
+    half = tuple(jnp.asarray(x, dtype) for x in (q, k, v))
+    segments = np.ones((3, 37), np.int32)
+    segments[0, 11:25], segments[0, 25:] = 2, 3
+    segments[1, 30:] = 0
+    g[segments == 0] = 0.0
+
+    def both(implementation, *arrays):
+        def run(*arrays):
+            return attention.attend(*arrays, segments, implementation=implementation, shared=True)
+
+        out, pullback = jax.vjp(run, *arrays)
+        return out, *pullback(jnp.asarray(g, out.dtype))
+
+    ours = jax.jit(functools.partial(both, "blocked"))(*half)
+    exact = both("xla", *(np.asarray(x, np.float32) for x in half))
+    real = segments > 0
+    # Rounding of shares and results to bfloat16, 2^-9 each, in sums of up to 37 terms.
+    tolerance = 4e-6 if dtype == "float32" else 0.06
+    for name, a, b in zip("out q k v".split(), ours, exact, strict=True):
+        assert a.dtype == dtype, name
+        a, b = (np.asarray(x, np.float32)[real] for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance, err_msg=name)
+        assert np.abs(a - b).mean() < tolerance / 4, name
+
+
+def test_a_row_and_a_head_that_no_device_axis_divides():
+    """Three rows and one key head on four devices: computed by all of them."""
+    q, k, v, segments = (np.concatenate([x, x[:1]]) for x in case("blocks"))
+    alone = run_forward("blocked", q, k, v, segments)
+    with use_mesh(tiny.mesh(4, 1, 2)):
+        out = run_forward("blocked", q, k, v, segments)
+    np.testing.assert_allclose(out, alone, atol=3e-6)
 
 
 def test_cached_with_any_mask():

@@ -11,7 +11,7 @@ import pytest
 from xrec_jax.llm.model import layer_scan
 from xrec_jax.llm.model.llama import Llama
 from xrec_jax.llm.model.lora import Adapter, LoraConfig, init_params
-from xrec_jax.llm.model.quantize import wide_product
+from xrec_jax.llm.model.products import low_rank, wide_product
 
 from .models import CONFIG
 
@@ -138,3 +138,31 @@ def test_a_product_and_its_gradients_are_rounded_once(dtype):
     for result, exact in zip((y, *pullback(g)), expected, strict=True):
         assert result.dtype == dtype
         np.testing.assert_allclose(np.asarray(result, np.float64), exact, rtol=step, atol=sums)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("rows", "rank"), [(5, 1), (37, 3), (64, 8)])
+def test_gradients_of_a_low_rank_product(dtype, rows, rank):
+    """Compiled, against float64 products whose narrow results are rounded to the dtype."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    shapes = ((rows, 24), (24, rank), (rank, 17), (rows, 17))
+    x, a, b, g = (
+        jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
+    )
+
+    def all_of(x, a, b, g):
+        y, pullback = jax.vjp(low_rank, x, a, b)
+        return y, *pullback(g)
+
+    def rounded(array):
+        return np.asarray(jnp.asarray(array).astype(dtype), np.float64)
+
+    wide_x, wide_a, wide_b, wide_g = (np.asarray(array, np.float64) for array in (x, a, b, g))
+    small, back = rounded(wide_x @ wide_a), rounded(wide_g @ wide_b.T)
+    expected = (small @ wide_b, back @ wide_a.T, wide_x.T @ back, small.T @ wide_g)
+    # Sums of up to 64 float32 terms, then a rounding to the dtype.
+    step = float(jnp.finfo(dtype).eps) + 64 * float(jnp.finfo(jnp.float32).eps)
+    for result, exact in zip(jax.jit(all_of)(x, a, b, g), expected, strict=True):
+        assert result.dtype == dtype and result.shape == exact.shape
+        difference = np.abs(np.asarray(result, np.float64) - exact).max()
+        assert difference < step * np.abs(exact).max()

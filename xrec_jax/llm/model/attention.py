@@ -6,6 +6,7 @@ is shared, all later segments see it too: a prompt, and several answers to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,14 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.llm.model import blocked
 from xrec_jax.llm.model.precision import product_dtype
 from xrec_jax.parallel.mesh import current_parts, mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash", "splash_interpret")
-# Queries of a block on a CPU: long enough for an efficient matrix product, short enough that the
-# scores stay in the cache and half of the square is skipped; more blocks cost compilation time.
-_BLOCK, LONG, _BLOCK_LONG = 128, 512, 256
-_MASKED = -1e30  # finite: a fully masked row must not become NaN
 
 
 def choose(
@@ -62,13 +60,6 @@ def choose(
     return "xla"
 
 
-def _visible(queries: jax.Array, keys: jax.Array, shared: bool) -> jax.Array:
-    """Mask of visible keys by segment: `[b, q]`, `[b, k]` -> `[b, q, k]` bool."""
-    queries, keys = queries[:, :, None], keys[:, None, :]
-    same = queries == keys
-    return same | ((keys == 1) & (queries > 1)) if shared else same
-
-
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -101,13 +92,17 @@ def attend(
         shared=shared,
     )
     if chosen == "blocked":
-        return _blocked(q, k, v, segments, shared)
+
+        def local(*arrays: jax.Array) -> jax.Array:
+            return blocked.attend(*arrays, shared)
+
+        return _on_each_device(local, (q, k, v, segments), (2, 2, 2, None))
     if chosen in ("splash", "splash_interpret"):
         return _splash(q, k, v, segments, interpret=chosen == "splash_interpret")
     length = q.shape[1]
     # "xla" and "cudnn" share JAX's interface, which takes a dense mask.
     causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & _visible(segments, segments, shared)
+    mask = causal & blocked.visible(segments, segments, shared)
     kernel: Any = chosen
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=kernel)
 
@@ -143,7 +138,7 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
     rows = rows.reshape(batch, kv, -1, dim).astype(k.dtype)
     scores = jnp.einsum("bkrd,bkds->bkrs", rows, k, preferred_element_type=jnp.float32)
     split = scores.reshape(batch, kv, heads // kv, length, -1) * dim**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, _MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], split, blocked.MASKED), axis=-1)
     weights = weights.astype(v.dtype).reshape(scores.shape)
     wide = product_dtype(v.dtype)
     out = jnp.einsum("bkrs,bksd->bkrd", weights, v, preferred_element_type=wide)
@@ -155,37 +150,45 @@ def attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> 
 def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """`attend_cached` for new tokens that are the last ones of the cache, in their order.
 
-    A CPU attends in blocks of queries, each to the keys up to its end, as in "blocked".
+    A CPU multiplies in the dtype of `q`, in blocks of queries, each with the keys up to its end.
     """
-    length, slots = q.shape[1], k.shape[-1]
-    if jax.default_backend() != "cpu" or length <= _BLOCK:
+    if jax.default_backend() != "cpu":
         return attend_cached(q, k, v, mask)
-    out = []
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
-        end = slots - length + stop
-        block = q[:, start:stop], k[..., :end], v[:, :, :end], mask[:, start:stop, :end]
-        out.append(attend_cached(*block))
-    return jnp.concatenate(out, axis=1)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        last = mask.shape[2] - mask.shape[1]  # the first query sees its own slot, the last before
+
+        def seen(start: int, stop: int) -> jax.Array:
+            return mask[:, start:stop, : last + stop]
+
+        keys, values = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
+        return blocked.forward(q, keys.astype(q.dtype), values.astype(q.dtype), seen)[0]
+
+    return _on_each_device(local, (q, k, v, mask), (2, 1, 1, None))
 
 
-def _blocked(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, shared: bool
+def _on_each_device(
+    function: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], heads: tuple[int | None, ...]
 ) -> jax.Array:
-    """Attends in blocks of queries, each to the keys up to its end: skips half of the square."""
-    length = q.shape[1]
-    block = _BLOCK if length <= LONG else _BLOCK_LONG
-    k, v = keys_for_cache(k), head_major(v)
-    # Long rows recompute their scores in the backward pass instead of storing them.
-    attend_block = attend_cached if length <= LONG else jax.checkpoint(attend_cached)
-    out = []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        causal = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        seen = causal & _visible(segments[:, start:stop], segments[:, :stop], shared)
-        keys, values = k[..., :stop], v[:, :, :stop]
-        out.append(attend_block(q[:, start:stop], keys, values, seen))
-    return jnp.concatenate(out, axis=1)
+    """Calls a function of rows and heads on every device's own.
+
+    Args:
+      function: its result is like the first array.
+      arrays: rows on the first axis.
+      heads: the axis of each array's heads, if it has one.
+    """
+    rows, parts = current_parts("batch"), current_parts("heads")
+    if rows * parts == 1:
+        return function(*arrays)
+    # What does not divide evenly is computed by all devices.
+    sizes = [x.shape[axis] for x, axis in zip(arrays, heads, strict=True) if axis is not None]
+    batch = mesh_axes("batch") if len(arrays[0]) % rows == 0 else None
+    tensor = mesh_axes("heads") if all(size % parts == 0 for size in sizes) else None
+    specs = tuple(
+        PartitionSpec(batch, *(tensor if i == axis else None for i in range(1, x.ndim)))
+        for x, axis in zip(arrays, heads, strict=True)
+    )
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def _splash(

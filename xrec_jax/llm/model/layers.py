@@ -11,7 +11,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from xrec_jax.core.dropout import dropout
-from xrec_jax.llm.model import attention, quantize
+from xrec_jax.llm.model import attention, products, quantize
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.lora import AXES
 from xrec_jax.llm.model.rope import rotate
@@ -130,8 +130,13 @@ class Projection(nn.Module):
             a: jax.Array = self.get_variable("lora", "a").astype(self.dtype)
             b: jax.Array = self.get_variable("lora", "b").astype(self.dtype)
             key = self.make_rng("dropout") if self.has_rng("dropout") else None
-            small = quantize.matmul(dropout(x, self.lora_dropout, key), a, self.dtype)
-            y = y + quantize.matmul(small, b, self.dtype)
+            x = dropout(x, self.lora_dropout, key)
+            if jax.default_backend() == "cpu":
+                rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+                update = products.low_rank(rows, a, b).reshape(y.shape)
+            else:
+                update = quantize.matmul(quantize.matmul(x, a, self.dtype), b, self.dtype)
+            y = y + update
         return y
 
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
-from xrec_jax.llm.model.attention import IMPLEMENTATIONS, LONG
+from xrec_jax.llm.model.attention import IMPLEMENTATIONS
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.layer_scan import scan_layers
 from xrec_jax.llm.model.layers import Block, Cache, Context, FullAttention, RMSNorm, Rotation
@@ -26,7 +26,8 @@ from xrec_jax.llm.model.precision import on_16_bit_cpu
 from xrec_jax.llm.model.rope import rotations
 from xrec_jax.parallel.mesh import constrain, logical
 
-_UNROLLED = 8  # layers that a CPU unrolls, since slicing stacked weights costs a copy there
+# Layers, and tokens of a row, up to which a CPU unrolls them: slicing stacked weights is a copy.
+_UNROLLED, _UNROLLED_LENGTH = 8, 512
 
 REMAT = {
     "none": None,
@@ -188,8 +189,9 @@ class Llama:
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
         # With remat, unrolled layers would be merged with their recomputation by the compiler.
-        small = jax.default_backend() == "cpu" and layers <= _UNROLLED and ids.shape[1] <= LONG
-        unroll = layers if small and self.remat == "none" else 1
+        small = layers <= _UNROLLED and ids.shape[1] <= _UNROLLED_LENGTH
+        on_cpu = jax.default_backend() == "cpu"
+        unroll = layers if small and on_cpu and self.remat == "none" else 1
         xs = (params["layers"], lora, keys)
         x = self.embed(params, ids, soft)
         if unroll == 1 and self.remat == "none" and on_16_bit_cpu(self.dtype):

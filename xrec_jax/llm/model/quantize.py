@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.precision import on_16_bit_cpu
+from xrec_jax.llm.model.products import wide_product
 from xrec_jax.parallel.mesh import constrain, mesh_axes
 
 KINDS = ("none", "int8", "nf4")
@@ -232,34 +233,6 @@ def _backward(axes: Axes, kernel: Int8 | NF4, g: jax.Array) -> tuple[jax.Array, 
 
 
 _product.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def wide_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`[rows, in]` times `[in, out]`, accumulated in float32 and rounded once to their dtype.
-
-    JAX's own derivative of a product with a float32 result would multiply in float32; this one
-    keeps 16-bit factors. See `precision.on_16_bit_cpu`.
-    """
-    return _wide_dot(x, w).astype(x.dtype)
-
-
-def _wide_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return wide_product(x, w), (x, w)
-
-
-def _wide_backward(
-    factors: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, w = factors
-    # A frozen kernel's gradient is unused, and the compiler drops it.
-    # Contracted dimensions instead of transposes, which would make a CPU multiply in float32.
-    dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    dw = jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-wide_product.defvjp(_wide_forward, _wide_backward)
 
 
 def matmul(
