@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.model import lora
+from xrec_jax.llm.model import layer_scan, llama, lora
 from xrec_jax.llm.model.config import LlamaConfig, RopeScaling
 from xrec_jax.llm.model.layers import FullAttention, PrefixAttention
 from xrec_jax.llm.model.llama import Llama, SoftPrompt, positions_of, unstack
@@ -206,14 +206,17 @@ def test_soft_prompt_gets_a_gradient():
     np.testing.assert_array_equal(used, positions >= 0)
 
 
+@pytest.mark.parametrize("scanned", [False, True])
 @pytest.mark.parametrize("stacked", [True, False])
-def test_cached_continues_a_sequence(stacked):
+def test_cached_continues_a_sequence(monkeypatch, stacked, scanned):
     """Keys and values of a first part, kept, and a second part that attends to both."""
+    monkeypatch.setattr(llama, "_UNROLLED", 0 if scanned else 8)
     ids = tokens(2, 12)
     expected = compiled()(params(), ids, adapter=adapter())
     weights, extra = params(), adapter().scaled()["layers"]
     if not stacked:
-        weights = weights | {"layers": unstack(weights["layers"], 2)}
+        scan = {"scanned": layer_scan.stored(weights["layers"])}
+        weights = weights | {"layers": unstack(weights["layers"], 2)} | scan
         extra = unstack(extra, 2)
 
     @jax.jit

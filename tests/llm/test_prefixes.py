@@ -87,9 +87,10 @@ def test_common():
 
 def test_bucket():
     sizes = [bucket(n) for n in range(1, 2000)]
-    assert sorted(set(sizes))[:8] == [16, 24, 32, 48, 64, 96, 128, 192]
+    few = [16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640]
+    assert sorted(set(sizes))[:16] == few
     assert all(size >= n for n, size in enumerate(sizes, 1))
     assert sizes == sorted(sizes)
-    # Few shapes, and never more than half as long again.
-    assert len(set(sizes)) == 15
-    assert all(size <= 1.5 * n for n, size in enumerate(sizes, 1) if n > 16)
+    # Few shapes; never more than half as long again, and a quarter where it is long.
+    assert len(set(sizes)) == 23
+    assert all(size <= (1.5 if n < 128 else 1.25) * n for n, size in enumerate(sizes, 1) if n > 16)

@@ -17,7 +17,7 @@ from xrec_jax.llm.generation import schedule as schedule_module
 from xrec_jax.llm.generation.sampler import Sampler
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Request
-from xrec_jax.llm.model import lora
+from xrec_jax.llm.model import llama, lora
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.llama import Llama, SoftPrompt
 from xrec_jax.parallel.mesh import RULES, put_sharded, sharding, use_mesh
@@ -185,6 +185,31 @@ def test_prompts_are_computed_as_many_at_once_as_the_processor_holds(monkeypatch
     finally:
         schedule_module._compiled.cache_clear()
     assert sizes and all(count * width <= 48 or count == 1 for count, width in sizes)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_prompts_of_a_deep_model_are_scanned(monkeypatch, dtype):
+    """One compiled layer for all of them, which changes no answer."""
+    model = Llama(CONFIG, dtype=dtype)
+    weights = jax.tree.map(lambda x: x.astype(dtype), params())
+
+    def answers():
+        schedule_module._compiled.cache_clear()
+        run = Sampler(model, weights, eos=eos(), batch=3)
+        return run.generate(requests(), adapter=adapter())
+
+    unrolled = answers()
+    monkeypatch.setattr(llama, "_UNROLLED", 0)
+    try:
+        scanned = answers()
+    finally:
+        schedule_module._compiled.cache_clear()
+    for a, b in zip(unrolled, scanned, strict=True):
+        same = min(len(a.ids), len(b.ids)) if dtype == jnp.float32 else 1
+        assert a.ids[:same] == b.ids[:same]
+        np.testing.assert_allclose(
+            a.log_probs[:same], b.log_probs[:same], atol=2e-4 if dtype == jnp.float32 else 0.1
+        )
 
 
 def test_a_cpu_carries_a_wide_cache_for_a_narrow_model():

@@ -13,6 +13,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Answer, Plan, Request, Run, Work
+from xrec_jax.llm.model import layer_scan
 from xrec_jax.llm.model.layout import Parameter, build
 from xrec_jax.llm.model.llama import Llama, unstack
 from xrec_jax.llm.model.lora import Adapter
@@ -98,7 +99,9 @@ class Sampler:
         params = _for_serving(params, self.model)
         if not self._unstack or isinstance(params["layers"], tuple):
             return params
-        return {**params, "layers": unstack(params["layers"], self.model.config.num_layers)}
+        # Prompts are computed from the stacked layers, new tokens from those of their own.
+        layers = unstack(params["layers"], self.model.config.num_layers)
+        return {**params, "layers": layers, "scanned": layer_scan.stored(params["layers"])}
 
     def _lora(self, adapter: Adapter | None) -> PyTree:
         if adapter is None:

@@ -32,6 +32,16 @@ def as_floats(x: jax.Array, dtype: Any) -> jax.Array:
     return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
+def stored(tree: PyTree) -> PyTree:
+    """Stacked parameters as a CPU's `lax.scan` should hold them: bfloat16 as integers."""
+    return jax.tree.map(lambda x: as_integers(x) if x.dtype == jnp.bfloat16 else x, tree)
+
+
+def restored(tree: PyTree) -> PyTree:
+    """The inverse of `stored`."""
+    return jax.tree.map(lambda x: as_floats(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x, tree)
+
+
 def scan_layers(layer: Layer, x: jax.Array, xs: PyTree) -> jax.Array:
     """Applies `x = layer(x, slice)` for each slice of `xs` along its first axis.
 

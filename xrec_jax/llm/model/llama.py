@@ -19,8 +19,17 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.attention import IMPLEMENTATIONS
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.llm.model.layer_scan import scan_layers
-from xrec_jax.llm.model.layers import Block, Cache, Context, FullAttention, RMSNorm, Rotation
+from xrec_jax.llm.model.layer_scan import restored, scan_layers
+from xrec_jax.llm.model.layers import (
+    Block,
+    Cache,
+    Context,
+    DecodeStep,
+    FullAttention,
+    PrefixAttention,
+    RMSNorm,
+    Rotation,
+)
 from xrec_jax.llm.model.lora import Adapter
 from xrec_jax.llm.model.precision import on_16_bit_cpu
 from xrec_jax.llm.model.rope import rotations
@@ -233,13 +242,15 @@ class Llama:
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
         """Forward pass with a separate attention context for each layer, for decoding.
 
-        Layers are not scanned: a cache carried through a scan would be copied at every layer.
+        Layers of a decoding step are not scanned: a cache carried through a scan would be copied at
+        every layer. Those of prompts are, where there are many, for the compiler's sake.
 
         Args:
-          params: as in `hidden`, or with `layers` as a tuple of one tree a layer (`unstack`).
+          params: as in `hidden`, or with `layers` as a tuple of one tree a layer (`unstack`);
+            `scanned` may hold the stacked ones, see `layer_scan.stored`.
           x: embeddings `[batch, length, hidden]`.
           positions: `[batch, length]` int32.
-          contexts: one context a layer.
+          contexts: one context a layer, all of a kind.
           lora: `Adapter.scaled()["layers"]`, stacked or as a tuple of one tree a layer.
 
         Returns:
@@ -248,6 +259,10 @@ class Llama:
         rotation = Rotation(*rotations(self.config, positions))
         # Prompts have arbitrary lengths, which only the general implementations support.
         block = Block(self.config, self.dtype, _serving(self.attention))
+        stacked = params.get("scanned", params["layers"])
+        step = isinstance(contexts[0], DecodeStep)
+        if self.config.num_layers > _UNROLLED and not step and not isinstance(stacked, tuple):
+            return self._scanned(params, block, x, rotation, contexts, (stacked, _stacked(lora)))
         caches: list[Cache] = []
         for i, context in enumerate(contexts):
             variables = {"params": _layer(params["layers"], i), "lora": _layer(lora, i)}
@@ -255,6 +270,41 @@ class Llama:
             x = out[0]
             caches.append(out[1])
         return self.final_norm(params, x), tuple(caches)
+
+    def _scanned(
+        self,
+        params: PyTree,
+        block: Block,
+        x: jax.Array,
+        rotation: Rotation,
+        contexts: Sequence[Context],
+        trees: tuple[PyTree, PyTree],
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """`cached` for prompts: one compiled layer, scanned over stacked parameters."""
+        first = contexts[0]
+        # What differs between the layers' contexts is scanned over, too.
+        prefixes = None
+        if isinstance(first, PrefixAttention):
+            of_layers = [context.cache for context in contexts if hasattr(context, "cache")]
+            prefixes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
+
+        def layer(x: jax.Array, xs: tuple[PyTree, PyTree, Cache | None]) -> tuple[Any, Cache]:
+            weights, lora, prefix = xs
+            context = first._replace(cache=prefix) if isinstance(first, PrefixAttention) else first
+            variables = {"params": restored(weights), "lora": lora}
+            out: Any = block.apply(variables, x, rotation, context)
+            return out[0], Cache(*(leaf.astype(self.cache_dtype) for leaf in out[1]))
+
+        x, caches = jax.lax.scan(layer, x, (*trees, prefixes))
+        layers = range(self.config.num_layers)
+        return self.final_norm(params, x), tuple(Cache(caches.k[i], caches.v[i]) for i in layers)
+
+
+def _stacked(tree: PyTree) -> PyTree:
+    """Stacks a tuple of one tree a layer; a stacked tree, or none, unchanged."""
+    if isinstance(tree, tuple):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree)
+    return tree or {}
 
 
 def _serving(implementation: str) -> str:
