@@ -82,6 +82,9 @@ def test_held_out_examples_of_a_file_of_their_own(tmp_path):
     made.instruct.path = made.instruct.held_out_path
     with pytest.raises(UserError, match="every prompt is held out"):
         instructions(made, None, seed=0)
+    made.instruct.source = "world"
+    with pytest.raises(UserError, match="held_out_path=.*needs instruct.source='file'"):
+        instructions(made, None, seed=0)
 
 
 def test_what_a_template_refuses(tokenizer, tmp_path):

@@ -83,6 +83,11 @@ def instructions(
     """
     cfg = read_section(InstructionsConfig, config.instruct)
     if cfg.source == "world":
+        if cfg.held_out_path:
+            raise UserError(
+                f"instruct.held_out_path={cfg.held_out_path!r} needs instruct.source='file'; of a "
+                "world the share instruct.held_out is held out"
+            )
         need_world(data, "instruct.source")
         return _from_world(cfg, data, seed, tokenizer)
     if cfg.source != "file":
