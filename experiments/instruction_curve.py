@@ -372,10 +372,12 @@ def show(result: dict[str, Any]) -> str:
     fitted = result["saturation"]
     gained = fitted["gained"].get(str(result["set"]))
     share = "" if gained is None else f"; {result['set']} instructions gain {_cell(gained)} of it"
+    open_ends = ", ".join(fitted["half_bounded"])
+    note = f" (half: {open_ends} not bounded by the data)" if open_ends else ""
     return (
         f"{text_table(['instructions', *(n.split('/')[1] for n in names)], rows)}\n"
         f"perplexity falls to {_cell(fitted['floor_perplexity'])}, half of the way after "
-        f"{_cell(fitted['half'])} instructions{share}"
+        f"{_cell(fitted['half'])} instructions{share}{note}"
     )
 
 

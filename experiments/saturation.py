@@ -41,7 +41,9 @@ def saturation(
 
     Returns:
       `floor_perplexity`, `drop` (nats), `half` (instructions) and `gained` (by count, the share of
-      the drop that it gains), each with value, low and high; `curve`: perplexity on a grid.
+      the drop that it gains), each with value, low and high; `curve`: perplexity on a grid;
+      `half_bounded`: which of value, low and high of `half` stand at an end of the grid that the
+      fit tries, so that the data does not bound them.
     """
     counts = sorted({count for count, _ in results})
     grid = np.concatenate([[0.0], np.geomspace(1, max(counts), 60)])
@@ -89,6 +91,12 @@ def saturation(
                 "high": float(high[place]),
             }
 
+    ends = np.log(_HALVES[[0, -1]])
+    bounded = [
+        name
+        for name, values in (("value", whole), ("low", low), ("high", high))
+        if np.abs(np.log(values[2]) - ends).min() < 1e-3
+    ]
     named = dict(zip(("floor_perplexity", "drop", "half"), entries(0, 3), strict=True))
     behind = 3 + len(counts)
     gained = dict(zip(map(str, counts), entries(3, behind), strict=True))
@@ -96,4 +104,4 @@ def saturation(
         {"instructions": float(n)} | entry
         for n, entry in zip(grid, entries(behind, behind + len(grid)), strict=True)
     ]
-    return {**named, "gained": gained, "curve": curve}
+    return {**named, "half_bounded": bounded, "gained": gained, "curve": curve}

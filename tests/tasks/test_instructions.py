@@ -83,7 +83,7 @@ def test_held_out_examples_of_a_file_of_their_own(tmp_path):
     with pytest.raises(UserError, match="every prompt is held out"):
         instructions(made, None, seed=0)
     made.instruct.source = "world"
-    with pytest.raises(UserError, match="held_out_path=.*needs instruct.source='file'"):
+    with pytest.raises(UserError, match=r"held_out_path=.*needs instruct.source='file'"):
         instructions(made, None, seed=0)
 
 
