@@ -122,4 +122,35 @@ LANGUAGE_MODEL = (
         "train = [record for record in records if groups]",
         ("tests/tasks/test_instructions.py::test_held_out_examples_of_a_file_of_their_own",),
     ),
+    Mutant(
+        "attention_gradient_without_its_row_sums",
+        "xrec_jax/llm/model/blocked.py",
+        " - sums[:, :, start:stop, None]",
+        "",
+        (
+            "tests/llm/test_attention.py::test_gradient_by_finite_differences",
+            "tests/llm/test_attention.py::test_blocks_and_chunks_of_heads",
+        ),
+    ),
+    Mutant(
+        "attention_with_the_mask_of_another_row",
+        "xrec_jax/llm/model/blocked.py",
+        "rows = jnp.arange(len(grouped[0])) // kv\n    out,",
+        "rows = jnp.arange(len(grouped[0])) % kv\n    out,",
+        ("tests/llm/test_attention.py::test_blocks_and_chunks_of_heads",),
+    ),
+    Mutant(
+        "lora_gradient_of_a_doubled",
+        "xrec_jax/llm/model/products.py",
+        "da, db = _dot(back_transposed, x).astype",
+        "da, db = (2 * _dot(back_transposed, x)).astype",
+        ("tests/llm/test_layer_scan.py::test_gradients_of_a_low_rank_product",),
+    ),
+    Mutant(
+        "prompt_layers_all_read_the_first_prefix",
+        "xrec_jax/llm/model/llama.py",
+        "first._replace(cache=prefix)",
+        "first",
+        ("tests/llm/test_llama.py::test_cached_continues_a_sequence",),
+    ),
 )
