@@ -12,6 +12,10 @@ Of the 240 explanations 216 are tuned on and 24 held out, the same 24 as in
 tuned model, beside the grounding of the human-checked answers (`reference`), and for each data set
 the share that names its title: the reference paraphrases headlines, too. The report shows them
 and the first answers.
+
+20 minutes on two CPU cores with AVX512-BF16. Held-out perplexity 5.2 (base 15.1); all tuned answers
+are within 75 words and end (base 29 %), 71 % name the recommended title (base 50 %, human-checked
+83 %): all of films and games, 1 of 8 of news.
 """
 
 from ml_collections import ConfigDict
