@@ -11,12 +11,13 @@ import pytest
 
 from tests import tiny
 from xrec_jax.core.errors import UserError
-from xrec_jax.llm.generation import engine
+from xrec_jax.llm.generation import engine, fused
 from xrec_jax.llm.generation import sampler as sampler_module
 from xrec_jax.llm.generation import schedule as schedule_module
 from xrec_jax.llm.generation.sampler import Sampler
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Request
+from xrec_jax.llm.model import layers as layers_module
 from xrec_jax.llm.model import llama, lora
 from xrec_jax.llm.model.config import LlamaConfig
 from xrec_jax.llm.model.llama import Llama, SoftPrompt
@@ -185,6 +186,38 @@ def test_prompts_are_computed_as_many_at_once_as_the_processor_holds(monkeypatch
     finally:
         schedule_module._compiled.cache_clear()
     assert sizes and all(count * width <= 48 or count == 1 for count, width in sizes)
+
+
+@pytest.mark.parametrize(
+    "targets", [lora.TARGETS, ("q", "v"), ("k", "up", "down"), ("o",)], ids=",".join
+)
+def test_joined_projections_change_no_answer(monkeypatch, targets):
+    """Kernels of one input side by side, and the updates of some of them."""
+    made = lora.init(lora.LoraConfig(rank=3, targets=targets), CONFIG, jax.random.key(1))
+    moved = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), made)
+    sizes = fused.shapes(params()["layers"])
+    joined = fused.fuse_lora(moved.scaled()["layers"], sizes)
+    kernels = fused.fuse(params()["layers"])
+    assert kernels["attn"].keys() == {"qkv", "o"} and kernels["mlp"].keys() == {"gate_up", "down"}
+    # One product of all that is joined, against one for each part.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, CONFIG.hidden_size)), jnp.float32)
+    for name, (group, parts) in layers_module.FUSED.items():
+        expected = []
+        for part in parts:
+            y = x @ params()["layers"][group][part]["kernel"][1]
+            pair = moved.scaled()["layers"].get(group, {}).get(part)
+            expected.append(y if pair is None else y + x @ pair["a"][1] @ pair["b"][1])
+        y = x @ kernels[group][name]["kernel"][1]
+        pair = joined.get(group, {}).get(name)
+        assert (pair is None) == (not set(parts) & set(targets))
+        y = y if pair is None else y + x @ pair["a"][1] @ pair["b"][1]
+        np.testing.assert_allclose(y, jnp.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
+    ours = Sampler(MODEL, params(), eos=eos(), batch=5).generate(requests(), adapter=moved)
+    monkeypatch.setattr(sampler_module, "_FUSED_BYTES", 0)
+    plain = Sampler(MODEL, params(), eos=eos(), batch=5).generate(requests(), adapter=moved)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.ids == b.ids
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -11,18 +11,21 @@ from jax.sharding import NamedSharding
 
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
+from xrec_jax.llm.generation import fused
 from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.generation.schedule import Answer, Plan, Request, Run, Work
 from xrec_jax.llm.model import layer_scan
 from xrec_jax.llm.model.layout import Parameter, build
 from xrec_jax.llm.model.llama import Llama, unstack
 from xrec_jax.llm.model.lora import Adapter
-from xrec_jax.llm.model.quantize import is_quantized
+from xrec_jax.llm.model.quantize import bytes_of, is_quantized
 from xrec_jax.parallel.mesh import current_parts, sharding
 
 SCHEDULES = ("continuous", "static")
 # Activations of more prompts leave the caches of a CPU between one operation and the next.
 _CPU_ACTIVATION_BYTES = 6 << 20
+# Larger layers are not held in the forms that save a small model's decoding and compilation time.
+_FUSED_BYTES = 1 << 30
 
 
 class Sampler:
@@ -92,21 +95,41 @@ class Sampler:
         )
         # Parameters are prepared once, for all calls.
         self._unstack = cpu if unstack_layers is None else unstack_layers
+        self._fuses = self._may_fuse(params["layers"])
+        self._shapes = fused.shapes(params["layers"]) if self._fuses else None
         self._params = self._split(params)
         self.work = Work()
+
+    def _may_fuse(self, layers: PyTree) -> bool:
+        """True for plain kernels of one CPU device that are small enough to be held again."""
+        leaves = jax.tree.leaves(layers, is_leaf=is_quantized)
+        plain = not isinstance(layers, tuple) and not any(map(is_quantized, leaves))
+        alone = current_parts("batch") * current_parts("heads") == 1
+        return (
+            jax.default_backend() == "cpu"
+            and self._unstack
+            and plain
+            and alone
+            and bytes_of(layers) <= _FUSED_BYTES
+        )
 
     def _split(self, params: PyTree) -> PyTree:
         params = _for_serving(params, self.model)
         if not self._unstack or isinstance(params["layers"], tuple):
             return params
-        # Prompts are computed from the stacked layers, new tokens from those of their own.
-        layers = unstack(params["layers"], self.model.config.num_layers)
-        return {**params, "layers": layers, "scanned": layer_scan.stored(params["layers"])}
+        layers, count = params["layers"], self.model.config.num_layers
+        if not self._fuses:
+            return {**params, "layers": unstack(layers, count)}
+        # Prompts are computed from stacked layers, new tokens from those of their own.
+        layers = fused.fuse(layers)
+        return {**params, "layers": unstack(layers, count), "scanned": layer_scan.stored(layers)}
 
     def _lora(self, adapter: Adapter | None) -> PyTree:
         if adapter is None:
             return None
         layers = jax.tree.map(lambda x: x.astype(self.model.dtype), adapter.scaled()["layers"])
+        if self._fuses:
+            layers = fused.fuse_lora(layers, self._shapes)
         return unstack(layers, self.model.config.num_layers) if self._unstack else layers
 
     def generate(

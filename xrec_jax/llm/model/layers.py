@@ -17,6 +17,10 @@ from xrec_jax.llm.model.lora import AXES
 from xrec_jax.llm.model.rope import rotate
 from xrec_jax.parallel.mesh import constrain, logical
 
+# Projections of one input that may come as one kernel, see `generation.fused`: their group, and the
+# parts in the order of the columns.
+FUSED = {"qkv": ("attn", ("q", "k", "v")), "gate_up": ("mlp", ("gate", "up"))}
+
 
 class Rotation(NamedTuple):
     """Cosine and sine of the rotary angles, `[batch, length, 1, head_dim / 2]`."""
@@ -149,8 +153,8 @@ class Attention(nn.Module):
     lora_dropout: float
 
     def _projection(self, name: str, features: int) -> Projection:
-        stddev = self.config.initializer_range
-        return Projection(features, AXES[name], stddev, self.dtype, self.lora_dropout, name=name)
+        stddev, axes = self.config.initializer_range, AXES[name if name in AXES else "q"]
+        return Projection(features, axes, stddev, self.dtype, self.lora_dropout, name=name)
 
     @nn.compact
     def __call__(
@@ -161,11 +165,17 @@ class Attention(nn.Module):
         batch, length, hidden = x.shape
         dim, heads, kv_heads = config.head_dim, config.num_heads, config.num_kv_heads
 
-        def split(name: str, count: int) -> jax.Array:
-            out = self._projection(name, count * dim)(x).reshape(batch, length, count, dim)
+        def split(out: jax.Array, count: int) -> jax.Array:
+            out = out.reshape(batch, length, count, dim)
             return constrain(out, "batch", None, "heads", None)
 
-        q, k, v = split("q", heads), split("k", kv_heads), split("v", kv_heads)
+        counts = {"q": heads, "k": kv_heads, "v": kv_heads}
+        if "qkv" in self.variables.get("params", {}):
+            joined = self._projection("qkv", sum(counts.values()) * dim)(x)
+            parts = jnp.split(joined, [heads * dim, (heads + kv_heads) * dim], axis=-1)
+        else:
+            parts = [self._projection(name, n * dim)(x) for name, n in counts.items()]
+        q, k, v = (split(part, n) for part, n in zip(parts, counts.values(), strict=True))
         # Keys are cached rotated, so their slot carries no position.
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = Cache(attention.keys_for_cache(k), attention.head_major(v))
@@ -200,10 +210,14 @@ class FeedForward(nn.Module):
 
         def project(name: str, features: int, x: jax.Array) -> jax.Array:
             stddev, rate = config.initializer_range, self.lora_dropout
-            return Projection(features, AXES[name], stddev, self.dtype, rate, name=name)(x)
+            axes = AXES[name if name in AXES else "gate"]
+            return Projection(features, axes, stddev, self.dtype, rate, name=name)(x)
 
         mlp_dim = config.intermediate_size
-        gate, up = project("gate", mlp_dim, x), project("up", mlp_dim, x)
+        if "gate_up" in self.variables.get("params", {}):
+            gate, up = jnp.split(project("gate_up", 2 * mlp_dim, x), 2, axis=-1)
+        else:
+            gate, up = project("gate", mlp_dim, x), project("up", mlp_dim, x)
         gated = constrain(jax.nn.silu(gate) * up, "batch", None, "inner")
         return project("down", config.hidden_size, gated)
 
