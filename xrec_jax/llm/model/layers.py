@@ -171,8 +171,8 @@ class Attention(nn.Module):
 
         counts = {"q": heads, "k": kv_heads, "v": kv_heads}
         if "qkv" in self.variables.get("params", {}):
-            joined = self._projection("qkv", sum(counts.values()) * dim)(x)
-            parts = jnp.split(joined, [heads * dim, (heads + kv_heads) * dim], axis=-1)
+            whole = self._projection("qkv", sum(counts.values()) * dim)(x)
+            parts = jnp.split(whole, [heads * dim, (heads + kv_heads) * dim], axis=-1)
         else:
             parts = [self._projection(name, n * dim)(x) for name, n in counts.items()]
         q, k, v = (split(part, n) for part, n in zip(parts, counts.values(), strict=True))

@@ -19,7 +19,7 @@ from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.core.trees import PyTree
 from xrec_jax.llm.model.attention import IMPLEMENTATIONS
 from xrec_jax.llm.model.config import LlamaConfig
-from xrec_jax.llm.model.layer_scan import restored, scan_layers
+from xrec_jax.llm.model.layer_scan import restored, scan_layers, stored
 from xrec_jax.llm.model.layers import (
     Block,
     Cache,
@@ -282,20 +282,22 @@ class Llama:
     ) -> tuple[jax.Array, tuple[Cache, ...]]:
         """`cached` for prompts: one compiled layer, scanned over stacked parameters."""
         first = contexts[0]
+        if on_16_bit_cpu(self.dtype):
+            trees = stored(trees)
         # What differs between the layers' contexts is scanned over, too.
         prefixes = None
         if isinstance(first, PrefixAttention):
             of_layers = [context.cache for context in contexts if hasattr(context, "cache")]
             prefixes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
 
-        def layer(x: jax.Array, xs: tuple[PyTree, PyTree, Cache | None]) -> tuple[Any, Cache]:
-            weights, lora, prefix = xs
+        def layer(x: jax.Array, xs: tuple[tuple[PyTree, PyTree], Any]) -> tuple[Any, Cache]:
+            (weights, lora), prefix = xs
             context = first._replace(cache=prefix) if isinstance(first, PrefixAttention) else first
-            variables = {"params": restored(weights), "lora": lora}
+            variables = {"params": restored(weights), "lora": restored(lora)}
             out: Any = block.apply(variables, x, rotation, context)
             return out[0], Cache(*(leaf.astype(self.cache_dtype) for leaf in out[1]))
 
-        x, caches = jax.lax.scan(layer, x, (*trees, prefixes))
+        x, caches = jax.lax.scan(layer, x, (trees, prefixes))
         layers = range(self.config.num_layers)
         return self.final_norm(params, x), tuple(Cache(caches.k[i], caches.v[i]) for i in layers)
 
