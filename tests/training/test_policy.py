@@ -245,8 +245,11 @@ def test_every_metric_is_documented_and_as_numpy_says():
 def test_the_first_update_sees_ratios_of_one():
     batch = rollout(drift=0.0)
     _, metrics = one_step(batch)
-    assert metrics["ppo/ratio_max"] == metrics["ppo/ratio_mean"] == 1.0
-    assert metrics["ppo/kl_old"] == metrics["ppo/clip_fraction"] == 0.0
+    # Sampled and trained in programs of their own, whose float32 sums round differently.
+    for name in ("ppo/ratio_max", "ppo/ratio_mean"):
+        assert metrics[name] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["ppo/kl_old"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["ppo/clip_fraction"] == 0.0
     assert metrics["ppo/value_clip_fraction"] == 0.0
 
 
