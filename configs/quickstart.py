@@ -9,8 +9,8 @@ model explain the first recommendation of 100 users, the true reasons judge, and
 stands at the end. An example has 311 tokens on average and 333 at most, its answer 80 and 96, so
 that three fill a row of 1,024 tokens.
 
-8 minutes on two CPU cores with AVX512-BF16, once installed: recommenders 35 s, tuning and answers to
-held-out prompts 5 min 38 s, explanations 1 min 31 s, the rest 9 s. One run (seed 0): F1 of true
+8 minutes on two CPU cores with AVX512-BF16, once installed: recommenders 35 s, tuning and answers
+to held-out prompts 5 min 38 s, explanations 1 min 31 s, the rest 9 s. One run (seed 0): F1 of true
 reasons .511 tuned, .501 template, .019 base, .300 by chance; held-out perplexity 2.1 (base 21.9).
 
 `:scratch` trains a LLaMA of a million parameters from nothing instead, and needs no base: 8 min
