@@ -44,8 +44,9 @@ class Sampler:
       refill: number of finished rows that justify a pause; 0 for a quarter of the batch.
       check_every: steps between checks for stop strings.
       share_prefixes: compute common prefixes of prompts once.
-      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory. The
-        default on CPUs, where a slice of a stacked array is copied at every step.
+      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory, and of
+        16-bit layers below 1 GiB a third that prompts are computed from. The default on CPUs,
+        where a slice of a stacked array is copied at every step.
 
     Raises:
       UserError: for an invalid value.

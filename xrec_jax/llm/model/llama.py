@@ -287,7 +287,7 @@ class Llama:
         # What differs between the layers' contexts is scanned over, too.
         prefixes = None
         if isinstance(first, PrefixAttention):
-            of_layers = [context.cache for context in contexts if hasattr(context, "cache")]
+            of_layers = [c.cache for c in contexts if isinstance(c, PrefixAttention)]
             prefixes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
 
         def layer(x: jax.Array, xs: tuple[tuple[PyTree, PyTree], Any]) -> tuple[Any, Cache]:
