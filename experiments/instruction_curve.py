@@ -7,8 +7,10 @@
 Each pair of a count and a seed is a run of `configs/llmxrec_smollm2.py` in `WORKDIR/COUNT_SEED`,
 with the same 24 held-out prompts in all. 0 is the base. Up to 216, what the set of 240 leaves, the
 examples are drawn from it, the smaller draws of a seed being parts of the larger ones; beyond, all
-of them and GPT-4's published answers to other BPR-MF prompts. These are cut to
-`--max_prompt_tokens` (oldest history entries first), about what the prompts of the set have.
+of them and GPT-4's published answers to other BPR-MF prompts. Counts beyond the set can have fewer
+seeds (`--seeds_beyond`), since each takes as long as many small ones. All prompts, held-out ones
+included, are cut to `--max_prompt_tokens` (oldest history entries first); the default is about what
+the longest prompts of the set have.
 
 Of the published prompts three kinds are left out: those that ask what any prompt of the set asks;
 those of users of held-out prompts; and those without an answer of GPT-4. The files name no user. A
@@ -250,7 +252,7 @@ def win_ratios(
     """
     rundir = RunDir(args.judge)
     judge_config = read_config(rundir)
-    prompts = [example.prompt for example in sets.held_out]
+    prompts = sets.uncut  # the judge cuts them itself, and knows its own by their whole text
     path = pathlib.Path(args.workdir) / "wins.json"
     kept: dict[str, Any] = read_json(path) if path.exists() else {}
     # What another judge preferred is not asked again, but does not count either.
@@ -314,6 +316,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Runs, measures and fits; see the head of this file."""
     counts = sweep.numbers(args.counts or (TINY_COUNTS if args.tiny else COUNTS), "--counts", int)
     seeds = sweep.numbers(args.seeds or "0,1,2", "--seeds", int)
+    beyond = sweep.numbers(args.seeds_beyond, "--seeds_beyond", int) or seeds
     if len(set(counts)) < 2 or min(counts) < 0 or not any(counts) or not seeds:
         raise UserError(f"--counts={args.counts}: two numbers or more from 0, one above it")
     if args.judge:
@@ -324,8 +327,10 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     instruction_files.write_instructions(folder / "held_out.jsonl", sets.held_out)
     rundirs: dict[tuple[int, int], RunDir] = {}
-    for seed in seeds:
+    for seed in sorted({*seeds, *beyond}):
         for count in sorted({*counts} - {0}):
+            if seed not in (seeds if count <= len(sets.train) else beyond):
+                continue
             instruction_files.write_instructions(
                 folder / f"{count}_{seed}.jsonl", drawn(sets, count, seed)
             )
@@ -346,6 +351,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": {
             "seeds": seeds,
+            "seeds_beyond": beyond,
             "epochs": args.epochs,
             "updates": args.updates,
             "max_prompt_tokens": args.max_prompt_tokens,
@@ -415,9 +421,10 @@ def main() -> None:
     parser.add_argument("--counts", default="", help=f"with commas; default: {COUNTS}")
     parser.add_argument("--judge", default="", help="finished run of stage judge on the same base")
     parser.add_argument("--published", default="", help="folder of prompts and explanations")
+    parser.add_argument("--seeds_beyond", default="", help="of counts beyond the set: as --seeds")
     parser.add_argument("--epochs", type=int, default=2, help="at least")
     parser.add_argument("--updates", type=int, default=20, help="at least, for small counts")
-    parser.add_argument("--max_prompt_tokens", type=int, default=600, help="of published prompts")
+    parser.add_argument("--max_prompt_tokens", type=int, default=600, help="of a prompt")
     parser.add_argument("--resamples", type=int, default=300, help="of the fit")
     args = parser.parse_args()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,12 +32,14 @@ class Sets(NamedTuple):
       held_out: the same for all runs.
       more: GPT-4's answers to other prompts.
       dropped: published prompts left out, by cause.
+      uncut: the held-out prompts before they were cut.
     """
 
     train: list[Instruction]
     held_out: list[Instruction]
     more: list[Instruction]
     dropped: dict[str, int]
+    uncut: list[str]
 
 
 def same_user(first: PromptContent, second: PromptContent) -> bool:
@@ -121,8 +124,14 @@ def published_sets(args: argparse.Namespace, config: ConfigDict) -> Sets:
         for _, record in numbered_records(folder / "explanations.jsonl.gz")
         if record["model"] == SYSTEM
     }
+    # What two prompts have in common is read from the whole prompts, before any is cut.
     more, dropped = further_examples(prompts, answers, split.train, split.held_out, shorten=shorten)
-    return Sets(split.train, split.held_out, more, dropped)
+
+    def shortened(records: Sequence[Instruction]) -> list[Instruction]:
+        return [dataclasses.replace(record, prompt=shorten(record.prompt)) for record in records]
+
+    uncut = [record.prompt for record in split.held_out]
+    return Sets(shortened(split.train), shortened(split.held_out), more, dropped, uncut)
 
 
 def tiny_sets(config: ConfigDict) -> Sets:
@@ -134,7 +143,8 @@ def tiny_sets(config: ConfigDict) -> Sets:
 
     half = len(split.train) // 2
     train, more = of_world(split.train[:half]), of_world(split.train[half:])
-    return Sets(train, of_world(split.held_out), more, {})
+    held_out = of_world(split.held_out)
+    return Sets(train, held_out, more, {}, [record.prompt for record in held_out])
 
 
 def drawn(sets: Sets, count: int, seed: int) -> list[Instruction]:

@@ -1,6 +1,8 @@
 """The curve over the number of instructions: its sets, its fit, and a run on a tiny model."""
 
 import argparse
+import gzip
+import json
 import math
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from scipy.optimize import curve_fit
 
 from experiments import instruction_curve as curve
+from experiments import instruction_sets
 from experiments.instruction_sets import Sets, drawn, further_examples, same_user
 from experiments.saturation import fit, saturation
 from tests import runs
@@ -15,7 +18,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.storage.files import read_json, write_json
 from xrec_jax.evaluation.audit.contents import read_content
 from xrec_jax.text import get
-from xrec_jax.text.records.instructions import Instruction, read_instructions
+from xrec_jax.text.records.instructions import Instruction, read_instructions, write_instructions
 
 
 def game(item, history):
@@ -68,7 +71,7 @@ def test_smaller_draws_are_parts_of_larger_ones():
     train, more = (
         [steam(f"{name} {n}") for n in range(count)] for name, count in (("set", 10), ("more", 8))
     )
-    sets = Sets(train, [], more, {})
+    sets = Sets(train, [], more, {}, [])
     by_count = {n: {record.prompt for record in drawn(sets, n, seed=1)} for n in (3, 10, 13, 18)}
     assert [len(by_count[n]) for n in by_count] == [3, 10, 13, 18]
     assert by_count[3] < by_count[10] < by_count[13] < by_count[18]
@@ -76,6 +79,58 @@ def test_smaller_draws_are_parts_of_larger_ones():
     assert by_count[3] != {record.prompt for record in drawn(sets, 3, seed=2)}
     with pytest.raises(UserError, match="--counts: 19 instructions, but the set has 10 and"):
         drawn(sets, 19, seed=1)
+
+
+def test_all_prompts_are_cut_and_held_out_ones_are_known_whole(tmp_path, monkeypatch):
+    """The histories overlap in what is cut off: those are still one user's."""
+
+    class Words:
+        encode = staticmethod(str.split)
+
+    monkeypatch.setattr(instruction_sets, "load_tokenizer", lambda path: Words())
+    titles = ["Doom", "Celeste", "Braid", "Quake", "Tetris"]
+    instructions = [
+        {"prompt": game(f"Game {n}", [f"Old {n} {k}" for k in range(5)]), "completion": "Good."}
+        for n in range(7)
+    ]
+    write_instructions(
+        tmp_path / "set.jsonl",
+        [Instruction(r["prompt"], r["completion"], meta={"dataset": "steam"}) for r in instructions]
+        + [Instruction(game("Portal", titles), "Good.", meta={"dataset": "steam"})],
+    )
+    config = curve.curve_config(arguments(tmp_path, tiny=False))
+    config.instruct.update(dict(path=str(tmp_path / "set.jsonl"), held_out=0.5))
+    # Whichever half is held out: published prompts by a user of each of the set's.
+    published = [
+        game(f"Other {n}", [f"Old {n} {k}" for k in (0, 1, 2)] + [f"New {n}"]) for n in range(7)
+    ] + [game("Other", [*titles[:3], "Uno"])]
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for name, records in (
+        (
+            "prompts",
+            [
+                {"prompt_id": n, "prompt": prompt, "dataset": "steam", "row": n}
+                for n, prompt in enumerate(published)
+            ],
+        ),
+        (
+            "explanations",
+            [{"prompt_id": n, "model": "GPT4", "completion": "Fine."} for n in range(8)],
+        ),
+    ):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    limit = len(game("Portal", ["Doom"]).split()) + 4
+    args = arguments(tmp_path, tiny=False, published=str(folder), max_prompt_tokens=limit)
+    sets = instruction_sets.published_sets(args, config)
+    assert (len(sets.train), len(sets.held_out), len(sets.more)) == (4, 4, 4)
+    assert sets.dropped["of held-out users"] == 4
+    for records in sets[:3]:
+        assert max(len(record.prompt.split()) for record in records) <= limit
+    whole = {r["prompt"] for r in instructions} | {game("Portal", titles)}
+    assert set(sets.uncut) < whole and len(sets.uncut) == 4
+    assert not whole & {record.prompt for record in sets.held_out}
 
 
 def test_the_fit_is_that_of_least_squares():
@@ -122,6 +177,7 @@ def test_a_half_that_the_data_does_not_bound_is_said():
 
 def arguments(folder, **changed):
     values = dict(workdir=str(folder / "w"), tiny=True, counts="0,4,12", seeds="0", override=[])
+    values |= dict(seeds_beyond="1")  # the set of the world has 6
     values |= dict(judge="", published="", epochs=1, updates=2, max_prompt_tokens=600, resamples=5)
     return argparse.Namespace(**(values | changed))
 
@@ -140,15 +196,17 @@ def test_figures_of_a_tiny_model(finished):
     assert result["counts"].keys() == {"0", "4", "12"} and result["held_out"] == 3
     # The experiment measures prompt by prompt what the stage measures in packed rows.
     for count, name in (("0", "base"), ("4", "tuned"), ("12", "tuned")):
-        run = finished / "w" / f"{'4' if count == '0' else count}_0"
+        run = finished / "w" / ("12_1" if count == "12" else "4_0")
         expected = read_json(run / "evaluation.json")["instruct"][name]["held_out/perplexity"]
         found = result["counts"][count]["held_out/perplexity"]
         assert found["value"] == pytest.approx(expected["value"], rel=1e-4)
         assert found["runs"] == 1
         assert result["counts"][count]["grounding/item_named"]["value"] <= 1.0
     held_out = {r.group for r in read_instructions(finished / "w" / "sets" / "held_out.jsonl")}
-    for count in (4, 12):
-        used = read_instructions(finished / "w" / f"{count}_0" / "instructions" / "train.jsonl")
+    assert not (finished / "w" / "12_0").exists() and not (finished / "w" / "4_1").exists()
+    for count, seed in ((4, 0), (12, 1)):
+        run = finished / "w" / f"{count}_{seed}"
+        used = read_instructions(run / "instructions" / "train.jsonl")
         assert len(used) == count and not held_out & {record.group for record in used}
     assert "instructions" in curve.show(result)
 
@@ -181,7 +239,7 @@ def test_a_judge_compares_with_the_base_in_both_orders(finished, monkeypatch, tm
         for count, name in ((0, "base.json"), (4, "measured.json"))
     }
     held_out = read_instructions(finished / "w" / "sets" / "held_out.jsonl")
-    sets = Sets([], held_out, [], {})
+    sets = Sets([], held_out, [], {}, [record.prompt for record in held_out])
     with runs.one_device():
         ratios, learned = curve.win_ratios(args, sets, results)
     assert ratios[-1, 0]["value"] == 1.0 and learned == 0
