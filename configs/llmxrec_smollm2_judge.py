@@ -35,6 +35,6 @@ def get_config(arg: str = "") -> ConfigDict:
     judge.max_prompt_tokens, judge.length, judge.batch = 256, 1024, 20
     judge.lora.update(dict(rank=8, alpha=16.0, dropout=0.05))
     judge.train.update(
-        dict(batch_size=2, accumulation=2, epochs=1, learning_rate=1e-3, warmup=0.05, log_every=20)
+        dict(batch_size=4, accumulation=2, epochs=1, learning_rate=1e-3, warmup=0.05, log_every=20)
     )
     return defaults.variant(config, arg)
