@@ -378,7 +378,7 @@ def show(result: dict[str, Any]) -> str:
     fitted = result["saturation"]
     gained = fitted["gained"].get(str(result["set"]))
     share = "" if gained is None else f"; {result['set']} instructions gain {_cell(gained)} of it"
-    open_ends = ", ".join(fitted["half_bounded"])
+    open_ends = ", ".join(fitted["half_unbounded"])
     note = f" (half: {open_ends} not bounded by the data)" if open_ends else ""
     return (
         f"{text_table(['instructions', *(n.split('/')[1] for n in names)], rows)}\n"

@@ -42,7 +42,7 @@ def saturation(
     Returns:
       `floor_perplexity`, `drop` (nats), `half` (instructions) and `gained` (by count, the share of
       the drop that it gains), each with value, low and high; `curve`: perplexity on a grid;
-      `half_bounded`: which of value, low and high of `half` stand at an end of the grid that the
+      `half_unbounded`: which of value, low and high of `half` stand at an end of the grid that the
       fit tries, so that the data does not bound them.
     """
     counts = sorted({count for count, _ in results})
@@ -92,7 +92,7 @@ def saturation(
             }
 
     ends = np.log(_HALVES[[0, -1]])
-    bounded = [
+    unbounded = [
         name
         for name, values in (("value", whole), ("low", low), ("high", high))
         if np.abs(np.log(values[2]) - ends).min() < 1e-3
@@ -104,4 +104,4 @@ def saturation(
         {"instructions": float(n)} | entry
         for n, entry in zip(grid, entries(behind, behind + len(grid)), strict=True)
     ]
-    return {**named, "half_bounded": bounded, "gained": gained, "curve": curve}
+    return {**named, "half_unbounded": unbounded, "gained": gained, "curve": curve}

@@ -160,7 +160,7 @@ def test_intervals_hold_what_was_put_in():
     for name, truth in (("half", 40), ("drop", 0.9), ("floor_perplexity", math.exp(1.8))):
         assert fitted[name]["low"] <= fitted[name]["value"] <= fitted[name]["high"], name
         assert 0.75 * truth < fitted[name]["value"] < 1.33 * truth, name
-    assert fitted["half_bounded"] == []
+    assert fitted["half_unbounded"] == []
     gained = fitted["gained"]["216"]
     assert gained["low"] < 216 / 256 < gained["high"] and fitted["gained"]["0"]["value"] == 0.0
     assert fitted["curve"][0]["value"] > fitted["curve"][-1]["value"]
@@ -172,7 +172,7 @@ def test_a_half_that_the_data_does_not_bound_is_said():
         (count, 0): {"loss": [80 * (2.0 - 1e-4 * count)] * 5, "tokens": [80.0] * 5}
         for count in (0, 10, 50, 200)
     }
-    assert saturation(results, resamples=5)["half_bounded"] == ["value", "low", "high"]
+    assert saturation(results, resamples=5)["half_unbounded"] == ["value", "low", "high"]
 
 
 def arguments(folder, **changed):

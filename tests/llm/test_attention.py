@@ -10,6 +10,7 @@ import pytest
 from tests import tiny
 from xrec_jax.core.errors import UserError
 from xrec_jax.llm.model import attention, blocked
+from xrec_jax.llm.model.layer_scan import as_floats, as_integers
 from xrec_jax.parallel.mesh import put_batch, use_mesh
 
 # Odd lengths cross the border of a block of queries; 128 is what the kernel for TPUs needs.
@@ -173,10 +174,27 @@ def test_blocks_and_chunks_of_heads(monkeypatch, dtype, block, score_bytes):
 def test_a_row_and_a_head_that_no_device_axis_divides():
     """Three rows and one key head on four devices: computed by all of them."""
     q, k, v, segments = (np.concatenate([x, x[:1]]) for x in case("blocks"))
-    alone = run_forward("blocked", q, k, v, segments)
+
+    def both():
+        def loss(*arrays):
+            out = attention.attend(*arrays, segments, implementation="blocked")
+            return jnp.sum(out * np.cos(np.arange(out.size)).reshape(out.shape)), out
+
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, *grads
+
+    alone = both()
     with use_mesh(tiny.mesh(4, 1, 2)):
-        out = run_forward("blocked", q, k, v, segments)
-    np.testing.assert_allclose(out, alone, atol=3e-6)
+        on_four = both()
+    for found, expected_array in zip(on_four, alone, strict=True):
+        np.testing.assert_allclose(found, expected_array, atol=1e-5)
+
+
+def test_16_bit_arrays_carried_as_integers_have_no_silent_derivative():
+    x = jnp.ones(3, jnp.bfloat16)
+    np.testing.assert_array_equal(as_floats(as_integers(x), jnp.bfloat16), x)
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        jax.grad(lambda x: as_floats(as_integers(x), x.dtype).sum())(x)
 
 
 def test_cached_with_any_mask():

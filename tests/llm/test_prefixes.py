@@ -1,5 +1,6 @@
 """Shared beginnings of prompts, and the sizes that shapes are rounded up to."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -83,6 +84,13 @@ def test_common():
     assert common([1, 2, 3], [1, 2, 4]) == 2
     assert common([1, 2], [1, 2, 4]) == 2
     assert common([], [1]) == 0 == common([2], [1])
+
+
+def test_bucket_of_an_accelerator(monkeypatch):
+    """Above 128 mostly multiples of 128, which its attention kernels need."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    sizes = {5: 16, 17: 24, 97: 128, 129: 192, 257: 384, 385: 512, 700: 768}
+    assert {n: bucket(n) for n in sizes} == sizes
 
 
 def test_bucket():

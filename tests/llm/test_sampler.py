@@ -226,20 +226,29 @@ def test_prompts_of_a_deep_model_are_scanned(monkeypatch, dtype):
     model = Llama(CONFIG, dtype=dtype)
     weights = jax.tree.map(lambda x: x.astype(dtype), params())
 
+    used = []
+    scanned_layers = Llama._scanned
+    monkeypatch.setattr(
+        Llama, "_scanned", lambda *args: used.append(args[1]) or scanned_layers(*args)
+    )
+
     def answers():
         schedule_module._compiled.cache_clear()
         run = Sampler(model, weights, eos=eos(), batch=3)
+        assert ("scanned" in run._params) == model.scans_prompts
         return run.generate(requests(), adapter=adapter())
 
     unrolled = answers()
+    assert not used
     monkeypatch.setattr(llama, "_UNROLLED", 0)
     try:
         scanned = answers()
     finally:
         schedule_module._compiled.cache_clear()
+    assert used and all("scanned" in tree for tree in used)
     for a, b in zip(unrolled, scanned, strict=True):
-        same = min(len(a.ids), len(b.ids)) if dtype == jnp.float32 else 1
-        assert a.ids[:same] == b.ids[:same]
+        same = len(a.ids) if dtype == jnp.float32 else 1
+        assert a.ids[:same] == b.ids[:same] and (same == 1 or len(a.ids) == len(b.ids))
         np.testing.assert_allclose(
             a.log_probs[:same], b.log_probs[:same], atol=2e-4 if dtype == jnp.float32 else 0.1
         )

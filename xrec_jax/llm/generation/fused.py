@@ -1,4 +1,4 @@
-"""Projections that read the same input as one product each, for decoding on a CPU.
+"""Fused QKV and gate-up projections, for decoding on a CPU.
 
 A decoding step of a small model spends more time between its products than in them. Queries, keys
 and values read one input, gate and up another: their kernels side by side are one kernel each, and
@@ -15,13 +15,13 @@ from xrec_jax.llm.model.layers import FUSED
 
 
 def fuse(layers: PyTree) -> PyTree:
-    """Joins plain kernels, stacked over layers or of one.
+    """Fuses plain kernels, stacked over layers or of one.
 
     Args:
       layers: `{"attn": {"q": {"kernel": ...}, ...}, "mlp": {...}, ...}`.
 
     Returns:
-      The same tree with `FUSED` in place of their parts.
+      The tree with the kernels that `FUSED` names instead of those that they are made of.
     """
     out = {name: dict(group) for name, group in layers.items()}
     for name, (group, parts) in FUSED.items():
@@ -31,7 +31,7 @@ def fuse(layers: PyTree) -> PyTree:
 
 
 def fuse_lora(lora: PyTree, layers: PyTree) -> PyTree:
-    """Joins the updates of the projections that `fuse` joins.
+    """Fuses the updates of the projections that `fuse` fuses.
 
     Args:
       lora: `Adapter.scaled()["layers"]`, of any targets.

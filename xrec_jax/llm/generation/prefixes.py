@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+
 _WORTH = 16  # tokens; recomputing fewer costs less than a separate group
 
 
@@ -24,14 +26,16 @@ class Group:
 
 
 def bucket(length: int) -> int:
-    """Rounds `length` up to 16, 24, 32, 48, 64, 96, 128, then by quarters: 160, 192, 224, 256, 320.
+    """Rounds `length` up to 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, and so on.
 
-    Few shapes to compile, and little padding where it costs much.
+    On a CPU, where padding costs more than another shape to compile, lengths above 128 are rounded
+    by quarters: 160, 192, 224, 256, 320. Elsewhere multiples of 128 keep the attention kernels.
     """
+    fine = jax.default_backend() == "cpu"
     size = 16
     while size < length:
         power = 1 << (size.bit_length() - 1)
-        size += power // 4 if size >= 128 else power // 2
+        size += power // 4 if fine and size >= 128 else power // 2
     return size
 
 

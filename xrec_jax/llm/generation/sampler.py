@@ -44,9 +44,9 @@ class Sampler:
       refill: number of finished rows that justify a pause; 0 for a quarter of the batch.
       check_every: steps between checks for stop strings.
       share_prefixes: compute common prefixes of prompts once.
-      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory, and of
-        16-bit layers below 1 GiB a third that prompts are computed from. The default on CPUs,
-        where a slice of a stacked array is copied at every step.
+      unstack_layers: keep one array a layer and kernel, a second copy of the base in memory. The
+        default on CPUs, where a slice of a stacked array is copied at every step. A model of more
+        than 8 layers, of less than 1 GiB, has a third there, which prompts are computed from.
 
     Raises:
       UserError: for an invalid value.
@@ -123,7 +123,10 @@ class Sampler:
             return {**params, "layers": unstack(layers, count)}
         # Prompts are computed from stacked layers, new tokens from those of their own.
         layers = fused.fuse(layers)
-        return {**params, "layers": unstack(layers, count), "scanned": layer_scan.stored(layers)}
+        split = {**params, "layers": unstack(layers, count)}
+        if self.model.scans_prompts:
+            split["scanned"] = layer_scan.stored(layers)
+        return split
 
     def _lora(self, adapter: Adapter | None) -> PyTree:
         if adapter is None:

@@ -76,8 +76,9 @@ def attend(
       k: `[batch, length, kv_heads, head_dim]`.
       v: like `k`.
       segments: `[batch, length]` int32; 0 is padding, whose output is undefined but finite.
-      implementation: one of `IMPLEMENTATIONS`. "blocked" computes only the causal half of the
-        scores, "cudnn" needs a GPU and 16-bit inputs, "splash" is the Pallas kernel of TPUs.
+      implementation: one of `IMPLEMENTATIONS`. "blocked" is made for CPUs and computes only
+        the causal half of the scores, "cudnn" needs a GPU and 16-bit inputs, "splash" is the Pallas
+        kernel of TPUs.
       shared: let later segments see segment 1.
 
     Returns:

@@ -2,9 +2,9 @@
 
 Scores of all heads would be written to main memory and read again several times. Those of one block
 of queries and a few heads stay in the cache, and keys after the block's end are skipped. The
-backward pass computes the scores again from each query's log-normaliser (FlashAttention-2, Dao,
-arXiv 2307.08691, section 3.1). Its products have plain orders of axes: a CPU copies factors, 16-bit
-ones in float32, whose contracted axis comes first.
+backward pass computes the scores again from each query's log-sum-exp (FlashAttention-2, Dao, arXiv
+2307.08691, section 3.1); masks are held whole, in float32. Its products have plain orders of axes:
+a CPU copies factors, 16-bit ones in float32, whose contracted axis comes first.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> tuple[jax.A
         last one, `[batch, stop - start, slots - length + stop]` bool.
 
     Returns:
-      Output like `q`, finite even where nothing is seen; log-normalisers of the scaled scores,
+      Output like `q`, finite even where nothing is seen; log-sum-exp of the scaled scores,
       `[batch * kv_heads, heads / kv_heads, length]` float32.
     """
     kv, scale = k.shape[2], q.shape[-1] ** -0.5
@@ -141,21 +141,21 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> tuple[jax.A
     biases = _biases(mask, cut)
 
     def heads(rows: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-        outs, normalisers = [], []
+        outs, log_sums = [], []
         for (start, stop, end), bias in zip(cut.spans, biases, strict=True):
             scores = _scores(q[:, :, start:stop], k[:, 0, :end]) + bias[rows][:, None]
             top = jnp.max(scores, axis=-1, keepdims=True)
-            shares = jnp.exp((scores - top) * scale)
-            total = jnp.sum(shares, axis=-1, keepdims=True)
-            flat = shares.astype(v.dtype).reshape(len(q), -1, end)
+            weights = jnp.exp((scores - top) * scale)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            flat = weights.astype(v.dtype).reshape(len(q), -1, end)
             out = _einsum("nrs,nsd->nrd", flat, v[:, 0, :end]).reshape(*total.shape[:-1], -1)
             outs.append((out / total).astype(q.dtype))
-            normalisers.append((top * scale + jnp.log(total))[..., 0])
-        return jnp.concatenate(outs, axis=2), jnp.concatenate(normalisers, axis=2)
+            log_sums.append((top * scale + jnp.log(total))[..., 0])
+        return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)
 
     rows = jnp.arange(len(grouped[0])) // kv
-    out, normalisers = _by_chunks(heads, cut.heads, (rows, *grouped))
-    return _ungrouped(out, kv), normalisers
+    out, log_sums = _by_chunks(heads, cut.heads, (rows, *grouped))
+    return _ungrouped(out, kv), log_sums
 
 
 def _biases(mask: Mask, cut: _Plan) -> list[jax.Array]:
@@ -169,7 +169,7 @@ def _backward(
     v: jax.Array,
     mask: Mask,
     out: jax.Array,
-    normalisers: jax.Array,
+    log_sums: jax.Array,
     g: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of `q`, `k` and `v` from that of the output, `g`, and what `forward` returned."""
@@ -177,7 +177,7 @@ def _backward(
     grouped = tuple(_grouped(x, kv) for x in (q, k, v, g))
     cut = _plan(len(grouped[0]), q.shape[2] // kv, q.shape[1], length)
     biases = _biases(mask, cut)
-    # The row sums of shares times their cotangents.
+    # The row sums of attention weights times their cotangents.
     inner = g.astype(jnp.float32) * out.astype(jnp.float32)
     sums = _grouped(jnp.sum(inner, axis=-1, keepdims=True), kv)[..., 0]
 
@@ -189,7 +189,7 @@ def _backward(
         g: jax.Array,
         q_columns: jax.Array,
         g_columns: jax.Array,
-        normalisers: jax.Array,
+        log_sums: jax.Array,
         sums: jax.Array,
     ) -> tuple[jax.Array, ...]:
         dtype = q.dtype
@@ -198,15 +198,15 @@ def _backward(
         for (start, stop, end), bias in zip(cut.spans, biases, strict=True):
             queries, back = q[:, :, start:stop], g[:, :, start:stop]
             scores = _scores(queries, k[:, 0, :end]) + bias[rows][:, None]
-            shares = jnp.exp(scores * scale - normalisers[:, :, start:stop, None])
+            weights = jnp.exp(scores * scale - log_sums[:, :, start:stop, None])
             through = _scores(back, v[:, 0, :end]) - sums[:, :, start:stop, None]
             flat = (len(q), -1, end)
-            score_grad = (shares * through * scale).astype(dtype).reshape(flat)
-            shares = shares.astype(dtype).reshape(flat)
+            score_grad = (weights * through * scale).astype(dtype).reshape(flat)
+            weights = weights.astype(dtype).reshape(flat)
             q_grad = _einsum("nrs,nsd->nrd", score_grad, k[:, 0, :end])
             q_grads.append(q_grad.reshape(queries.shape).astype(dtype))
             columns = (x[..., start:stop].reshape(*x.shape[:2], -1) for x in (q_columns, g_columns))
-            pairs = zip(columns, (score_grad, shares), strict=True)
+            pairs = zip(columns, (score_grad, weights), strict=True)
             parts = [_einsum("ndr,nrs->nds", *pair) for pair in pairs]
             totals += jnp.pad(jnp.stack(parts), ((0, 0),) * 3 + ((0, length - end),))
         k_grad, v_grad = totals.swapaxes(2, 3)[:, :, None].astype(dtype)
@@ -215,7 +215,7 @@ def _backward(
     rows = jnp.arange(len(grouped[0])) // kv
     # Transposed outside the loop, behind whose border the compiler cannot undo it: see `products`.
     columns = tuple(x.transpose(0, 3, 1, 2) for x in (grouped[0], grouped[3]))
-    grads = _by_chunks(heads, cut.heads, (rows, *grouped, *columns, normalisers, sums))
+    grads = _by_chunks(heads, cut.heads, (rows, *grouped, *columns, log_sums, sums))
     q_grad, k_grad, v_grad = (_ungrouped(x, kv) for x in grads)
     return q_grad, k_grad, v_grad
 
@@ -231,13 +231,13 @@ def attend(
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, shared: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    out, normalisers = forward(q, k, v, _causal(segments, shared))
-    return out, (q, k, v, segments, out, normalisers)
+    out, log_sums = forward(q, k, v, _causal(segments, shared))
+    return out, (q, k, v, segments, out, log_sums)
 
 
 def _attend_backward(shared: bool, saved: tuple[jax.Array, ...], g: jax.Array) -> Any:
-    q, k, v, segments, out, normalisers = saved
-    return *_backward(q, k, v, _causal(segments, shared), out, normalisers, g), None
+    q, k, v, segments, out, log_sums = saved
+    return *_backward(q, k, v, _causal(segments, shared), out, log_sums, g), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)

@@ -20,11 +20,24 @@ from xrec_jax.core.trees import PyTree
 Layer = Callable[[jax.Array, PyTree], jax.Array]
 
 
+@jax.custom_jvp
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+@_bits.defjvp
+def _bits_jvp(primals: Any, tangents: Any) -> Any:
+    # JAX's own rule is a derivative of zero, which nobody would notice.
+    raise NotImplementedError("a function that carries 16-bit arrays as integers has no derivative")
+
+
 def as_integers(x: jax.Array) -> jax.Array:
-    """The bits of a 16-bit floating-point array as uint16; other arrays unchanged."""
-    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2:
-        return jax.lax.bitcast_convert_type(x, jnp.uint16)
-    return x
+    """The bits of a 16-bit floating-point array as uint16; other arrays unchanged.
+
+    Raises:
+      NotImplementedError: if it is differentiated.
+    """
+    return _bits(x) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2 else x
 
 
 def as_floats(x: jax.Array, dtype: Any) -> jax.Array:

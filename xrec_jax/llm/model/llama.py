@@ -231,6 +231,11 @@ class Llama:
         )
         return out.reshape(*hidden.shape[:-1], table.shape[0])
 
+    @property
+    def scans_prompts(self) -> bool:
+        """Whether `cached` scans over the layers of prompts, where they are at hand stacked."""
+        return self.config.num_layers > _UNROLLED
+
     def cached(
         self,
         params: PyTree,
@@ -250,7 +255,7 @@ class Llama:
             `scanned` may hold the stacked ones, see `layer_scan.stored`.
           x: embeddings `[batch, length, hidden]`.
           positions: `[batch, length]` int32.
-          contexts: one context a layer, all of a kind.
+          contexts: one context a layer, differing only in their caches.
           lora: `Adapter.scaled()["layers"]`, stacked or as a tuple of one tree a layer.
 
         Returns:
@@ -261,7 +266,7 @@ class Llama:
         block = Block(self.config, self.dtype, _serving(self.attention))
         stacked = params.get("scanned", params["layers"])
         step = isinstance(contexts[0], DecodeStep)
-        if self.config.num_layers > _UNROLLED and not step and not isinstance(stacked, tuple):
+        if self.scans_prompts and not step and not isinstance(stacked, tuple):
             return self._scanned(params, block, x, rotation, contexts, (stacked, _stacked(lora)))
         caches: list[Cache] = []
         for i, context in enumerate(contexts):
