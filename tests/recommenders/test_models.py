@@ -18,7 +18,6 @@ from xrec_jax.core.trees import device_bytes
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows
 from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use_mesh
-from xrec_jax.recommenders import sasrec
 from xrec_jax.training.loop import compile_step
 from xrec_jax.training.state import initializer
 from xrec_jax.training.steps import recommend_step
@@ -31,6 +30,28 @@ VARIANTS = {
     "sasrec": ("sasrec", {}),
     "sasrec-sampled": ("sasrec", dict(objective="sampled_softmax", negatives=5)),
     "sasrec-bce": ("sasrec", dict(objective="bce", negatives=2, context=4)),
+    "sasrec-gated": (
+        "sasrec",
+        dict(
+            block="gated",
+            positions="rotary",
+            objective="sampled_softmax",
+            negatives_per="batch",
+            sampler="popularity",
+            negatives=23,
+        ),
+    ),
+    "sasrec-in_batch": (
+        "sasrec",
+        dict(
+            block="pre_norm",
+            objective="sampled_softmax",
+            negatives_per="batch",
+            sampler="in_batch",
+            negatives=23,
+        ),
+    ),
+    "sasrec-gbce": ("sasrec", dict(objective="gbce", negatives_per="batch", negatives=23)),
 }
 MESHES = {"8": (8, 1, 1), "4x2": (8, 2, 1), "2x2x2": (8, 2, 2)}
 BATCH = 64
@@ -240,169 +261,6 @@ def test_lightgcn_loss(objective, size):
             expected += np.log(np.exp(scores).sum()) - scores[i] + model.l2 * 0.5 * squares
         expected /= size
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def naive_transformer(model, params, history):
-    """States after every item of one history, head by head and position by position."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-    def norm(x, w):
-        centred = x - x.mean(-1, keepdims=True)
-        return (
-            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * w["scale"] + w["bias"]
-        )
-
-    x = norm(p["item"]["embedding"][history] + p["position"][: len(history)], p["norm"])
-    for layer in range(model.layers):
-        w, mixed = p[f"blocks_{layer}"], np.zeros_like(x)
-        for h in range(model.heads):
-            q, k, v = (x @ w[name][:, h] for name in "qkv")
-            for t in range(len(history)):
-                e = np.exp([q[t] @ k[s] / math.sqrt(model.dim / model.heads) for s in range(t + 1)])
-                mixed[t] += (e / e.sum()) @ v[: t + 1] @ w["out"][h]
-        x = norm(x + mixed, w["attention_norm"])
-        z = x @ w["up"]
-        z = 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-        x = norm(x + z @ w["down"], w["mlp_norm"])
-    return x
-
-
-@functools.cache
-def sequence_case():
-    model = make("sasrec", dropout=0.0)
-    history = np.random.default_rng(4).integers(0, 61, (5, model.length)).astype(np.int32)
-    states = jax.jit(lambda p, h: model.net.apply({"params": p}, h, None))
-    last = jax.jit(lambda p, h, n: model.user_state(p, None, {"history": h, "length": n}))
-    return model, random_params(model), history, states, last
-
-
-def test_sasrec_states():
-    model, params, history, states, _ = sequence_case()
-    expected = [naive_transformer(model, params, row) for row in history]
-    np.testing.assert_allclose(states(params, history), expected, atol=2e-5)
-
-
-def test_sasrec_is_causal():
-    _, params, history, states, _ = sequence_case()
-    before = np.asarray(states(params, history))
-    for position in range(9):
-        changed = history.copy()
-        changed[:, position] = (changed[:, position] + 7) % 61
-        after = np.asarray(states(params, changed))
-        np.testing.assert_array_equal(after[:, :position], before[:, :position])
-        assert (np.abs(after[:, position:] - before[:, position:]).max(-1) > 1e-4).all()
-
-
-def test_sasrec_last_state_ignores_padding():
-    model, params, history, states, last = sequence_case()
-    length = np.array([9, 1, 4, 8, 2], np.int32)
-    found = np.asarray(last(params, history, length))
-    full = np.asarray(states(params, history))
-    np.testing.assert_allclose(found, full[np.arange(5), length - 1], atol=2e-6)
-    padded = np.where(np.arange(9) < length[:, None], history, (history + 13) % 61)
-    np.testing.assert_array_equal(last(params, padded, length), found)
-    short = [
-        naive_transformer(model, params, row[:n])[-1]
-        for row, n in zip(history, length, strict=True)
-    ]
-    np.testing.assert_allclose(found, short, atol=2e-5)
-
-
-@pytest.mark.parametrize("context", [0, 4])
-@pytest.mark.parametrize("objective", ["full_softmax", "sampled_softmax", "bce"])
-def test_sasrec_losses(objective, context):
-    _, params, _, states, _ = sequence_case()
-    model = make("sasrec", dropout=0.0, objective=objective, negatives=3, context=context)
-    # Windows of the tiny world, some with fewer targets than a piece; collisions are made sure of.
-    batch = {name: values[:11] for name, values in source(model)[0].items()}
-    target, weight = batch["target"], batch["weight"]
-    assert set(weight.sum(1).tolist()) - {0.0, float(9 - context)} and weight.sum(1).max() > 3
-    if objective == "sampled_softmax":
-        batch["negative"][:, 0] = target[np.arange(11), weight.argmax(1)]
-    events = np.append(np.arange(61), np.random.default_rng(6).integers(0, 61, 90))
-    found, _ = jax.jit(model.loss)(
-        params, dict(model.frozen(np.zeros(151, int), events).arrays), batch, jax.random.key(0)
-    )
-    q = np.bincount(events, minlength=61) / 151
-    table = np.asarray(params["item"]["embedding"])[:61]
-    scores = np.asarray(states(params, batch["history"])) @ table.T
-    total = 0.0
-    for b, t in zip(*np.nonzero(weight), strict=True):
-        s, y = scores[b, t].astype(np.float64), target[b, t]
-        if objective == "full_softmax":
-            total += np.log(np.exp(s).sum()) - s[y]
-        elif objective == "bce":  # each target of a window has negatives of its own
-            piece = batch["negative"][b].reshape(9 - context, 3)
-            drawn = piece[t - min(weight[b].argmax(), context)]
-            total += np.log1p(np.exp(-s[y])) + np.mean(np.log1p(np.exp(s[drawn])))
-        else:
-            drawn = batch["negative"][b]
-            drawn, count = drawn[drawn != y], len(drawn)
-            others = (np.exp(s[drawn]) / (q[drawn] * count)).sum()
-            total += np.log(np.exp(s[y]) + others) - s[y]
-    np.testing.assert_allclose(found, total / weight.sum(), rtol=2e-5)
-
-
-def test_sasrec_in_bfloat16_is_close():
-    model, params, history, _, last = sequence_case()
-    half = make("sasrec", dropout=0.0, dtype="bfloat16")
-    batch = {"history": history, "length": np.full(5, 9, np.int32)}
-    found = jax.jit(lambda p, b: half.user_state(p, None, b))(params, batch).astype(np.float32)
-    expected = last(params, history, batch["length"])
-    assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
-    batch = {"history": history, "target": history[::-1], "weight": np.ones((5, 9), np.float32)}
-    losses = [jax.jit(m.loss)(params, {}, batch, jax.random.key(0))[0] for m in (model, half)]
-    assert losses[1].dtype == jnp.float32
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
-
-
-def test_sasrec_multiplies_in_bfloat16():
-    model = make("sasrec", dtype="bfloat16", dropout=0.0)
-    params = jax.eval_shape(lambda key: nn.unbox(model.init(key)), jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    program = jax.make_jaxpr(
-        lambda p: model.net.apply({"params": p}, np.zeros((2, 9), np.int32), None)
-    )(params)
-    products = [e for e in program.eqns if e.primitive.name == "dot_general"]
-    assert len(products) == 8 * model.layers
-    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
-
-
-def test_sasrec_drops_in_training_only():
-    model, params, history, _, last = sequence_case()
-    dropping = make("sasrec", dropout=0.4)
-    length = np.array([9, 1, 4, 8, 2], np.int32)
-    found = dropping.user_state(params, None, {"history": history, "length": length})
-    np.testing.assert_allclose(found, last(params, history, length), atol=2e-6)
-    batch = {"history": history, "target": history[::-1], "weight": np.ones((5, 9), np.float32)}
-    losses = [
-        float(loss(params, {}, batch, jax.random.key(key))[0])
-        for loss in (jax.jit(model.loss), jax.jit(dropping.loss))
-        for key in (0, 0, 1)
-    ]
-    assert losses[0] == losses[1] == losses[2]
-    assert losses[3] == losses[4] != losses[5]
-
-
-@pytest.mark.parametrize("length", [8, 9, 50])
-def test_sasrec_drops_attention_weights_at_every_length(monkeypatch, length):
-    shapes = []
-    monkeypatch.setattr(
-        sasrec, "dropout", lambda x, rate, key: shapes.append((x.shape, rate, key is None)) or x
-    )
-    model = make("sasrec", length=length, dropout=0.3)
-    batch = {
-        "history": np.zeros((2, length), np.int32),
-        "target": np.zeros((2, length), np.int32),
-        "weight": np.ones((2, length), np.float32),
-    }
-    params = jax.eval_shape(lambda k: nn.unbox(model.init(k)), jax.random.key(0))
-    shapes.clear()
-    jax.eval_shape(lambda p: model.loss(p, {}, batch, jax.random.key(0)), params)
-    assert all(rate == 0.3 and not off for _, rate, off in shapes)
-    attention = [shape for shape, _, _ in shapes if len(shape) == 4]
-    assert attention == [(2, 2, length, length)] * 2
-    assert len(shapes) - len(attention) == 1 + 2 * 2  # embedding, and two branches a layer
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,6 +91,29 @@ def test_adamw_decays_the_parameters_and_adam_does_not():
     np.testing.assert_allclose(updates(decayed, gradient)[0], [-0.05, 0.1], rtol=1e-6)
     plain = optimizer(config(optimizer="adam", learning_rate=0.1, weight_decay=0.5), 10)
     np.testing.assert_array_equal(updates(plain, gradient)[0], [0.0, 0.0])
+
+
+def test_embedding_tables_decay_apart():
+    params = {"item": {"embedding": jnp.array([1.0, -2.0])}, "q": jnp.array([4.0])}
+    gradient = jax.tree.map(jnp.zeros_like, params)
+
+    def decayed(**values):
+        rule = optimizer(config(optimizer="adamw", learning_rate=0.1, **values), 10)
+        change, _ = rule.update(gradient, rule.init(params), params)
+        return np.concatenate([change["item"]["embedding"], change["q"]])
+
+    both = decayed(weight_decay=0.5)
+    np.testing.assert_allclose(both, [-0.05, 0.1, -0.2], rtol=1e-6)
+    apart = decayed(weight_decay=0.5, embedding_weight_decay=0.0)
+    np.testing.assert_allclose(apart, [0.0, 0.0, -0.2], rtol=1e-6)
+    np.testing.assert_allclose(decayed(embedding_weight_decay=0.25), [-0.025, 0.05, 0.0], rtol=1e-6)
+    # With a gradient it is Adam's step and the decay, as without the split.
+    gradient = jax.tree.map(lambda p: 0.3 * p, params)
+    np.testing.assert_allclose(
+        decayed(weight_decay=0.5, embedding_weight_decay=0.5), decayed(weight_decay=0.5), rtol=1e-6
+    )
+    with pytest.raises(UserError, match=r"embedding_weight_decay=-0\.1 must not be negative"):
+        decayed(embedding_weight_decay=-0.1)
 
 
 def test_the_decay_of_adamw_is_what_the_config_says():

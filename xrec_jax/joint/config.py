@@ -143,6 +143,7 @@ def _rule(learning_rate: float) -> ConfigDict:
         "b1",
         "b2",
         "weight_decay",
+        "embedding_weight_decay",
         "clip_norm",
     )
     return ConfigDict({key: rule[key] for key in kept})

@@ -6,12 +6,16 @@ Dimension letters: b batch, t position, i item, n negative, d feature.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.parallel.lookup import take_rows
+
+Split: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
 def bpr(positive: jax.Array, negative: jax.Array) -> jax.Array:
@@ -44,7 +48,64 @@ def binary_cross_entropy(positive: jax.Array, negative: jax.Array) -> jax.Array:
     return jax.nn.softplus(-positive) + jnp.mean(jax.nn.softplus(negative), axis=-1)
 
 
+def generalised_bce(
+    positive: jax.Array, negative_sum: jax.Array, negatives: jax.Array | int, power: float
+) -> jax.Array:
+    """Generalised binary cross entropy of gSASRec.
+
+    `-(log sigmoid(s_pos)^power + sum_n log(1 - sigmoid(s_n))) / (n + 1)`: with power 1, binary
+    cross entropy over the target and n negatives. Petrov and Macdonald, RecSys 2023 (arXiv
+    2308.07192); see `gbce_power`.
+
+    Args:
+      positive: scores `[...]`.
+      negative_sum: `[...]`, sum over the negatives of `-log(1 - sigmoid(s_n))`.
+      negatives: their number n, `[...]` or one for all.
+      power: power of the positive probability, 0 to 1.
+    """
+    total = power * jax.nn.softplus(-positive) + negative_sum
+    return total / (negatives + 1)
+
+
+def gbce_power(calibration: float, negatives: int, num_items: int) -> float:
+    """The power `a (t (1 - 1/a) + 1/a) = 1 - t (1 - a)` that calibrates gBCE.
+
+    Args:
+      calibration: t, from 0 (binary cross entropy as it is) to 1 (the probabilities that binary
+        cross entropy against all items would have).
+      negatives: number of negatives of a position; a is their share of the other items.
+      num_items: items in the catalogue.
+    """
+    rate = min(1.0, negatives / max(num_items - 1, 1))
+    return 1.0 - calibration * (1.0 - rate)
+
+
 CHUNK_BYTES = 1 << 22  # of logits held at a time; about the size of a core's cache
+
+
+def position_chunks(rows: int, steps: int, *, width: int) -> tuple[Split, Split]:
+    """How arrays `[rows, steps, ...]` are cut into chunks of positions, and put together again.
+
+    A chunk has as many positions of all rows as divide `steps` and have at most `CHUNK_BYTES` of
+    scores; `[rows * positions, ...]` of each chunk are stacked on a new first axis.
+
+    Args:
+      rows: size of the first axis.
+      steps: size of the second axis.
+      width: scores of a position.
+    """
+    limit = max(1, CHUNK_BYTES // (4 * rows * width))
+    chunk = next(size for size in range(min(limit, steps), 0, -1) if steps % size == 0)
+
+    def split(x: jax.Array) -> jax.Array:
+        parts = jnp.moveaxis(x.reshape(rows, steps // chunk, chunk, *x.shape[2:]), 1, 0)
+        return parts.reshape(steps // chunk, rows * chunk, *x.shape[2:])
+
+    def joined(x: jax.Array) -> jax.Array:
+        parts = x.reshape(steps // chunk, rows, chunk, *x.shape[2:])
+        return jnp.moveaxis(parts, 0, 1).reshape(rows, steps, *x.shape[2:])
+
+    return split, joined
 
 
 def full_softmax(
@@ -75,29 +136,23 @@ def _full_softmax(num_items, states, table, target, weight):
 
 def _softmax_pass(num_items, states, table, target, weight):
     """Loss of every position, and gradients of the weighted sum by states and table."""
-    rows, steps, dim = states.shape
-    # The largest chunk of positions that divides their number and fits the budget.
-    limit = max(1, CHUNK_BYTES // (4 * rows * table.shape[0]))
-    chunk = next(size for size in range(min(limit, steps), 0, -1) if steps % size == 0)
+    split, joined = position_chunks(*target.shape, width=table.shape[0])
     bias = jnp.where(jnp.arange(table.shape[0]) < num_items, 0.0, -1e30)
     product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
     table = table.astype(states.dtype)
 
     def step(table_grad, chunk_inputs):
-        h, y, w = (x.reshape(-1, *x.shape[2:]) for x in chunk_inputs)
+        h, y, w = chunk_inputs
         logits = product(h, table.T) + bias
         top = jnp.max(logits, axis=-1)
         exps = jnp.exp(logits - top[:, None])
         total = jnp.sum(exps, axis=-1)
         own = take_rows(table, y)
         own_logit = jnp.sum(h.astype(jnp.float32) * own.astype(jnp.float32), axis=-1)
-        loss = (top + jnp.log(total) - own_logit).reshape(rows, chunk)
+        loss = top + jnp.log(total) - own_logit
         probability = (exps * (w / total)[:, None]).astype(h.dtype)
         h_grad = product(probability, table) - own * w[:, None]
-        return table_grad + product(probability.T, h), (loss, h_grad.reshape(rows, chunk, dim))
-
-    def split(x):
-        return jnp.moveaxis(x.reshape(rows, steps // chunk, chunk, *x.shape[2:]), 1, 0)
+        return table_grad + product(probability.T, h), (loss, h_grad)
 
     zero = jnp.zeros(table.shape, jnp.float32)
     table_grad, (loss, state_grad) = jax.lax.scan(
@@ -105,8 +160,7 @@ def _softmax_pass(num_items, states, table, target, weight):
     )
     # The one-hot term of the gradient, for all positions at once.
     table_grad = table_grad.at[target].add(-states.astype(jnp.float32) * weight[..., None])
-    loss, state_grad = (jnp.moveaxis(x, 0, 1) for x in (loss, state_grad))
-    return loss.reshape(target.shape), state_grad.reshape(states.shape), table_grad
+    return joined(loss), joined(state_grad), table_grad
 
 
 def _forward(num_items, states, table, target, weight):

@@ -1,10 +1,17 @@
 """SASRec: a causal transformer over the history (Kang and McAuley, ICDM 2018).
 
-Item and position vectors are summed and normalised, each layer is normalised after its residual
-sums. All positions of a window are trained at once: position t predicts item t + 1, so a user's
-history takes one forward pass a window instead of one a prefix.
+All positions of a window are trained at once: position t predicts item t + 1, so a user's history
+takes one forward pass a window instead of one a prefix. What the field has found since to matter
+more than the architecture are options:
 
-Dimension letters: b batch, t query position, s key position, h head, k head feature, d feature.
+* the loss: cross entropy over the catalogue, or over thousands of sampled items (Klenitskiy and
+  Vasilev, RecSys 2023, arXiv 2309.07602), or calibrated binary cross entropy (gSASRec, arXiv
+  2308.07192);
+* where the negatives come from: the catalogue, popular items, or the batch, corrected for their
+  sampling (logQ; Yi et al., RecSys 2019);
+* the layers (`blocks`) and the positions, learned or rotary.
+
+Dimension letters: b batch, t query position, s key position, d feature.
 """
 
 from __future__ import annotations
@@ -18,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core.dropout import dropout
+from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import constrain, logical, padded_rows
-from xrec_jax.recommenders import losses
+from xrec_jax.recommenders import candidates, losses
 from xrec_jax.recommenders.base import (
     Frozen,
     Recommender,
@@ -29,75 +37,26 @@ from xrec_jax.recommenders.base import (
     check_range,
     register,
 )
+from xrec_jax.recommenders.blocks import KINDS, Block
 from xrec_jax.recommenders.layers import Table
 
-_SMALL = nn.initializers.normal(0.02)
-
-
-class Block(nn.Module):
-    """Self-attention and feed-forward layer, normalised after each residual sum.
-
-    Initial weights are small, so that a new layer passes its input through: the last item is a good
-    first prediction of the next one.
-
-    Attributes:
-      dim: features.
-      heads: attention heads.
-      inner: features inside the feed-forward layer.
-      dropout: rate on attention weights and on both residual branches.
-    """
-
-    dim: int
-    heads: int
-    inner: int
-    dropout: float
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, query: jax.Array | None, train: bool
-    ) -> jax.Array:
-        """Applies the layer.
-
-        Args:
-          x: `[b, s, d]`.
-          mask: `[b or 1, t, s]` bool, true if t may attend to s.
-          query: `[b, t, d]`, positions to compute; None for all of `x`.
-          train: enable dropout.
-
-        Returns:
-          `[b, t, d]`.
-        """
-        key = (lambda: self.make_rng("dropout")) if train else (lambda: None)
-        size = self.dim // self.heads
-
-        def kernel(name, shape, axes):
-            return self.param(name, logical(_SMALL, *axes), shape).astype(x.dtype)
-
-        split = (self.dim, self.heads, size), ("hidden", "heads", None)
-        q_dhk, k_dhk, v_dhk = (kernel(name, *split) for name in ("q", "k", "v"))
-        o_hkd = kernel("out", (self.heads, size, self.dim), ("heads", None, "hidden"))
-        up_df = kernel("up", (self.dim, self.inner), ("hidden", "inner"))
-        down_fd = kernel("down", (self.inner, self.dim), ("inner", "hidden"))
-
-        # Self-attention.
-        query = x if query is None else query
-        q_bthk = jnp.einsum("btd,dhk->bthk", query, q_dhk)
-        k_bshk = jnp.einsum("bsd,dhk->bshk", x, k_dhk)
-        v_bshk = jnp.einsum("bsd,dhk->bshk", x, v_dhk)
-        logits = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk) / np.sqrt(size)
-        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), -1e30)
-        weights = dropout(jax.nn.softmax(logits, axis=-1).astype(x.dtype), self.dropout, key())
-        mixed = jnp.einsum("bhts,bshk->bthk", weights, v_bshk)
-        out = dropout(jnp.einsum("bthk,hkd->btd", mixed, o_hkd), self.dropout, key())
-        # Feed-forward layer.
-        x = nn.LayerNorm(dtype=x.dtype, name="attention_norm")(query + out)
-        y = x.reshape(-1, self.dim)  # two-dimensional products fuse better
-        y = dropout((nn.gelu(y @ up_df) @ down_fd).reshape(x.shape), self.dropout, key())
-        return nn.LayerNorm(dtype=x.dtype, name="mlp_norm")(x + y)
+_CHOICES = {
+    "objective": ("full_softmax", "sampled_softmax", "bce", "gbce"),
+    "negatives_per": ("", "position", "window", "batch"),
+    "sampler": ("", "uniform", "popularity", "in_batch"),
+    "logq": (True, False),
+    "block": KINDS,
+    "positions": ("learned", "rotary"),
+    "dtype": ("float32", "bfloat16"),
+}
 
 
 class Transformer(nn.Module):
-    """SASRec's network: item table, learned positions and `Block`s."""
+    """SASRec's network: item table, positions and `Block`s.
+
+    Items and learned positions are summed. With layers that normalise their output the sum is
+    normalised before the first one, with the others the states behind the last one.
+    """
 
     num_items: int
     length: int
@@ -108,18 +67,24 @@ class Transformer(nn.Module):
     dropout: float
     stddev: float
     dtype: jnp.dtype
+    block: str = "post_norm"
+    positions: str = "learned"
 
     def setup(self) -> None:
         self.item = Table(self.num_items, self.dim, self.stddev)
-        self.position = self.param(
-            "position",
-            logical(nn.initializers.normal(self.stddev), "positions", "hidden"),
-            (self.length, self.dim),
-        )
-        self.blocks = [
-            Block(self.dim, self.heads, self.inner, self.dropout) for _ in range(self.layers)
-        ]
+        if self.positions == "learned":
+            self.position = self.param(
+                "position",
+                logical(nn.initializers.normal(self.stddev), "positions", "hidden"),
+                (self.length, self.dim),
+            )
+        sizes = (self.dim, self.heads, self.inner, self.dropout)
+        rotary = self.positions == "rotary"
+        self.blocks = [Block(*sizes, self.block, rotary) for _ in range(self.layers)]
         self.norm = nn.LayerNorm()
+
+    def _finish(self, x: jax.Array) -> jax.Array:
+        return x if self.block == "post_norm" else self.norm(x).astype(self.dtype)
 
     def __call__(
         self, history: jax.Array, length: jax.Array | None, train: bool = False
@@ -136,21 +101,23 @@ class Transformer(nn.Module):
         items = self.item(history)
         if length is not None:  # otherwise a user without history would have seen item 0
             items = jnp.where((jnp.arange(steps) < length[:, None])[..., None], items, 0)
-        x = self.norm(items + self.position[:steps])
+        x = items + self.position[:steps] if self.positions == "learned" else items
+        x = self.norm(x) if self.block == "post_norm" else x
         x = constrain(x.astype(self.dtype), "batch", None, "hidden")
         x = dropout(x, self.dropout, self.make_rng("dropout") if train else None)
         causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
+        places = jnp.arange(steps)[None]
         if length is None:
             for block in self.blocks:
-                x = block(x, causal, None, train)
-            return x
+                x = block(x, causal, None, places, train)
+            return self._finish(x)
         for block in self.blocks[:-1]:
-            x = block(x, causal, None, train)
+            x = block(x, causal, None, places, train)
         # For ranking the last layer needs only the last position of each row.
         last = jnp.maximum(length - 1, 0)[:, None]
         query = jnp.take_along_axis(x, last[..., None], axis=1)
-        seen = (jnp.arange(steps)[None] <= last)[:, None]
-        return self.blocks[-1](x, seen, query, train)[:, 0]
+        seen = (places <= last)[:, None]
+        return self._finish(self.blocks[-1](x, seen, query, last, train)[:, 0])
 
 
 @register("sasrec")
@@ -168,8 +135,17 @@ class SASRec(Recommender):
         larger one takes more windows an epoch.
       dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
-      objective: "full_softmax"; "sampled_softmax", corrected for popularity sampling; or "bce".
-      negatives: sampled items a window ("sampled_softmax") or a position ("bce").
+      objective: "full_softmax"; "sampled_softmax"; "bce"; or "gbce".
+      negatives: number of sampled items, of the other losses than "full_softmax".
+      negatives_per: which positions share them: "position" (none), "window", or "batch" (all; made
+        for thousands, see `candidates`). "": a window of "sampled_softmax", else a position.
+      sampler: "uniform" (but for "batch", items that the user has no training event with);
+        "popularity"; or "in_batch", targets of the batch, for "batch" only. "": popularity for
+        "sampled_softmax", else uniform.
+      logq: lower the scores of "sampled_softmax" by the logarithm of how often an item is sampled.
+      calibration: t of "gbce", from 0 to 1.
+      block: kind of the layers, see `blocks`.
+      positions: "learned", added to the items; or "rotary", in attention.
       dtype: "float32" or "bfloat16" for activations; parameters and loss stay float32.
     """
 
@@ -183,6 +159,12 @@ class SASRec(Recommender):
     stddev: float = 0.02
     objective: str = "full_softmax"
     negatives: int = 1
+    negatives_per: str = ""
+    sampler: str = ""
+    logq: bool = True
+    calibration: float = 0.75
+    block: str = "post_norm"
+    positions: str = "learned"
     dtype: str = "float32"
 
     batches = "sequences"
@@ -192,11 +174,14 @@ class SASRec(Recommender):
             check_range("sasrec", key, getattr(self, key), 1)
         check_range("sasrec", "context", self.context, 0, self.length - 1)
         check_range("sasrec", "dropout", self.dropout, 0.0, 0.99)
-        check_choice(
-            "sasrec", "objective", self.objective, ("full_softmax", "sampled_softmax", "bce")
-        )
-        check_choice("sasrec", "dtype", self.dtype, ("float32", "bfloat16"))
+        check_range("sasrec", "calibration", self.calibration, 0.0, 1.0)
+        for key, choices in _CHOICES.items():
+            check_choice("sasrec", key, getattr(self, key), choices)
         check_choice("sasrec", "dim % heads", self.dim % self.heads, (0,))
+        if self.positions == "rotary":
+            check_choice("sasrec", "dim / heads % 2", self.dim // self.heads % 2, (0,))
+        if self.sampler == "in_batch" and self.negatives_per != "batch":
+            raise UserError("sasrec: sampler='in_batch' needs negatives_per='batch'")
 
     @property
     def history_length(self) -> int:
@@ -207,13 +192,27 @@ class SASRec(Recommender):
         return self.context
 
     @property
+    def _shared_by(self) -> str:
+        """Which positions share negatives; "" if there are none."""
+        if self.objective == "full_softmax":
+            return ""
+        own = "window" if self.objective == "sampled_softmax" else "position"
+        return self.negatives_per or own
+
+    @property
+    def _sampler(self) -> str:
+        own = "popularity" if self.objective == "sampled_softmax" else "uniform"
+        return self.sampler or own
+
+    @property
     def negatives_per_row(self) -> int:
-        a_window = {"full_softmax": 0, "sampled_softmax": 1, "bce": self.length - self.context}
-        return a_window[self.objective] * self.negatives
+        """Those of a batch are drawn on the device, in the loss."""
+        a_window = {"window": 1, "position": self.length - self.context}
+        return a_window.get(self._shared_by, 0) * self.negatives
 
     @property
     def sampling(self):
-        return "popularity" if self.objective == "sampled_softmax" else "uniform"
+        return "popularity" if self._sampler == "popularity" else "uniform"
 
     @property
     def net(self) -> Transformer:
@@ -227,16 +226,21 @@ class SASRec(Recommender):
             self.dropout,
             self.stddev,
             jnp.dtype(self.dtype),
+            self.block,
+            self.positions,
         )
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
-        """Log sampling probability of each item, its share of the training events."""
+        """Log share of each item of the training events, and their running count, where needed."""
         del user
-        if self.objective != "sampled_softmax":
+        by_share = self._shared_by and self._sampler != "uniform"
+        if not by_share or (self.objective != "sampled_softmax" and self._shared_by != "batch"):
             return Frozen({}, {})
         count = np.bincount(item, minlength=padded_rows(self.num_items))
-        log_q = np.log(np.maximum(count, 1e-30) / len(item)).astype(np.float32)
-        return Frozen({"log_q": log_q}, {"log_q": (None,)})
+        arrays = {"log_q": np.log(np.maximum(count, 1e-30) / len(item)).astype(np.float32)}
+        if self._shared_by == "batch" and self._sampler == "popularity":
+            arrays["upto"] = np.cumsum(count).astype(np.int32)
+        return Frozen(arrays, dict.fromkeys(arrays, (None,)))
 
     def init(self, key):
         history = jnp.zeros((1, self.length), jnp.int32)
@@ -246,33 +250,65 @@ class SASRec(Recommender):
         states: Any = self.net.apply(
             {"params": params}, batch["history"], None, True, rngs={"dropout": key}
         )
-        table, target, weight = params["item"]["embedding"], batch["target"], batch["weight"]
+        target, weight = batch["target"], batch["weight"]
         if self.context:  # only the last piece of a window has targets: skip the other positions
             piece = self.length - self.context
             first = jnp.minimum(jnp.argmax(weight > 0, axis=1), self.context)
             place = first[:, None] + jnp.arange(piece)
             target, weight = (jnp.take_along_axis(x, place, axis=1) for x in (target, weight))
             states = jnp.take_along_axis(states, place[..., None], axis=1)
+        table = params["item"]["embedding"]
         if self.objective == "full_softmax":
             total = losses.full_softmax(states, table, target, weight, self.num_items)
-            return total / losses.total_weight(weight), {}
+        elif self._shared_by == "batch":
+            total = self._against_shared(states, table, target, weight, frozen, key)
+        else:
+            values = self._against_own(states, table, target, batch["negative"], frozen)
+            total = jnp.sum(values * weight)
+        return total / losses.total_weight(weight), {}
+
+    def _against_shared(self, states, table, target, weight, frozen, key):
+        """Weighted sum of the loss against negatives of the whole batch."""
+        key = jax.random.fold_in(key, 1)  # the key itself is that of dropout
+        if self._sampler == "uniform":
+            drawn = candidates.uniform(key, self.negatives, self.num_items)
+        elif self._sampler == "popularity":
+            drawn = candidates.popular(key, self.negatives, frozen["upto"], frozen["log_q"])
+        else:
+            drawn = candidates.in_batch(key, self.negatives, target, weight, frozen["log_q"])
+        kind = "softmax" if self.objective == "sampled_softmax" else self.objective
+        loss = candidates.Loss(kind, self.logq, self._power)
+        own, vectors = take_rows(table, target), take_rows(table, drawn.item)
+        return candidates.summed_loss(loss, states, own, vectors, target, weight, drawn)
+
+    @property
+    def _power(self) -> float:
+        return losses.gbce_power(self.calibration, self.negatives, self.num_items)
+
+    def _against_own(self, states, table, target, ids, frozen):
+        """Loss `[b, t]` against negatives that the batch brings along."""
         states = states.astype(jnp.float32)
         positive = jnp.einsum("btd,btd->bt", states, take_rows(table, target))
-        negative_ids = batch["negative"]
-        vectors = take_rows(table, negative_ids)
-        if self.objective == "bce":
-            vectors = vectors.reshape(*target.shape, self.negatives, self.dim)
+        vectors = take_rows(table, ids)
+        if self._shared_by == "position":
+            ids = ids.reshape(*target.shape, self.negatives)
+            vectors = vectors.reshape(*ids.shape, self.dim)
             negative = jnp.einsum("btd,btnd->btn", states, vectors)
-            values = losses.binary_cross_entropy(positive, negative)
         else:
-            log_q = frozen["log_q"]
-            values = losses.sampled_softmax(
-                positive,
-                jnp.einsum("btd,bnd->btn", states, vectors),
-                log_q[negative_ids][:, None],
-                negative_ids[:, None] == target[..., None],
-            )
-        return losses.weighted_mean(values, weight), {}
+            ids = ids[:, None]
+            negative = jnp.einsum("btd,bnd->btn", states, vectors)
+        if self.objective == "bce":
+            return losses.binary_cross_entropy(positive, negative)
+        if self.objective == "gbce":
+            total = jnp.sum(jax.nn.softplus(negative), axis=-1)
+            return losses.generalised_bce(positive, total, self.negatives, self._power)
+        if not self.logq:  # as if every item were sampled as often as there are negatives
+            log_q = jnp.float32(-np.log(self.negatives))
+        elif self._sampler == "uniform":
+            log_q = jnp.float32(-np.log(self.num_items))
+        else:
+            log_q = frozen["log_q"][ids]
+        return losses.sampled_softmax(positive, negative, log_q, ids == target[..., None])
 
     def tables(self, params, frozen):
         return Tables(item=params["item"]["embedding"])

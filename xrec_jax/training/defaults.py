@@ -30,7 +30,8 @@ def training_defaults() -> ConfigDict:
             final_rate=0.0,  # cosine and linear end at this share of the peak
             b1=0.9,
             b2=0.999,
-            weight_decay=0.0,
+            weight_decay=0.0,  # of adamw
+            embedding_weight_decay=None,  # of the item and user tables; None: as weight_decay
             clip_norm=0.0,  # global gradient norm; 0: off
             prefetch=4,  # batches prepared ahead
         )

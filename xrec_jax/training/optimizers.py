@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
+import jax
 import optax
 
 from xrec_jax.core.errors import UserError, did_you_mean
@@ -28,6 +30,7 @@ class OptimizerConfig:
       b1: decay rate of the first moment; momentum of "sgd".
       b2: decay rate of the second moment.
       weight_decay: decoupled weight decay, "adamw" only.
+      embedding_weight_decay: the same of embedding tables; None: `weight_decay`.
       clip_norm: bound of the global gradient norm; 0 for none.
     """
 
@@ -39,6 +42,7 @@ class OptimizerConfig:
     b1: float
     b2: float
     weight_decay: float
+    embedding_weight_decay: float | None
     clip_norm: float
 
     def check(self) -> None:
@@ -47,8 +51,10 @@ class OptimizerConfig:
         Raises:
           UserError: names the key, the value and its valid range.
         """
-        for key in ("learning_rate", "clip_norm", "weight_decay"):
+        for key in ("learning_rate", "clip_norm", "weight_decay", "embedding_weight_decay"):
             value = getattr(self, key)
+            if value is None:
+                continue
             if value < 0:
                 raise UserError(f"{key}={value} must not be negative")
             if not math.isfinite(value):
@@ -93,6 +99,27 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
+def _tables(params: Any) -> Any:
+    """Marks the embedding tables in a tree of parameters."""
+    key = jax.tree_util.keystr
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: key(path, simple=True, separator="/").endswith("embedding"), params
+    )
+
+
+def _adamw(cfg: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    if cfg.embedding_weight_decay is None:
+        return optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+    return optax.chain(
+        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2),
+        optax.add_decayed_weights(
+            cfg.weight_decay, lambda params: jax.tree.map(operator.not_, _tables(params))
+        ),
+        optax.add_decayed_weights(cfg.embedding_weight_decay, _tables),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     """Optimizer of a training section.
 
@@ -109,7 +136,7 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     if cfg.optimizer == "adam":
         tx = optax.adam(rate, b1=cfg.b1, b2=cfg.b2)
     elif cfg.optimizer == "adamw":
-        tx = optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+        tx = _adamw(cfg, rate)
     elif cfg.optimizer == "sgd":
         tx = optax.sgd(rate, momentum=cfg.b1)
     else:
