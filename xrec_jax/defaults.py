@@ -35,8 +35,11 @@ def data() -> ConfigDict:
             ),
             train_share=1.0,  # share of the users whose training events are learned from
             split=dict(
-                # leave_one_out, ratio, given; "": given if files are parts, else leave_one_out
+                # leave_one_out, ratio, time, given; "": given if files are parts, else the first
                 kind="",
+                at="",  # time: where the test begins; a share of the events, a time or a date
+                valid_at="0.9",  # time: where validation begins; a share of what is before `at`
+                unseen_users="keep",  # time: or drop held-out events of users without training
                 ratios=(0.8, 0.1, 0.1),
                 order="time",
                 seed=0,
@@ -128,7 +131,12 @@ def base() -> ConfigDict:
             stages=("recommend",),
             data=data(),
             mesh=dict(data=-1, fsdp=1, tensor=1),
-            ranking=dict(ks=(5, 10, 20), resamples=1000),
+            ranking=dict(
+                ks=(5, 10, 20),
+                resamples=1000,
+                rows="user",  # a user's held-out items at once; or event, first_event: one by one
+                mask_seen=True,  # False: what a user knows is a candidate, too
+            ),
             llm=language_model(),
             audit=audit(),
         )

@@ -253,3 +253,69 @@ def test_google_maps():
     result = split(load({"format": "csv", "path": SHARED / "google-maps"}), {"kind": "given"})
     assert [len(getattr(result, part)) for part in PARTS] == [329472, 41184, 41184]
     assert result.tied_users == 0 and (np.diff(result.train.user) >= 0).all()
+
+
+def time_config(**values):
+    return ConfigDict({"kind": "time", **values})
+
+
+@pytest.mark.parametrize("unseen", ["keep", "drop"])
+@pytest.mark.parametrize(("at", "valid_at"), [("1", "0.8"), ("0.7", "0.25"), ("1.25", "-1")])
+def test_time_split(at, valid_at, unseen):
+    """Event by event: before the first moment, between the two, from the second on."""
+    for seed in range(3):
+        dataset = random_dataset(seed)
+        time = dataset.interactions.timestamp
+        shares = [0 < float(text) < 1 for text in (at, valid_at)]
+        test_from = sorted(time)[round(float(at) * len(time))] if shares[0] else float(at)
+        before = sorted(t for t in time if t < test_from)
+        valid_from = before[round(float(valid_at) * len(before))] if shares[1] else float(valid_at)
+        trained = {
+            u for u, t in zip(dataset.interactions.user, time, strict=True) if t < valid_from
+        }
+        expected, dropped = {part: [] for part in PARTS}, set()
+        for user in range(dataset.num_users):
+            for row in history(dataset, user):
+                late = 2 if time[row] >= test_from else int(time[row] >= valid_from)
+                if late and unseen == "drop" and user not in trained:
+                    dropped.add(user)
+                else:
+                    expected[PARTS[late]].append(row)
+        result = split(dataset, time_config(at=at, valid_at=valid_at, unseen_users=unseen))
+        assert {part: rows_of(getattr(result, part)) for part in PARTS} == expected
+        assert result.dropped_users == len(dropped) and result.kind == "time"
+        assert bool(dropped) == (unseen == "drop")
+        # Nothing that is learned from, or read as history, comes after what is tested.
+        assert result.train.timestamp.max() < result.valid.timestamp.min()
+        assert result.valid.timestamp.max() < result.test.timestamp.min()
+
+
+def test_a_date_is_one_of_seconds_in_utc():
+    cut = 1352498087  # 2012-11-09 21:54:47 UTC
+    dataset = dataset_of([0, 0, 0, 0, 1], [cut - 90_000, cut - 1, cut - 2, cut, cut + 7])
+    for at in ("2012-11-09 21:54:47", "2012-11-09T22:54:47+01:00", str(cut)):
+        result = split(dataset, time_config(at=at, valid_at="2012-11-09"))
+        assert [rows_of(getattr(result, part)) for part in PARTS] == [[0], [2, 1], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(), "needs split.at: a share"),
+        (dict(at="soon"), "split.at='soon' is neither a share"),
+        (dict(at="2012-13-01"), "split.at='2012-13-01' is neither"),
+        (dict(at="inf"), "split.at=inf must be a share"),
+        (dict(at="-50"), "split.at=-50: no event is earlier"),
+        (dict(at="0.5", valid_at="70"), "split.valid_at=70 lies behind split.at=0.5"),
+        (dict(at="0.5", unseen_users="hide"), "unseen_users='hide' is unknown"),
+        (dict(at="60"), "leaves 'test' empty .move split.at"),
+    ],
+)
+def test_moments_that_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        split(random_dataset(0), time_config(**values))
+
+
+def test_a_time_split_needs_times():
+    with pytest.raises(UserError, match="needs a column of times"):
+        split(random_dataset(0, timed=False), time_config(at="0.5"))

@@ -86,6 +86,8 @@ class Split:
       tied_users: number of users whose first test event shares its timestamp with the event before
         it, so that file order decides which is tested; 0 if no time was used.
       kind: one of `splits.KINDS`; "" if unknown.
+      dropped_users: number of users whose held-out events were dropped, as none of their events is
+        in training.
     """
 
     train: Interactions
@@ -93,3 +95,4 @@ class Split:
     test: Interactions
     tied_users: int = 0
     kind: str = ""
+    dropped_users: int = 0

@@ -46,9 +46,18 @@ class Histories:
         """`[num_users]` events of each user."""
         return np.diff(self.start)
 
-    def padded(self, users: np.ndarray, width: int, fill: int = 0) -> np.ndarray:
-        """The last `width` items of `users`, oldest first, `fill` behind: `[users, width]`."""
-        end = self.start[users + 1]
+    def padded(
+        self, users: np.ndarray, width: int, fill: int = 0, *, end: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The last `width` items of `users`, oldest first, `fill` behind: `[users, width]`.
+
+        Args:
+          users: `[users]` rows.
+          width: number of items.
+          fill: what stands behind a shorter history.
+          end: `[users]`, where in `items` each history ends; by default behind its last item.
+        """
+        end = self.start[users + 1] if end is None else end
         first = np.maximum(self.start[users], end - width)
         position = first[:, None] + np.arange(width)
         inside = position < end[:, None]

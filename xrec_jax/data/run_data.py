@@ -93,6 +93,8 @@ def describe(data: RunData, config: ml_collections.ConfigDict) -> str:
         ties = "no timestamps: file order stands for time"
     elif split.kind == "given":
         ties = "split as in the files"
+    elif split.kind == "time":
+        ties = f"split at {config.split.at} for all users"
     first = (
         f"data {dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items; "
         f"{len(split.train):,} training, {len(split.valid):,} validation and {len(split.test):,} "
@@ -143,6 +145,11 @@ def _untested(data: RunData, config: ml_collections.ConfigDict) -> list[str]:
     if dataset.splits is not None and split.kind != "given":
         names = ", ".join(dataset.splits)
         lines.append(f"note: the files' own parts ({names}) are joined and split anew")
+    if split.dropped_users:
+        lines.append(
+            f"dropped: the held-out events of {split.dropped_users:,} users without a training "
+            "event (split.unseen_users='drop')"
+        )
     if split.kind == "given" and config.split.validation == "last":
         lines.append("note: each user's last training event is the validation event")
     tested, learned = np.unique(split.test.user), np.unique(data.learned.user)

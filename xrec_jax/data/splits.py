@@ -1,4 +1,4 @@
-"""Splits events into training, validation and test: leave-one-out, per-user ratio, or as given."""
+"""Splits events into training, validation and test: by user, at one moment, or as given."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.data import time_splits
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.readers import options
 
-KINDS = ("leave_one_out", "ratio", "given")
+KINDS = ("leave_one_out", "ratio", "time", "given")
 VALIDATIONS = ("part", "last")
 ORDERS = ("time", "random")
 SPLITS = ("train", "valid", "test")
@@ -24,8 +25,9 @@ def split(dataset: Dataset, config: object) -> Split:
     Args:
       dataset: a data set, as returned by `load`.
       config: `kind` in `KINDS` (if absent or "": "given" for a data set with given splits, else
-        "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`; for "given"
-        `validation`, see `from_files`.
+        "leave_one_out"); for "ratio" also `ratios`, `order` in `ORDERS` and `seed`; for "time"
+        `at`, `valid_at` and `unseen_users`, see `time_splits.by_time`; for "given" `validation`,
+        see `from_files`.
 
     Returns:
       Three splits, each sorted by user, then time, ties in file order; without timestamps file
@@ -42,6 +44,13 @@ def split(dataset: Dataset, config: object) -> Split:
         result = from_files(dataset, validation=validation)
     elif kind == "leave_one_out":
         result = leave_one_out(dataset.interactions)
+    elif kind == "time":
+        result = time_splits.by_time(
+            _by_user(dataset.interactions)[0],
+            at=str(options.option(config, "at", "")),
+            valid_at=str(options.option(config, "valid_at", "0.9")),
+            unseen_users=options.choice(config, "unseen_users", "keep", time_splits.UNSEEN_USERS),
+        )
     else:
         result = ratio(
             dataset.interactions,
@@ -55,6 +64,7 @@ def split(dataset: Dataset, config: object) -> Split:
             reason = {
                 "leave_one_out": "no user has 3 events",
                 "ratio": "too few events a user for these ratios",
+                "time": "move split.at or split.valid_at",
                 "given": "its file has no events, or the filters removed them",
             }[kind]
             raise UserError(f"{dataset.name}: split {kind!r} leaves {name!r} empty ({reason})")

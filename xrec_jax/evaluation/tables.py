@@ -20,13 +20,12 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
     ks = [int(match[1]) for match in map(_NDCG.fullmatch, names) if match]
     # Recall is commonly reported at 20; without that cut-off the longest list comes nearest.
     k, last = main_cutoff(ks), 20 if 20 in ks else max(ks, default=20)
-    return (
-        f"test/ndcg@{k}",
-        f"test/hit@{k}",
-        f"test/recall@{last}",
-        f"test/mrr@{k}",
-        f"test_unmasked/ndcg@{k}",
-    )
+    columns = (f"test/ndcg@{k}", f"test/hit@{k}", f"test/recall@{last}", f"test/mrr@{k}")
+    # Where nothing is masked, repeats and new items stand apart instead; Hit@1 is their accuracy.
+    apart = ("test/hit@1", f"test_repeat/ndcg@{k}", f"test_new/ndcg@{k}")
+    if names & set(apart[1:]):
+        return (*columns, *(name for name in apart if name in names))
+    return (*columns, f"test_unmasked/ndcg@{k}")
 
 
 def cell(estimate: Mapping[str, Any] | None) -> str:
@@ -48,7 +47,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def ranking_table(systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """Table of recommenders with 95 % intervals; the last column does not mask seen items."""
+    """Table of recommenders with 95 % intervals."""
     columns = ranking_columns(systems)
     rows = [[name, *(cell(figures.get(c)) for c in columns)] for name, figures in systems.items()]
     return text_table(["system", *columns], rows)

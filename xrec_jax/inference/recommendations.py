@@ -100,7 +100,16 @@ def recommended_pairs(
     with use_mesh(mesh):
         task = RecommenderTask(config, name, data=data, mesh=mesh, rundir=rundir)
         params, frozen = task.restore(seeds_of(config, name)[0])
-    lists = recommend(task.model, params, frozen, history=history, users=rows, k=top_k, mesh=mesh)
+    lists = recommend(
+        task.model,
+        params,
+        frozen,
+        history=history,
+        users=rows,
+        k=top_k,
+        mesh=mesh,
+        mask_seen=config.ranking.mask_seen,
+    )
     for batch in lists:
         for row, items, scores in zip(batch.users, batch.items, batch.scores, strict=True):
             for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):

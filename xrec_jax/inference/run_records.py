@@ -419,6 +419,12 @@ def _per_user_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
+def per_user_ids(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:
+    """Ids of the rows of `per_user_values`, the same for all seeds: `[users]` by name."""
+    arrays = per_user(rundir, f"recommend/{name}/{seeds_of(config, name)[0]}")
+    return {key: values for key, values in arrays.items() if "/" not in key}
+
+
 def per_user_values(config: Any, name: str, rundir: RunDir) -> dict[str, np.ndarray]:
     """Values `[seeds, users]` of a finished recommender by metric name."""
     seeds = seeds_of(config, name)

@@ -14,7 +14,7 @@ from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.data.world import oracle
 from xrec_jax.evaluation.statistics.intervals import Estimate, estimates, exact
 from xrec_jax.evaluation.tables import ranking_table
-from xrec_jax.inference.run_records import per_user_values
+from xrec_jax.inference.run_records import per_user_ids, per_user_values
 from xrec_jax.stages.base import Context, Stage, steps_before
 from xrec_jax.training import defaults, recommender
 from xrec_jax.training.recommender import RecommenderTask, seeds_of
@@ -49,7 +49,8 @@ def check(ctx: Context) -> None:
         raise UserError("config.recommend names no system; add one with defaults.system(...)")
     kinds = ("recall", "hit", "ndcg", "mrr")
     metrics = [f"valid/{kind}@{k}" for kind in kinds for k in config.ranking.ks]
-    metrics += [name.replace("/", "_unmasked/") for name in metrics]
+    if config.ranking.mask_seen:
+        metrics += [name.replace("/", "_unmasked/") for name in metrics]
     for name, system in config.recommend.items():
         defaults.check_training(system.train, f"recommend.{name}.train", metrics)
         _task(ctx, name).check()
@@ -122,10 +123,19 @@ def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str,
     table: dict[str, dict[str, Estimate]] = {}
     for name in config.recommend:
         values = per_user_values(config, name, rundir)
+        ids = per_user_ids(config, name, rundir)
         table[name] = {}
         for group in ("valid", "test"):  # each has its own users
             chosen = {key: v for key, v in values.items() if key.startswith(group)}
-            table[name] |= estimates(chosen, resamples=resamples)
+            users = ids[f"{group}_users"]
+            table[name] |= estimates(chosen, users=users, resamples=resamples)
+            repeat = ids.get(f"{group}_repeat")
+            if repeat is None or config.ranking.mask_seen:
+                continue
+            for kind, rows in (("repeat", repeat), ("new", ~repeat)):
+                if rows.any():
+                    some = {key.replace("/", f"_{kind}/"): v[:, rows] for key, v in chosen.items()}
+                    table[name] |= estimates(some, users=users[rows], resamples=resamples)
     if data.world is not None:
         held_out = data.split.test
         bound = oracle(data.world, held_out, ks=tuple(config.ranking.ks)).mean_expected()

@@ -21,6 +21,7 @@ from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator
+from xrec_jax.evaluation.ranking.protocol import RankingProtocol
 from xrec_jax.parallel.mesh import batch_divisor
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
@@ -61,6 +62,7 @@ class RecommenderTask:
         self.data, self.mesh, self.rundir = data, mesh, rundir
         self.trained = self.model.batches != "none"
         self._ks = tuple(config.ranking.ks)
+        self._protocol = RankingProtocol(config.ranking.rows, config.ranking.mask_seen)
         # Each device takes an equal share of the rows.
         if self.trained and self.train.batch_size % batch_divisor(mesh):
             raise UserError(
@@ -147,7 +149,12 @@ class RecommenderTask:
         }
         return {
             group: RankingEvaluator(
-                self.model, seen=seen, held_out=held_out, mesh=self.mesh, ks=self._ks
+                self.model,
+                seen=seen,
+                held_out=held_out,
+                mesh=self.mesh,
+                ks=self._ks,
+                protocol=self._protocol,
             )
             for group, (seen, held_out) in events.items()
         }
@@ -251,6 +258,8 @@ class RecommenderTask:
         for group in ("valid", "test"):
             result = self.evaluate(group, params, frozen)
             arrays[f"{group}_users"] = result.users
+            if result.repeat is not None:
+                arrays[f"{group}_repeat"] = result.repeat
             arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
             arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
         if is_primary():

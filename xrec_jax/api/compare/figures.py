@@ -109,7 +109,10 @@ def _paired(
         same_users = np.array_equal(users[0][f"{split}_users"], users[1][f"{split}_users"])
         if split in splits and same_users:
             differences[metric] = paired_difference(
-                values[1][metric], values[0][metric], resamples=resamples
+                values[1][metric],
+                values[0][metric],
+                users=users[0][f"{split}_users"],
+                resamples=resamples,
             )
     return differences
 

@@ -52,7 +52,7 @@ class Protocol:
     """Protocol of the split.
 
     Attributes:
-      kind: "leave_one_out", "ratio" or "given".
+      kind: "leave_one_out", "ratio", "time" or "given".
       order: order of the events for "ratio", "time" or "random".
     """
 
@@ -62,10 +62,13 @@ class Protocol:
     @property
     def by_time(self) -> bool:
         """True if the held-out events of each user are their latest ones."""
-        return self.kind == "leave_one_out" or (self.kind == "ratio" and self.order == "time")
+        always = self.kind in ("leave_one_out", "time")
+        return always or (self.kind == "ratio" and self.order == "time")
 
     def __str__(self) -> str:
         """Formats as `ratio by time`."""
+        if self.kind == "time":
+            return "one moment for all users"
         if self.kind == "given":
             return self.kind
         return f"{self.kind} {'by time' if self.by_time else 'at random'}"

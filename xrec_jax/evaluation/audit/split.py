@@ -40,10 +40,11 @@ def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
         "leave_one_out": "they are in training only and no figure speaks of them.",
         "ratio": "they cannot fill training, validation and test.",
         "given": "little is known of them.",
+        "time": "little is known of them.",
     }[protocol.kind]
     return Finding(
         code="short_histories",
-        severity="info" if protocol.kind == "given" else "warning",
+        severity="info" if protocol.kind in ("given", "time") else "warning",
         count=int(short.sum()),
         total=dataset.num_users,
         message=f"Users with fewer than 3 events: {reason}",
@@ -57,7 +58,7 @@ def short_histories(dataset: Dataset, protocol: Protocol) -> Finding:
 
 def users_without_test_event(dataset: Dataset, split: Split, protocol: Protocol) -> Finding | None:
     """Finds users without a test event in a given split; other splits have rules for them."""
-    if protocol.kind != "given":
+    if protocol.kind not in ("given", "time"):
         return None
     untested = np.bincount(split.test.user, minlength=dataset.num_users) == 0
     names = Names(dataset)

@@ -189,8 +189,8 @@ def global_time_leak(dataset: Dataset, split: Split, protocol: Protocol) -> Find
         count=int(early.sum()),
         total=len(split.test),
         message=message,
-        advice="For a claim about the future, cut all users at one moment and give the parts as "
-        'files (data.split.kind="given").',
+        advice="For a claim about the future, cut all users at one moment "
+        '(data.split.kind="time").',
         examples=tuple(
             f"{names.pair(split.test.user[row], split.test.item[row])} at {_text(time[row])}, "
             f"training up to {_text(end)}"

@@ -15,6 +15,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
+from xrec_jax.evaluation.ranking.protocol import RankingProtocol, rows_of
 from xrec_jax.evaluation.ranking.ranks import Ranks, target_ranks, top_k
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
 
@@ -38,20 +39,23 @@ class Model(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PerUser:
-    """Metrics of every evaluated user, for paired tests.
+    """Metrics of every evaluated user, or of every held-out event, for paired tests.
 
     Attributes:
-      users: `[evaluated]` rows of the users, ascending.
-      masked: values `[evaluated]` by metric name, with seen items masked.
-      unmasked: the same with every item as a candidate.
+      users: `[rows]` rows of the users, ascending; where a row is an event, with repeats.
+      masked: values `[rows]` by metric name, with seen items masked, if the protocol masks them.
+      unmasked: the same with every item as a candidate; empty if the protocol masks none.
+      repeat: `[rows]` bool, whether the user has an earlier event with the held-out item; None
+        where a row is a user.
     """
 
     users: np.ndarray
     masked: dict[str, np.ndarray]
     unmasked: dict[str, np.ndarray]
+    repeat: np.ndarray | None = None
 
     def means(self, group: str) -> dict[str, float]:
-        """Means over users, named `group/metric` and `group_unmasked/metric`."""
+        """Means over rows, named `group/metric` and `group_unmasked/metric`."""
         means = {f"{group}/{name}": float(v.mean()) for name, v in self.masked.items()}
         means |= {f"{group}_unmasked/{name}": float(v.mean()) for name, v in self.unmasked.items()}
         return means
@@ -66,15 +70,16 @@ def _bucket(size: int, base: int) -> int:
 
 
 class RankingEvaluator:
-    """Ranks each user's held-out items against the whole catalogue.
+    """Ranks held-out items against the whole catalogue.
 
     Args:
       model: the recommender.
       seen: events before the held-out ones: users' histories, and the items to mask.
-      held_out: held-out events.
+      held_out: held-out events, sorted by user, then time.
       mesh: devices.
       ks: cut-offs of the metrics.
-      users_per_batch: largest number of users of a batch (less for a large catalogue).
+      users_per_batch: largest number of rows of a batch (less for a large catalogue).
+      protocol: what is ranked, and against what.
 
     Raises:
       UserError: if there is no held-out event.
@@ -89,15 +94,15 @@ class RankingEvaluator:
         mesh: Mesh,
         ks: Sequence[int] = (5, 10, 20),
         users_per_batch: int = 4096,
+        protocol: RankingProtocol = RankingProtocol(),  # noqa: B008 (immutable)
     ):
         if len(held_out) == 0:
             raise UserError("no held-out event to evaluate on")
         self._model, self._mesh, self._ks = model, mesh, tuple(ks)
-        self._history = Histories.of(seen, model.num_users)
-        # Distinct and sorted by user: an event that is repeated is one target.
-        pairs = np.unique(np.stack([held_out.user, held_out.item], 1), axis=0)
-        self._targets = Histories.of([Interactions(pairs[:, 0], pairs[:, 1])], model.num_users)
-        self.users = np.flatnonzero(self._targets.lengths).astype(np.int32)
+        self._masks = protocol.mask_seen
+        self._rows = rows_of(protocol, seen, held_out, model.num_users)
+        self._targets = self._rows.targets
+        self.users = self._rows.user
         self._limit = users_per_batch
         self._plan = list(self._make_plan())
         self._cache: list[dict[str, jax.Array]] | None = None
@@ -112,38 +117,40 @@ class RankingEvaluator:
         ranks = [
             rank_batch(self._model, self._mesh, params, tables, batch) for batch in self._batches()
         ]
-        # Batches are grouped by shape; ranks go back to the order of users and their targets.
+        # Batches are grouped by shape; ranks go back to the order of rows and their targets.
         per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
-        for (users, _, _), batch in zip(self._plan, gather(ranks), strict=True):
-            count = self._targets.lengths[users]
+        for (rows, _, _), batch in zip(self._plan, gather(ranks), strict=True):
+            count = self._targets.lengths[rows]
             column = np.arange(batch.masked.shape[1])
             real = column < count[:, None]
-            place = (self._targets.start[users][:, None] + column)[real]
-            per_target[0, place] = batch.masked[: len(users)][real]
-            per_target[1, place] = batch.unmasked[: len(users)][real]
-            scored += int(batch.scored[: len(users)][real].sum())
+            place = (self._targets.start[rows][:, None] + column)[real]
+            per_target[0, place] = batch.masked[: len(rows)][real]
+            per_target[1, place] = batch.unmasked[: len(rows)][real]
+            scored += int(batch.scored[: len(rows)][real].sum())
         check_scored(scored, len(self._targets.items))
-        start = np.concatenate([[0], np.cumsum(self._targets.lengths[self.users])])
-        masked, unmasked = (ranking_metrics(r, start, self._ks) for r in per_target)
-        return PerUser(self.users, masked, unmasked)
+        masked, unmasked = (ranking_metrics(r, self._targets.start, self._ks) for r in per_target)
+        repeat = self._rows.repeat
+        return PerUser(self.users, masked, unmasked if self._masks else {}, repeat)
 
     def _make_plan(self) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Batches as (users, width of seen lists, width of targets), grouped by shape."""
-        seen, count = self._history.lengths[self.users], self._targets.lengths[self.users]
-        if len(self.users) * seen.max() <= CELLS // 4:
+        """Batches as (rows, width of seen lists, width of targets), grouped by shape."""
+        history = self._rows.history
+        seen = (self._rows.end - history.start[self.users]) * self._masks
+        count = self._targets.lengths
+        if len(seen) * seen.max() <= CELLS // 4:
             # One shape for all, rounded so that validation and test share it.
-            seen_width = np.full(len(self.users), -(-int(seen.max() + 1) // 64) * 64)
+            seen_width = np.full(len(seen), -(-int(seen.max() + 1) // 64) * 64)
         else:
             seen_width = np.array([_bucket(size, 64) for size in seen])
         target_width = np.array([_bucket(size, 1) for size in count])
         for width in np.unique(seen_width):
             for targets in np.unique(target_width[seen_width == width]):
-                users = self.users[(seen_width == width) & (target_width == targets)]
+                rows = np.flatnonzero((seen_width == width) & (target_width == targets))
                 # The largest array compares every target with all scores, or with the seen list.
                 cells = max(self._model.num_items * targets, width * targets)
                 size = max(1, min(self._limit, CELLS // int(cells)))
-                for first in range(0, len(users), size):
-                    yield users[first : first + size], int(width), int(targets)
+                for first in range(0, len(rows), size):
+                    yield rows[first : first + size], int(width), int(targets)
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
         """Yields the batches of the plan; small ones stay on the device for the next call."""
@@ -151,15 +158,23 @@ class RankingEvaluator:
             yield from self._cache
             return
         cells = sum(
-            len(users) * (width + targets + self._model.history_length)
-            for users, width, targets in self._plan
+            len(rows) * (width + targets + self._model.history_length)
+            for rows, width, targets in self._plan
         )
         cache: list[dict[str, jax.Array]] = []
-        for users, width, targets in self._plan:
-            batch = user_batch(self._model, self._history, users, width, self._mesh)
-            rows = _pad_rows(users, self._mesh)
-            target = self._targets.padded(rows, targets, fill=-1)
-            target[len(users) :] = -1
+        for rows, width, targets in self._plan:
+            padded = _pad_rows(rows, self._mesh)
+            batch = user_batch(
+                self._model,
+                self._rows.history,
+                self.users[padded],
+                width,
+                self._mesh,
+                end=self._rows.end[padded],
+                mask_seen=self._masks,
+            )
+            target = self._targets.padded(padded, targets, fill=-1)
+            target[len(rows) :] = -1
             batch["target"] = put_replicated(target, self._mesh)
             if cells <= CACHED_CELLS:
                 cache.append(batch)
@@ -212,17 +227,38 @@ def _pad_rows(users: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 
 def user_batch(
-    model: Model, history: Histories, users: np.ndarray, width: int, mesh: Mesh
+    model: Model,
+    history: Histories,
+    users: np.ndarray,
+    width: int,
+    mesh: Mesh,
+    *,
+    end: np.ndarray | None = None,
+    mask_seen: bool = True,
 ) -> dict[str, jax.Array]:
     """Ranking batch on the devices: `user`, `seen` `[batch, width]` and inputs of the model.
 
     The last user is repeated until the mesh divides the batch.
+
+    Args:
+      model: the recommender.
+      history: events of all users.
+      users: `[batch]` rows.
+      width: size of the lists of seen items.
+      mesh: devices.
+      end: `[batch]`, where in `history.items` each user's history ends; by default at its end.
+      mask_seen: False leaves the lists of seen items empty.
     """
-    rows = _pad_rows(users, mesh)
-    batch = {"user": rows.astype(np.int32), "seen": distinct(history.padded(rows, width, fill=-1))}
+    end = history.start[users + 1] if end is None else end
+    rows, end = _pad_rows(users, mesh), _pad_rows(end, mesh)
+    seen = np.full((len(rows), width), -1, np.int32)
+    if mask_seen:
+        seen = distinct(history.padded(rows, width, fill=-1, end=end))
+    batch = {"user": rows.astype(np.int32), "seen": seen}
     if model.history_length:
-        batch["history"] = history.padded(rows, model.history_length)
-        batch["length"] = np.minimum(history.lengths[rows], model.history_length).astype(np.int32)
+        batch["history"] = history.padded(rows, model.history_length, end=end)
+        length = np.minimum(end - history.start[rows], model.history_length)
+        batch["length"] = length.astype(np.int32)
     return put_replicated(batch, mesh)
 
 
@@ -239,7 +275,7 @@ class Recommendations:
 
     Attributes:
       users: `[users]` rows.
-      items: `[users, k]` rows, best first; -1 if fewer than k items are unseen.
+      items: `[users, k]` rows, best first; -1 if there are fewer than k candidates.
       scores: `[users, k]` float32.
     """
 
@@ -257,8 +293,20 @@ def recommend(
     users: np.ndarray,
     k: int,
     mesh: Mesh,
+    mask_seen: bool = True,
 ) -> Iterator[Recommendations]:
-    """Yields the k best unseen items of `users` in batches, in the order of `users`."""
+    """Yields the k best items of `users` in batches, in the order of `users`.
+
+    Args:
+      model: the recommender.
+      params: its parameters.
+      frozen: its frozen arrays.
+      history: events of all users.
+      users: `[users]` rows.
+      k: length of a list.
+      mesh: devices.
+      mask_seen: leave out what a user has an event with.
+    """
     with use_mesh(mesh):
         tables = item_and_user_tables(model, params, frozen)
     k = min(k, model.num_items)
@@ -283,6 +331,6 @@ def recommend(
         # The last batch gets as many rows as the others, so it needs no compilation of its own.
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's
-            batch = user_batch(model, history, padded, width, mesh)
+            batch = user_batch(model, history, padded, width, mesh, mask_seen=mask_seen)
             items, scores = gather(best(params, tables, batch))
         yield Recommendations(rows, items[: len(rows)], scores[: len(rows)].astype(np.float32))

@@ -71,6 +71,7 @@ def build(run_files: RunFiles) -> Section | None:
         names.append(f"test/recall@{ks[-1]}")
     # Libraries that leave seen items in the ranking can be compared by this column alone.
     unmasked = f"test_unmasked/ndcg@{k}"
+    names += [f"test_{kind}/ndcg@{k}" for kind in ("repeat", "new")]
     names = [name for name in names if any(name in systems[s] for s in order)]
     columns = [*names, *([unmasked] if any(unmasked in systems[s] for s in order) else [])]
     header = ["System"] + [
@@ -112,17 +113,17 @@ def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> H
 def _against_best(run_files: RunFiles, order: list[str], main: str) -> Html | None:
     """Chart of paired differences to the best system, from per-user values."""
     best, *others = order
-    own = _per_user(run_files, best, main)
+    own, users = _per_user(run_files, best, main)
     if own is None:
         return None
     resamples = int(run_files.config.get("ranking", {}).get("resamples", 1000))
     rows = []
     for name in others:
-        values = _per_user(run_files, name, main)
+        values, _ = _per_user(run_files, name, main)
         # Differences are paired, so both systems need values of the same users.
         if values is None or values.shape[1] != own.shape[1]:
             continue
-        estimate: Estimate = paired_difference(values, own, resamples=resamples)
+        estimate: Estimate = paired_difference(values, own, users=users, resamples=resamples)
         rows.append(Row(wording.label(name), run_files.colour(name), estimate))
     if not rows:
         return None
@@ -138,9 +139,11 @@ def _against_best(run_files: RunFiles, order: list[str], main: str) -> Html | No
     )
 
 
-def _per_user(run_files: RunFiles, system: str, name: str) -> np.ndarray | None:
-    """Values `[seeds, users]` of a metric, or None if they were not saved."""
-    runs = []
+def _per_user(
+    run_files: RunFiles, system: str, name: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Values `[seeds, rows]` of a metric and the users of the rows; None if not saved."""
+    runs, users = [], None
     for seed in run_files.config.get("seeds", ()):
         path = run_files.rundir.per_user(f"recommend/{system}/{seed}")
         # A run may have been started with further seeds that are not done yet.
@@ -148,10 +151,11 @@ def _per_user(run_files: RunFiles, system: str, name: str) -> np.ndarray | None:
             continue
         arrays = run_records.per_user(run_files.rundir, f"recommend/{system}/{seed}")
         if name not in arrays:
-            return None
+            return None, None
         runs.append(arrays[name])
+        users = arrays["test_users"]
     # Seeds are averaged user by user, which needs the same users in all of them.
     if len({len(values) for values in runs}) > 1:
         folder = run_files.rundir.per_user(f"recommend/{system}").with_suffix("")
         raise UserError(f"{folder}: its seeds were tested on different numbers of users")
-    return np.stack(runs) if runs else None
+    return (np.stack(runs) if runs else None), users
