@@ -1,6 +1,6 @@
 """The next place on Foursquare's New York check-ins, where people come back.
 
-    xrec run --config=configs/foursquare_next.py --workdir=runs/foursquare_next
+xrec run --config=configs/foursquare_next.py --workdir=runs/foursquare_next
 """
 
 from ml_collections import ConfigDict
@@ -22,4 +22,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ranking.update(dict(ks=(1, 5, 10, 20), rows="event", mask_seen=False))
     for name in ("popularity", "frequency", "recency", "transitions"):
         config.recommend[name] = defaults.system(name)
+    config.recommend.next_place = defaults.system(
+        "next_place",
+        category="category",
+        latitude="latitude",
+        longitude="longitude",
+        train=dict(batch_size=64, learning_rate=3e-3, epochs=40, patience=5),
+    )
     return defaults.variant(config, arg)

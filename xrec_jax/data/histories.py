@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 
 
@@ -17,10 +18,12 @@ class Histories:
     Attributes:
       items: `[events]` int32, user after user.
       start: `[num_users + 1]` int64; user u's items are `items[start[u]:start[u + 1]]`.
+      when: `[events]` time of each event in the file's own unit; None if there is none.
     """
 
     items: np.ndarray
     start: np.ndarray
+    when: np.ndarray | None = None
 
     @classmethod
     def of(cls, splits: Sequence[Interactions], num_users: int) -> Histories:
@@ -30,12 +33,15 @@ class Histories:
         """
         user = np.concatenate([events.user for events in splits])
         item = np.concatenate([events.item for events in splits])
+        times = [events.timestamp for events in splits if events.timestamp is not None]
+        when = np.concatenate(times) if len(times) == len(splits) else None
         start = np.zeros(num_users + 1, np.int64)
         np.cumsum(np.bincount(user, minlength=num_users), out=start[1:])
         # A single sorted split needs no sort.
         if len(splits) == 1 and (np.diff(user) >= 0).all():
-            return cls(item.astype(np.int32, copy=False), start)
-        return cls(item[np.argsort(user, kind="stable")].astype(np.int32), start)
+            return cls(item.astype(np.int32, copy=False), start, when)
+        order = np.argsort(user, kind="stable")
+        return cls(item[order].astype(np.int32), start, None if when is None else when[order])
 
     @property
     def num_users(self) -> int:
@@ -57,11 +63,58 @@ class Histories:
           fill: what stands behind a shorter history.
           end: `[users]`, where in `items` each history ends; by default behind its last item.
         """
+        if not len(self.items):
+            return np.full((len(users), width), fill, np.int32)
+        position, inside = self._last(users, width, end)
+        return np.where(inside, self.items[position], np.int32(fill))
+
+    def clocks(
+        self, users: np.ndarray, width: int, *, end: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Times of the events that `padded` gives; see `clocks`.
+
+        Raises:
+          UserError: if the events have no times.
+        """
+        position, inside = self._last(users, width, end)
+        return clocks(self.times(position), inside)
+
+    def times(self, position: np.ndarray) -> np.ndarray:
+        """Times of the events at `position`.
+
+        Raises:
+          UserError: if the events have no times.
+        """
+        if self.when is None:
+            raise UserError(
+                "the recommender reads the times of events, and these have none; choose another "
+                "recommender, or data with times"
+            )
+        return self.when[position]
+
+    def _last(
+        self, users: np.ndarray, width: int, end: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the last `width` events in `items`, and which of them exist."""
         end = self.start[users + 1] if end is None else end
         first = np.maximum(self.start[users], end - width)
         position = first[:, None] + np.arange(width)
         inside = position < end[:, None]
-        if not len(self.items):
-            return np.full((len(users), width), fill, np.int32)
-        items = self.items[np.minimum(position, len(self.items) - 1)]
-        return np.where(inside, items, np.int32(fill))
+        return np.minimum(position, max(len(self.items) - 1, 0)), inside
+
+
+def clocks(seconds: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model reads of times.
+
+    Args:
+      seconds: `[rows, width]` seconds since 1970, UTC.
+      real: `[rows, width]` bool, false for padding.
+
+    Returns:
+      `hour`, `[rows, width]` int32, the hour of the week, 0 to 167, from Thursday 0:00 UTC on; and
+      `days`, `[rows, width]` float32, days since the first event of the row, which float32 holds
+      to a few minutes over years.
+    """
+    hour = (np.floor_divide(seconds, 3600) % 168).astype(np.int32)
+    days = ((seconds - seconds[:, :1]) / 86400.0).astype(np.float32)
+    return {"hour": np.where(real, hour, 0), "days": np.where(real, days, np.float32(0))}

@@ -19,7 +19,7 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
-from xrec_jax.data.histories import Histories
+from xrec_jax.data.histories import Histories, clocks
 
 Batch = dict[str, np.ndarray]
 _TABLE_CELLS = 1 << 26  # largest table of seen pairs in bytes; above it, a binary search is used
@@ -152,6 +152,7 @@ class WindowRows:
       seed: key of the random offsets.
       user: `[num_rows]` user of each window.
       piece: `[num_rows]` index of the window among those of its user.
+      clocks: whether windows have the times of their events.
     """
 
     histories: Histories
@@ -161,23 +162,34 @@ class WindowRows:
     seed: int
     user: np.ndarray
     piece: np.ndarray
+    clocks: bool = False
 
     @classmethod
     def of(
-        cls, histories: Histories, negatives: Negatives, *, length: int, context: int, seed: int
+        cls,
+        histories: Histories,
+        negatives: Negatives,
+        *,
+        length: int,
+        context: int,
+        seed: int,
+        clocks: bool = False,
     ) -> WindowRows:
         """Plans the windows of every user."""
         pieces = -(-np.maximum(histories.lengths - 1, 0) // (length - context))
         user = np.repeat(np.arange(histories.num_users, dtype=np.int32), pieces)
         piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        return cls(histories, negatives, length, context, seed, user, piece)
+        return cls(histories, negatives, length, context, seed, user, piece, clocks)
 
     @property
     def num_rows(self) -> int:
         return len(self.user)
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
-        """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, maybe `negative`."""
+        """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, and the like.
+
+        Maybe `negative`, and with `clocks` what `histories.clocks` gives.
+        """
         user, piece = self.user[rows], self.piece[rows]
         targets = self.histories.lengths[user] - 1
         size = self.length - self.context
@@ -199,6 +211,8 @@ class WindowRows:
         }
         if self.negatives.per_row:
             batch["negative"] = self.negatives.draw(epoch, rows, user)
+        if self.clocks:
+            batch |= clocks(self.histories.times(flat), read)
         return batch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -58,7 +58,8 @@ class Recommender(abc.ABC):
     `negatives` is `negatives_per_row`; if that is 0 there is no `negative`.
 
     For ranking a batch has `user` `[batch]`, and for sequences also `history` `[batch, length]`
-    (oldest first, padded at the end) and `length` `[batch]`.
+    (oldest first, padded at the end) and `length` `[batch]`. If the model `reads_times`, sequences
+    and histories have `hour` and `days` `[batch, length]` beside the items.
 
     Attributes:
       num_users: number of users in the data set.
@@ -74,6 +75,11 @@ class Recommender(abc.ABC):
     def history_length(self) -> int:
         """Number of history items that `user_state` reads; 0 for none."""
         return 0
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether batches have the times of the history's events, see `data.histories.clocks`."""
+        return False
 
     @property
     def min_context(self) -> int:
@@ -97,6 +103,16 @@ class Recommender(abc.ABC):
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """Computes arrays from the training events (`user`, `item`: `[events]`); default: none."""
         del user, item
+        return Frozen({}, {})
+
+    def describe_items(self, columns: Mapping[str, Sequence[Any]] | None) -> Frozen:
+        """Computes arrays from the item table; default: none.
+
+        Args:
+          columns: values of the table's columns by name, `[items]` each, None where the file had
+            nothing; None without a table.
+        """
+        del columns
         return Frozen({}, {})
 
     @abc.abstractmethod

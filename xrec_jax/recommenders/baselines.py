@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.parallel.mesh import padded_rows
-from xrec_jax.recommenders.base import Frozen, Recommender, Tables, check_range, register
+from xrec_jax.recommenders.base import Frozen, Tables, check_range, register
+from xrec_jax.recommenders.dense import DenseScores, scattered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Counted(Recommender):
-    """A user's state has the score of every item; the item table has their numbers.
+class _Counted(DenseScores):
+    """Ranks by what `counted` says, then by popularity.
 
     Attributes:
       length: number of latest history items that are counted.
@@ -52,10 +53,7 @@ class _Counted(Recommender):
         raise NotImplementedError("a baseline is not trained")
 
     def tables(self, params, frozen):
-        # float32 holds the number of every item exactly, up to 2^24 of them.
-        return Tables(
-            jnp.arange(padded_rows(self.num_items), dtype=jnp.float32)[:, None], None, frozen
-        )
+        return Tables(self.numbers(), None, frozen)
 
     def user_state(self, params, tables, batch):
         real = jnp.arange(batch["history"].shape[1]) < batch["length"][:, None]
@@ -74,17 +72,6 @@ class _Counted(Recommender):
           frozen: frozen arrays.
         """
 
-    def scores(self, user_state, item_table):
-        return jnp.take(user_state, item_table[:, 0].astype(jnp.int32), axis=1)
-
-
-def _scattered(history: jax.Array, values: jax.Array, like: jax.Array, how: str) -> jax.Array:
-    """`values` `[batch, n]` added to, or maximised at, the items `history` `[batch, n]`."""
-    rows = jnp.arange(len(history))[:, None]
-    empty = jnp.zeros((len(history), len(like)), jnp.float32)
-    place = empty.at[rows, history]
-    return place.add(values) if how == "add" else place.max(values)
-
 
 @register("frequency")
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,10 +80,10 @@ class Frequency(_Counted):
 
     def counted(self, history, real, frozen):
         share, length = frozen["share"], history.shape[1]
-        count = _scattered(history, real.astype(jnp.float32), share, "add")
+        count = scattered(history, real.astype(jnp.float32), len(share), "add")
         place = jnp.arange(length) + 1.0
         # A visit counts more than any order of visits, which counts more than popularity.
-        return (length + 1) * count + _scattered(history, place * real, share, "max")
+        return (length + 1) * count + scattered(history, place * real, len(share), "max")
 
 
 @register("recency")
@@ -106,7 +93,7 @@ class Recency(_Counted):
 
     def counted(self, history, real, frozen):
         place = jnp.arange(history.shape[1]) + 1.0
-        return _scattered(history, place * real, frozen["share"], "max")
+        return scattered(history, place * real, len(frozen["share"]), "max")
 
 
 @register("transitions")
@@ -147,4 +134,6 @@ class Transitions(_Counted):
     def counted(self, history, real, frozen):
         last = jnp.take_along_axis(history, jnp.maximum(real.sum(1) - 1, 0)[:, None], axis=1)[:, 0]
         count = frozen["count"][last] * real[:, :1]
-        return _scattered(frozen["after"][last], count.astype(jnp.float32), frozen["share"], "add")
+        return scattered(
+            frozen["after"][last], count.astype(jnp.float32), len(frozen["share"]), "add"
+        )

@@ -179,6 +179,42 @@ def _backward(num_items, residuals, g):
 _full_softmax.defvjp(_forward, _backward)
 
 
+def target_log_probs(
+    states: jax.Array,
+    table: jax.Array,
+    target: jax.Array,
+    num_items: int,
+    *,
+    offset: tuple[Callable[[jax.Array], jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Log-probabilities of the targets under a softmax over the catalogue, `[b, t]` float32.
+
+    A few positions of all rows at a time, computed again for the gradient.
+
+    Args:
+      states: `[b, t, d]`.
+      table: `[padded_items, d]`; rows from `num_items` on are padding and ignored.
+      target: `[b, t]` int32.
+      num_items: items in the catalogue.
+      offset: a function from items `[m]` to what is taken from all scores, `[m, padded_items]`,
+        and the item of each position, `[b, t]`.
+    """
+    split, joined = position_chunks(*target.shape, width=table.shape[0])
+    bias = jnp.where(jnp.arange(table.shape[0]) < num_items, 0.0, -1e30)
+
+    @jax.checkpoint
+    def of_chunk(inputs: tuple[jax.Array, ...]) -> jax.Array:
+        h, y, *rest = inputs
+        logits = jnp.dot(h, table.T, preferred_element_type=jnp.float32) + bias
+        if offset is not None:
+            logits -= offset[0](rest[0])
+        own = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+        return own - jax.nn.logsumexp(logits, axis=-1)
+
+    arrays = (states, target) if offset is None else (states, target, offset[1])
+    return joined(jax.lax.map(of_chunk, tuple(map(split, arrays))))
+
+
 def sampled_softmax(
     positive: jax.Array, negative: jax.Array, log_q: jax.Array, collision: jax.Array
 ) -> jax.Array:

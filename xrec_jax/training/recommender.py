@@ -40,6 +40,16 @@ def build_model(system: Any, data: RunData) -> recommenders.Recommender:
     )
 
 
+def frozen_arrays(model: recommenders.Recommender, data: RunData) -> recommenders.Frozen:
+    """Arrays that a recommender takes from the training events and from the item table."""
+    events = model.frozen(data.learned.user, data.learned.item)
+    table = data.dataset.items
+    if type(model).describe_items is recommenders.Recommender.describe_items:
+        return events  # a large table is not converted for nothing
+    items = model.describe_items(None if table is None else table.to_dict(as_series=False))
+    return recommenders.Frozen({**events.arrays, **items.arrays}, {**events.axes, **items.axes})
+
+
 class RecommenderTask:
     """One recommender of the `recommend` stage, trained and evaluated for each seed.
 
@@ -107,6 +117,7 @@ class RecommenderTask:
                 length=model.history_length,
                 context=model.min_context,
                 seed=seed,
+                clocks=model.reads_times,
             )
         else:
             rows = PairRows.of(negatives.histories, negatives)
@@ -130,7 +141,7 @@ class RecommenderTask:
     @functools.cached_property
     def initial_state(self) -> Callable[[int], TrainState]:
         """Function from a seed to a fresh sharded state with the model's frozen arrays."""
-        frozen = self.model.frozen(self.data.learned.user, self.data.learned.item)
+        frozen = frozen_arrays(self.model, self.data)
         return initializer(
             self.model.init,
             self._tx if self.trained else optax.identity(),

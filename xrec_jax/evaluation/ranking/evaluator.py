@@ -259,6 +259,8 @@ def user_batch(
         batch["history"] = history.padded(rows, model.history_length, end=end)
         length = np.minimum(end - history.start[rows], model.history_length)
         batch["length"] = length.astype(np.int32)
+        if getattr(model, "reads_times", False):
+            batch |= history.clocks(rows, model.history_length, end=end)
     return put_replicated(batch, mesh)
 
 
