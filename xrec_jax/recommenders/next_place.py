@@ -299,7 +299,7 @@ class NextPlace(DenseScores):
         history, target, weight = batch["history"], batch["target"], batch["weight"]
         states, logits, odds = self._read(params, frozen, batch, key)
         vectors = self._vectors(params, frozen)
-        slope = self.net.apply({"params": params}, method="slope")
+        slope: Any = self.net.apply({"params": params}, method="slope")
 
         def cost(last):
             return way_cost(frozen, last, slope)
@@ -338,7 +338,7 @@ class NextPlace(DenseScores):
         )
         logits = jnp.take_along_axis(logits, last[..., None], axis=1)[:, 0]
         item = jnp.take_along_axis(batch["history"], last, axis=1)[:, 0]
-        slope = self.net.apply({"params": params}, method="slope")
+        slope: Any = self.net.apply({"params": params}, method="slope")
         empty = batch["length"] == 0
         # Without a history there is neither a last place nor anything to copy.
         cost = jnp.where(empty[:, None], 0.0, way_cost(tables.extra, item, slope))
