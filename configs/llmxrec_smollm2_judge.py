@@ -12,7 +12,7 @@ published explanations of five systems are compared on 150 drawn prompts, 50 a d
 that the judge has not learned from. A prompt is cut to 256 tokens (its oldest history entries go):
 a judgement then has 482 tokens on average and 625 at most, uncut 644 and 912.
 
-About an hour of training on two CPU cores with AVX512-BF16 (1.18 million tokens, up to 15 GiB), and
+About an hour of training on two CPU cores with AVX512-BF16 (1.18 million tokens, up to 14 GiB), and
 half an hour for the 3,580 pairs. Held-out accuracy in both orders .905 (the pair of systems alone
 .934); win ratio of LLMXRec's tuned model 85.8 %, of GPT-4 83.2 %.
 """
