@@ -11,6 +11,10 @@ As `configs/llmxrec_judge.py`: the 1,440 judgements are split by prompt and lear
 published explanations of five systems are compared on 150 drawn prompts, 50 a data set, of those
 that the judge has not learned from. A prompt is cut to 256 tokens (its oldest history entries go):
 a judgement then has 482 tokens on average and 625 at most, uncut 644 and 912.
+
+About an hour of training on two CPU cores with AVX512-BF16 (1.18 million tokens, up to 14 GiB), and
+half an hour for the 3,580 pairs. Held-out accuracy in both orders .905 (the pair of systems alone
+.934); win ratio of LLMXRec's tuned model 85.8 %, of GPT-4 83.2 %.
 """
 
 from ml_collections import ConfigDict
