@@ -219,8 +219,8 @@ _RECOMMEND = (
     Mutant(
         "seen_items_not_masked",
         _RANKING,
-        '"seen": distinct(history.padded(rows, width, fill=-1))}',
-        '"seen": np.full((len(rows), width), -1, np.int32)}',
+        "seen = distinct(history.padded(rows, width, fill=-1, end=end))",
+        "seen = np.full((len(rows), width), -1, np.int32)",
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
             "tests/api/test_run.py::test_ranks_are_those_of_a_plain_loop",
@@ -229,8 +229,8 @@ _RECOMMEND = (
     Mutant(
         "users_swapped",
         _RANKING,
-        "per_target[0, place] = batch.masked[: len(users)][real]",
-        "per_target[0, place] = np.roll(batch.masked[: len(users)], 1, axis=0)[real]",
+        "per_target[0, place] = batch.masked[: len(rows)][real]",
+        "per_target[0, place] = np.roll(batch.masked[: len(rows)], 1, axis=0)[real]",
         (
             "tests/evaluation/test_ranks.py::test_evaluator_against_a_loop",
             "tests/api/test_run.py::test_ranks_are_those_of_a_plain_loop",

@@ -16,7 +16,7 @@ from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
 from xrec_jax.parallel.mesh import RULES, gather, put_batch, put_replicated, put_sharded, use_mesh
-from xrec_jax.recommenders import sasrec
+from xrec_jax.recommenders import blocks, sasrec
 from xrec_jax.recommenders.explanations import drop_parts, measure
 from xrec_jax.recommenders.feature_fusion import fuse_features
 from xrec_jax.recommenders.fused import fuse
@@ -512,9 +512,10 @@ def test_a_base_with_scores_of_its_own():
 @pytest.mark.parametrize("base_dropout", [True, False])
 def test_dropout_of_the_base(monkeypatch, base_dropout):
     on = []
-    monkeypatch.setattr(
-        sasrec, "dropout", lambda x, rate, key: on.append(rate > 0 and key is not None) or x
-    )
+    for module in (sasrec, blocks):  # the sum of items and positions, and the layers
+        monkeypatch.setattr(
+            module, "dropout", lambda x, rate, key: on.append(rate > 0 and key is not None) or x
+        )
     model = fuse(base_of("sasrec"), train_base=False, base_dropout=base_dropout, **SMALL)
     args = params_of(model), frozen_of(model), batch_of(4)
     on.clear()

@@ -35,7 +35,7 @@ from xrec_jax.parallel.mesh import constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
 from xrec_jax.recommenders.base import Frozen, Tables, check_choice, check_range, register
 from xrec_jax.recommenders.blocks import KINDS, Block
-from xrec_jax.recommenders.dense import DenseScores, scattered
+from xrec_jax.recommenders.counting.dense import DenseScores, scattered
 from xrec_jax.recommenders.layers import Table
 
 _HOURS = 168  # of a week

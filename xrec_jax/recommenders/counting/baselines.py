@@ -16,7 +16,7 @@ import numpy as np
 
 from xrec_jax.parallel.mesh import padded_rows
 from xrec_jax.recommenders.base import Frozen, Tables, check_range, register
-from xrec_jax.recommenders.dense import DenseScores, scattered
+from xrec_jax.recommenders.counting.dense import DenseScores, scattered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
