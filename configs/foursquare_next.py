@@ -1,6 +1,19 @@
 """The next place on Foursquare's New York check-ins, where people come back.
 
-xrec run --config=configs/foursquare_next.py --workdir=runs/foursquare_next
+    xrec run --config=configs/foursquare_next.py --workdir=runs/foursquare_next
+
+reads `../shared/data/foursquare-nyc`; elsewhere give `--config.data.path=FILE` and
+`--config.data.items=FILE`. `:tiny` needs neither.
+
+All users are cut at 2012-11-09 21:54:47 UTC, before which the profiles of that data were written;
+the last tenth of what comes before is validation. Every later check-in, 32,617 of 880 users, is
+ranked by itself among all 5,135 places, from all that the user did before it; those of 31 users
+without a training event are dropped. Nothing is masked; Acc@1 is `hit@1`.
+
+NDCG@10 .4124 [.3889, .4325] and Acc@1 .2114 for the user's own most frequent place, NDCG@10 .3477
+for the last one, .2194 for transitions. `next_place` has .4259 [.3943, .4435] and .2165 after 4 of
+the 40 epochs (3 min 38 s with the baselines on two busy CPU cores); the whole run has not been
+measured.
 """
 
 from ml_collections import ConfigDict
