@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
 
@@ -70,3 +71,21 @@ def test_no_events():
     assert histories.lengths.tolist() == [0, 0, 0]
     assert histories.padded(np.array([0, 2]), 3, fill=-1).tolist() == [[-1] * 3] * 2
     assert histories.padded(np.array([], int), 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("ticks", [1, 10**3, 10**6, 10**9])
+def test_clocks_in_every_unit(ticks):
+    start = 1352498087  # a Friday, 21:54:47 UTC: hour 45 of a week that begins on Thursday
+    seconds = np.array([start, start + 400, start + 90_000, start])
+    events = Interactions(
+        np.array([0, 0, 0, 2], np.int32), np.array([5, 6, 7, 8], np.int32), seconds * ticks
+    )
+    found = Histories.of([events], 3).clocks(np.array([0, 1, 2]), 2)
+    assert found["hour"].tolist() == [[46, 70], [0, 0], [45, 0]]
+    np.testing.assert_allclose(found["days"], [[0, 89_600 / 86_400], [0, 0], [0, 0]], rtol=1e-6)
+
+
+def test_histories_without_times_have_no_clocks():
+    events = Interactions(np.zeros(2, np.int32), np.zeros(2, np.int32))
+    with pytest.raises(UserError, match="reads the times of events, and these have none"):
+        Histories.of([events], 1).clocks(np.array([0]), 2)

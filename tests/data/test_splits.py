@@ -319,3 +319,15 @@ def test_moments_that_are_refused(values, message):
 def test_a_time_split_needs_times():
     with pytest.raises(UserError, match="needs a column of times"):
         split(random_dataset(0, timed=False), time_config(at="0.5"))
+
+
+@pytest.mark.parametrize("ticks", [1, 10**3, 10**6, 10**9])
+def test_a_date_in_the_unit_of_the_times(ticks):
+    """Readers turn dates into micro- or nanoseconds."""
+    cut = 1352498087  # 2012-11-09 21:54:47 UTC
+    times = np.array([cut - 90_000, cut - 1, cut - 2, cut, cut + 7]) * ticks
+    result = split(
+        dataset_of([0, 0, 0, 0, 1], times),
+        time_config(at="2012-11-09 21:54:47", valid_at="2012-11-09"),
+    )
+    assert [rows_of(getattr(result, part)) for part in PARTS] == [[0], [2, 1], [3, 4]]

@@ -67,7 +67,8 @@ def naive(model, params, frozen, history, hour, days):
     x = []
     for t, item in enumerate(history):
         waited = days[t] - days[t - 1] if t else 0.0
-        moved = km(item, history[t - 1]) if t else 0.0
+        both = t and frozen["located"][item] and frozen["located"][history[t - 1]]
+        moved = km(item, history[t - 1]) if both else 0.0
         row = vectors[item] + p["hour"][hour[t]]
         x.append(row + p["gap"][number(waited, 1 / 48)] + p["way"][number(moved, 0.1)])
     x = np.stack(x)
@@ -203,6 +204,12 @@ def test_what_items_are():
     assert frozen["located"][:ITEMS].tolist() == [1.0] * 3 + [0.0] + [1.0] * 7
     none = make(category="", latitude="", longitude="").describe_items(None).arrays
     assert not any(array.any() for array in none.values())
+
+
+@pytest.mark.parametrize("value", ["north", 361.0, float("nan"), float("inf")])
+def test_what_are_no_degrees(value):
+    with pytest.raises(UserError, match="column 'lat' of the item table must hold degrees, but"):
+        make().describe_items({**COLUMNS, "lat": [*COLUMNS["lat"][:-1], value]})
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.data.clock import clocks, ticks_per_second
 from xrec_jax.data.dataset import Interactions
 
 
@@ -71,16 +73,21 @@ class Histories:
     def clocks(
         self, users: np.ndarray, width: int, *, end: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Times of the events that `padded` gives; see `clocks`.
+        """Times of the events that `padded` gives; see `clock.clocks`.
 
         Raises:
           UserError: if the events have no times.
         """
         position, inside = self._last(users, width, end)
-        return clocks(self.times(position), inside)
+        return clocks(self.seconds(position), inside)
 
-    def times(self, position: np.ndarray) -> np.ndarray:
-        """Times of the events at `position`.
+    @functools.cached_property
+    def _ticks(self) -> int:
+        """Units of `when` a second."""
+        return 1 if self.when is None else ticks_per_second(self.when)
+
+    def seconds(self, position: np.ndarray) -> np.ndarray:
+        """Seconds since 1970 of the events at `position`, float64.
 
         Raises:
           UserError: if the events have no times.
@@ -90,7 +97,7 @@ class Histories:
                 "the recommender reads the times of events, and these have none; choose another "
                 "recommender, or data with times"
             )
-        return self.when[position]
+        return self.when[position] / self._ticks
 
     def _last(
         self, users: np.ndarray, width: int, end: np.ndarray | None
@@ -101,20 +108,3 @@ class Histories:
         position = first[:, None] + np.arange(width)
         inside = position < end[:, None]
         return np.minimum(position, max(len(self.items) - 1, 0)), inside
-
-
-def clocks(seconds: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
-    """What a model reads of times.
-
-    Args:
-      seconds: `[rows, width]` seconds since 1970, UTC.
-      real: `[rows, width]` bool, false for padding.
-
-    Returns:
-      `hour`, `[rows, width]` int32, the hour of the week, 0 to 167, from Thursday 0:00 UTC on; and
-      `days`, `[rows, width]` float32, days since the first event of the row, which float32 holds
-      to a few minutes over years.
-    """
-    hour = (np.floor_divide(seconds, 3600) % 168).astype(np.int32)
-    days = ((seconds - seconds[:, :1]) / 86400.0).astype(np.float32)
-    return {"hour": np.where(real, hour, 0), "days": np.where(real, days, np.float32(0))}

@@ -19,7 +19,8 @@ import numpy as np
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
-from xrec_jax.data.histories import Histories, clocks
+from xrec_jax.data.clock import clocks
+from xrec_jax.data.histories import Histories
 
 Batch = dict[str, np.ndarray]
 _TABLE_CELLS = 1 << 26  # largest table of seen pairs in bytes; above it, a binary search is used
@@ -188,7 +189,7 @@ class WindowRows:
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
         """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, and the like.
 
-        Maybe `negative`, and with `clocks` what `histories.clocks` gives.
+        Maybe `negative`, and with `clocks` what `clock.clocks` gives.
         """
         user, piece = self.user[rows], self.piece[rows]
         targets = self.histories.lengths[user] - 1
@@ -212,7 +213,7 @@ class WindowRows:
         if self.negatives.per_row:
             batch["negative"] = self.negatives.draw(epoch, rows, user)
         if self.clocks:
-            batch |= clocks(self.histories.times(flat), read)
+            batch |= clocks(self.histories.seconds(flat), read)
         return batch
 
 

@@ -7,6 +7,7 @@ import datetime
 import numpy as np
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.data.clock import ticks_per_second
 from xrec_jax.data.dataset import Interactions, Split
 
 UNSEEN_USERS = ("keep", "drop")
@@ -25,7 +26,7 @@ def by_time(
       events: all events, sorted by user, then time.
       at: where the test begins. A share of the events ("0.8"): equal times stay together, in the
         later part. Or a moment: a number in the file's own unit, or a date with or without a time
-        ("2012-11-09 21:54:47"), in UTC, for a file of seconds since 1970.
+        ("2012-11-09 21:54:47"), in UTC, for times since 1970; see `clock.ticks_per_second`.
       valid_at: where validation begins, likewise; a share is one of the events before `at`.
       unseen_users: what happens to held-out events of users without a training event: "keep", or
         "drop", which counts the users in `dropped_users`.
@@ -71,7 +72,7 @@ def _moment(key: str, text: str, time: np.ndarray) -> float | int:
         try:
             number = float(text)
         except ValueError:
-            return _date(key, text)
+            return _date(key, text, ticks_per_second(time))
     if not isinstance(number, int) and 0.0 < number < 1.0:
         return np.sort(time)[min(round(number * len(time)), len(time) - 1)]
     if number != number or number in (float("inf"), float("-inf")):
@@ -79,7 +80,7 @@ def _moment(key: str, text: str, time: np.ndarray) -> float | int:
     return number
 
 
-def _date(key: str, text: str) -> int:
+def _date(key: str, text: str, ticks: int) -> int:
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
@@ -89,4 +90,6 @@ def _date(key: str, text: str) -> int:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
+    since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    # In whole microseconds, so that no rounding moves an event to the other side.
+    return since // datetime.timedelta(microseconds=1) * ticks // 10**6

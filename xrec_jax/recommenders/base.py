@@ -78,7 +78,7 @@ class Recommender(abc.ABC):
 
     @property
     def reads_times(self) -> bool:
-        """Whether batches have the times of the history's events, see `data.histories.clocks`."""
+        """Whether batches have the times of the history's events, see `data.clock.clocks`."""
         return False
 
     @property

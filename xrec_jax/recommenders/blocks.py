@@ -15,6 +15,7 @@ Dimension letters: b batch, t query position, s key position, h head, k head fea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 
 from xrec_jax.core.dropout import dropout
 from xrec_jax.parallel.mesh import logical
+from xrec_jax.recommenders.base import check_choice, check_range
 
 KINDS = ("post_norm", "pre_norm", "gated")
 _SMALL = nn.initializers.normal(0.02)
@@ -43,6 +45,24 @@ def rotate(x: jax.Array, places: jax.Array) -> jax.Array:
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def check_sizes(owner: str, model: Any) -> None:
+    """Checks the sizes that recommenders with these layers have.
+
+    Args:
+      owner: name of the recommender, for messages.
+      model: has `dim`, `layers`, `heads`, `inner`, `length`, `context`, `dropout` and `block`.
+
+    Raises:
+      UserError: names the key, the value and what is valid.
+    """
+    for key in ("dim", "layers", "heads", "inner", "length"):
+        check_range(owner, key, getattr(model, key), 1)
+    check_range(owner, "context", model.context, 0, model.length - 1)
+    check_range(owner, "dropout", model.dropout, 0.0, 0.99)
+    check_choice(owner, "block", model.block, KINDS)
+    check_choice(owner, "dim % heads", model.dim % model.heads, (0,))
 
 
 class Block(nn.Module):

@@ -33,8 +33,8 @@ from xrec_jax.core.dropout import dropout
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
-from xrec_jax.recommenders.base import Frozen, Tables, check_choice, check_range, register
-from xrec_jax.recommenders.blocks import KINDS, Block
+from xrec_jax.recommenders.base import Frozen, Tables, check_choice, register
+from xrec_jax.recommenders.blocks import Block, check_sizes
 from xrec_jax.recommenders.counting.dense import DenseScores, scattered
 from xrec_jax.recommenders.layers import Table
 
@@ -60,6 +60,11 @@ def kilometres(first: jax.Array, second: jax.Array) -> jax.Array:
     # The shorter way around.
     east = jnp.mod(first[..., 1] - second[..., 1] + 180.0, 360.0) - 180.0
     return 111.2 * jnp.sqrt(north**2 + (east * jnp.cos(middle)) ** 2)
+
+
+def _shifted(x: jax.Array) -> jax.Array:
+    """What each event `[b, s, ...]` finds before it; the first one finds itself."""
+    return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
 
 
 class Net(nn.Module):
@@ -112,7 +117,7 @@ class Net(nn.Module):
 
         Args:
           batch: `history`, `hour`, `days` `[b, s]`.
-          frozen: `category` and `place` of the items.
+          frozen: `category`, `place` and `located` of the items.
           train: enable dropout.
 
         Returns:
@@ -124,7 +129,10 @@ class Net(nn.Module):
         own = self.item(history) + self.category[frozen["category"][history]]
         place = frozen["place"][history]
         waited = jnp.diff(days, axis=1, prepend=days[:, :1])
-        moved = kilometres(place, jnp.concatenate([place[:, :1], place[:, :-1]], axis=1))
+        moved = kilometres(place, _shifted(place))
+        # A way from or to where nobody knows is none.
+        located = frozen["located"][history]
+        moved = moved * located * _shifted(located)
         x = own + self.hour[batch["hour"]]
         x = x + self.gap[log_bins(waited, 1 / 48)] + self.way[log_bins(moved, 0.1)]
 
@@ -151,6 +159,28 @@ class Net(nn.Module):
     def slope(self) -> jax.Array:
         """What the logarithm of a kilometre costs, positive."""
         return nn.softplus(self.distance)
+
+
+def _degrees(name: str, values: Sequence[Any]) -> np.ndarray:
+    """A column as float64 `[items]`, NaN where it has nothing.
+
+    Raises:
+      UserError: names the column, the row and the value that is no number of degrees.
+    """
+    out = np.full(len(values), np.nan)
+    for row, value in enumerate(values):
+        if value is None or value == "":
+            continue
+        try:
+            out[row] = float(value)
+        except (TypeError, ValueError):
+            out[row] = np.inf
+        if not abs(out[row]) <= 360.0:
+            raise UserError(
+                f"next_place: column {name!r} of the item table must hold degrees, but item "
+                f"{row + 1} has {value!r}; leave it empty where the place is not known"
+            )
+    return out
 
 
 def way_cost(frozen: Mapping[str, jax.Array], last: jax.Array, slope: jax.Array) -> jax.Array:
@@ -182,7 +212,8 @@ class NextPlace(DenseScores):
       stddev: standard deviation of the initial vectors.
       block: kind of the layers, see `blocks`.
       copy: whether there is a copy term; False: generate only.
-      category: column of the item table with categories; "" for none.
+      category: column of the item table with categories, of which those beyond 1,023 share
+        vectors; "" for none.
       latitude: column with degrees; "" for none, as for `longitude`.
       longitude: the other one.
     """
@@ -204,13 +235,8 @@ class NextPlace(DenseScores):
     batches = "sequences"
 
     def __post_init__(self) -> None:
-        for key in ("dim", "layers", "heads", "inner", "length"):
-            check_range("next_place", key, getattr(self, key), 1)
-        check_range("next_place", "context", self.context, 0, self.length - 1)
-        check_range("next_place", "dropout", self.dropout, 0.0, 0.99)
-        check_choice("next_place", "block", self.block, KINDS)
+        check_sizes("next_place", self)
         check_choice("next_place", "copy", self.copy, (True, False))
-        check_choice("next_place", "dim % heads", self.dim % self.heads, (0,))
         check_choice("next_place", "dim / heads % 2", self.dim // self.heads % 2, (0,))
         if bool(self.latitude) != bool(self.longitude):
             raise UserError("next_place: latitude and longitude must both be given, or neither")
@@ -251,11 +277,11 @@ class NextPlace(DenseScores):
                 number and 1 + (number - 1) % (self._categories - 1) for number in numbers
             ]
         if columns and self.latitude:
-            pairs = zip(columns[self.latitude], columns[self.longitude], strict=True)
-            for row, pair in enumerate(pairs):
-                if None not in pair:
-                    arrays["place"][row] = [float(part) for part in pair]
-                    arrays["located"][row] = 1.0
+            both = [_degrees(name, columns[name]) for name in (self.latitude, self.longitude)]
+            pairs = np.stack(both, axis=1)
+            known_places = ~np.isnan(pairs).any(axis=1)
+            arrays["place"][: len(pairs)] = np.where(known_places[:, None], pairs, 0.0)
+            arrays["located"][: len(pairs)] = known_places
         axes = {"category": (None,), "place": (None, None), "located": (None,)}
         return Frozen(arrays, axes)
 
@@ -284,6 +310,7 @@ class NextPlace(DenseScores):
         batch = {"history": zeros, "hour": zeros, "days": jnp.zeros(zeros.shape)}
         rows = padded_rows(self.num_items)
         frozen = {"category": jnp.zeros(rows, jnp.int32), "place": jnp.zeros((rows, 2))}
+        frozen["located"] = jnp.zeros(rows)
         return self.net.init(key, batch, frozen, False)["params"]
 
     def _read(self, params, frozen, batch, key):

@@ -37,7 +37,7 @@ from xrec_jax.recommenders.base import (
     check_range,
     register,
 )
-from xrec_jax.recommenders.blocks import KINDS, Block
+from xrec_jax.recommenders.blocks import Block, check_sizes
 from xrec_jax.recommenders.layers import Table
 
 _CHOICES = {
@@ -45,7 +45,6 @@ _CHOICES = {
     "negatives_per": ("", "position", "window", "batch"),
     "sampler": ("", "uniform", "popularity", "in_batch"),
     "logq": (True, False),
-    "block": KINDS,
     "positions": ("learned", "rotary"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -170,14 +169,11 @@ class SASRec(Recommender):
     batches = "sequences"
 
     def __post_init__(self) -> None:
-        for key in ("dim", "layers", "heads", "inner", "length", "negatives"):
-            check_range("sasrec", key, getattr(self, key), 1)
-        check_range("sasrec", "context", self.context, 0, self.length - 1)
-        check_range("sasrec", "dropout", self.dropout, 0.0, 0.99)
+        check_sizes("sasrec", self)
+        check_range("sasrec", "negatives", self.negatives, 1)
         check_range("sasrec", "calibration", self.calibration, 0.0, 1.0)
         for key, choices in _CHOICES.items():
             check_choice("sasrec", key, getattr(self, key), choices)
-        check_choice("sasrec", "dim % heads", self.dim % self.heads, (0,))
         if self.positions == "rotary":
             check_choice("sasrec", "dim / heads % 2", self.dim // self.heads % 2, (0,))
         if self.sampler == "in_batch" and self.negatives_per != "batch":

@@ -21,6 +21,12 @@ from xrec_jax.report.run_files import RunFiles, Section
 ID, TITLE = "ranking", "Ranking"
 HOW = "Add the stage recommend to config.stages."
 BOUND = "upper_bound"
+# What a column of figures is of, where it is not all test events with seen items masked.
+_GROUPS = {
+    "test_unmasked": ", seen items kept",
+    "test_repeat": ", repeats",
+    "test_new": ", new items",
+}
 
 
 def cutoff(run_files: RunFiles) -> int:
@@ -74,9 +80,7 @@ def build(run_files: RunFiles) -> Section | None:
     names += [f"test_{kind}/ndcg@{k}" for kind in ("repeat", "new")]
     names = [name for name in names if any(name in systems[s] for s in order)]
     columns = [*names, *([unmasked] if any(unmasked in systems[s] for s in order) else [])]
-    header = ["System"] + [
-        wording.ranking(c) + (", seen items kept" if c == unmasked else "") for c in columns
-    ]
+    header = ["System"] + [wording.ranking(c) + _GROUPS.get(c.split("/")[0], "") for c in columns]
     rows = [
         [wording.label(s), *(figure(systems[s].get(c), digits=4) for c in columns)]
         for s in [*order, *([BOUND] if BOUND in systems else [])]
