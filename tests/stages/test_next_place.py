@@ -135,6 +135,16 @@ def test_figures_of_the_frequency_baseline(folder):
     assert not any("unmasked" in name for name in figures["frequency"])
     page = (folder / "first" / "run" / "report.html").read_text(encoding="utf-8")
     assert "NDCG@10, repeats" in page and "NDCG@10, new items" in page
+    # What the page says of the protocol is this one's, and repeats are no leak.
+    assert "is ranked by itself" in page and "those that the user knows included" in page
+    assert f"time at {CUT}" in page
+    found = {
+        finding["code"]: finding
+        for finding in files.read_json(folder / "first" / "run" / "audit.json")["findings"]
+    }
+    for code in ("pairs_in_training", "pairs_in_valid_and_test"):
+        assert found[code]["severity"] == "info" and found[code]["count"] > 0
+        assert "chose the item again" in found[code]["message"]
 
 
 def test_nothing_after_the_cut_is_learned_from(folder):

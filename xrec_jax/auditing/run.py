@@ -53,7 +53,9 @@ def check_data(config: Any, data: RunData) -> list[checks.Finding | None]:
 
 def protocol(config: Any, data: RunData) -> checks.Protocol:
     """Protocol of the split, on which the severity of findings depends."""
-    return checks.Protocol(data.split.kind, config.data.split.order)
+    return checks.Protocol(
+        data.split.kind, config.data.split.order, repeats=not config.ranking.mask_seen
+    )
 
 
 def summary(data: RunData, protocol: checks.Protocol) -> dict[str, Any]:

@@ -54,10 +54,13 @@ class Protocol:
     Attributes:
       kind: "leave_one_out", "ratio", "time" or "given".
       order: order of the events for "ratio", "time" or "random".
+      repeats: whether an item that a user knows is a candidate again, so that a repeated pair is a
+        new choice and no leak.
     """
 
     kind: str
     order: str = "time"
+    repeats: bool = False
 
     @property
     def by_time(self) -> bool:

@@ -15,6 +15,7 @@ from xrec_jax.evaluation.audit.findings import (
     plural,
 )
 
+_AGAIN = "the user chose the item again, and nothing is masked (ranking.mask_seen=False)."
 NEGLIGIBLE = 0.01  # share of held-out events below which cold users and items are no warning
 
 
@@ -117,12 +118,12 @@ def pairs_in_training(dataset: Dataset, split: Split, protocol: Protocol) -> Fin
     in_valid, in_test = _contains(valid, leaked), _contains(test, leaked)
     return Finding(
         code="pairs_in_training",
-        severity="error",
+        severity="info" if protocol.repeats else "error",
         count=len(leaked),
         total=len(held_out),
         message="Held-out user-item pairs that stand in training too "
-        f"({in_valid.sum():,} of validation, {in_test.sum():,} of the test): the answer was "
-        "learnt, or is masked as already seen.",
+        f"({in_valid.sum():,} of validation, {in_test.sum():,} of the test): "
+        + (_AGAIN if protocol.repeats else "the answer was learnt, or is masked as already seen."),
         advice=_leak_advice(protocol),
         examples=_pair_examples(dataset, leaked),
     )
@@ -134,11 +135,15 @@ def pairs_in_valid_and_test(dataset: Dataset, split: Split, protocol: Protocol) 
     shared = test[_contains(valid, test)]
     return Finding(
         code="pairs_in_valid_and_test",
-        severity="error",
+        severity="info" if protocol.repeats else "error",
         count=len(shared),
         total=len(test),
-        message="Test user-item pairs that stand in validation too: models are chosen on the "
-        "answers, which the test then masks as already seen.",
+        message="Test user-item pairs that stand in validation too: "
+        + (
+            _AGAIN
+            if protocol.repeats
+            else "models are chosen on the answers, which the test then masks as already seen."
+        ),
         advice=_leak_advice(protocol),
         examples=_pair_examples(dataset, shared),
     )
@@ -164,6 +169,8 @@ def _pair_examples(dataset: Dataset, pairs: np.ndarray) -> tuple[str, ...]:
 
 
 def _leak_advice(protocol: Protocol) -> str:
+    if protocol.repeats:
+        return "Report repeats and new items apart, beside the user's own most frequent items."
     if protocol.kind == "given":
         return (
             "Remove these pairs from the file of the earlier part, and say so beside the figures."

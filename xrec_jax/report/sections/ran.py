@@ -65,7 +65,8 @@ def _facts(run_files: RunFiles) -> Html:
     split = data.get("split", {})
     if split and data.get("format") != "none":
         kind = str(split.get("kind", "")).replace("_", "-")
-        facts.append(("Split", f"{kind} by {split.get('order', 'time')}"))
+        how = f"at {split.get('at')}" if kind == "time" else f"by {split.get('order', 'time')}"
+        facts.append(("Split", f"{kind} {how}"))
     if config.get("recommend"):
         facts.append(("Recommenders", ", ".join(config["recommend"])))
     # A base is either read from a directory or made by the stage `pretrain`.

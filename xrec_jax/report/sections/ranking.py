@@ -54,10 +54,7 @@ def build(run_files: RunFiles) -> Section | None:
         return None
     bound = metric(systems, BOUND, main)
     users = systems[order[0]][main]["count"]
-    lead = (
-        f"Each of {users:,} users has one event held out; every item of the catalogue that the "
-        "user has not seen is a candidate. Intervals are 95\u00a0%, drawn over users and seeds."
-    )
+    lead = _lead(run_files.config.get("ranking", {}), users)
     # All systems on one axis with the bound, so that the gap that is left can be seen.
     top = interval_chart(
         [Row(wording.label(s), run_files.colour(s), systems[s][main]) for s in order],
@@ -97,6 +94,24 @@ def build(run_files: RunFiles) -> Section | None:
         _everything(systems, order),
     )
     return Section(ID, TITLE, lead, body)
+
+
+def _lead(protocol: Mapping[str, Any], users: int) -> str:
+    """What was ranked, and against what; see `evaluation.ranking.protocol`."""
+    ranked_events = {
+        "event": f"Every held-out event of {users:,} users is ranked by itself, from all that the "
+        "user did before it",
+        "first_event": f"The first held-out event of each of {users:,} users is ranked",
+    }
+    what = ranked_events.get(
+        protocol.get("rows", "user"), f"Each of {users:,} users has events held out"
+    )
+    candidates = (
+        "every item of the catalogue that the user has not seen is a candidate"
+        if protocol.get("mask_seen", True)
+        else "every item of the catalogue is a candidate, those that the user knows included"
+    )
+    return f"{what}; {candidates}. Intervals are 95\u00a0%, drawn over users and seeds."
 
 
 def _everything(systems: Mapping[str, Mapping[str, Any]], order: list[str]) -> Html:
