@@ -216,6 +216,23 @@ def llama_config(directory: pathlib.Path) -> LlamaConfig:
     return from_hf(json.loads((directory / "config.json").read_text()))
 
 
+@contextlib.contextmanager
+def cut_at_save(step: int) -> Iterator[None]:
+    """Ends a training stage once its checkpoint of a step is on disk, as a kill would."""
+    save = Checkpoints.save
+
+    def saved(self, state, data, progress):
+        save(self, state, data, progress)
+        if int(state.step) == step:
+            self.wait()
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", saved)
+        with pytest.raises(Cut):
+            yield
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as free:

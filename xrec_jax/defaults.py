@@ -15,6 +15,7 @@ from ml_collections.config_dict import placeholder
 from xrec_jax import recommenders, stages
 from xrec_jax.core.errors import UserError, did_you_mean
 from xrec_jax.data.world import WorldConfig
+from xrec_jax.recommenders.content import content_defaults
 from xrec_jax.training.defaults import training_defaults
 
 
@@ -27,6 +28,7 @@ def data() -> ConfigDict:
             path="",
             users="",  # optional user table, for csv and parquet
             items="",  # optional item table
+            item_vectors="",  # optional Parquet file of a vector an item; `xrec encode` makes one
             # "": the format's own names; title is a column of the item table: name, title or
             # movie_title, in whatever case
             columns=dict(user="", item="", timestamp="", rating="", title=""),
@@ -77,27 +79,36 @@ def language_model() -> ConfigDict:
     )
 
 
-def system(model: str, *, train: dict[str, Any] | None = None, **hparams: Any) -> ConfigDict:
+def system(
+    model: str,
+    *,
+    train: dict[str, Any] | None = None,
+    content: dict[str, Any] | None = None,
+    **hparams: Any,
+) -> ConfigDict:
     """A recommender of the `recommend` stage.
 
     Args:
       model: name in the registry.
       train: values that differ from `training_defaults()`.
+      content: values that differ from `content_defaults()`: a content tower.
       **hparams: hyper-parameters that differ from the model's own defaults.
 
     Raises:
-      UserError: on an unknown model, hyper-parameter or training key.
+      UserError: on an unknown model, hyper-parameter, training key or key of content.
     """
     known = recommenders.hyperparameters(model)
     for key in hparams:
         if key not in known:
             raise UserError(f"{model}: no hyper-parameter {key!r}{did_you_mean(key, known)}")
-    training = training_defaults()
-    for key, value in (train or {}).items():
-        if key not in training:
-            raise UserError(f"{model}: no training key {key!r}{did_you_mean(key, training)}")
-        training[key] = value
-    return ConfigDict(dict(model=model, hparams={**known, **hparams}, train=training))
+    training, tower = training_defaults(), content_defaults()
+    for what, group, values in (("training", training, train), ("content", tower, content)):
+        for key, value in (values or {}).items():
+            if key not in group:
+                raise UserError(f"{model}: no {what} key {key!r}{did_you_mean(key, group)}")
+            group[key] = value
+    hparams = {**known, **hparams}
+    return ConfigDict(dict(model=model, hparams=hparams, content=tower, train=training))
 
 
 def audit() -> ConfigDict:

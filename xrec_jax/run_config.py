@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from xrec_jax import defaults, stages
+from xrec_jax import defaults, recommenders, stages
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
@@ -22,7 +22,7 @@ from xrec_jax.stages.stored_config import check_types
 
 # Paths of what all stages share; every stage says which keys of its section are paths.
 _BASE = "llm.path"
-_PATHS = ("data.path", "data.users", "data.items", _BASE)
+_PATHS = ("data.path", "data.users", "data.items", "data.item_vectors", _BASE)
 
 
 def _movable() -> tuple[str, ...]:
@@ -224,7 +224,12 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
                 merged[key] = fill(known[key], stored[key])
         return merged
 
-    return fill(_as_json(defaults.base()), config)
+    filled = fill(_as_json(defaults.base()), config)
+    for name, system in filled["recommend"].items():
+        model = system["model"]
+        if model in recommenders.names():  # others are a matter of extensions that are not imported
+            filled["recommend"][name] = fill(_as_json(defaults.system(model)), system)
+    return filled
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Recommenders against NumPy loops, and the same on one device and on eight."""
 
+import dataclasses
 import functools
 import math
 
@@ -17,8 +18,11 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.trees import device_bytes
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows
+from xrec_jax.data.readers.vectors import ItemVectors
 from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use_mesh
+from xrec_jax.recommenders.content import with_content
 from xrec_jax.training.loop import compile_step
+from xrec_jax.training.recommender import frozen_arrays
 from xrec_jax.training.state import initializer
 from xrec_jax.training.steps import recommend_step
 
@@ -52,15 +56,30 @@ VARIANTS = {
         ),
     ),
     "sasrec-gbce": ("sasrec", dict(objective="gbce", negatives_per="batch", negatives=23)),
+    "sasrec-content": ("sasrec", {}),
+    "next_place": ("next_place", dict(dim=16, layers=1, heads=2, inner=32, length=12)),
 }
+TOWERS = {"sasrec-content": dict(mode="add", components=8, hidden=16, id_dropout=0.3)}
 MESHES = {"8": (8, 1, 1), "4x2": (8, 2, 1), "2x2x2": (8, 2, 2)}
 BATCH = 64
 
 
 def make(variant, num_users=75, num_items=61, **hparams):
     name, changes = VARIANTS.get(variant, (variant, {}))
-    merged = {**tiny.MODELS[name], **changes, **hparams}
-    return recommenders.create(name, merged, num_users=num_users, num_items=num_items)
+    merged = {**tiny.MODELS.get(name, {}), **changes, **hparams}
+    model = recommenders.create(name, merged, num_users=num_users, num_items=num_items)
+    return with_content(model, TOWERS.get(variant), 8)
+
+
+def frozen_of(model):
+    """What a run takes from its events, item table and item vectors."""
+    rng = np.random.default_rng(4)
+    vectors = ItemVectors(rng.normal(size=(61, 8)).astype(np.float32), np.arange(61) != 7)
+    frozen = frozen_arrays(model, tiny.data()._replace(item_vectors=vectors))
+    if "place" in frozen.arrays:  # the world's items have no places
+        frozen.arrays["place"][:61] = rng.uniform(0, 1, (61, 2))
+        frozen.arrays["located"][:61] = np.arange(61) != 3
+    return frozen
 
 
 @functools.cache
@@ -72,13 +91,21 @@ def train_events():
 
 
 def source(model):
-    histories = Histories.of([train_events()], model.num_users)
+    events = train_events()
+    if model.reads_times:  # what copies learns from repeats, of which the world has none
+        events = dataclasses.replace(events, item=events.item % 9)
+    histories = Histories.of([events], model.num_users)
     negatives = Negatives(
         histories, model.num_items, per_row=model.negatives_per_row, sampling=model.sampling, seed=3
     )
     if model.batches == "sequences":
         rows = WindowRows.of(
-            histories, negatives, length=model.history_length, context=model.min_context, seed=3
+            histories,
+            negatives,
+            length=model.history_length,
+            context=model.min_context,
+            seed=3,
+            clocks=model.reads_times,
         )
     else:
         rows = PairRows.of(histories, negatives)
@@ -90,7 +117,7 @@ def three_steps(variant, *shape):
     """Initial parameters, losses of three steps, last parameters and bytes on each device."""
     model, mesh = make(variant), tiny.mesh(*shape)
     rule = optax.adam(0.02)
-    frozen = model.frozen(train_events().user, train_events().item)
+    frozen = frozen_of(model)
     batches = source(model)
     with use_mesh(mesh):
         state = initializer(

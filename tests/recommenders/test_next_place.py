@@ -13,8 +13,9 @@ from tests.recommenders.test_models import random_params
 from xrec_jax import recommenders
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import use_mesh
-from xrec_jax.recommenders import losses, next_place
+from xrec_jax.recommenders import losses
 from xrec_jax.recommenders.blocks import Block
+from xrec_jax.recommenders.places import geography, next_place
 
 ITEMS, LENGTH, DIM = 11, 7, 8
 COLUMNS = {
@@ -183,7 +184,7 @@ def test_log_probabilities_in_chunks(monkeypatch):
 
 def test_distances():
     points = jnp.array([[40.7, -74.0], [40.7, -73.0], [41.7, -74.0], [0.0, 179.5], [0.0, -179.5]])
-    found = next_place.kilometres(points[:, None], points[None])
+    found = geography.kilometres(points[:, None], points[None])
     np.testing.assert_allclose(found[0, 1], 111.2 * math.cos(math.radians(40.7)), rtol=1e-4)
     np.testing.assert_allclose(found[0, 2], 111.2, rtol=1e-4)
     np.testing.assert_allclose(found[3, 4], 111.2, rtol=1e-3)  # across the date line

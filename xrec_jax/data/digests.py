@@ -53,6 +53,13 @@ def of_table(table: pl.DataFrame) -> str:
     return content.hexdigest()
 
 
+def of_vectors(values: np.ndarray, present: np.ndarray) -> dict[str, Any]:
+    """`width` and `sha256` of vectors `[items, width]`, `present` of which are there."""
+    content = hashlib.sha256()
+    _update(content, values, present)
+    return {"width": values.shape[1], "sha256": content.hexdigest()}
+
+
 def of_events(events: Interactions) -> dict[str, Any]:
     """Number of `events`, and SHA-256 of their `pairs` of rows and of `values`: times, ratings."""
     pairs, values = hashlib.sha256(), hashlib.sha256()

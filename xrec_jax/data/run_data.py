@@ -13,6 +13,8 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
 from xrec_jax.data.dataset import Dataset, Interactions, Split
 from xrec_jax.data.load import load, split
+from xrec_jax.data.readers.sources import item_vectors
+from xrec_jax.data.readers.vectors import ItemVectors
 from xrec_jax.data.world import World, WorldConfig, generate
 
 
@@ -25,12 +27,14 @@ class RunData(NamedTuple):
       world: the planted world behind the data; None for data from files.
       train_share: share of the users whose training events models are trained on; those of the
         others serve as histories only.
+      item_vectors: vectors of the items' content; None without any.
     """
 
     dataset: Dataset
     split: Split
     world: World | None
     train_share: float = 1.0
+    item_vectors: ItemVectors | None = None
 
     @property
     def learned(self) -> Interactions:
@@ -63,7 +67,8 @@ def prepare(config: ml_collections.ConfigDict) -> RunData:
         dataset = load(config)
     if not 0.0 < config.train_share <= 1.0:
         raise UserError(f"data.train_share={config.train_share} must be above 0 and at most 1")
-    return RunData(dataset, split(dataset, config.split), world, config.train_share)
+    vectors = item_vectors(config, dataset.item_ids)
+    return RunData(dataset, split(dataset, config.split), world, config.train_share, vectors)
 
 
 def need_events(data: RunData, stage: str) -> None:
@@ -101,6 +106,10 @@ def describe(data: RunData, config: ml_collections.ConfigDict) -> str:
         f"test events; {ties}"
     )
     lines = [first, *_left_out(data, config), *_untested(data, config)]
+    if data.item_vectors is not None:
+        values, present = data.item_vectors
+        without = f", {(~present).sum():,} have none" * (not present.all())
+        lines.append(f"item vectors: {values.shape[1]} features{without}")
     if dataset.items is not None and data.world is None and dataset.title is None:
         columns = ", ".join(dataset.items.columns) or "none"
         lines.append(

@@ -49,6 +49,8 @@ def identify(config: ml_collections.ConfigDict, data: RunData) -> Record:
         "items": digests.of_ids(dataset.item_ids, dataset.items),
         "split": {"kind": split.kind, **events},
     }
+    if data.item_vectors is not None:
+        record["item_vectors"] = digests.of_vectors(*data.item_vectors)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return record | {"notes": dict(dataset.notes), "digest": digest}
 
@@ -210,6 +212,8 @@ def _differences(before: Record, now: Record) -> Iterator[str]:
             yield f"{kind} ({counts})"
         elif _at(before, kind, "table") != _at(now, kind, "table"):
             yield f"descriptions of {kind}"
+    if _at(before, "item_vectors") != _at(now, "item_vectors"):
+        yield "item vectors"
     for name in SPLITS:
         if _at(before, "split", name) != _at(now, "split", name):
             sizes = [_at(record, "split", name, "events") for record in (before, now)]

@@ -23,9 +23,10 @@ def ranking_columns(systems: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]
     columns = (f"test/ndcg@{k}", f"test/hit@{k}", f"test/recall@{last}", f"test/mrr@{k}")
     # Where nothing is masked, repeats and new items stand apart instead; Hit@1 is their accuracy.
     apart = ("test/hit@1", f"test_repeat/ndcg@{k}", f"test_new/ndcg@{k}")
+    cold = tuple(name for name in (f"test_cold/ndcg@{k}",) if name in names)
     if names & set(apart[1:]):
-        return (*columns, *(name for name in apart if name in names))
-    return (*columns, f"test_unmasked/ndcg@{k}")
+        return (*columns, *(name for name in apart if name in names), *cold)
+    return (*columns, f"test_unmasked/ndcg@{k}", *cold)
 
 
 def cell(estimate: Mapping[str, Any] | None) -> str:

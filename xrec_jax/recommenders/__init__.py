@@ -1,6 +1,6 @@
 """Level 2: recommenders behind one functional interface, `base.Recommender`, with a registry."""
 
-from xrec_jax.recommenders import counting, lightgcn, mf, next_place, sasrec  # noqa: F401 (register)
+from xrec_jax.recommenders import counting, lightgcn, mf, places, sasrec  # noqa: F401 (they register)
 from xrec_jax.recommenders.base import (
     Frozen,
     Recommender,

@@ -102,6 +102,10 @@ def _recommender(system: Any, where: str, data: RunData) -> Iterator[Need]:
     ):
         if name in values:
             yield Need(f"{where}.hparams.{name}", values[name], size, what)
+    if (tower := system.get("content")) and tower.mode:
+        hidden = _whole(tower.hidden)
+        width = max(dim, _whole(tower.components))
+        yield Need(f"{where}.content.hidden", hidden, 8 * hidden * width, "the hidden layer")
     batch = _whole(system.train.batch_size)
     rows = 4 * batch * (length + dim)
     yield Need(f"{where}.train.batch_size", batch, rows, "the rows of a batch and their vectors")

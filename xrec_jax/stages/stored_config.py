@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.recommenders.content import content_defaults
 from xrec_jax.training.defaults import training_defaults
 
 _WAY_OUT = "put the file back as the run wrote it"
@@ -44,12 +45,13 @@ class _WrongValueError(Exception):
 
 def _check_all(stored: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     _check_group(stored, known, "")
-    train = training_defaults().to_dict()
+    train, content = training_defaults().to_dict(), content_defaults().to_dict()
     for name, system in stored.get("recommend", {}).items():
         key = f"recommend.{name}"
         if not isinstance(system, dict):
             raise _wrong(key, system, "a group of keys")
-        _check_group(system, {"model": "", "hparams": {}, "train": train}, f"{key}.")
+        groups = {"model": "", "hparams": {}, "content": content, "train": train}
+        _check_group(system, groups, f"{key}.")
         for needed in ("model", "hparams", "train"):
             if needed not in system:
                 raise _WrongValueError(f"{key} has no {needed!r}")

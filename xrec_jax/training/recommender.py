@@ -23,6 +23,7 @@ from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator
 from xrec_jax.evaluation.ranking.protocol import RankingProtocol
 from xrec_jax.parallel.mesh import batch_divisor
+from xrec_jax.recommenders.content import ContentTower, with_content
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
 from xrec_jax.training.optimizers import optimizer
@@ -32,22 +33,32 @@ from xrec_jax.training.steps import recommend_step
 
 def build_model(system: Any, data: RunData) -> recommenders.Recommender:
     """Creates the recommender of a config entry, sized for the data."""
-    return recommenders.create(
+    model = recommenders.create(
         system.model,
         dict(system.hparams),
         num_users=data.dataset.num_users,
         num_items=data.dataset.num_items,
     )
+    vectors = data.item_vectors
+    width = None if vectors is None else vectors.values.shape[1]
+    return with_content(model, system.get("content"), width)
 
 
 def frozen_arrays(model: recommenders.Recommender, data: RunData) -> recommenders.Frozen:
-    """Arrays that a recommender takes from the training events and from the item table."""
-    events = model.frozen(data.learned.user, data.learned.item)
-    table = data.dataset.items
-    if type(model).describe_items is recommenders.Recommender.describe_items:
-        return events  # a large table is not converted for nothing
-    items = model.describe_items(None if table is None else table.to_dict(as_series=False))
-    return recommenders.Frozen({**events.arrays, **items.arrays}, {**events.axes, **items.axes})
+    """Arrays that a recommender takes from the training events, item table and item vectors."""
+    parts = [model.frozen(data.learned.user, data.learned.item)]
+    base = model
+    if isinstance(model, ContentTower):
+        assert data.item_vectors is not None  # or there would be no tower
+        parts.append(model.describe_content(*data.item_vectors))
+        base = model.base
+    # A large table is not converted for nothing.
+    if type(base).describe_items is not recommenders.Recommender.describe_items:
+        table = data.dataset.items
+        columns = None if table is None else table.to_dict(as_series=False)
+        parts.append(base.describe_items(columns))
+    arrays, axes = ({k: v for part in parts for k, v in part[n].items()} for n in (0, 1))
+    return recommenders.Frozen(arrays, axes)
 
 
 class RecommenderTask:
@@ -269,8 +280,9 @@ class RecommenderTask:
         for group in ("valid", "test"):
             result = self.evaluate(group, params, frozen)
             arrays[f"{group}_users"] = result.users
-            if result.repeat is not None:
-                arrays[f"{group}_repeat"] = result.repeat
+            for kind, rows in (("repeat", result.repeat), ("cold", result.cold)):
+                if rows is not None:
+                    arrays[f"{group}_{kind}"] = rows
             arrays |= {f"{group}/{name}": v for name, v in result.masked.items()}
             arrays |= {f"{group}_unmasked/{name}": v for name, v in result.unmasked.items()}
         if is_primary():

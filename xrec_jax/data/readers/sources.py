@@ -6,10 +6,11 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
 from xrec_jax.core.errors import UserError, did_you_mean
-from xrec_jax.data.readers import atomic, delimited, exact, options, parquet, tables
+from xrec_jax.data.readers import atomic, delimited, exact, options, parquet, tables, vectors
 from xrec_jax.data.readers import columns as columns_lib
 from xrec_jax.data.readers import events as readers
 from xrec_jax.data.readers.columns import Roles
@@ -88,6 +89,8 @@ def data_files(config: object) -> dict[str, pathlib.Path]:
       UserError: if files are missing or ambiguous.
     """
     format = options.option(config, "format", "")
+    path = options.option(config, "item_vectors", "")
+    described = {"item_vectors": delimited.require_file(pathlib.Path(path))} if path else {}
     if format == "atomic":
         paths = atomic.find_files(_path(config), options.option(config, "name", ""))
         events = paths.events
@@ -100,9 +103,28 @@ def data_files(config: object) -> dict[str, pathlib.Path]:
             for key, path in named.items()
         }
     else:
-        return {}
+        return described
     files = {f"events.{split}" if split else "events": path for split, path in events.items()}
-    return files | {key: path for key, path in tables_found.items() if path is not None}
+    found = {key: path for key, path in tables_found.items() if path is not None}
+    return files | found | described
+
+
+def item_vectors(config: object, ids: np.ndarray) -> vectors.ItemVectors | None:
+    """Reads the file that `item_vectors` of a data config names; None if it names none.
+
+    Args:
+      config: data config.
+      ids: `[num_items]` ids of the catalogue.
+
+    Raises:
+      UserError: see `vectors.read_vectors`.
+    """
+    path = options.option(config, "item_vectors", "")
+    if not path:
+        return None
+    configured = options.option(options.option(config, "columns", {}), "item", "")
+    names = (configured,) if configured else ()
+    return vectors.read_vectors(pathlib.Path(path), ids, (*names, *readers.DEFAULT_COLUMNS["item"]))
 
 
 def _path(config: object) -> pathlib.Path:

@@ -47,12 +47,15 @@ class PerUser:
       unmasked: the same with every item as a candidate; empty if the protocol masks none.
       repeat: `[rows]` bool, whether the user has an earlier event with the held-out item; None
         where a row is a user.
+      cold: `[rows]` bool, whether the held-out item has no training event; None if rows have
+        several held-out items.
     """
 
     users: np.ndarray
     masked: dict[str, np.ndarray]
     unmasked: dict[str, np.ndarray]
     repeat: np.ndarray | None = None
+    cold: np.ndarray | None = None
 
     def means(self, group: str) -> dict[str, float]:
         """Means over rows, named `group/metric` and `group_unmasked/metric`."""
@@ -129,8 +132,8 @@ class RankingEvaluator:
             scored += int(batch.scored[: len(rows)][real].sum())
         check_scored(scored, len(self._targets.items))
         masked, unmasked = (ranking_metrics(r, self._targets.start, self._ks) for r in per_target)
-        repeat = self._rows.repeat
-        return PerUser(self.users, masked, unmasked if self._masks else {}, repeat)
+        unmasked = unmasked if self._masks else {}
+        return PerUser(self.users, masked, unmasked, self._rows.repeat, self._rows.cold)
 
     def _make_plan(self) -> Iterator[tuple[np.ndarray, int, int]]:
         """Batches as (rows, width of seen lists, width of targets), grouped by shape."""

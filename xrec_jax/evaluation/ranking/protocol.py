@@ -8,6 +8,9 @@ that the user did before it, held-out events included: the next place, the one a
 Where people come back to the same items (places), a target may be one that the user has seen. With
 `mask_seen=False` nothing is masked, and the figures are also given for repeats and for new items
 apart.
+
+Where every row has one target, the figures of *cold* targets, which have no training event of
+anybody, are given apart, too.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class RankedRows(NamedTuple):
       end: `[rows]`, where in `history.items` the known events of a row end.
       targets: held-out items of each row.
       repeat: `[rows]` bool, whether the target is among the known events; None for rows of users.
+      cold: `[rows]` bool, whether the target has no training event; None if a row has several.
     """
 
     user: np.ndarray
@@ -63,6 +67,7 @@ class RankedRows(NamedTuple):
     end: np.ndarray
     targets: Histories
     repeat: np.ndarray | None
+    cold: np.ndarray | None
 
 
 def rows_of(
@@ -72,7 +77,8 @@ def rows_of(
 
     Args:
       protocol: the protocol.
-      seen: events before the held-out ones, each part sorted by user, then time.
+      seen: events before the held-out ones, each part sorted by user, then time; the first part
+        is training.
       held_out: held-out events, sorted likewise.
       num_users: number of users.
     """
@@ -83,7 +89,9 @@ def rows_of(
         user, count = np.unique(pairs[:, 0], return_counts=True)
         start = np.concatenate([[0], np.cumsum(count)])
         targets = Histories(pairs[:, 1].astype(np.int32), start)
-        return RankedRows(user.astype(np.int32), history, history.start[user + 1], targets, None)
+        cold = _cold(targets, seen[0]) if (count == 1).all() else None
+        end = history.start[user + 1]
+        return RankedRows(user.astype(np.int32), history, end, targets, None, cold)
     known = Histories.of(seen, num_users).lengths
     history = Histories.of([*seen, held_out], num_users)
     # Held-out events stand behind the known ones of their user, in their order.
@@ -94,7 +102,13 @@ def rows_of(
     if protocol.rows == "first_event":
         user, end = user[order == 0], end[order == 0]
     targets = Histories(history.items[end], np.arange(len(user) + 1))
-    return RankedRows(user, history, end, targets, _repeats(history)[end])
+    cold = _cold(targets, seen[0])
+    return RankedRows(user, history, end, targets, _repeats(history)[end], cold)
+
+
+def _cold(targets: Histories, train: Interactions) -> np.ndarray:
+    """`[rows]` bool, whether the only target of a row has no training event."""
+    return ~np.isin(targets.items, train.item)
 
 
 def _repeats(history: Histories) -> np.ndarray:

@@ -20,7 +20,7 @@ from xrec_jax.recommenders.counting.dense import DenseScores, scattered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Counted(DenseScores):
+class Counted(DenseScores):
     """Ranks by what `counted` says, then by popularity.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Counted(DenseScores):
 
 @register("frequency")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frequency(_Counted):
+class Frequency(Counted):
     """The user's own most frequent items; of equally frequent ones the latest."""
 
     def counted(self, history, real, frozen):
@@ -88,7 +88,7 @@ class Frequency(_Counted):
 
 @register("recency")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recency(_Counted):
+class Recency(Counted):
     """The last item again, then the one before it, and so on."""
 
     def counted(self, history, real, frozen):
@@ -98,7 +98,7 @@ class Recency(_Counted):
 
 @register("transitions")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transitions(_Counted):
+class Transitions(Counted):
     """What most often came right after the last item, in the training events of all users.
 
     Attributes:

@@ -26,6 +26,7 @@ _GROUPS = {
     "test_unmasked": ", seen items kept",
     "test_repeat": ", repeats",
     "test_new": ", new items",
+    "test_cold": ", cold items",
 }
 
 
@@ -74,7 +75,7 @@ def build(run_files: RunFiles) -> Section | None:
         names.append(f"test/recall@{ks[-1]}")
     # Libraries that leave seen items in the ranking can be compared by this column alone.
     unmasked = f"test_unmasked/ndcg@{k}"
-    names += [f"test_{kind}/ndcg@{k}" for kind in ("repeat", "new")]
+    names += [f"test_{kind}/ndcg@{k}" for kind in ("repeat", "new", "cold")]
     names = [name for name in names if any(name in systems[s] for s in order)]
     columns = [*names, *([unmasked] if any(unmasked in systems[s] for s in order) else [])]
     header = ["System"] + [wording.ranking(c) + _GROUPS.get(c.split("/")[0], "") for c in columns]

@@ -37,6 +37,7 @@ from xrec_jax.recommenders.base import Frozen, Tables, check_choice, register
 from xrec_jax.recommenders.blocks import Block, check_sizes
 from xrec_jax.recommenders.counting.dense import DenseScores, scattered
 from xrec_jax.recommenders.layers import Table
+from xrec_jax.recommenders.places.geography import check_columns, kilometres, located
 
 _HOURS = 168  # of a week
 _BINS = 16  # of times and distances, on a logarithmic scale
@@ -47,19 +48,6 @@ def log_bins(values: jax.Array, first: float) -> jax.Array:
     """Numbers of the intervals 0 to `first`, to 2 `first`, to 4 `first`, ..., of which `_BINS`."""
     bins = jnp.floor(jnp.log2(jnp.maximum(values, 1e-9) / first)) + 1
     return jnp.clip(bins, 0, _BINS - 1).astype(jnp.int32)
-
-
-def kilometres(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Distances of points `[..., 2]` of latitude and longitude in degrees, for short ways.
-
-    On a plane that touches the Earth between them: right to a percent up to some hundred
-    kilometres away from the poles.
-    """
-    middle = jnp.deg2rad((first[..., 0] + second[..., 0]) / 2)
-    north = first[..., 0] - second[..., 0]
-    # The shorter way around.
-    east = jnp.mod(first[..., 1] - second[..., 1] + 180.0, 360.0) - 180.0
-    return 111.2 * jnp.sqrt(north**2 + (east * jnp.cos(middle)) ** 2)
 
 
 def _shifted(x: jax.Array) -> jax.Array:
@@ -131,8 +119,8 @@ class Net(nn.Module):
         waited = jnp.diff(days, axis=1, prepend=days[:, :1])
         moved = kilometres(place, _shifted(place))
         # A way from or to where nobody knows is none.
-        located = frozen["located"][history]
-        moved = moved * located * _shifted(located)
+        known = frozen["located"][history]
+        moved = moved * known * _shifted(known)
         x = own + self.hour[batch["hour"]]
         x = x + self.gap[log_bins(waited, 1 / 48)] + self.way[log_bins(moved, 0.1)]
 
@@ -159,28 +147,6 @@ class Net(nn.Module):
     def slope(self) -> jax.Array:
         """What the logarithm of a kilometre costs, positive."""
         return nn.softplus(self.distance)
-
-
-def _degrees(name: str, values: Sequence[Any]) -> np.ndarray:
-    """A column as float64 `[items]`, NaN where it has nothing.
-
-    Raises:
-      UserError: names the column, the row and the value that is no number of degrees.
-    """
-    out = np.full(len(values), np.nan)
-    for row, value in enumerate(values):
-        if value is None or value == "":
-            continue
-        try:
-            out[row] = float(value)
-        except (TypeError, ValueError):
-            out[row] = np.inf
-        if not abs(out[row]) <= 360.0:
-            raise UserError(
-                f"next_place: column {name!r} of the item table must hold degrees, but item "
-                f"{row + 1} has {value!r}; leave it empty where the place is not known"
-            )
-    return out
 
 
 def way_cost(frozen: Mapping[str, jax.Array], last: jax.Array, slope: jax.Array) -> jax.Array:
@@ -255,35 +221,19 @@ class NextPlace(DenseScores):
 
     def describe_items(self, columns: Mapping[str, Sequence[Any]] | None) -> Frozen:
         """Categories by number, 0 for none, and places in degrees."""
-        rows = padded_rows(self.num_items)
-        arrays = {
-            "category": np.zeros(rows, np.int32),
-            "place": np.zeros((rows, 2), np.float32),
-            "located": np.zeros(rows, np.float32),
-        }
-        for key in ("category", "latitude", "longitude"):
-            name = getattr(self, key)
-            if name and name not in (columns or {}):
-                raise UserError(
-                    f"next_place: {key}={name!r}, but the item table has "
-                    f"{', '.join(columns) if columns else 'no column, as there is none'}"
-                )
+        names = {key: getattr(self, key) for key in ("category", "latitude", "longitude")}
+        check_columns("next_place", names, columns)
+        category = np.zeros(padded_rows(self.num_items), np.int32)
         if columns and self.category:
             known: dict[Any, int] = {None: 0, "": 0}
             values = columns[self.category]
             numbers = [known.setdefault(value, len(known) - 1) for value in values]
             # More categories than `_categories` share the numbers.
-            arrays["category"][: len(values)] = [
+            category[: len(values)] = [
                 number and 1 + (number - 1) % (self._categories - 1) for number in numbers
             ]
-        if columns and self.latitude:
-            both = [_degrees(name, columns[name]) for name in (self.latitude, self.longitude)]
-            pairs = np.stack(both, axis=1)
-            known_places = ~np.isnan(pairs).any(axis=1)
-            arrays["place"][: len(pairs)] = np.where(known_places[:, None], pairs, 0.0)
-            arrays["located"][: len(pairs)] = known_places
-        axes = {"category": (None,), "place": (None, None), "located": (None,)}
-        return Frozen(arrays, axes)
+        arrays, axes = located("next_place", columns, self.latitude, self.longitude, self.num_items)
+        return Frozen({**arrays, "category": category}, {**axes, "category": (None,)})
 
     @property
     def _categories(self) -> int:

@@ -1,0 +1,48 @@
+"""Baseline of places: the nearest to the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from xrec_jax.core.errors import UserError
+from xrec_jax.recommenders.base import register
+from xrec_jax.recommenders.counting.baselines import Counted
+from xrec_jax.recommenders.places import geography
+
+
+@register("distance")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distance(Counted):
+    """The places nearest to the last one, itself included; then, by popularity, those nobody knows.
+
+    Where the last place is not known, popularity decides alone.
+
+    Attributes:
+      length: number of latest history items; the last one decides.
+      latitude: column of the item table with degrees.
+      longitude: the other one.
+    """
+
+    length: int = 1
+    latitude: str = "latitude"
+    longitude: str = "longitude"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Both may be empty, as in a smoke test on a world: then it is popularity.
+        if bool(self.latitude) != bool(self.longitude):
+            raise UserError("distance: latitude and longitude must both be given, or neither")
+
+    def describe_items(self, columns):
+        names = {"latitude": self.latitude, "longitude": self.longitude}
+        geography.check_columns("distance", names, columns)
+        return geography.located("distance", columns, self.latitude, self.longitude, self.num_items)
+
+    def counted(self, history, real, frozen):
+        last = jnp.take_along_axis(history, jnp.maximum(real.sum(1) - 1, 0)[:, None], axis=1)[:, 0]
+        ways = geography.kilometres(frozen["place"][last][:, None], frozen["place"])
+        known = frozen["located"][last][:, None] * frozen["located"] * real[:, :1]
+        # Above any popularity, which is below 1; half of the Earth's girth is 20,016 km.
+        return jnp.where(known > 0, 30_000.0 - ways, 0.0)
