@@ -35,11 +35,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ranking.update(dict(ks=(1, 5, 10, 20), rows="event", mask_seen=False))
     for name in ("popularity", "frequency", "recency", "transitions"):
         config.recommend[name] = defaults.system(name)
+    places = dict(latitude="latitude", longitude="longitude")
+    config.recommend.distance = defaults.system("distance", **places)
+    config.recommend.bpr = defaults.system(
+        "bpr",
+        negatives=4,
+        l2=0.01,
+        train=dict(batch_size=2048, learning_rate=5e-3, epochs=40, patience=5),
+    )
+    sequences = dict(batch_size=64, learning_rate=3e-3, epochs=40, patience=5)
+    config.recommend.sasrec = defaults.system(
+        "sasrec", length=100, dropout=0.3, block="pre_norm", train=sequences
+    )
     config.recommend.next_place = defaults.system(
-        "next_place",
-        category="category",
-        latitude="latitude",
-        longitude="longitude",
-        train=dict(batch_size=64, learning_rate=3e-3, epochs=40, patience=5),
+        "next_place", category="category", **places, train=sequences
     )
     return defaults.variant(config, arg)

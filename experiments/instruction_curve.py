@@ -411,6 +411,13 @@ def draw(result: dict[str, Any], panel: Any) -> None:
         panel.plot([int(count)] * len(values), values, "o", color="#D55E00", ms=4, label=label)
     panel.axvline(result["set"], color="#666666", ls="--", lw=1, label="LLMXRec's set")
     panel.set_xscale("symlog", linthresh=10)
+    ticks = sorted(
+        {0, 10, 20, 50, 100, 500, 1000, 2000} & {int(count) for count in result["counts"]}
+    )
+    panel.set_xticks([*ticks, result["set"]], [str(tick) for tick in (*ticks, result["set"])])
+    panel.minorticks_off()
+    # Room beside the first and the last runs.
+    panel.set_xlim(-2, 1.3 * max(int(count) for count in result["counts"]))
     panel.set(xlabel="instructions tuned on", ylabel="held-out perplexity")
     panel.legend(frameon=False)
 

@@ -1,5 +1,7 @@
 """Baselines of counts against loops over histories."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,12 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import use_mesh
 
 USERS, ITEMS = 12, 11
+# On the equator, where a degree of longitude is as long as one of latitude.
+POINTS = np.random.default_rng(8).uniform(-0.02, 0.02, (ITEMS, 2))
+PLACES = {
+    "latitude": [None if item == 3 else point[0] for item, point in enumerate(POINTS)],
+    "longitude": [point[1] for point in POINTS],
+}
 
 
 def events():
@@ -35,6 +43,10 @@ def naive_order(name, history, length):
             first = (len(places), places[-1] if places else -1)
         elif name == "recency":
             first = (places[-1] if places else -1,)
+        elif name == "distance":
+            ends = (history[-1], candidate) if history else (3,)
+            known = 3 not in ends  # nobody knows where item 3 is
+            first = (-math.dist(*(POINTS[end] for end in ends)) if known else -math.inf,)
         else:
             pairs = zip(zip(user, item, strict=True), zip(user[1:], item[1:], strict=True))  # noqa: B905
             first = (
@@ -49,7 +61,8 @@ def naive_order(name, history, length):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 2, 2)])
 @pytest.mark.parametrize(
-    ("name", "length"), [("frequency", 4), ("frequency", 9), ("recency", 9), ("transitions", 1)]
+    ("name", "length"),
+    [("frequency", 4), ("frequency", 9), ("recency", 9), ("transitions", 1), ("distance", 1)],
 )
 def test_order(name, length, shape):
     model = recommenders.create(name, dict(length=length), num_users=USERS, num_items=ITEMS)
@@ -60,7 +73,7 @@ def test_order(name, length, shape):
     size = np.array([min(len(h), length) for h in histories()], np.int32)
     mesh = tiny.mesh(*shape)
     with use_mesh(mesh):
-        frozen = dict(model.frozen(*events()).arrays)
+        frozen = {**model.frozen(*events()).arrays, **model.describe_items(PLACES).arrays}
         tables = model.tables({}, frozen)
         batch = {"user": np.arange(5, dtype=np.int32), "history": padded, "length": size}
         scores = np.asarray(model.scores(model.user_state({}, tables, batch), tables.item))
@@ -84,5 +97,10 @@ def test_only_the_most_frequent_successors_are_kept():
 def test_values_that_are_refused():
     with pytest.raises(UserError, match="length=0"):
         recommenders.create("recency", dict(length=0), num_users=3, num_items=3)
+    with pytest.raises(UserError, match="latitude and longitude must both"):
+        recommenders.create("distance", dict(latitude=""), num_users=3, num_items=3)
+    near = recommenders.create("distance", {}, num_users=3, num_items=3)
+    with pytest.raises(UserError, match="latitude='latitude', but the item table has no column"):
+        near.describe_items(None)
     with pytest.raises(UserError, match="successors=0"):
         recommenders.create("transitions", dict(successors=0), num_users=3, num_items=3)

@@ -12,10 +12,10 @@ def _encode(values: FlagValues) -> int:
     from xrec_jax.api import encode
 
     encode.encode(
-        values["items"].value,  # `FlagValues.items` is a method
+        str(values["items"].value),  # `FlagValues.items` is a method
         values.output,
         base=values.base,
-        id_column=values["id"].value,
+        id_column=values.id,
         text=values.text,
         layer=values.layer,
         max_tokens=values.max_tokens,

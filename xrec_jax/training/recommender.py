@@ -57,8 +57,10 @@ def frozen_arrays(model: recommenders.Recommender, data: RunData) -> recommender
         table = data.dataset.items
         columns = None if table is None else table.to_dict(as_series=False)
         parts.append(base.describe_items(columns))
-    arrays, axes = ({k: v for part in parts for k, v in part[n].items()} for n in (0, 1))
-    return recommenders.Frozen(arrays, axes)
+    return recommenders.Frozen(
+        {name: array for part in parts for name, array in part.arrays.items()},
+        {name: axes for part in parts for name, axes in part.axes.items()},
+    )
 
 
 class RecommenderTask:

@@ -192,10 +192,12 @@ class ContentTower(Recommender):
         return self._with(params, tables.extra["table"]), base
 
     def user_state(self, params, tables, batch):
-        return self.base.user_state(*self._of_base(params, tables), batch)
+        params, tables = self._of_base(params, tables)
+        return self.base.user_state(params, tables, batch)
 
     def training_state(self, params, tables, batch, key):
-        return self.base.training_state(*self._of_base(params, tables), batch, key)
+        params, tables = self._of_base(params, tables)
+        return self.base.training_state(params, tables, batch, key)
 
     def scores(self, user_state, item_table):
         return self.base.scores(user_state, item_table)

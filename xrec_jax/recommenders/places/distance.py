@@ -15,7 +15,7 @@ from xrec_jax.recommenders.places import geography
 @register("distance")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distance(Counted):
-    """The places nearest to the last one, itself included; then, by popularity, those nobody knows.
+    """The places nearest to the last one, itself included; then, by popularity, unknown places.
 
     Where the last place is not known, popularity decides alone.
 
@@ -44,5 +44,6 @@ class Distance(Counted):
         last = jnp.take_along_axis(history, jnp.maximum(real.sum(1) - 1, 0)[:, None], axis=1)[:, 0]
         ways = geography.kilometres(frozen["place"][last][:, None], frozen["place"])
         known = frozen["located"][last][:, None] * frozen["located"] * real[:, :1]
-        # Above any popularity, which is below 1; half of the Earth's girth is 20,016 km.
-        return jnp.where(known > 0, 30_000.0 - ways, 0.0)
+        # In halves of the Earth's girth, so at most 1. The share of events, below 1, is added to
+        # what is returned: taking it off leaves the plain distance; -3 is behind all others.
+        return jnp.where(known > 0, -ways / 20_016.0 - frozen["share"], -3.0)
