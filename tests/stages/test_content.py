@@ -228,7 +228,7 @@ def test_texts_of_items(tmp_path):
     columns = pl.DataFrame({"name": ["A", None, None], "kind": ["x", "y", None]})
     made = encode.item_texts(columns, "", tmp_path)
     assert made == ["name: A; kind: x", "kind: y", ""]
-    assert encode.item_texts(columns, "{kind}: {name}", tmp_path) == ["x: A", "y:", ""]
+    assert encode.item_texts(columns, "{kind}: {name}", tmp_path) == ["x: A", "y", ""]
     for text, message in {
         "{nam}": "no column 'nam'.*'name'",
         "{name": "is no format string",

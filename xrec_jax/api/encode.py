@@ -72,7 +72,7 @@ def encode(
     tokens = [ids[:max_tokens] for ids in lm.tokenizer.encode_batch(texts, bos=False)]
     cut = sum(len(lm.tokenizer.encode(texts[r], bos=False)) > max_tokens for r in rows)
     encoder = TextEncoder(lm.model, lm.params, batch=batch, layer=layer)
-    progress = Progress("encode", len(rows), unit="items", enabled=is_primary())
+    progress = Progress("encode", len(rows), unit="item", enabled=is_primary())
     blocks = []
     # By length, so that a block has few widths.
     order = sorted(rows, key=lambda row: len(tokens[row]))
@@ -114,7 +114,9 @@ def item_texts(columns: pl.DataFrame, text: str, path: os.PathLike[str]) -> list
         if not any(shown):
             out.append("")
         elif text:
-            out.append(text.format_map(dict(zip(wanted, shown, strict=True))).strip())
+            # Without what stood between a missing value and its neighbour, as in ", a park".
+            filled = text.format_map(dict(zip(wanted, shown, strict=True)))
+            out.append(filled.strip(" ,;:|-"))
         else:
             pairs = zip(wanted, shown, strict=True)
             out.append("; ".join(f"{name}: {value}" for name, value in pairs if value))
