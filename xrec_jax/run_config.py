@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -226,9 +227,13 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
     filled = fill(_as_json(defaults.base()), config)
     for name, system in filled["recommend"].items():
-        model = system["model"]
-        if model in recommenders.names():  # others are a matter of extensions that are not imported
-            filled["recommend"][name] = fill(_as_json(defaults.system(model)), system)
+        # Other models are a matter of extensions that are not imported.
+        if system["model"] in recommenders.names():
+            known = defaults.system(system["model"]).to_dict()
+            # A hyper-parameter without a default must be in the stored ones.
+            hparams = known["hparams"].items()
+            known["hparams"] = {k: v for k, v in hparams if v is not dataclasses.MISSING}
+            filled["recommend"][name] = fill(json.loads(json.dumps(files.plain(known))), system)
     return filled
 
 

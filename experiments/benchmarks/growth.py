@@ -6,8 +6,9 @@ Generated histories of 20 events a user with a long-tailed catalogue: 10^5 to 10
 items, and 10^3 to 10^6 items with 10^6 events. Each point is a process of its own, pinned to one
 core with one thread: events in memory, a recommender built, and as many steps as `--seconds` allow,
 of which an epoch is extrapolated (median seconds a step behind the first ones, times the steps of
-an epoch). Memory is the process's peak, events, batches and compilation included. Prints a table,
-writes JSON, and a figure with `--plot` (extra `report`).
+an epoch). Memory is the process's peak, events, batches and compilation included. Full softmax
+is left out where an epoch has more than 10^11 scores. Prints a table, writes JSON, and a figure
+with `--plot` (extra `report`).
 """
 
 from __future__ import annotations
@@ -127,7 +128,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             environment |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
             pin = lambda: os.sched_setaffinity(0, {args.core})  # noqa: E731
             done = subprocess.run(
-                command, env=environment, preexec_fn=pin, check=True, capture_output=True, text=True
+                command,
+                env=environment,
+                preexec_fn=pin,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             row = {"system": system, "events": count, "items": items}
             rows.append(row | json.loads(done.stdout.splitlines()[-1]))

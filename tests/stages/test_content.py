@@ -1,5 +1,6 @@
 """Runs with a content tower: vectors from a file, cold items apart, the tower kept and resumed."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -17,6 +18,8 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.run_data import prepare
 from xrec_jax.parallel.mesh import use_mesh
+from xrec_jax.recommenders import base as base_module
+from xrec_jax.recommenders.mf import BPRMF
 from xrec_jax.run_config import read_config
 from xrec_jax.training.recommender import RecommenderTask
 
@@ -36,10 +39,14 @@ SYSTEMS = {
     "next_place": {},
 }
 COLD = ("p03", "p08", "p17")  # nobody visits them before the cut
+LATE = "p08"  # somebody does, in validation
 
 
 def events():
-    return [row for row in check_ins.events() if row[1] not in COLD or row[2] >= check_ins.CUT]
+    """Check-ins in which a place is visited in validation and testing, but not in training."""
+    cold = [row for row in check_ins.events() if row[1] not in COLD or row[2] >= check_ins.CUT]
+    # Right before the cut: the first visit of this place of anybody.
+    return [*cold, ["u01", LATE, check_ins.CUT - 1], ["u02", LATE, check_ins.CUT + 10]]
 
 
 def config(folder):
@@ -84,10 +91,12 @@ def test_cold_items_apart(folder):
     for system in ("tower", "gbce", "frequency"):
         arrays = runs.per_user(folder / "run")[f"per_user/recommend/{system}/0.npz"]
         cold = arrays["test_cold"]
-        # Every first visit of such a place after the cut, and of no other one.
+        # Every first visit of such a place after the cut, and of no other one. A visit in
+        # validation does not make a place known to the model.
         seen, expected = set(), 0
-        for user, place, _ in sorted(events(), key=lambda row: (row[0], row[2])):
-            expected += place in COLD and (user, place) not in seen
+        for user, place, time in sorted(events(), key=lambda row: (row[0], row[2])):
+            new = (user, place) not in seen
+            expected += place in COLD and new and time >= check_ins.CUT
             seen.add((user, place))
         assert cold.sum() == expected > 0, system
         found = figures[system]["test_cold/ndcg@10"]
@@ -151,6 +160,25 @@ def test_runs_from_before_towers_go_on(folder, tmp_path):
     assert known.hparams.block == "pre_norm"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windowed(BPRMF):
+    """An extension with a hyper-parameter that has no default."""
+
+    window: int
+
+
+def test_a_stored_system_of_an_extension(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(base_module._REGISTRY, "windowed", Windowed)
+    shutil.copytree(folder / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["recommend"]["gbce"] |= {"model": "windowed", "hparams": {"window": 3}}
+    path.write_text(json.dumps(stored))
+    rundir = RunDir(tmp_path / "run")
+    rundir.marks.write_settings(None)
+    assert dict(read_config(rundir).recommend["gbce"].hparams)["window"] == 3
+
+
 GOOD = [[1.0, 2.0]] * (check_ins.PLACES - 1)
 
 
@@ -163,6 +191,7 @@ GOOD = [[1.0, 2.0]] * (check_ins.PLACES - 1)
             "row 22: a vector of 1 numbers, but that of row 1 has 2",
         ),
         (dict(vector=[*GOOD[:2], None, *GOOD[3:]]), "row 3: a vector of 0 numbers"),
+        (dict(vector=[[], *GOOD[1:]]), "row 1: no vector; leave out"),
         (dict(vector=[*GOOD[:4], [math.nan, 1.0], *GOOD[5:]]), "row 5: a vector with NaN"),
         (dict(vector=[*GOOD[:4], [None, 1.0], *GOOD[5:]]), "row 5: a vector with NaN"),
         (dict(item=["p01", "p01", *(f"x{n}" for n in range(20))]), "row 2: 'p01' stands twice"),
@@ -216,8 +245,18 @@ def test_encode(folder, base, tmp_path, capsys):
         np.testing.assert_allclose(
             frame["vector"][row].to_list(), expected[0], rtol=1e-4, atol=1e-5
         )
+    cut = [*arguments, "--max_tokens=3", "--layer=embedding"]
+    assert cli.main(cut) == 0 and "22 texts cut to 3 tokens" in capsys.readouterr().out
+    encoder = encode.TextEncoder(lm.model, lm.params, layer="embedding")
+    expected, _ = encoder([lm.tokenizer.encode("Place 0, a cafe", bos=False)[:3]])
+    found = pl.read_parquet(output)["vector"][0].to_list()
+    np.testing.assert_allclose(found, expected[0], rtol=1e-4, atol=1e-5)
     made = config(folder)
     made.data["item_vectors"] = str(output)
+    # Arrays of one length, as other tools write them, are lists as well.
+    width = tiny.LLAMA.hidden_size
+    fixed = pl.read_parquet(output).with_columns(pl.col("vector").cast(pl.Array(pl.Float32, width)))
+    fixed.write_parquet(output)
     assert prepare(made.data).item_vectors.values.shape == (
         check_ins.PLACES,
         tiny.LLAMA.hidden_size,
@@ -229,6 +268,8 @@ def test_texts_of_items(tmp_path):
     made = encode.item_texts(columns, "", tmp_path)
     assert made == ["name: A; kind: x", "kind: y", ""]
     assert encode.item_texts(columns, "{kind}: {name}", tmp_path) == ["x: A", "y", ""]
+    dotted = pl.DataFrame({"geo.lat": [1.5], "0": [2]})
+    assert encode.item_texts(dotted, "{geo.lat}/{0}", tmp_path) == ["1.5/2"]
     for text, message in {
         "{nam}": "no column 'nam'.*'name'",
         "{name": "is no format string",

@@ -16,7 +16,7 @@ from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage import files
 from xrec_jax.data.readers import tables, vectors
 from xrec_jax.data.readers.events import DEFAULT_COLUMNS
-from xrec_jax.llm.encoder import TextEncoder
+from xrec_jax.llm.encoder import LAYERS, TextEncoder
 from xrec_jax.llm.language_model import load_llm
 
 _BLOCK = 1024  # texts between two steps of the progress bar
@@ -57,6 +57,10 @@ def encode(
     outputs.check_output(output, reads={"--items": [items]})
     if not output.endswith(".parquet"):
         raise UserError(f"--output={output} must end in .parquet")
+    if layer not in LAYERS:
+        raise UserError(f"--layer={layer!r} is not valid{did_you_mean(layer, LAYERS)}")
+    if batch < 1:
+        raise UserError(f"--batch={batch} must be at least 1")
     if max_tokens < 1:
         raise UserError(f"--max_tokens={max_tokens} must be at least 1")
     path = pathlib.Path(items)
@@ -69,8 +73,13 @@ def encode(
         raise UserError(f"{path}: no item has a text; choose other columns with --text")
 
     lm = load_llm(base, dtype=dtype)
-    tokens = [ids[:max_tokens] for ids in lm.tokenizer.encode_batch(texts, bos=False)]
-    cut = sum(len(lm.tokenizer.encode(texts[r], bos=False)) > max_tokens for r in rows)
+    if max_tokens > lm.model.config.max_positions:
+        raise UserError(
+            f"--max_tokens={max_tokens}, but {base} takes {lm.model.config.max_positions}"
+        )
+    whole = lm.tokenizer.encode_batch(texts, bos=False)
+    tokens = [ids[:max_tokens] for ids in whole]
+    cut = sum(len(ids) > max_tokens for ids in whole)
     encoder = TextEncoder(lm.model, lm.params, batch=batch, layer=layer)
     progress = Progress("encode", len(rows), unit="item", enabled=is_primary())
     blocks = []
@@ -79,7 +88,7 @@ def encode(
     for first in range(0, len(order), _BLOCK):
         chosen = order[first : first + _BLOCK]
         encoding, _ = encoder([tokens[row] for row in chosen])
-        blocks.append(pl.DataFrame({"row": chosen, vectors.COLUMN: encoding.tolist()}))
+        blocks.append(pl.DataFrame({"row": chosen, vectors.COLUMN: encoding}))
         progress.advance(len(chosen))
     progress.close()
     frame = pl.concat(blocks).sort("row")
@@ -114,8 +123,11 @@ def item_texts(columns: pl.DataFrame, text: str, path: os.PathLike[str]) -> list
         if not any(shown):
             out.append("")
         elif text:
+            known = dict(zip(wanted, shown, strict=True))
+            # Not `str.format`, which would read a column "geo.lat" as an attribute of "geo".
+            pieces = string.Formatter().parse(text)
+            filled = "".join(part + ("" if f is None else known[f]) for part, f, _, _ in pieces)
             # Without what stood between a missing value and its neighbour, as in ", a park".
-            filled = text.format_map(dict(zip(wanted, shown, strict=True)))
             out.append(filled.strip(" ,;:|-"))
         else:
             pairs = zip(wanted, shown, strict=True)

@@ -100,6 +100,11 @@ class Recommender(abc.ABC):
         """
         return "uniform"
 
+    @property
+    def scores_are_products(self) -> bool:
+        """Whether scores are inner products of a state and a row of the item table."""
+        return type(self).scores is Recommender.scores
+
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """Computes arrays from the training events (`user`, `item`: `[events]`); default: none."""
         del user, item

@@ -153,6 +153,7 @@ class Fused(Recommender):
     def tables(self, params, frozen):
         """The base's tables; `extra` has the constants, and the users' codes if there are any.
 
+        `extra["base"]` is the base's own `extra`.
         `extra["codes"]` is `[padded_users, p * (c + 1)]`: codes, then 1 for a present part.
         """
         tables = self.base.tables(params["base"], frozen)
@@ -163,6 +164,7 @@ class Fused(Recommender):
             added = constrain(features @ params["items"]["kernel"], "table_rows", "features")
             item = item + added.astype(item.dtype)
         extra = {name: frozen[name] for name in CONSTANTS if name in frozen}
+        extra["base"] = tables.extra
         read = self._read(frozen, extra)
         if read is not None:
             encoding, present = read
@@ -227,6 +229,7 @@ class Fused(Recommender):
 
     def _base_state(self, params, tables, batch, key=None) -> jax.Array:
         """The base's states `[b, d]` float32; `key` enables the randomness of training."""
+        tables = tables._replace(extra=tables.extra["base"])
         if key is None:
             state = self.base.user_state(params["base"], tables, batch)
         else:
@@ -321,7 +324,7 @@ class Fused(Recommender):
     def _catalogue_loss(self, states, tables, target, weight) -> jax.Array:
         """Mean cross entropy of states `[b, d]` over the catalogue."""
         target = jnp.where(weight > 0, target, 0)
-        if type(self.base).scores is not Recommender.scores:  # scores that are not inner products
+        if not self.base.scores_are_products:
             log_probs = jax.nn.log_softmax(self._catalogue_scores(states, tables))
             log_p = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
             return losses.weighted_mean(-log_p, weight)

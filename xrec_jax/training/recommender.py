@@ -179,6 +179,7 @@ class RecommenderTask:
                 mesh=self.mesh,
                 ks=self._ks,
                 protocol=self._protocol,
+                learned=self.data.learned,
             )
             for group, (seen, held_out) in events.items()
         }

@@ -112,6 +112,15 @@ def read_parquet_table(path: pathlib.Path) -> pl.DataFrame:
     return _scan_parquet(path, parquet_names(path))
 
 
+def read_parquet_columns(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
+    """Reads some columns of a Parquet file.
+
+    Raises:
+      UserError: if the file is missing or corrupt.
+    """
+    return _scan_parquet(path, names)
+
+
 def _scan_parquet(path: pathlib.Path, names: Sequence[str]) -> pl.DataFrame:
     with readable(path):
         # Before Polars, which would end the process on a damaged page header.

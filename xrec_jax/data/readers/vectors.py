@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.runtime import memory
 from xrec_jax.data.readers import columns, parquet, tables
 
 COLUMN = "vector"
@@ -39,10 +40,11 @@ def read_vectors(path: pathlib.Path, ids: np.ndarray, id_names: Sequence[str]) -
       UserError: if the file cannot be read, a column is missing, an id is empty or repeated, no id
         is in the catalogue, or a vector is missing, of another length or not finite; names the row.
     """
-    frame = parquet.read_parquet_table(path)
-    if COLUMN not in frame.columns:
-        raise UserError(f"{path}: no column {COLUMN!r} (it has {', '.join(frame.columns)})")
-    id_name = tables.id_column(path, frame.columns, id_names, "columns.item")
+    names = parquet.parquet_names(path)
+    if COLUMN not in names:
+        raise UserError(f"{path}: no column {COLUMN!r} (it has {', '.join(names)})")
+    id_name = tables.id_column(path, names, id_names, "columns.item")
+    frame = parquet.read_parquet_columns(path, [id_name, COLUMN])
     identifiers = parquet.id_strings(frame[id_name], path)
     row = columns.first_fault(identifiers, "id")
     if row is not None:
@@ -64,7 +66,8 @@ def read_vectors(path: pathlib.Path, ids: np.ndarray, id_names: Sequence[str]) -
             f"{path}: no item id is that of the data (here {identifiers[0]!r}, in the data "
             f"{str(ids[0])!r}); wrong id column or another data set"
         )
-    values = np.where(present[:, None], matrix[found.fill_null(0).to_numpy()], np.float32(0))
+    values = matrix[found.fill_null(0).to_numpy()]
+    values[~present] = 0.0
     return ItemVectors(values, present)
 
 
@@ -78,11 +81,15 @@ def _matrix(path: pathlib.Path, vectors: pl.Series) -> np.ndarray:
     lists = vectors.cast(pl.List(pl.Float32))
     lengths = lists.list.len().fill_null(0).to_numpy()
     width = int(lengths[0])
-    wrong = np.flatnonzero((lengths != width) | (lengths == 0))
+    if not width:
+        raise UserError(f"{path}: row 1: no vector; leave out items that have none")
+    # Gathered, whitened in float64 and twice copied on the way.
+    memory.require(32 * len(vectors) * width, f"{path}: {len(vectors):,} vectors of {width}")
+    wrong = np.flatnonzero(lengths != width)
     if len(wrong):
         raise UserError(
             f"{path}: row {wrong[0] + 1}: a vector of {lengths[wrong[0]]} numbers, but that of row "
-            f"1 has {width}; all must have the same number, at least one"
+            f"1 has {width}; all must have the same number"
         )
     matrix = lists.explode().to_numpy().reshape(-1, width)
     broken = np.flatnonzero(~np.isfinite(matrix).all(axis=1))

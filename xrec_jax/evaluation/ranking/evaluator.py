@@ -47,8 +47,8 @@ class PerUser:
       unmasked: the same with every item as a candidate; empty if the protocol masks none.
       repeat: `[rows]` bool, whether the user has an earlier event with the held-out item; None
         where a row is a user.
-      cold: `[rows]` bool, whether the held-out item has no training event; None if rows have
-        several held-out items.
+      cold: `[rows]` bool, whether the model learns from no event of the held-out item; None if
+        rows have several held-out items.
     """
 
     users: np.ndarray
@@ -83,6 +83,7 @@ class RankingEvaluator:
       ks: cut-offs of the metrics.
       users_per_batch: largest number of rows of a batch (less for a large catalogue).
       protocol: what is ranked, and against what.
+      learned: events that the model learns from; None: the first of `seen`.
 
     Raises:
       UserError: if there is no held-out event.
@@ -98,12 +99,13 @@ class RankingEvaluator:
         ks: Sequence[int] = (5, 10, 20),
         users_per_batch: int = 4096,
         protocol: RankingProtocol = RankingProtocol(),  # noqa: B008 (immutable)
+        learned: Interactions | None = None,
     ):
         if len(held_out) == 0:
             raise UserError("no held-out event to evaluate on")
         self._model, self._mesh, self._ks = model, mesh, tuple(ks)
         self._masks = protocol.mask_seen
-        self._rows = rows_of(protocol, seen, held_out, model.num_users)
+        self._rows = rows_of(protocol, seen, held_out, model.num_users, learned=learned)
         self._targets = self._rows.targets
         self.users = self._rows.user
         self._limit = users_per_batch

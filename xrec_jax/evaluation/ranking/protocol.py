@@ -9,8 +9,8 @@ Where people come back to the same items (places), a target may be one that the 
 `mask_seen=False` nothing is masked, and the figures are also given for repeats and for new items
 apart.
 
-Where every row has one target, the figures of *cold* targets, which have no training event of
-anybody, are given apart, too.
+Where every row has one target, the figures of *cold* targets, which are in no event that models
+learn from, are given apart, too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class RankedRows(NamedTuple):
       end: `[rows]`, where in `history.items` the known events of a row end.
       targets: held-out items of each row.
       repeat: `[rows]` bool, whether the target is among the known events; None for rows of users.
-      cold: `[rows]` bool, whether the target has no training event; None if a row has several.
+      cold: `[rows]` bool, whether the target is in no event that models learn from; None if a row
+        has several.
     """
 
     user: np.ndarray
@@ -71,17 +72,23 @@ class RankedRows(NamedTuple):
 
 
 def rows_of(
-    protocol: RankingProtocol, seen: Sequence[Interactions], held_out: Interactions, num_users: int
+    protocol: RankingProtocol,
+    seen: Sequence[Interactions],
+    held_out: Interactions,
+    num_users: int,
+    *,
+    learned: Interactions | None = None,
 ) -> RankedRows:
     """Rows of held-out events.
 
     Args:
       protocol: the protocol.
-      seen: events before the held-out ones, each part sorted by user, then time; the first part
-        is training.
+      seen: events before the held-out ones, each part sorted by user, then time.
       held_out: held-out events, sorted likewise.
       num_users: number of users.
+      learned: events that models learn from; None: the first part of `seen`.
     """
+    learned = seen[0] if learned is None else learned
     if protocol.rows == "user":
         history = Histories.of(seen, num_users)
         # Distinct and sorted by user: an event that is repeated is one target.
@@ -89,7 +96,7 @@ def rows_of(
         user, count = np.unique(pairs[:, 0], return_counts=True)
         start = np.concatenate([[0], np.cumsum(count)])
         targets = Histories(pairs[:, 1].astype(np.int32), start)
-        cold = _cold(targets, seen[0]) if (count == 1).all() else None
+        cold = _cold(targets, learned) if (count == 1).all() else None
         end = history.start[user + 1]
         return RankedRows(user.astype(np.int32), history, end, targets, None, cold)
     known = Histories.of(seen, num_users).lengths
@@ -102,13 +109,13 @@ def rows_of(
     if protocol.rows == "first_event":
         user, end = user[order == 0], end[order == 0]
     targets = Histories(history.items[end], np.arange(len(user) + 1))
-    cold = _cold(targets, seen[0])
+    cold = _cold(targets, learned)
     return RankedRows(user, history, end, targets, _repeats(history)[end], cold)
 
 
-def _cold(targets: Histories, train: Interactions) -> np.ndarray:
-    """`[rows]` bool, whether the only target of a row has no training event."""
-    return ~np.isin(targets.items, train.item)
+def _cold(targets: Histories, learned: Interactions) -> np.ndarray:
+    """`[rows]` bool, whether the only target of a row is in none of the events."""
+    return ~np.isin(targets.items, learned.item)
 
 
 def _repeats(history: Histories) -> np.ndarray:

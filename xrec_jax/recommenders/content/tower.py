@@ -11,15 +11,18 @@ item is ranked by its content alone. In training ids are dropped at random as in
 (Volkovs et al., NeurIPS 2017), which makes content stand for items that have none.
 
 All that a recommender does with its items goes through the table, histories and graphs included, so
-the tower needs nothing else of it.
+the tower needs nothing else of it. In a graph a cold item has no neighbours, whose part of its row
+`id_dropout` does not imitate.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -70,7 +73,7 @@ class ContentTower(Recommender):
     Attributes:
       base: the recommender, with an item table.
       components: features of a content vector.
-      mode: "add" or "replace".
+      mode: "add"; or "replace", in which an item without a vector has a row of zeros.
       hidden: features of the hidden layer; 0 for a linear map.
       id_dropout: probability of training an update without an item's id, for each item.
     """
@@ -85,11 +88,10 @@ class ContentTower(Recommender):
         check_choice("content", "mode", self.mode, MODES[1:])
         check_range("content", "components", self.components, 1)
         check_range("content", "hidden", self.hidden, 0)
-        check_range("content", "id_dropout", self.id_dropout, 0.0, 1.0)
+        check_range("content", "id_dropout", self.id_dropout, 0.0, 0.99)
         if self.mode == "replace" and self.id_dropout:
             raise UserError("content: id_dropout needs mode='add'; in 'replace' there are no ids")
-        shapes: Any = jax.eval_shape(self.base.init, jax.random.key(0))
-        if self.base.batches == "none" or "embedding" not in shapes.get("item", {}):
+        if self.base.batches == "none" or "embedding" not in self._shapes.get("item", {}):
             kind = type(self.base).__name__
             raise UserError(f"content: {kind} learns no item table that content could be added to")
         # What a class says of its batches is here a matter of the base.
@@ -97,10 +99,20 @@ class ContentTower(Recommender):
 
     # What a trainer asks is the base's to say.
 
-    @property
+    @functools.cached_property
+    def _shapes(self) -> dict[str, Any]:
+        """Shapes of the base's parameters."""
+        init = lambda key: nn.unbox(self.base.init(key))  # noqa: E731
+        return dict(jax.eval_shape(init, jax.random.key(0)))
+
+    @functools.cached_property
     def dim(self) -> int:
         """Features of a row of the item table."""
-        return self.base.dim  # type: ignore[attr-defined]  # all with an item table have it
+        return int(self._shapes["item"]["embedding"].shape[1])
+
+    @property
+    def scores_are_products(self) -> bool:
+        return self.base.scores_are_products
 
     @property
     def history_length(self) -> int:

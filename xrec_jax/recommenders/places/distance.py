@@ -44,6 +44,6 @@ class Distance(Counted):
         last = jnp.take_along_axis(history, jnp.maximum(real.sum(1) - 1, 0)[:, None], axis=1)[:, 0]
         ways = geography.kilometres(frozen["place"][last][:, None], frozen["place"])
         known = frozen["located"][last][:, None] * frozen["located"] * real[:, :1]
-        # In halves of the Earth's girth, so at most 1. The share of events, below 1, is added to
+        # At most 1, as no way of `kilometres` is longer. The share of events, below 1, is added to
         # what is returned: taking it off leaves the plain distance; -3 is behind all others.
-        return jnp.where(known > 0, -ways / 20_016.0 - frozen["share"], -3.0)
+        return jnp.where(known > 0, -ways / 30_000.0 - frozen["share"], -3.0)

@@ -67,7 +67,10 @@ def located(
     rows = padded_rows(num_items)
     arrays = {"place": np.zeros((rows, 2), np.float32), "located": np.zeros(rows, np.float32)}
     if columns and latitude:
-        both = [_degrees(owner, name, columns[name]) for name in (latitude, longitude)]
+        both = [
+            _degrees(owner, name, columns[name], most)
+            for name, most in ((latitude, 90.0), (longitude, 360.0))
+        ]
         pairs = np.stack(both, axis=1)
         known = ~np.isnan(pairs).any(axis=1)
         arrays["place"][: len(pairs)] = np.where(known[:, None], pairs, 0.0)
@@ -75,7 +78,7 @@ def located(
     return Frozen(arrays, {"place": (None, None), "located": (None,)})
 
 
-def _degrees(owner: str, name: str, values: Sequence[Any]) -> np.ndarray:
+def _degrees(owner: str, name: str, values: Sequence[Any], most: float) -> np.ndarray:
     """A column as float64 `[items]`, NaN where it has nothing."""
     out = np.full(len(values), np.nan)
     for row, value in enumerate(values):
@@ -85,9 +88,10 @@ def _degrees(owner: str, name: str, values: Sequence[Any]) -> np.ndarray:
             out[row] = float(value)
         except (TypeError, ValueError):
             out[row] = np.inf
-        if not abs(out[row]) <= 360.0:
+        if not abs(out[row]) <= most:
             raise UserError(
-                f"{owner}: column {name!r} of the item table must hold degrees, but item "
-                f"{row + 1} has {value!r}; leave it empty where the place is not known"
+                f"{owner}: column {name!r} of the item table must hold degrees from {-most:g} to "
+                f"{most:g}, but item {row + 1} has {value!r}; leave it empty where the place is "
+                "not known"
             )
     return out
