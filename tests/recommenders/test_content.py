@@ -61,7 +61,7 @@ def batch_of(model):
     return batch
 
 
-def naive_table(params, frozen, mode, hidden):
+def naive_table(params, frozen, mode, hidden, training=False):
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     rows = []
     for i in range(padded_rows(ITEMS)):
@@ -69,6 +69,7 @@ def naive_table(params, frozen, mode, hidden):
         if hidden:
             x = np.asarray(jax.nn.gelu(jnp.asarray(x @ p["content"]["inner"], jnp.float32)))
         row = x @ p["content"]["kernel"]
+        row = row * (i in ITEM or not training)
         if mode == "add" and i in ITEM:
             row = row + p["base"]["item"]["embedding"][i]
         rows.append(row)
@@ -97,7 +98,8 @@ def test_loss_and_gradient(name, hidden, mode):
     params, frozen, batch = random_params(model, 1), frozen_of(model), batch_of(model)
     assert ("embedding" in params["base"].get("item", {})) == (mode == "add")
     assert not frozen["warm"][COLD] and frozen["warm"].sum() == len(set(ITEM.tolist()))
-    table = naive_table(params, frozen, mode, hidden)
+    table = naive_table(params, frozen, mode, hidden, training=True)
+    assert not table[COLD].any()
 
     def of_base(table):
         base = {**params["base"], "item": {"embedding": table}}
@@ -114,6 +116,7 @@ def test_loss_and_gradient(name, hidden, mode):
     inner = frozen["content"]
     if hidden:
         inner = np.asarray(jax.nn.gelu(inner @ params["content"]["inner"]))
+    inner = inner * frozen["warm"][:, None]
     close(grads["content"]["kernel"], inner.T @ np.asarray(table_grad))
     if mode == "add":
         close(grads["base"]["item"]["embedding"], frozen["warm"][:, None] * table_grad)

@@ -8,7 +8,9 @@ The item table of a recommender is replaced by
 where c_i are fixed vectors, whitened, f is linear or has a hidden layer, and w_i is 1 for items
 with a training event: the id of a *cold* item has learned nothing but to be a negative, so such an
 item is ranked by its content alone. In training ids are dropped at random as in DropoutNet
-(Volkovs et al., NeurIPS 2017), which makes content stand for items that have none.
+(Volkovs et al., NeurIPS 2017), which makes content stand for items that have none; and cold items
+have rows of zeros, since as negatives that are never chosen they would teach the content of all
+that is new to be unpopular.
 
 All that a recommender does with its items goes through the table, histories and graphs included, so
 the tower needs nothing else of it. In a graph a cold item has no neighbours, whose part of its row
@@ -172,14 +174,16 @@ class ContentTower(Recommender):
         return {"base": base, "content": content}
 
     def _table(self, params, frozen, key=None) -> jax.Array:
-        """The item table `[padded_items, dim]`; `key` drops ids."""
+        """The item table `[padded_items, dim]`; with `key` that of training."""
         x = frozen["content"]
         if self.hidden:
             x = jax.nn.gelu(x @ params["content"]["inner"])
         table = constrain(x @ params["content"]["kernel"], "table_rows", "features")
+        kept = frozen["warm"]
+        if key is not None:
+            table = kept[:, None] * table
         if self.mode == "replace":
             return table
-        kept = frozen["warm"]
         if key is not None and self.id_dropout:
             kept = kept * jax.random.bernoulli(key, 1.0 - self.id_dropout, kept.shape)
         return table + kept[:, None] * params["base"]["item"]["embedding"]
