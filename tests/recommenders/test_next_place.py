@@ -104,7 +104,17 @@ def naive(model, params, frozen, history, hour, days):
         for s in range(t + 1):
             logit = query @ keys[s] / math.sqrt(DIM) * math.exp(p["sharpness"])
             logit -= p["fading"][0] * math.log1p(t - s)
-            weights.append(math.exp(logit - p["fading"][1] * math.log1p(days[t] - days[s])))
+            logit -= p["fading"][1] * math.log1p(days[t] - days[s])
+            logit += p["again"][0] * (history[s] == history[t])
+            if s:
+                logit += p["again"][1] * (history[s - 1] == history[t])
+                logit += p["again"][2] * (kinds[history[s - 1]] == kinds[history[t]])
+            for r, end in [(s, "")] + ([(s - 1, "_before")] if s else []):
+                logit += p["later" + end][(hour[r] - hour[t]) % 24]
+                logit += p["weekday" + end][(hour[r] // 24 - hour[t] // 24) % 7]
+                if frozen["located"][history[r]] and frozen["located"][history[t]]:
+                    logit += p["away" + end][number(km(history[r], history[t]), 0.1)]
+            weights.append(math.exp(logit))
         copied = np.zeros(ITEMS)
         for s, weight in enumerate(weights):
             copied[history[s]] += weight / sum(weights)
@@ -209,7 +219,9 @@ def test_what_items_are():
 
 @pytest.mark.parametrize("value", ["north", 361.0, float("nan"), float("inf")])
 def test_what_are_no_degrees(value):
-    with pytest.raises(UserError, match="column 'lat' of the item table must hold degrees, but"):
+    with pytest.raises(
+        UserError, match="column 'lat' of the item table must hold degrees from -90 to 90, but"
+    ):
         make().describe_items({**COLUMNS, "lat": [*COLUMNS["lat"][:-1], value]})
 
 

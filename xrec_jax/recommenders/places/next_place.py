@@ -10,8 +10,11 @@ distribution over the events of the history, each of which stands for its item,
 with a gate g from the state z_t. The key of an event is made of the state right before it, which
 had it to predict, and of the item itself: events that came about in a situation like the present
 one are copied, and so is what the user often does, since every event of an item counts. b falls
-with the events and the days since. The mixture of copying and generating is that of RepeatNet (Ren
-et al., AAAI 2019) and of pointer networks; the keys are this library's.
+with the events and the days since, and has what the keys would learn slowly from few data: whether
+s is where the user is at t, how far from there, and how much later in the day and in the week; and
+the same of the event right before s, the situation that s came about in. The mixture of copying and
+generating is that of RepeatNet (Ren et al., AAAI 2019) and of pointer networks; keys and b are this
+library's.
 
 Only times and places of the history are read: when the next event will happen is not known.
 
@@ -40,6 +43,7 @@ from xrec_jax.recommenders.layers import Table
 from xrec_jax.recommenders.places.geography import check_columns, kilometres, located
 
 _HOURS = 168  # of a week
+_DAY = 24
 _BINS = 16  # of times and distances, on a logarithmic scale
 _NEVER = -1e30
 
@@ -91,6 +95,14 @@ class Net(nn.Module):
         zeros = nn.initializers.zeros
         # Of copying: the events since, the days since, and how strictly the best key is taken.
         self.fading = self.param("fading", logical(zeros, None), (2,))
+        # What an event gains by being at the present place, by following a visit of it, and by
+        # following one of its category; see `_situations`.
+        self.again = self.param("again", logical(zeros, None), (3,))
+        gains = {}
+        for name, size in {"later": _DAY, "weekday": 7, "away": _BINS}.items():
+            for end in ("", "_before"):
+                gains[name + end] = self.param(name + end, logical(zeros, None), (size,))
+        self.gains = gains
         self.sharpness = self.param("sharpness", logical(zeros), ())
         self.distance = self.param("distance", logical(nn.initializers.constant(-1.0)), ())
 
@@ -141,8 +153,38 @@ class Net(nn.Module):
         ages = jnp.maximum(days[:, :, None] - days[:, None, :], 0.0)
         logits -= self.fading[0] * jnp.log1p(jnp.maximum(since, 0))
         logits -= self.fading[1] * jnp.log1p(ages)
+        logits += self._situations(history, batch, frozen)
         logits = jnp.where(causal, logits, _NEVER)
         return states, logits, self.gate(states)[..., 0]
+
+    def _situations(
+        self, history: jax.Array, batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        """What every event s gains by its own place and time, and by those of the event before it.
+
+        Seen from the place and time of t, `[b, t, s]`.
+        """
+        place, known, kind = (frozen[name][history] for name in ("place", "located", "category"))
+        hour = batch["hour"]
+
+        def seen(x: jax.Array, now: jax.Array, where: jax.Array, there: jax.Array, end: str) -> Any:
+            """Gain of events at hours `x` and places `where`, `[b, s]`."""
+            gain = self.gains["later" + end][(x[:, None] - hour[:, :, None]) % _DAY]
+            day = x[:, None] // _DAY - hour[:, :, None] // _DAY
+            gain += self.gains["weekday" + end][day % 7]
+            ways = log_bins(kilometres(place[:, :, None], where[:, None]), 0.1)
+            both = known[:, :, None] * there[:, None]
+            return gain + both * self.gains["away" + end][ways] + now
+
+        own = self.again[0] * (history[:, None] == history[:, :, None])
+        gain = seen(hour, own, place, known, "")
+        # Was the situation right before s like the present one? Before the first event is none.
+        first = jnp.arange(history.shape[1]) == 0
+        same = _shifted(history)[:, None] == history[:, :, None]
+        alike = _shifted(kind)[:, None] == kind[:, :, None]
+        before = self.again[1] * same + self.again[2] * alike
+        gain_before = seen(_shifted(hour), before, _shifted(place), _shifted(known), "_before")
+        return gain + jnp.where(first, 0.0, gain_before)
 
     def slope(self) -> jax.Array:
         """What the logarithm of a kilometre costs, positive."""
