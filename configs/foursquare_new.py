@@ -5,10 +5,13 @@
     xrec run --config=configs/foursquare_new.py --workdir=runs/foursquare_new
 
 The split is that of `configs/foursquare_next.py`; of each user and place only the first check-in
-is kept, and what a user has been to is masked. 7,137 first visits after the cut are ranked one by
-one, those of 413 to places that nobody visited before it apart, as `test_cold`. `sasrec_text` and
+is kept, and what a user has been to is masked. 6,457 first visits of 812 users are ranked one by
+one, the 424 to places without a training event apart, as `test_cold`. `sasrec_text` and
 `lightgcn_text` have a content tower on the places' names and categories, which `xrec encode` has
-read with SmolLM2. `:tiny` needs none of it, nor vectors.
+read with SmolLM2 (2 min 46 s). `:tiny` needs none of it, nor vectors.
+
+7 minutes on two busy cores; NDCG@10 .0308 for `next_place`, .0268 for `lightgcn`, .0264 for
+`sasrec` (seed 0). More in docs/results/places.md.
 """
 
 from ml_collections import ConfigDict
