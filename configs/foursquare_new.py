@@ -14,6 +14,8 @@ read with SmolLM2 (2 min 46 s). `:tiny` needs none of it, nor vectors.
 `sasrec` (seed 0). More in docs/results/places.md.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from xrec_jax import defaults
@@ -32,16 +34,16 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.ranking.update(dict(ks=(1, 5, 10, 20), rows="event"))
     config.recommend.popularity = defaults.system("popularity")
-    places = dict(latitude="latitude", longitude="longitude")
+    places: dict[str, Any] = dict(latitude="latitude", longitude="longitude")
     config.recommend.distance = defaults.system("distance", **places)
     tower = dict(mode="add", components=64, id_dropout=0.2)
     pairs = dict(batch_size=1024, learning_rate=5e-3, epochs=60, patience=6)
     config.recommend.bpr = defaults.system("bpr", negatives=4, l2=0.01, train=pairs)
-    graph = dict(layers=2, l2=0.01, objective="softmax", train=pairs)
+    graph: dict[str, Any] = dict(layers=2, l2=0.01, objective="softmax", train=pairs)
     config.recommend.lightgcn = defaults.system("lightgcn", **graph)
     config.recommend.lightgcn_text = defaults.system("lightgcn", **graph, content=tower)
     sequences = dict(batch_size=64, learning_rate=2e-3, epochs=60, patience=6)
-    sasrec = dict(length=50, dropout=0.4, block="pre_norm", train=sequences)
+    sasrec: dict[str, Any] = dict(length=50, dropout=0.4, block="pre_norm", train=sequences)
     config.recommend.sasrec = defaults.system("sasrec", **sasrec)
     config.recommend.sasrec_text = defaults.system("sasrec", **sasrec, content=tower)
     config.recommend.next_place = defaults.system(

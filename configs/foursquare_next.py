@@ -15,6 +15,8 @@ without a training event are dropped. Nothing is masked; Acc@1 is `hit@1`.
 epochs of `sasrec`. More in docs/results/places.md.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from xrec_jax import defaults
@@ -34,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ranking.update(dict(ks=(1, 5, 10, 20), rows="event", mask_seen=False))
     for name in ("popularity", "frequency", "recency", "transitions"):
         config.recommend[name] = defaults.system(name)
-    places = dict(latitude="latitude", longitude="longitude")
+    places: dict[str, Any] = dict(latitude="latitude", longitude="longitude")
     config.recommend.distance = defaults.system("distance", **places)
     config.recommend.bpr = defaults.system(
         "bpr",

@@ -65,12 +65,12 @@ def events_of(count: int, items: int) -> Any:
     # Zipf-like popularity with exponent 0.6, by inversion of its distribution function.
     item = (items * rng.random(count) ** (1 / 0.4)).astype(np.int32)
     train = Interactions(np.repeat(np.arange(users, dtype=np.int32), HISTORY), item)
-    held = [
+    valid, test = (
         Interactions(np.arange(users, dtype=np.int32), rng.integers(0, items, users, np.int32))
         for _ in range(2)
-    ]
+    )
     ids = np.arange(users).astype(np.str_), np.arange(items).astype(np.str_)
-    return RunData(Dataset("generated", train, *ids), Split(train, *held, kind="given"), None)
+    return RunData(Dataset("generated", train, *ids), Split(train, valid, test, kind="given"), None)
 
 
 def child(system: str, count: int, items: int, seconds: float) -> dict[str, Any]:

@@ -194,7 +194,10 @@ GOOD = [[1.0, 2.0]] * (check_ins.PLACES - 1)
         (dict(vector=[[], *GOOD[1:]]), "row 1: no vector; leave out"),
         (dict(vector=[*GOOD[:4], [math.nan, 1.0], *GOOD[5:]]), "row 5: a vector with NaN"),
         (dict(vector=[*GOOD[:4], [None, 1.0], *GOOD[5:]]), "row 5: a vector with NaN"),
-        (dict(item=["p01", "p01", *(f"x{n}" for n in range(20))]), "row 2: 'p01' stands twice"),
+        (
+            dict(item=["p01", "p01", *(f"x{n}" for n in range(20))]),
+            "row 2, column 'item': 'p01' stands twice",
+        ),
         (dict(item=[f"x{n}" for n in range(22)]), r"no item id is that of the data \(here 'x0'"),
     ],
 )

@@ -11,7 +11,7 @@ import polars as pl
 
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.runtime import memory
-from xrec_jax.data.readers import columns, parquet, tables
+from xrec_jax.data.readers import parquet, tables
 
 COLUMN = "vector"
 
@@ -45,15 +45,8 @@ def read_vectors(path: pathlib.Path, ids: np.ndarray, id_names: Sequence[str]) -
         raise UserError(f"{path}: no column {COLUMN!r} (it has {', '.join(names)})")
     id_name = tables.id_column(path, names, id_names, "columns.item")
     frame = parquet.read_parquet_columns(path, [id_name, COLUMN])
-    identifiers = parquet.id_strings(frame[id_name], path)
-    row = columns.first_fault(identifiers, "id")
-    if row is not None:
-        fault = columns.describe_fault(identifiers[row], "id")
-        raise UserError(f"{path}: row {row + 1}, column {id_name!r}: {fault}")
-    repeated = ~identifiers.is_first_distinct()
-    if repeated.any():
-        row = int(repeated.arg_max() or 0)
-        raise UserError(f"{path}: row {row + 1}: {identifiers[row]!r} stands twice")
+    both = pl.DataFrame([parquet.id_strings(frame[id_name], path), frame[COLUMN]])
+    identifiers = tables.make_table(path, both, id_name, lambda row: f"row {row + 1}").ids
     matrix = _matrix(path, frame[COLUMN])
 
     # To the rows of the catalogue.
