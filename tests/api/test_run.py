@@ -97,18 +97,33 @@ def test_metrics_are_logged_once_an_epoch(finished):  # noqa: F811
     assert all("/" in key for line in runs.metrics(finished) for key in {*line} - {"stage", "step"})
 
 
+def cold_users():
+    """Users whose held-out item has no training event, by group."""
+    split = tiny.data().split
+    learned = set(split.train.item.tolist())
+    return {
+        group: sum(item not in learned for item in getattr(split, group).item.tolist())
+        for group in ("valid", "test")
+    }
+
+
 def test_schema_of_the_evaluation(finished):  # noqa: F811
     found = evaluation(finished)
     assert found.keys() == {"recommend"}
     systems = found["recommend"]
     assert systems.keys() == {*tiny.MODELS, "upper_bound"}
+    cold = cold_users()
+    groups = [*GROUPS, *(f"{group}_cold" for group, users in cold.items() if users)]
+    assert len(groups) > len(GROUPS)
     for name in tiny.MODELS:
-        assert {*systems[name]} == {f"{group}/{metric}" for group in GROUPS for metric in METRICS}
+        assert {*systems[name]} == {f"{group}/{metric}" for group in groups for metric in METRICS}
     for name, numbers in systems.items():
         for metric, entry in numbers.items():
             assert entry.keys() == {"value", "low", "high", "count"}, metric
-            assert entry["count"] == 75 and 0 <= entry["value"] <= 1
-            if name == "upper_bound":
+            group = metric.partition("_cold/")[0]
+            count = cold[group] if "_cold/" in metric else 75
+            assert entry["count"] == count and 0 <= entry["value"] <= 1
+            if name == "upper_bound" or count == 1:  # one value has no interval
                 assert entry["low"] is None and entry["high"] is None
             else:
                 assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
@@ -129,8 +144,12 @@ def test_per_user_values_are_those_behind_the_evaluation(finished):  # noqa: F81
         np.testing.assert_array_equal(arrays["test_users"], np.unique(split.test.user))
         np.testing.assert_array_equal(arrays["valid_users"], np.unique(split.valid.user))
         for metric, entry in systems[name].items():
-            assert arrays[metric].shape == (75,)
-            assert entry["value"] == pytest.approx(arrays[metric].mean(), abs=1e-12)
+            group, is_cold, _ = metric.partition("_cold/")
+            rows = arrays[f"{group}_cold"] if is_cold else slice(None)
+            values = arrays[metric.replace("_cold/", "/")]
+            assert values.shape == (75,)
+            # An interval's mean over few users is rounded otherwise.
+            assert entry["value"] == pytest.approx(values[rows].mean(), abs=1e-9)
 
 
 def test_the_best_epoch_is_what_is_evaluated(finished):  # noqa: F811

@@ -143,7 +143,9 @@ def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str,
                 kinds["cold"] = cold
             for kind, rows in kinds.items():
                 if rows.any():
-                    some = {key.replace("/", f"_{kind}/"): v[:, rows] for key, v in chosen.items()}
+                    # By the protocol alone, not unmasked beside it.
+                    own = {key: v for key, v in chosen.items() if key.startswith(f"{group}/")}
+                    some = {key.replace("/", f"_{kind}/"): v[:, rows] for key, v in own.items()}
                     table[name] |= estimates(some, users=users[rows], resamples=resamples)
     if data.world is not None:
         held_out = data.split.test
