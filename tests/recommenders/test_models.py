@@ -149,8 +149,16 @@ def test_three_steps_learn(variant):
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "mesh"),
+    [
+        (variant, mesh)
+        for variant in VARIANTS
+        for mesh in MESHES
+        # Made of parts that the others try on every mesh, these are tried on the hardest.
+        if mesh == "2x2x2" or variant not in ("sasrec-content", "next_place")
+    ],
+)
 def test_eight_devices_do_what_one_does(variant, mesh):
     first, losses, last, _ = three_steps(variant)
     first_8, losses_8, last_8, (taken, whole) = three_steps(variant, *MESHES[mesh])
