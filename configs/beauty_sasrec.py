@@ -31,12 +31,13 @@ def get_config(arg: str = "") -> ConfigDict:
         dim=128,
         inner=256,
         length=20,
+        packing=64,
         dropout=0.3,
         block="gated",
         objective="sampled_softmax",
         sampler="uniform",
         negatives=3000,
         negatives_per="batch",
-        train=dict(batch_size=256, learning_rate=1e-3, epochs=40, patience=4),
+        train=dict(batch_size=32, learning_rate=1e-3, epochs=40, patience=4),
     )
     return defaults.variant(config, arg)

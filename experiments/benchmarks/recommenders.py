@@ -1,7 +1,11 @@
-"""Recommenders on MovieLens-100K: training rate, time to a validation score, ranking rate, memory.
+"""Recommenders on MovieLens-100K and Beauty: training rate, time to a score, ranking rate, memory.
 
-    python experiments/benchmarks/recommenders.py --data=../shared/data/ml-100k --core=1
+    python experiments/benchmarks/recommenders.py --data=../shared/data --core=1
     python experiments/benchmarks/recommenders.py --peer=VENV/bin/python    # RecBole beside it
+    python experiments/benchmarks/recommenders.py --models=beauty --peer=VENV/bin/python \
+      --output=experiments/results/recommenders_beauty.json
+
+`beauty` is SASRec on S3Rec's Amazon Beauty.
 
 Every model runs in a process of its own, pinned to one core with one thread, with an empty
 compilation cache; with `--peer` RecBole runs right after it under the same conditions
@@ -14,6 +18,9 @@ stops at the first validation NDCG@10 that is at least the target: RecBole's bes
 from __future__ import annotations
 
 import argparse
+import csv
+import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -28,20 +35,82 @@ from typing import Any
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-# RecBole 1.2.1's best validation NDCG@10: masked for general models, unmasked for sequential ones.
-TARGETS = {
-    "bpr": ("valid/ndcg@10", 0.0696),
-    "lightgcn": ("valid/ndcg@10", 0.0729),
-    "sasrec": ("valid_unmasked/ndcg@10", 0.0723),
-}
-PEER = {
-    "bpr": ["--model=BPR", "--learning-rate=5e-3", "--epochs=60", "--patience=10"],
-    "lightgcn": ["--model=LightGCN", "--learning-rate=5e-3", "--epochs=80", "--patience=10"],
-    "sasrec": ["--model=SASRec", "--learning-rate=1e-3", "--max-length=20", "--epochs=40"],
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is trained on what.
+
+    Attributes:
+      config: name of our configuration.
+      system: its recommender.
+      data: folder of the data set.
+      metric: the validation score that is to be reached.
+      target: RecBole 1.2.1's best, taken where it does not run beside us.
+      peer: RecBole's side.
+    """
+
+    config: str
+    system: str
+    data: str
+    metric: str
+    target: float
+    peer: tuple[str, ...]
+
+
+# Validation is masked for general models and unmasked for sequential ones, as RecBole does it.
+_SEQUENCES = ("--model=SASRec", "--learning-rate=1e-3", "--max-length=20")
+CASES = {
+    "bpr": Case(
+        "ml100k_bpr",
+        "bpr",
+        "ml-100k",
+        "valid/ndcg@10",
+        0.0696,
+        ("--model=BPR", "--learning-rate=5e-3", "--epochs=60", "--patience=10"),
+    ),
+    "lightgcn": Case(
+        "ml100k_lightgcn",
+        "lightgcn",
+        "ml-100k",
+        "valid/ndcg@10",
+        0.0729,
+        ("--model=LightGCN", "--learning-rate=5e-3", "--epochs=80", "--patience=10"),
+    ),
+    "sasrec": Case(
+        "ml100k_sasrec",
+        "sasrec",
+        "ml-100k",
+        "valid_unmasked/ndcg@10",
+        0.0723,
+        (*_SEQUENCES, "--epochs=40"),
+    ),
+    "beauty": Case(
+        "beauty_sasrec",
+        "sasrec",
+        "amazon-beauty",
+        "valid_unmasked/ndcg@10",
+        0.0,
+        (*_SEQUENCES, "--epochs=100", "--patience=10", "--dataset=amazon-beauty"),
+    ),
 }
 
 
-def measure(model: str, data: str, seed: int, target: float, repeats: int) -> dict[str, Any]:
+def atomic_file(data: pathlib.Path, folder: str) -> str:
+    """Folder with the events as RecBole reads them: `data` itself, or `folder`, written now."""
+    source = data / "events.csv.gz"
+    if not source.exists():
+        return str(data)
+    target = pathlib.Path(folder) / f"{data.name}.inter"
+    with gzip.open(source, "rt", newline="") as read, target.open("w", encoding="utf-8") as written:
+        written.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for row in csv.DictReader(read):
+            written.write(f"{row['user']}\t{row['item']}\t{row['timestamp']}\n")
+    return folder
+
+
+def measure(
+    case: Case, data: pathlib.Path, seed: int, target: float, repeats: int
+) -> dict[str, Any]:
     """Trains one model in this process until the target is reached, then times ranking."""
     from xrec_jax.core.runtime.memory import keep_freed_memory
 
@@ -65,9 +134,13 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     sys.path.insert(0, str(ROOT / "configs"))
-    config = __import__(f"ml100k_{model}").get_config()
-    config.data.path = data
-    metric = TARGETS[model][0]
+    config = __import__(case.config).get_config()
+    if config.data.format == "csv":
+        config.data.path = str(data / "events.csv.gz")
+        config.data.items = str(data / "items.csv.gz")
+    else:
+        config.data.path = str(data)
+    metric = case.metric
 
     # The clock reads each epoch's figures as they are written, and ends training at the target.
     class Reached(Exception):  # noqa: N818
@@ -86,7 +159,9 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
     with tempfile.TemporaryDirectory() as workdir, open_mesh(config) as mesh:
         prepared = prepare(config.data)
         start = time.perf_counter()
-        task = RecommenderTask(config, model, data=prepared, mesh=mesh, rundir=RunDir(workdir))
+        task = RecommenderTask(
+            config, case.system, data=prepared, mesh=mesh, rundir=RunDir(workdir)
+        )
         writer = Clock(workdir)
         try:
             task.fit(seed, writer)
@@ -96,7 +171,7 @@ def measure(model: str, data: str, seed: int, target: float, repeats: int) -> di
         ranking = ranking_rates(task, task.initial_state(seed), mesh, repeats)
     # SASRec predicts the next event, so that the first one of each user is no example.
     events = len(prepared.split.train)
-    if model == "sasrec":
+    if case.system == "sasrec":
         events -= len(np.unique(prepared.split.train.user))
     epochs = [
         b["seconds"] - a["seconds"] - b.get("time/evaluation_seconds", 0.0)
@@ -178,7 +253,7 @@ def ratio(first: float | None, second: float | None) -> str:
 def main() -> None:
     """Runs and prints everything."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="../shared/data/ml-100k")
+    parser.add_argument("--data", default="../shared/data", help="folder of data sets")
     parser.add_argument("--models", default="bpr,lightgcn,sasrec")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--core", type=int, default=0)
@@ -190,10 +265,10 @@ def main() -> None:
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     parser.add_argument("--target", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    data = str(pathlib.Path(args.data).resolve())
+    root = pathlib.Path(args.data).resolve()
     if args.child:
-        seed = int(args.seeds)
-        record = measure(args.child, data, seed, args.target, args.repeats)
+        seed, case = int(args.seeds), CASES[args.child]
+        record = measure(case, root / case.data, seed, args.target, args.repeats)
         pathlib.Path(args.output).write_text(json.dumps(record))
         return
 
@@ -202,7 +277,8 @@ def main() -> None:
     results: dict[str, Any] = {"core_pinned": True, "models": {}}
     for model in args.models.split(","):
         entry: dict[str, Any] = {"ours": []}
-        target = TARGETS[model][1]
+        case = CASES[model]
+        target = case.target
         with tempfile.TemporaryDirectory() as folder:
             out = f"{folder}/out.json"
             if args.peer:
@@ -211,8 +287,8 @@ def main() -> None:
                         args.peer,
                         "-B",
                         str(HERE / "recbole_peer.py"),
-                        f"--data={data}",
-                        *PEER[model],
+                        f"--data={atomic_file(root / case.data, folder)}",
+                        *case.peer,
                         f"--time-limit={args.peer_time_limit}",
                         f"--output={out}",
                         *([f"--epochs={args.peer_epochs}"] if args.peer_epochs else []),
@@ -227,7 +303,7 @@ def main() -> None:
                         sys.executable,
                         __file__,
                         f"--child={model}",
-                        f"--data={data}",
+                        f"--data={root}",
                         f"--seeds={seed}",
                         f"--target={target}",
                         f"--repeats={args.repeats}",

@@ -17,6 +17,7 @@ from xrec_jax.core.dropout import dropout
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.trees import device_bytes
 from xrec_jax.data.histories import Histories
+from xrec_jax.data.packed_windows import PackedWindows
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, WindowRows
 from xrec_jax.data.readers.vectors import ItemVectors
 from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use_mesh
@@ -53,6 +54,7 @@ VARIANTS = {
             negatives_per="batch",
             sampler="in_batch",
             negatives=23,
+            packing=20,
         ),
     ),
     "sasrec-gbce": ("sasrec", dict(objective="gbce", negatives_per="batch", negatives=23)),
@@ -107,6 +109,8 @@ def source(model):
             seed=3,
             clocks=model.reads_times,
         )
+        if model.packing_length:
+            rows = PackedWindows.of(rows, model.packing_length)
     else:
         rows = PairRows.of(histories, negatives)
     return BatchSource(rows, batch_size=BATCH, seed=3)

@@ -1,5 +1,6 @@
 """SASRec's layers, losses and shared negatives against NumPy loops."""
 
+import dataclasses
 import functools
 import math
 
@@ -11,6 +12,10 @@ import pytest
 
 from tests.recommenders.test_models import make, random_params, source
 from xrec_jax.core.errors import UserError
+from xrec_jax.data.dataset import Interactions
+from xrec_jax.data.histories import Histories
+from xrec_jax.data.packed_windows import PackedWindows
+from xrec_jax.data.pipeline import Negatives, WindowRows
 from xrec_jax.recommenders import blocks, candidates, losses, sasrec
 
 
@@ -318,9 +323,48 @@ def test_the_loss_draws_anew_at_every_step():
     assert values[0] == values[1] != values[2]
 
 
+@pytest.mark.parametrize("hparams", [dict(), dict(block="gated", positions="rotary")])
+def test_packed_windows_are_what_they_are_alone(hparams):
+    """States by the naive transformer of each window; loss and gradient of all of them at once."""
+    model, params, _, _, _ = sequence_case(**hparams)
+    packed = dataclasses.replace(model, packing=25)
+    events = [3, 14, 2, 9, 31, 6, 1, 8, 5, 4, 12]
+    user = np.repeat(np.arange(len(events), dtype=np.int32), events)
+    item = np.random.default_rng(7).integers(0, 61, len(user)).astype(np.int32)
+    histories = Histories.of([Interactions(user, item)], len(events))
+    none = Negatives(histories, 61, per_row=0, sampling="uniform", seed=0)
+    windows = WindowRows.of(histories, none, length=model.length, context=0, seed=0)
+    packs = PackedWindows.of(windows, 25)
+    alone = windows.rows(2, np.arange(windows.num_rows))
+    batch = packs.rows(2, np.arange(packs.num_rows))
+    states = jax.jit(
+        lambda p, b: packed.net.apply(
+            {"params": p}, b["history"], None, False, (b["segment"], b["place"])
+        )
+    )(params, batch)
+    for row in range(packs.num_rows):
+        for segment in range(1, batch["segment"][row].max() + 1):
+            here = batch["segment"][row] == segment
+            expected = naive_transformer(model, params, batch["history"][row][here])
+            np.testing.assert_allclose(states[row][here], expected, atol=2e-5)
+
+    def graded(model, batch):
+        loss = jax.jit(jax.value_and_grad(lambda p: model.loss(p, {}, batch, jax.random.key(0))[0]))
+        return loss(params)
+
+    one, other = graded(model, alone), graded(packed, batch)
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one[1], other[1])
+    with pytest.raises(AssertionError):  # the windows must not see each other
+        mixed = graded(packed, {**batch, "segment": np.minimum(batch["segment"], 1)})
+        np.testing.assert_allclose(one[0], mixed[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
+        (dict(packing=8), "packing=8 must be a whole number between 9"),
+        (dict(packing=20, objective="bce"), "packing needs negatives_per='batch'"),
         (dict(sampler="in_batch", objective="sampled_softmax"), "needs negatives_per='batch'"),
         (dict(negatives_per="windows"), "did you mean 'window'"),
         (dict(block="gatd"), "did you mean 'gated'"),

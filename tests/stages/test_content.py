@@ -16,6 +16,7 @@ from xrec_jax.api import encode, run
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
+from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.recommenders import base as base_module
@@ -32,6 +33,7 @@ SYSTEMS = {
         negatives_per="batch",
         negatives=7,
         sampler="in_batch",
+        packing=30,
         block="gated",
         positions="rotary",
     ),
@@ -51,7 +53,12 @@ def events():
 
 def config(folder):
     made = check_ins.config(folder)
-    made.name = "content"
+    made.name, made.stages = "content", ("recommend", "explain", "assess", "report")
+    made.explain.update(dict(explainers=("template",), systems=("tower", "gbce"), users=0))
+    made.assess.update(dict(resamples=20, draws=2, groups=()))
+    with made.ignore_type():
+        made.instruct.template = dict(name="generic", item_columns=("name", "category"))
+    made.data.columns.title = "name"
     made.data["item_vectors"] = str(folder / "vectors.parquet")
     made.ranking.update(dict(ks=(1, 3, 10), resamples=20, rows="event", mask_seen=True))
     made.data.filters.duplicates = "first"
@@ -142,6 +149,32 @@ def test_restored_scores_depend_on_the_vectors(folder):
         changed[3] += 1.0
         frozen = {**frozen, **task.model.describe_content(changed, present).arrays}
         assert not np.allclose(task.model.tables(params, frozen).item[3], table[3])
+
+
+def test_recommendations_of_a_tower_are_explained(folder):
+    """What is explained is what the restored tower scores highest; citations count there."""
+    made, rundir = config(folder), RunDir(folder / "run")
+    data = prepare(made.data)
+    split, dataset = data.split, data.dataset
+    history = Histories.of([split.train, split.valid, split.test], dataset.num_users)
+    with runs.one_device(), use_mesh(tiny.mesh(1)):
+        task = RecommenderTask(made, "tower", data=data, mesh=tiny.mesh(1), rundir=rundir)
+        params, frozen = task.restore(0)
+        tables = task.model.tables(params, frozen)
+        best = {}
+        for row, name in enumerate(dataset.user_ids):
+            seen = history.items[history.start[row] : history.start[row + 1]]
+            batch = {"history": seen[None, -12:], "length": np.array([min(len(seen), 12)])}
+            state = task.model.user_state(params, tables, batch)
+            scores = np.array(task.model.scores(state, tables.item))[0, : dataset.num_items]
+            scores[seen] = -np.inf
+            best[str(name)] = str(dataset.item_ids[scores.argmax()])
+    pairs = files.read_json_lines(rundir.path / "explanations" / "pairs.jsonl")
+    found = {pair["user"]: pair["item"] for pair in pairs if "tower" in pair["systems"]}
+    assert found == best and len(set(best.values())) > 1
+    figures = rundir.evaluation()["recommenders"]["template on tower"]
+    assert figures["grounding/item_named"]["value"] == 1
+    assert 0 < figures["counterfactual/measured"]["value"] <= 1
 
 
 def test_runs_from_before_towers_go_on(folder, tmp_path):

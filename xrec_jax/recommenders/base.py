@@ -51,7 +51,8 @@ class Recommender(abc.ABC):
 
     * `"pairs"`: `user` `[batch]`, `item` `[batch]`, `negative` `[batch, negatives]`;
     * `"sequences"`: `history`, `target`, `weight` `[batch, length]`, where `weight` is 0 on
-      padding, and `negative` `[batch, negatives]`;
+      padding, and `negative` `[batch, negatives]`; with `packing_length` they are as wide as that
+      says, and have `segment` and `place` beside them, see `data.packed_windows`;
     * `"states"`: the user inputs of a ranking batch (below), and `target` and `weight` `[batch]`;
     * `"none"`: nothing is trained.
 
@@ -84,6 +85,11 @@ class Recommender(abc.ABC):
     @property
     def min_context(self) -> int:
         """Least number of events before a target in its training window."""
+        return 0
+
+    @property
+    def packing_length(self) -> int:
+        """Positions of a training row that windows share; 0: every window has its own row."""
         return 0
 
     @property

@@ -86,29 +86,40 @@ class Transformer(nn.Module):
         return x if self.block == "post_norm" else self.norm(x).astype(self.dtype)
 
     def __call__(
-        self, history: jax.Array, length: jax.Array | None, train: bool = False
+        self,
+        history: jax.Array,
+        length: jax.Array | None,
+        train: bool = False,
+        packed: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        """Computes the states of a window.
+        """Computes the states of windows.
 
         Args:
           history: `[b, s]` int32 items, oldest first, padded at the end.
           length: `[b]` number of items; if given, only the state after the last item is computed,
             `[b, d]`. None: the states after every item, `[b, s, d]`.
           train: enable dropout.
+          packed: the segment of each position, and its place there, both `[b, s]`, of rows that
+            hold several windows: a window sees itself only. With `length` None.
         """
         steps = history.shape[1]
         items = self.item(history)
         if length is not None:  # otherwise a user without history would have seen item 0
             items = jnp.where((jnp.arange(steps) < length[:, None])[..., None], items, 0)
-        x = items + self.position[:steps] if self.positions == "learned" else items
+        x = items
+        if self.positions == "learned":
+            x += self.position[:steps] if packed is None else self.position[packed[1]]
         x = self.norm(x) if self.block == "post_norm" else x
         x = constrain(x.astype(self.dtype), "batch", None, "hidden")
         x = dropout(x, self.dropout, self.make_rng("dropout") if train else None)
         causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
         places = jnp.arange(steps)[None]
         if length is None:
+            mask = causal
+            if packed is not None:
+                mask &= packed[0][:, :, None] == packed[0][:, None]
             for block in self.blocks:
-                x = block(x, causal, None, places, train)
+                x = block(x, mask, None, places, train)
             return self._finish(x)
         for block in self.blocks[:-1]:
             x = block(x, causal, None, places, train)
@@ -132,6 +143,9 @@ class SASRec(Recommender):
       length: number of history items read.
       context: least number of items before a target in its training window, below `length`; a
         larger one takes more windows an epoch.
+      packing: positions of a training row that several windows share, at least `length`; 0: every
+        window has a row of `length` positions, which short histories leave mostly empty. A batch of
+        packed rows holds more users, and an epoch fewer updates.
       dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
       objective: "full_softmax"; "sampled_softmax"; "bce"; or "gbce".
@@ -154,6 +168,7 @@ class SASRec(Recommender):
     inner: int = 256
     length: int = 50
     context: int = 0
+    packing: int = 0
     dropout: float = 0.5
     stddev: float = 0.02
     objective: str = "full_softmax"
@@ -178,6 +193,12 @@ class SASRec(Recommender):
             check_choice("sasrec", "dim / heads % 2", self.dim // self.heads % 2, (0,))
         if self.sampler == "in_batch" and self.negatives_per != "batch":
             raise UserError("sasrec: sampler='in_batch' needs negatives_per='batch'")
+        if self.packing:
+            check_range("sasrec", "packing", self.packing, self.length)
+            if self.negatives_per_row:
+                raise UserError(
+                    "sasrec: packing needs negatives_per='batch' or objective='full_softmax'"
+                )
 
     @property
     def history_length(self) -> int:
@@ -186,6 +207,10 @@ class SASRec(Recommender):
     @property
     def min_context(self) -> int:
         return self.context
+
+    @property
+    def packing_length(self) -> int:
+        return self.packing
 
     @property
     def _shared_by(self) -> str:
@@ -243,11 +268,13 @@ class SASRec(Recommender):
         return self.net.init(key, history, None)["params"]
 
     def loss(self, params, frozen, batch, key):
+        packed = (batch["segment"], batch["place"]) if self.packing else None
         states: Any = self.net.apply(
-            {"params": params}, batch["history"], None, True, rngs={"dropout": key}
+            {"params": params}, batch["history"], None, True, packed, rngs={"dropout": key}
         )
         target, weight = batch["target"], batch["weight"]
-        if self.context:  # only the last piece of a window has targets: skip the other positions
+        # Only the last piece of a window has targets: a row of its own skips the other positions.
+        if self.context and not self.packing:
             piece = self.length - self.context
             first = jnp.minimum(jnp.argmax(weight > 0, axis=1), self.context)
             place = first[:, None] + jnp.arange(piece)

@@ -18,6 +18,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.runtime.distributed import is_primary
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.data.histories import Histories
+from xrec_jax.data.packed_windows import PackedWindows
 from xrec_jax.data.pipeline import BatchSource, Negatives, PairRows, Rows, WindowRows, iterate
 from xrec_jax.data.run_data import RunData
 from xrec_jax.evaluation.ranking.evaluator import PerUser, RankingEvaluator
@@ -124,7 +125,7 @@ class RecommenderTask:
         model, negatives = self.model, self._negatives.reseeded(seed)
         rows: Rows
         if model.batches == "sequences":
-            rows = WindowRows.of(
+            rows = windows = WindowRows.of(
                 negatives.histories,
                 negatives,
                 length=model.history_length,
@@ -132,6 +133,8 @@ class RecommenderTask:
                 seed=seed,
                 clocks=model.reads_times,
             )
+            if model.packing_length:
+                rows = PackedWindows.of(windows, model.packing_length)
         else:
             rows = PairRows.of(negatives.histories, negatives)
         return BatchSource(

@@ -129,6 +129,10 @@ class ContentTower(Recommender):
         return self.base.min_context
 
     @property
+    def packing_length(self) -> int:
+        return self.base.packing_length
+
+    @property
     def negatives_per_row(self) -> int:
         return self.base.negatives_per_row
 

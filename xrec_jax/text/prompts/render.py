@@ -134,7 +134,11 @@ def render_prompt(
       UserError: if a column is missing, or the prompt is too long even without history.
     """
     if template.user and user is None:
-        raise UserError(f"template {template.name!r} needs a user row")
+        raise UserError(
+            f"template {template.name!r} needs a user row; give a user table (data.users), or a "
+            "template without a profile, such as instruct.template=dict(name='generic', "
+            "item_columns=...)"
+        )
     if max_tokens is not None and count_tokens is None:
         raise UserError("a token budget needs a way to count tokens: count_tokens")
     profile = template.render_user(user) if template.user and user is not None else ""
