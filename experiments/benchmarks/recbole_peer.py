@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # Its `fit` would not time training and validation apart, so that its epochs are called here.
     examples, clock, epochs = len(train._dataset), 0.0, []
     best: dict[str, Any] = {"valid_ndcg@10": -1.0}
-    best_weights = None
+    best_weights, stopped_by = None, "epochs"
     for epoch in range(1, args.epochs + 1):
         train_seconds, loss = seconds(trainer._train_epoch, train, epoch)
         valid_seconds, (score, _) = seconds(trainer._valid_epoch, valid)
@@ -199,7 +199,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if score > best["valid_ndcg@10"]:
             best, best_weights = row, copy.deepcopy(model.state_dict())
         print(json.dumps({k: round(v, 4) for k, v in row.items()}), file=sys.stderr, flush=True)
-        if clock >= args.time_limit or epoch - best["epoch"] >= args.patience > 0:
+        if epoch - best["epoch"] >= args.patience > 0:
+            stopped_by = "patience"
+            break
+        if clock >= args.time_limit:
+            stopped_by = "time"
             break
     peak = peak_rss()
 
@@ -235,6 +239,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "train_seconds_per_epoch": middle,
         "train_examples_per_s": examples / middle,
         "best_epoch": best["epoch"],
+        "stopped_by": stopped_by,
         "best_valid_ndcg@10": best["valid_ndcg@10"],
         "seconds_to_best": best["clock_seconds"],
         "ranking_users_per_s": test.sample_size / statistics.median(passes),

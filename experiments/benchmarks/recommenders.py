@@ -45,7 +45,7 @@ class Case:
       system: its recommender.
       data: folder of the data set.
       metric: the validation score that is to be reached.
-      target: RecBole 1.2.1's best, taken where it does not run beside us.
+      target: RecBole 1.2.1's best, taken where it does not run beside us; None: not known.
       peer: RecBole's side.
     """
 
@@ -53,7 +53,7 @@ class Case:
     system: str
     data: str
     metric: str
-    target: float
+    target: float | None
     peer: tuple[str, ...]
 
 
@@ -89,13 +89,13 @@ CASES = {
         "sasrec",
         "amazon-beauty",
         "valid_unmasked/ndcg@10",
-        0.0,
+        None,
         (*_SEQUENCES, "--epochs=100", "--patience=10", "--dataset=amazon-beauty"),
     ),
 }
 
 
-def atomic_file(data: pathlib.Path, folder: str) -> str:
+def atomic_folder(data: pathlib.Path, folder: str) -> str:
     """Folder with the events as RecBole reads them: `data` itself, or `folder`, written now."""
     source = data / "events.csv.gz"
     if not source.exists():
@@ -135,11 +135,10 @@ def measure(
     jax.monitoring.register_event_duration_secs_listener(listen)
     sys.path.insert(0, str(ROOT / "configs"))
     config = __import__(case.config).get_config()
+    config.data.path = str(data)
     if config.data.format == "csv":
         config.data.path = str(data / "events.csv.gz")
-        config.data.items = str(data / "items.csv.gz")
-    else:
-        config.data.path = str(data)
+        config.data.items = str(data / pathlib.Path(config.data["items"]).name)
     metric = case.metric
 
     # The clock reads each epoch's figures as they are written, and ends training at the target.
@@ -266,6 +265,13 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     root = pathlib.Path(args.data).resolve()
+    for model in args.models.split(","):
+        if model not in CASES:
+            parser.error(f"--models={model}: none of {', '.join(CASES)}")
+        if CASES[model].target is None and not (args.peer or args.child):
+            parser.error(f"the score to reach on {model} is not known: give --peer")
+        if not (root / CASES[model].data).is_dir():
+            parser.error(f"no folder {CASES[model].data} in --data={args.data}")
     if args.child:
         seed, case = int(args.seeds), CASES[args.child]
         record = measure(case, root / case.data, seed, args.target, args.repeats)
@@ -287,7 +293,7 @@ def main() -> None:
                         args.peer,
                         "-B",
                         str(HERE / "recbole_peer.py"),
-                        f"--data={atomic_file(root / case.data, folder)}",
+                        f"--data={atomic_folder(root / case.data, folder)}",
                         *case.peer,
                         f"--time-limit={args.peer_time_limit}",
                         f"--output={out}",
@@ -344,6 +350,8 @@ def show(model: str, entry: dict[str, Any]) -> None:
         ),
         ("peak memory, MiB", "peak_mib", peer.get("peak_rss_mib")),
     )
+    if peer.get("stopped_by") == "time":
+        print(f"{model}: the peer was stopped by --peer-time-limit, before it was done")
     print(f"{model}: target {ours[0]['target']:.4f}, best {[round(r['best'], 4) for r in ours]}")
     for label, key, theirs in rows:
         value = median(key)

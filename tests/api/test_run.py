@@ -162,23 +162,29 @@ def test_the_best_epoch_is_what_is_evaluated(finished):  # noqa: F811
 # What is learned from, and what is measured
 
 
-@pytest.mark.parametrize("name", ["bpr", "lightgcn", "sasrec"])
-def test_no_held_out_event_is_trained_on(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "packing"), [("bpr", 0), ("lightgcn", 0), ("sasrec", 0), ("sasrec", 30)]
+)
+def test_no_held_out_event_is_trained_on(name, packing, tmp_path):
     """Every training event is a target, but the first of each history where those are read."""
-    data = tiny.data()
-    task = RecommenderTask(
-        tiny.config(name), name, data=data, mesh=tiny.mesh(), rundir=RunDir(tmp_path)
-    )
+    data, config = tiny.data(), tiny.config(name)
+    if packing:
+        config.recommend.sasrec.hparams.packing = packing
+    task = RecommenderTask(config, name, data=data, mesh=tiny.mesh(), rundir=RunDir(tmp_path))
     train = [*zip(data.split.train.user.tolist(), data.split.train.item.tolist(), strict=True)]
     source, found = task.batch_source(0), []
     rows = source._rows
     batch = rows.rows(0, np.arange(rows.num_rows))
     if name == "sasrec":
-        users, first = rows.user, {user: (user, item) for user, item in reversed(train)}
+        first = {user: (user, item) for user, item in reversed(train)}
         for event in first.values():
             train.remove(event)
         for row, column in np.argwhere(batch["weight"] > 0):
-            found.append((int(users[row]), int(batch["target"][row, column])))
+            window = row
+            if packing:
+                window = rows.member[rows.start[row] + batch["segment"][row, column] - 1]
+            users = rows.windows.user if packing else rows.user
+            found.append((int(users[window]), int(batch["target"][row, column])))
     else:
         found = [*zip(batch["user"].tolist(), batch["item"].tolist(), strict=True)]
     assert sorted(found) == sorted(train)

@@ -58,7 +58,7 @@ VARIANTS = {
         ),
     ),
     "sasrec-gbce": ("sasrec", dict(objective="gbce", negatives_per="batch", negatives=23)),
-    "sasrec-content": ("sasrec", {}),
+    "sasrec-content": ("sasrec", dict(packing=20)),
     "next_place": ("next_place", dict(dim=16, layers=1, heads=2, inner=32, length=12)),
 }
 TOWERS = {"sasrec-content": dict(mode="add", components=8, hidden=16, id_dropout=0.3)}

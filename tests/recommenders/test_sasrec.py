@@ -323,7 +323,9 @@ def test_the_loss_draws_anew_at_every_step():
     assert values[0] == values[1] != values[2]
 
 
-@pytest.mark.parametrize("hparams", [dict(), dict(block="gated", positions="rotary")])
+@pytest.mark.parametrize(
+    "hparams", [dict(), dict(block="gated", positions="rotary"), dict(context=4)]
+)
 def test_packed_windows_are_what_they_are_alone(hparams):
     """States by the naive transformer of each window; loss and gradient of all of them at once."""
     model, params, _, _, _ = sequence_case(**hparams)
@@ -333,7 +335,7 @@ def test_packed_windows_are_what_they_are_alone(hparams):
     item = np.random.default_rng(7).integers(0, 61, len(user)).astype(np.int32)
     histories = Histories.of([Interactions(user, item)], len(events))
     none = Negatives(histories, 61, per_row=0, sampling="uniform", seed=0)
-    windows = WindowRows.of(histories, none, length=model.length, context=0, seed=0)
+    windows = WindowRows.of(histories, none, length=model.length, context=model.context, seed=0)
     packs = PackedWindows.of(windows, 25)
     alone = windows.rows(2, np.arange(windows.num_rows))
     batch = packs.rows(2, np.arange(packs.num_rows))
@@ -363,8 +365,9 @@ def test_packed_windows_are_what_they_are_alone(hparams):
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        (dict(packing=8), "packing=8 must be a whole number between 9"),
-        (dict(packing=20, objective="bce"), "packing needs negatives_per='batch'"),
+        (dict(packing=8), "packing=8 must be 0 or at least length=9"),
+        (dict(packing=-1), "packing=-1"),
+        (dict(packing=20, objective="bce"), "objective='bce' needs negatives_per='batch'"),
         (dict(sampler="in_batch", objective="sampled_softmax"), "needs negatives_per='batch'"),
         (dict(negatives_per="windows"), "did you mean 'window'"),
         (dict(block="gatd"), "did you mean 'gated'"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from xrec_jax.core.rundir import RunDir
 from xrec_jax.core.storage import files
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import prepare
+from xrec_jax.evaluation.faithfulness.counterfactual import counterfactual
 from xrec_jax.parallel.mesh import use_mesh
 from xrec_jax.recommenders import base as base_module
 from xrec_jax.recommenders.mf import BPRMF
@@ -152,7 +154,7 @@ def test_restored_scores_depend_on_the_vectors(folder):
 
 
 def test_recommendations_of_a_tower_are_explained(folder):
-    """What is explained is what the restored tower scores highest; citations count there."""
+    """What is explained is what the restored tower scores highest, and is assessed by it."""
     made, rundir = config(folder), RunDir(folder / "run")
     data = prepare(made.data)
     split, dataset = data.split, data.dataset
@@ -172,9 +174,36 @@ def test_recommendations_of_a_tower_are_explained(folder):
     pairs = files.read_json_lines(rundir.path / "explanations" / "pairs.jsonl")
     found = {pair["user"]: pair["item"] for pair in pairs if "tower" in pair["systems"]}
     assert found == best and len(set(best.values())) > 1
-    figures = rundir.evaluation()["recommenders"]["template on tower"]
-    assert figures["grounding/item_named"]["value"] == 1
-    assert 0 < figures["counterfactual/measured"]["value"] <= 1
+    # Weighed by the tower's own scores, too, and not by those of the other system.
+    rows = {str(name): row for row, name in enumerate(dataset.user_ids)}
+    items = {str(name): row for row, name in enumerate(dataset.item_ids)}
+    texts = files.read_json_lines(rundir.path / "explanations" / "template.jsonl")
+    shared = [[*both] for both in zip(pairs, texts, strict=True) if "tower" in both[0]["systems"]]
+    users = [rows[pair["user"]] for pair, _ in shared]
+    with runs.one_device():
+        expected = counterfactual(
+            task.model,
+            params,
+            frozen,
+            users=users,
+            items=[items[pair["item"]] for pair, _ in shared],
+            histories=[history.items[history.start[u] : history.start[u + 1]] for u in users],
+            cited=[
+                [
+                    items[e["item"]]
+                    for e in pair["history"]
+                    if re.search(rf"{e['title']}\b", text["text"])
+                ]
+                for pair, text in shared
+            ],
+            shown=[[items[e["item"]] for e in pair["history"]] for pair, _ in shared],
+            mesh=tiny.mesh(1),
+            draws=2,
+        ).estimates(users=users, resamples=20)
+    found = rundir.evaluation()["recommenders"]["template on tower"]
+    assert expected["counterfactual/measured"]["value"] > 0
+    for name, figure in expected.items():
+        assert found[name]["value"] == pytest.approx(figure["value"], abs=1e-5), name
 
 
 def test_runs_from_before_towers_go_on(folder, tmp_path):

@@ -47,6 +47,7 @@ def test_what_works_is_not_refused():
         "recommend.bpr.hparams.dim",
         "recommend.bpr.hparams.negatives",
         "recommend.sasrec.hparams.length",
+        "recommend.sasrec.hparams.packing",
         "recommend.sasrec.hparams.inner",
         "recommend.lightgcn.hparams.layers",
         "recommend.bpr.train.prefetch",

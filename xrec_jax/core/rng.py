@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     NEGATIVES = 1  # negative items of an epoch
     WINDOWS = 2  # where a user's history is cut for sequential training
     ROWS = 3  # order of the rows of a text data set in an epoch
+    PACKING = 4  # order in which windows are packed into training rows
     EXPLAINED_USERS = 41  # whose visits become instructions
     EXPLAINED_VISITS = 42  # which of a user's visits
     PRETRAIN_SPLIT = 43  # which texts are held out of pre-training

@@ -6,69 +6,69 @@ import dataclasses
 
 import numpy as np
 
+from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
+from xrec_jax.core.rng import Stream
 from xrec_jax.data.packing import pack
 from xrec_jax.data.pipeline import Batch, WindowRows
-
-_NONE = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedWindows:
     """Rows for `data.pipeline.BatchSource` that hold the windows of `WindowRows` side by side.
 
-    Which windows share a row does not change from epoch to epoch, only what each of them holds.
+    Which windows share a row depends on neither epoch nor seed, only what each of them holds.
 
     Attributes:
       windows: the windows; without negatives of their own.
       width: positions of a row, at least the windows' length.
-      members: `[num_rows, most]` windows of each row, -1 where a row has fewer.
+      member: `[windows]` int64 numbers of windows, row after row.
+      start: `[num_rows + 1]`; row r holds the windows `member[start[r]:start[r + 1]]`.
     """
 
     windows: WindowRows
     width: int
-    members: np.ndarray
+    member: np.ndarray
+    start: np.ndarray
 
     @classmethod
     def of(cls, windows: WindowRows, width: int) -> PackedWindows:
         """Packs all windows.
 
         Raises:
-          UserError: if a window does not fit, or windows have negatives of their own.
+          UserError: if `width` is below the windows' length, or they have negatives of their own.
         """
         if width < windows.length:
             raise UserError(f"rows of {width} positions cannot hold windows of {windows.length}")
         if windows.negatives.per_row:
             raise UserError("windows that share a row cannot have negatives of their own")
-        # What a window reads varies with the epoch if its user has several; this is the most.
-        room = np.minimum(windows.histories.lengths[windows.user] - 1, windows.length)
-        bins = pack(room.tolist(), width)
-        members = np.full((len(bins), max(map(len, bins), default=0)), _NONE, np.int64)
-        for row, numbers in enumerate(bins):
-            members[row, : len(numbers)] = numbers
-        return cls(windows, width, members)
+        # In a drawn order, since users who follow each other in a file are often alike, and
+        # windows of one row are always in the same batch.
+        order = rng.permutation(rng.fold(0, Stream.PACKING), windows.num_rows)
+        bins = pack(windows.most_read[order].tolist(), width)
+        member = order[np.concatenate([np.zeros(0, np.int64), *bins]).astype(np.int64)]
+        start = np.concatenate([[0], np.cumsum([len(numbers) for numbers in bins], dtype=np.int64)])
+        return cls(windows, width, member, start)
 
     @property
     def num_rows(self) -> int:
-        return len(self.members)
+        return len(self.start) - 1
 
     def rows(self, epoch: int, rows: np.ndarray) -> Batch:
-        """Rows of what the windows hold, and which one each position belongs to.
+        """Packed rows: the events of their windows, and the window and place of each position.
 
         Beside what `WindowRows.rows` gives, all `[rows, width]`: `segment`, 1, 2, ... for the
         windows of a row and 0 for padding; and `place`, the position within the window.
         """
-        chosen = self.members[rows]
-        row, slot = np.nonzero(chosen != _NONE)
-        number = chosen[row, slot]
-        values = self.windows.rows(epoch, number)
-        count = self.windows.num_read(epoch, number)
+        size = self.start[rows + 1] - self.start[rows]
+        row = np.repeat(np.arange(len(rows)), size)
+        slot = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
+        values, read = self.windows.windows(epoch, self.member[self.start[rows][row] + slot])
         # Windows lie one behind the other: each begins where those before it in its row end.
-        ends = np.cumsum(count)
-        before_row = np.concatenate([[0], ends])[np.searchsorted(row, np.arange(len(rows)))]
-        begin = row * self.width + ends - count - before_row[row]
+        before = np.cumsum(read) - read
+        begin = row * self.width + before - before[np.cumsum(size) - size][row]
         column = np.arange(self.windows.length)
-        inside = column < count[:, None]
+        inside = column < read[:, None]
         values |= {
             "segment": np.broadcast_to(slot[:, None].astype(np.int32) + 1, inside.shape),
             "place": np.broadcast_to(column.astype(np.int32), inside.shape),

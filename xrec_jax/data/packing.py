@@ -38,17 +38,21 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
       Bins of indices; together they hold every sequence once.
     """
     bins: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # bins by remaining space
+    by_space: dict[int, list[int]] = {}  # bins by remaining space
+    spaces = 0  # bit s is set where there is a bin with space s
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         need = lengths[index]
-        space = next((s for s in range(need, room + 1) if by_space[s]), None)
-        if space is None:
-            bins.append([index])
-            by_space[room - need].append(len(bins) - 1)
-        else:
+        if fitting := spaces >> need:
+            space = need + (fitting & -fitting).bit_length() - 1
             chosen = by_space[space].pop()
+            if not by_space[space]:
+                spaces ^= 1 << space
             bins[chosen].append(index)
-            by_space[space - need].append(chosen)
+        else:
+            space, chosen = room, len(bins)
+            bins.append([index])
+        by_space.setdefault(space - need, []).append(chosen)
+        spaces |= 1 << (space - need)
     return bins
 
 

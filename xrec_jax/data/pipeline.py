@@ -186,8 +186,19 @@ class WindowRows:
     def num_rows(self) -> int:
         return len(self.user)
 
-    def _targets(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First target of each window, and the one behind its last; target p is event p + 1."""
+    @property
+    def most_read(self) -> np.ndarray:
+        """`[num_rows]` most events that each window reads in any epoch."""
+        targets = self.histories.lengths[self.user] - 1
+        last = np.minimum((self.piece + 1) * (self.length - self.context), targets)
+        return np.minimum(last, self.length)
+
+    def windows(self, epoch: int, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
+        """Windows `rows`, and the number of events that each reads.
+
+        A batch has `history`, `target`, `weight` `[rows, length]`, maybe `negative`, and with
+        `clocks` what `clock.clocks` gives.
+        """
         user, piece = self.user[rows], self.piece[rows]
         targets = self.histories.lengths[user] - 1
         size = self.length - self.context
@@ -195,20 +206,9 @@ class WindowRows:
         # slack.
         slack = -targets % size
         shift = rng.random_integers(rng.fold(self.seed, Stream.WINDOWS, epoch), user, slack + 1)
+        # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
         first = np.maximum(piece * size - shift, 0)
-        return first, np.minimum((piece + 1) * size - shift, targets)
-
-    def num_read(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        """Number of events that each of the windows `rows` reads."""
-        return np.minimum(self._targets(epoch, rows)[1], self.length)
-
-    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
-        """Windows `rows`: `history`, `target`, `weight` `[rows, length]`, and the like.
-
-        Maybe `negative`, and with `clocks` what `clock.clocks` gives.
-        """
-        user = self.user[rows]
-        first, last = self._targets(epoch, rows)
+        last = np.minimum((piece + 1) * size - shift, targets)
         # The window ends with its piece and begins up to `length` events earlier.
         position = np.maximum(last - self.length, 0)[:, None] + np.arange(self.length)
         read = position < last[:, None]
@@ -222,7 +222,11 @@ class WindowRows:
             batch["negative"] = self.negatives.draw(epoch, rows, user)
         if self.clocks:
             batch |= clocks(self.histories.seconds(flat), read)
-        return batch
+        return batch, np.minimum(last, self.length)
+
+    def rows(self, epoch: int, rows: np.ndarray) -> Batch:
+        """The batch of `windows`."""
+        return self.windows(epoch, rows)[0]
 
 
 class BatchSource:

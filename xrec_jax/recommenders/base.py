@@ -51,8 +51,9 @@ class Recommender(abc.ABC):
 
     * `"pairs"`: `user` `[batch]`, `item` `[batch]`, `negative` `[batch, negatives]`;
     * `"sequences"`: `history`, `target`, `weight` `[batch, length]`, where `weight` is 0 on
-      padding, and `negative` `[batch, negatives]`; with `packing_length` they are as wide as that
-      says, and have `segment` and `place` beside them, see `data.packed_windows`;
+      padding, and `negative` `[batch, negatives]`; if `packing_length` is not 0, all are
+      `[batch, packing_length]`, with `segment` and `place` beside them and without `negative`, see
+      `data.packed_windows`;
     * `"states"`: the user inputs of a ranking batch (below), and `target` and `weight` `[batch]`;
     * `"none"`: nothing is trained.
 
@@ -89,7 +90,10 @@ class Recommender(abc.ABC):
 
     @property
     def packing_length(self) -> int:
-        """Positions of a training row that windows share; 0: every window has its own row."""
+        """Positions of a training row that windows share; 0: every window has its own row.
+
+        If it is not 0, `negatives_per_row` must be 0.
+        """
         return 0
 
     @property

@@ -144,8 +144,9 @@ class SASRec(Recommender):
       context: least number of items before a target in its training window, below `length`; a
         larger one takes more windows an epoch.
       packing: positions of a training row that several windows share, at least `length`; 0: every
-        window has a row of `length` positions, which short histories leave mostly empty. A batch of
-        packed rows holds more users, and an epoch fewer updates.
+        window has a row of `length` positions, which short histories leave mostly empty. Needs
+        negatives of the whole batch, or none. `train.batch_size` counts rows: with packing it is to
+        be divided by about the number of windows of a row.
       dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
       objective: "full_softmax"; "sampled_softmax"; "bce"; or "gbce".
@@ -193,12 +194,16 @@ class SASRec(Recommender):
             check_choice("sasrec", "dim / heads % 2", self.dim // self.heads % 2, (0,))
         if self.sampler == "in_batch" and self.negatives_per != "batch":
             raise UserError("sasrec: sampler='in_batch' needs negatives_per='batch'")
-        if self.packing:
-            check_range("sasrec", "packing", self.packing, self.length)
-            if self.negatives_per_row:
-                raise UserError(
-                    "sasrec: packing needs negatives_per='batch' or objective='full_softmax'"
-                )
+        check_range("sasrec", "packing", self.packing, 0)
+        if 0 < self.packing < self.length:
+            raise UserError(
+                f"sasrec: packing={self.packing} must be 0 or at least length={self.length}"
+            )
+        if self.packing and self.negatives_per_row:
+            raise UserError(
+                f"sasrec: packing={self.packing} with objective={self.objective!r} needs "
+                "negatives_per='batch'"
+            )
 
     @property
     def history_length(self) -> int:

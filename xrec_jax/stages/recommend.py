@@ -37,6 +37,9 @@ def shrink(config: Any) -> None:
         for key, value in dict(dim=16, inner=32, length=12, context=4, negatives=2).items():
             if key in hparams:
                 hparams[key] = min(hparams[key], value)
+        if hparams.get("packing"):  # a row holds several windows
+            hparams.packing = 2 * hparams.length
+            system.train.batch_size = 16
         # A world's places have neither of the columns that a file's have.
         for key in ("category", "latitude", "longitude"):
             if key in hparams:

@@ -97,6 +97,7 @@ def _recommender(system: Any, where: str, data: RunData) -> Iterator[Need]:
     for name, size, what in (
         ("dim", 8 * dim * max(data.dataset.num_items, 1), "the item table and its best copy"),
         ("length", 4 * length * dim, "the table of positions"),
+        ("packing", values.get("packing", 0) ** 2, "the mask of a row"),
         ("inner", 4 * values.get("inner", 0) * dim, "a layer"),
         ("layers", values.get("layers", 0) * max(_LAYER, 4 * dim), "the layers"),
     ):
@@ -107,7 +108,7 @@ def _recommender(system: Any, where: str, data: RunData) -> Iterator[Need]:
         width = max(dim, _whole(tower.components))
         yield Need(f"{where}.content.hidden", hidden, 8 * hidden * width, "the hidden layer")
     batch = _whole(system.train.batch_size)
-    rows = 4 * batch * (length + dim)
+    rows = 4 * batch * (max(length, values.get("packing", 0)) + dim)
     yield Need(f"{where}.train.batch_size", batch, rows, "the rows of a batch and their vectors")
     ahead = _whole(system.train.prefetch)
     yield Need(f"{where}.train.prefetch", ahead, 4 * batch * ahead, "the batches prepared ahead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -120,23 +121,32 @@ class RecommenderTask:
             seed=0,
         )
 
+    def _windows(self, seed: int) -> WindowRows:
+        model, negatives = self.model, self._negatives.reseeded(seed)
+        return WindowRows.of(
+            negatives.histories,
+            negatives,
+            length=model.history_length,
+            context=model.min_context,
+            seed=seed,
+            clocks=model.reads_times,
+        )
+
+    @functools.cached_property
+    def _packed(self) -> PackedWindows:
+        """The rows of all seeds: which windows share one does not depend on the seed."""
+        return PackedWindows.of(self._windows(0), self.model.packing_length)
+
     def batch_source(self, seed: int) -> BatchSource:
         """Training batches of this process as a function of the global step."""
-        model, negatives = self.model, self._negatives.reseeded(seed)
         rows: Rows
-        if model.batches == "sequences":
-            rows = windows = WindowRows.of(
-                negatives.histories,
-                negatives,
-                length=model.history_length,
-                context=model.min_context,
-                seed=seed,
-                clocks=model.reads_times,
-            )
-            if model.packing_length:
-                rows = PackedWindows.of(windows, model.packing_length)
-        else:
+        if self.model.batches != "sequences":
+            negatives = self._negatives.reseeded(seed)
             rows = PairRows.of(negatives.histories, negatives)
+        elif self.model.packing_length:
+            rows = dataclasses.replace(self._packed, windows=self._windows(seed))
+        else:
+            rows = self._windows(seed)
         return BatchSource(
             rows,
             batch_size=self.train.batch_size,
@@ -220,6 +230,13 @@ class RecommenderTask:
     ) -> tuple[TrainState, LoopProgress]:
         """Trains one seed, from its newest checkpoint if there is one."""
         train, epoch = self.train, self.steps_per_epoch
+        packed = self._packed if self.model.packing_length else None
+        if packed is not None and packed.num_rows < train.batch_size and is_primary():
+            log(
+                f"recommend.{self.name}.train.batch_size={train.batch_size}: more than the "
+                f"{packed.num_rows} packed rows of an epoch, each of which is taken several times"
+            )
+        windows_per_row = 1.0 if packed is None else packed.windows.num_rows / packed.num_rows
         options = LoopOptions(
             total_steps=self.total_steps,
             log_every=train.log_every or epoch,
@@ -227,7 +244,7 @@ class RecommenderTask:
             checkpoint_every=train.checkpoint_every * epoch,
             patience=train.patience,
             metric=train.metric,
-            examples_per_step=train.batch_size,
+            examples_per_step=round(train.batch_size * windows_per_row),
             steps_per_epoch=epoch,
             steps_before=steps_before,
         )

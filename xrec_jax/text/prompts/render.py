@@ -136,8 +136,8 @@ def render_prompt(
     if template.user and user is None:
         raise UserError(
             f"template {template.name!r} needs a user row; give a user table (data.users), or a "
-            "template without a profile, such as instruct.template=dict(name='generic', "
-            "item_columns=...)"
+            "template without a profile: instruct.template=dict(name='generic', item_columns=...) "
+            "in a config, --prompt=generic with `xrec explain`"
         )
     if max_tokens is not None and count_tokens is None:
         raise UserError("a token budget needs a way to count tokens: count_tokens")
