@@ -29,8 +29,9 @@ answers in both orders, ties as half. The published judgements ask about these p
 with the seed of the curve's split has held the 24 out, with another it has learned some of them
 (`prompts_the_judge_learned` in the JSON).
 
-The loss per token is fitted by floor + drop / (1 + n / half), where after `half` instructions half
-of what is to be gained is gained: least squares over the counts, each with the mean of its seeds.
+The loss per token is fitted by floor + drop / (1 + n / scale)^power: least squares over the counts,
+each with the mean of its seeds. After `half` instructions half of what is to be gained is gained;
+where `open` names a part of the curve the data does not bound it, and no end is seen.
 The interval draws prompts and seeds. Prints a table, writes JSON, and a plot with `--plot` (extra
 `report`). What is cut off goes on where it stopped when it is called again.
 """
@@ -378,13 +379,14 @@ def show(result: dict[str, Any]) -> str:
     fitted = result["saturation"]
     gained = fitted["gained"].get(str(result["set"]))
     share = "" if gained is None else f"; {result['set']} instructions gain {_cell(gained)} of it"
-    open_ends = ", ".join(fitted["half_unbounded"])
-    note = f" (half: {open_ends} not bounded by the data)" if open_ends else ""
-    return (
-        f"{text_table(['instructions', *(n.split('/')[1] for n in names)], rows)}\n"
+    fit = (
         f"perplexity falls to {_cell(fitted['floor_perplexity'])}, half of the way after "
-        f"{_cell(fitted['half'])} instructions{share}{note}"
+        f"{_cell(fitted['half'])} instructions{share}"
     )
+    if fitted["open"]:
+        fit = f"no end of the fall is seen: the data does not bound {', '.join(fitted['open'])}"
+    table = text_table(["instructions", *(n.split("/")[1] for n in names)], rows)
+    return f"{table}\n{fit}; residuals {fitted['rms']:.3f} nats"
 
 
 def _cell(entry: Mapping[str, Any]) -> str:

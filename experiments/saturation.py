@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_HALVES = np.geomspace(0.5, 1e5, 400)  # values of `half` that the fit tries
+_SCALES = np.geomspace(0.5, 1e5, 400)  # what the fit tries
+_POWERS = np.geomspace(0.1, 4.0, 100)
 
 
-def fit(counts: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
-    """Least squares of floor + drop / (1 + n / half): (floor, drop, half).
+class Curve(NamedTuple):
+    """floor + drop / (1 + n / scale)^power, a loss over n examples."""
 
-    For a given `half` the other two are linear, so `half` is tried on a grid.
+    floor: float
+    drop: float
+    scale: float
+    power: float
+
+    @property
+    def half(self) -> float:
+        """Examples after which half of the drop is gained."""
+        return self.scale * (2.0 ** (1.0 / self.power) - 1.0)
+
+    def gained(self, counts: np.ndarray) -> np.ndarray:
+        """Share of the drop that is gained by `counts` examples."""
+        return 1.0 - (1.0 + counts / self.scale) ** -self.power
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return self.floor + self.drop * (1.0 - self.gained(counts))
+
+    def open_parts(self) -> list[str]:
+        """Which of its numbers stand at an end of what is tried, so that no data bounds them."""
+        ends = {"scale": _SCALES[[0, -1]], "power": _POWERS[[0, -1]], "floor": np.zeros(1)}
+        return [name for name, end in ends.items() if np.isclose(getattr(self, name), end).any()]
+
+
+def fit(counts: np.ndarray, losses: np.ndarray, powers: np.ndarray = _POWERS) -> Curve:
+    """Least squares, with a floor that is no loss below 0.
+
+    For a given scale and power the other two are linear, so those are tried on a grid.
 
     Args:
       counts: `[counts]`, numbers of instructions.
       losses: `[counts]`.
+      powers: powers to try; `np.ones(1)` for a hyperbola.
     """
-    best = (math.inf, 0.0, 0.0, 1.0)
-    for half in _HALVES:
-        design = np.stack([np.ones(len(counts)), 1.0 / (1.0 + counts / half)], axis=1)
-        solution = np.linalg.lstsq(design, losses, rcond=None)[0]
-        error = float(np.sum((design @ solution - losses) ** 2))
-        best = min(best, (error, float(solution[0]), float(solution[1]), float(half)))
-    return best[1:]
+    scale, power = (x.reshape(-1) for x in np.meshgrid(_SCALES, powers, indexing="ij"))
+    falling = (1.0 + counts / scale[:, None]) ** -power[:, None]
+    centred = falling - falling.mean(axis=1, keepdims=True)
+    drop = centred @ (losses - losses.mean()) / np.sum(centred**2, axis=1)
+    floor = losses.mean() - drop * falling.mean(axis=1)
+    # Where the best floor would be negative, the best of those at 0.
+    below = floor < 0
+    floor = np.where(below, 0.0, floor)
+    drop = np.where(below, falling @ losses / np.sum(falling**2, axis=1), drop)
+    error = np.sum((floor[:, None] + drop[:, None] * falling - losses) ** 2, axis=1)
+    best = int(error.argmin())
+    return Curve(float(floor[best]), float(drop[best]), float(scale[best]), float(power[best]))
 
 
 def saturation(
@@ -40,10 +72,10 @@ def saturation(
       seed: of the draws.
 
     Returns:
-      `floor_perplexity`, `drop` (nats), `half` (instructions) and `gained` (by count, the share of
-      the drop that it gains), each with value, low and high; `curve`: perplexity on a grid;
-      `half_unbounded`: which of value, low and high of `half` stand at an end of the grid that the
-      fit tries, so that the data does not bound them.
+      `floor_perplexity`, `drop` (nats), `power`, `half` (instructions) and `gained` (by count, the
+      share of the drop that it gains), each with value, low and high; `curve`: perplexity on a
+      grid; `open`: which of floor, scale and power the data does not bound; `rms` of the residuals
+      in nats, and `rms_hyperbola`, those of the best curve with power 1.
     """
     counts = sorted({count for count, _ in results})
     grid = np.concatenate([[0.0], np.geomspace(1, max(counts), 60)])
@@ -66,17 +98,18 @@ def saturation(
                 drawn = per_seed[random.integers(size, size=size)].mean()
                 mean += np.sqrt(size / (size - 1)) * (drawn - mean)
             means.append(mean)
-        return np.array(fit(np.array(counts, np.float64), np.array(means)))
+        return np.array(means)
 
-    def described(values: np.ndarray) -> np.ndarray:
-        floor, drop, half = values
-        gained = 1.0 - 1.0 / (1.0 + np.array(counts) / half)
-        return np.concatenate(
-            [[np.exp(floor), drop, half], gained, np.exp(floor + drop / (1.0 + grid / half))]
-        )
+    numbers = np.array(counts, np.float64)
+
+    def described(means: np.ndarray) -> np.ndarray:
+        curve = fit(numbers, means)
+        named = [np.exp(curve.floor), curve.drop, curve.power, curve.half]
+        return np.concatenate([named, curve.gained(numbers), np.exp(curve(grid))])
 
     number = len(next(iter(results.values()))["loss"])
-    whole = described(draw(np.arange(number), None))
+    means = draw(np.arange(number), None)
+    best, whole = fit(numbers, means), described(means)
     random = np.random.default_rng(seed)
     samples = [
         described(draw(random.integers(number, size=number), random)) for _ in range(resamples)
@@ -91,17 +124,17 @@ def saturation(
                 "high": float(high[place]),
             }
 
-    ends = np.log(_HALVES[[0, -1]])
-    unbounded = [
-        name
-        for name, values in (("value", whole), ("low", low), ("high", high))
-        if np.abs(np.log(values[2]) - ends).min() < 1e-3
-    ]
-    named = dict(zip(("floor_perplexity", "drop", "half"), entries(0, 3), strict=True))
-    behind = 3 + len(counts)
-    gained = dict(zip(map(str, counts), entries(3, behind), strict=True))
+    names = ("floor_perplexity", "drop", "power", "half")
+    named = dict(zip(names, entries(0, 4), strict=True))
+    behind = 4 + len(counts)
+    gained = dict(zip(map(str, counts), entries(4, behind), strict=True))
     curve = [
         {"instructions": float(n)} | entry
         for n, entry in zip(grid, entries(behind, behind + len(grid)), strict=True)
     ]
-    return {**named, "half_unbounded": unbounded, "gained": gained, "curve": curve}
+
+    def rms(curve: Curve) -> float:
+        return float(np.sqrt(np.mean((curve(numbers) - means) ** 2)))
+
+    residuals = {"rms": rms(best), "rms_hyperbola": rms(fit(numbers, means, np.ones(1)))}
+    return {**named, **residuals, "open": best.open_parts(), "gained": gained, "curve": curve}
