@@ -32,13 +32,13 @@ def get_config(arg: str = "") -> ConfigDict:
         inner=256,
         length=20,
         packing=64,
-        dropout=0.3,
+        dropout=0.5,
         block="gated",
         objective="sampled_softmax",
         sampler="uniform",
         negatives=3000,
         negatives_per="batch",
         # 32 rows hold some 2,000 events of more than 200 users.
-        train=dict(batch_size=32, learning_rate=1e-3, epochs=40, patience=4),
+        train=dict(batch_size=32, learning_rate=1e-3, epochs=30, patience=5),
     )
     return defaults.variant(config, arg)
