@@ -61,6 +61,19 @@ def test_figures_are_those_of_the_texts(finished):
     assert table["grounding/hallucinated_titles"]["value"] == 0
 
 
+def test_columns_of_lists_are_read_by_their_values():
+    """Few genres have many combinations, and a text names genres."""
+    rng = np.random.default_rng(0)
+    genres = np.array([f"genre {n}" for n in range(9)])
+    pairs = [
+        {"attributes": {"genres": rng.permutation(genres)[:3].tolist(), "plot": [f"word {n}"]}}
+        for n in range(100)
+    ]
+    assert len({str(pair["attributes"]["genres"]) for pair in pairs}) > 60
+    assert assess._tells(pairs, "genres") and not assess._tells(pairs, "plot")
+    assert not assess._tells([{"attributes": {"genres": ["war"]}}] * 3, "genres")
+
+
 def test_planted_reasons_are_those_of_the_world(finished):
     """The truth comes from the world itself, not from what the stage before wrote."""
     world, data = generate(WorldConfig(**tiny.WORLD)), prepare(config().data)

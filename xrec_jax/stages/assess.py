@@ -32,6 +32,7 @@ from xrec_jax.evaluation.texts.grounding import (
     grounding_metrics,
     vocabulary_of,
 )
+from xrec_jax.evaluation.texts.mentions import cell_values
 from xrec_jax.evaluation.texts.overlap import derangement
 from xrec_jax.evaluation.texts.text_metrics import MOST_WORDS, mean_of, text_metrics
 from xrec_jax.inference import explainers, run_records
@@ -185,9 +186,9 @@ def ground(
 
 
 def _tells(pairs: Sequence[Pair], column: str) -> bool:
-    """Whether a column's values are words that a text may name."""
-    cells = {str(pair["attributes"].get(column)) for pair in pairs}
-    return 1 < len(cells) <= _MOST_VALUES
+    """Whether a column's values, those of lists each, are words that a text may name."""
+    values = {value for pair in pairs for value in cell_values(pair["attributes"].get(column))}
+    return 1 < len(values) <= _MOST_VALUES
 
 
 def text_tables(
