@@ -12,6 +12,9 @@ recommender to the same 100 users are explained; what two recommend is explained
 both. `evaluation.json` has the figures of each under `recommenders`, as "tuned on sasrec": length,
 titles and attributes that are borne out, and whether the cited films moved that recommender. The
 report shows them in a table.
+
+42 minutes on two cores beside other work. Tuned texts name the film in 95 to 96 % whoever
+recommends it (base 76 to 80 %); figures in docs/results/llmxrec.md.
 """
 
 from ml_collections import ConfigDict
