@@ -6,9 +6,10 @@ reads `../shared/data/amazon-beauty`; elsewhere give `--config.data.path=FILE` a
 `--config.data.items=FILE`. `:tiny` needs neither.
 
 Softmax over the target and 3,000 items that a batch shares, layers of LiGR. Most histories are
-short, so windows of 20 items hold nearly all of them.
+short: windows of 20 items hold nearly all of them, and several share a row of 64 positions.
 
-Not measured yet: the settings are a start, chosen by nothing.
+NDCG@10 .0536 [.0509, .0561], Hit@10 .0895 (three seeds), in 16.6 CPU minutes; chosen on validation,
+see docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
       --config.data.path=../shared/data/google-maps
 
 The folder holds train, valid and test files (`user,item`, no timestamps). Chosen on validation
-NDCG@20. Expected figures and the time they take are in docs/results/movielens.md.
+NDCG@20. Expected figures and the time they take are in docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
       --config.data.path=../shared/data/ml-100k
 
 Four negatives a pair and a little weight on the vectors' norms. Chosen on validation NDCG@10.
-Expected figures and the time they take are in docs/results/movielens.md.
+Expected figures and the time they take are in docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 
 Trained with the softmax over the whole catalogue, which scored higher on validation than the
 pairwise loss in the few settings tried. Chosen on validation NDCG@10. Expected figures and the time
-they take are in docs/results/movielens.md.
+they take are in docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 
 Short windows with a long context before each target (20 items, of which 6 are predicted) suit this
 data better than long ones, and one layer did as well as two in trials with one seed. Chosen on
-validation NDCG@10. Expected figures and the time they take are in docs/results/movielens.md.
+validation NDCG@10. Expected figures and the time they take are in docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

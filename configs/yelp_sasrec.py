@@ -6,9 +6,9 @@ reads `../shared/data/yelp`; elsewhere give `--config.data.path=FILE` and
 `--config.data.items=FILE`. `:tiny` needs neither.
 
 Softmax over the target and 3,000 items that a batch shares, layers of LiGR. Most histories are
-short, so windows of 20 items hold nearly all of them.
+short: windows of 20 items hold nearly all of them, and several share a row of 64 positions.
 
-Not measured yet: the settings are a start, chosen by nothing.
+Not measured yet: the settings are those of `configs/beauty_sasrec.py`.
 """
 
 from ml_collections import ConfigDict
