@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
         sampler="uniform",
         negatives=3000,
         negatives_per="batch",
-        # 32 rows hold some 2,000 events of more than 200 users.
+        # 32 rows hold some 1,850 events of some 250 users.
         train=dict(batch_size=32, learning_rate=1e-3, epochs=30, patience=5),
     )
     return defaults.variant(config, arg)

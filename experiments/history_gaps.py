@@ -34,11 +34,17 @@ def users_with_gap(data: RunData) -> np.ndarray:
     """`[num_users]` bool: the test event's position is not the one after the validation event's.
 
     Raises:
-      UserError: if events have no times, or a user has not one event of each kind.
+      UserError: if times are no positions, or a user has not one event of each kind.
     """
-    valid, test = data.split.valid, data.split.test
-    if valid.timestamp is None or test.timestamp is None:
+    train, valid, test = data.split.train, data.split.valid, data.split.test
+    if train.timestamp is None or valid.timestamp is None or test.timestamp is None:
         raise UserError("events without positions have no gaps")
+    following = np.diff(train.user) == 0
+    if following.any() and np.mean(np.diff(train.timestamp)[following] == 1) < 0.5:
+        raise UserError(
+            "the times of this run's events are no positions in the users' histories: fewer than "
+            "half of the events follow the one before by 1"
+        )
     if not np.array_equal(valid.user, test.user) or len(np.unique(test.user)) < len(test.user):
         raise UserError("gaps are told by one validation and one test event of every user")
     gap = np.zeros(data.dataset.num_users, bool)
@@ -69,6 +75,12 @@ def figures_apart(
     }
 
 
+def _cell(figure: Estimate) -> str:
+    low, high = figure["low"], figure["high"]
+    bounds = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+    return f"{figure['value']:.4f}{bounds}"
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Prints the table, and returns it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -91,10 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             {name: values[name] for name in names}, users, gap, resamples=config.ranking.resamples
         )
         for group, figures in table[system].items():
-            cells = [
-                f"{f['value']:.4f} [{f['low']:.4f}, {f['high']:.4f}]" for f in figures.values()
-            ]
-            rows.append([system, group, str(next(iter(figures.values()))["count"]), *cells])
+            count = str(next(iter(figures.values()))["count"])
+            rows.append([system, group, count, *map(_cell, figures.values())])
     print(text_table(["system", "users", "count", *names], rows))
     if args.output:
         write_json(pathlib.Path(args.output), table)

@@ -31,7 +31,8 @@ with the seed of the curve's split has held the 24 out, with another it has lear
 
 The loss per token is fitted by floor + drop / (1 + n / scale)^power: least squares over the counts,
 each with the mean of its seeds. After `half` instructions half of what is to be gained is gained;
-where `open` names a part of the curve the data does not bound it, and no end is seen.
+where `endless` is true, the data shows no end of the fall, and `open` names the parts of the curve
+that it does not bound.
 The interval draws prompts and seeds. Prints a table, writes JSON, and a plot with `--plot` (extra
 `report`). What is cut off goes on where it stopped when it is called again.
 """
@@ -379,12 +380,14 @@ def show(result: dict[str, Any]) -> str:
     fitted = result["saturation"]
     gained = fitted["gained"].get(str(result["set"]))
     share = "" if gained is None else f"; {result['set']} instructions gain {_cell(gained)} of it"
-    fit = (
-        f"perplexity falls to {_cell(fitted['floor_perplexity'])}, half of the way after "
-        f"{_cell(fitted['half'])} instructions{share}"
-    )
-    if fitted["open"]:
-        fit = f"no end of the fall is seen: the data does not bound {', '.join(fitted['open'])}"
+    unknown = f"the data does not bound {', '.join(fitted['open'])}" if fitted["open"] else ""
+    if fitted["endless"]:
+        fit = f"no end of the fall is seen: {unknown}"
+    else:
+        fit = (
+            f"perplexity falls to {_cell(fitted['floor_perplexity'])}, half of the way after "
+            f"{_cell(fitted['half'])} instructions{share}{unknown and f' ({unknown})'}"
+        )
     table = text_table(["instructions", *(n.split("/")[1] for n in names)], rows)
     return f"{table}\n{fit}; residuals {fitted['rms']:.3f} nats"
 

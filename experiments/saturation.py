@@ -31,10 +31,26 @@ class Curve(NamedTuple):
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         return self.floor + self.drop * (1.0 - self.gained(counts))
 
-    def open_parts(self) -> list[str]:
-        """Which of its numbers stand at an end of what is tried, so that no data bounds them."""
-        ends = {"scale": _SCALES[[0, -1]], "power": _POWERS[[0, -1]], "floor": np.zeros(1)}
-        return [name for name, end in ends.items() if np.isclose(getattr(self, name), end).any()]
+    @property
+    def open_parts(self) -> set[str]:
+        """Which of its numbers stand at an end of what is tried, or a step from it."""
+        parts = {"floor"} if self.floor == 0.0 else set()
+        for name, tried in (("scale", _SCALES), ("power", _POWERS)):
+            if not tried[1] * 1.001 < getattr(self, name) < tried[-2] * 0.999:
+                parts.add(name)
+        return parts
+
+    @property
+    def endless(self) -> bool:
+        """Whether the fall has no end that the data shows.
+
+        It has none with a floor of 0, with the least power, with the largest scale, or with the
+        least scale and a power below 1. A fall that is over early has the largest power, or the
+        least scale and a power of 1 or more.
+        """
+        least_power = self.power < 1.0 and "power" in self.open_parts
+        scale = "scale" in self.open_parts and (self.scale > 1.0e3 or self.power < 1.0)
+        return self.floor == 0.0 or least_power or scale
 
 
 def fit(counts: np.ndarray, losses: np.ndarray, powers: np.ndarray = _POWERS) -> Curve:
@@ -74,8 +90,10 @@ def saturation(
     Returns:
       `floor_perplexity`, `drop` (nats), `power`, `half` (instructions) and `gained` (by count, the
       share of the drop that it gains), each with value, low and high; `curve`: perplexity on a
-      grid; `open`: which of floor, scale and power the data does not bound; `rms` of the residuals
-      in nats, and `rms_hyperbola`, those of the best curve with power 1.
+      grid; `open`: which of floor, scale and power stand at an end of what is tried in the best fit
+      or in more than 2.5 % of the samples, so that an end of their interval is not the data's;
+      `endless`: the same of `Curve.endless`; `rms` of the residuals in nats, and `rms_hyperbola`,
+      those of the best curve with power 1.
     """
     counts = sorted({count for count, _ in results})
     grid = np.concatenate([[0.0], np.geomspace(1, max(counts), 60)])
@@ -102,18 +120,19 @@ def saturation(
 
     numbers = np.array(counts, np.float64)
 
-    def described(means: np.ndarray) -> np.ndarray:
-        curve = fit(numbers, means)
+    def described(curve: Curve) -> np.ndarray:
         named = [np.exp(curve.floor), curve.drop, curve.power, curve.half]
         return np.concatenate([named, curve.gained(numbers), np.exp(curve(grid))])
 
     number = len(next(iter(results.values()))["loss"])
     means = draw(np.arange(number), None)
-    best, whole = fit(numbers, means), described(means)
+    best = fit(numbers, means)
+    whole = described(best)
     random = np.random.default_rng(seed)
-    samples = [
-        described(draw(random.integers(number, size=number), random)) for _ in range(resamples)
+    curves = [
+        fit(numbers, draw(random.integers(number, size=number), random)) for _ in range(resamples)
     ]
+    samples = [described(curve) for curve in curves]
     low, high = np.quantile(samples, [0.025, 0.975], axis=0) if samples else (whole, whole)
 
     def entries(first: int, behind: int) -> Iterator[dict[str, float]]:
@@ -136,5 +155,20 @@ def saturation(
     def rms(curve: Curve) -> float:
         return float(np.sqrt(np.mean((curve(numbers) - means) ** 2)))
 
-    residuals = {"rms": rms(best), "rms_hyperbola": rms(fit(numbers, means, np.ones(1)))}
-    return {**named, **residuals, "open": best.open_parts(), "gained": gained, "curve": curve}
+    def often(flags: list[bool]) -> bool:
+        return bool(flags) and float(np.mean(flags)) > 0.025
+
+    open_ = [
+        name
+        for name in ("floor", "scale", "power")
+        if name in best.open_parts or often([name in curve.open_parts for curve in curves])
+    ]
+    return {
+        **named,
+        "rms": rms(best),
+        "rms_hyperbola": rms(fit(numbers, means, np.ones(1))),
+        "open": open_,
+        "endless": best.endless or often([curve.endless for curve in curves]),
+        "gained": gained,
+        "curve": curve,
+    }

@@ -162,7 +162,7 @@ def test_numbers_of_a_curve_by_hand():
 def test_a_floor_is_no_negative_loss():
     losses = 2.0 - 0.25 * np.log1p(COUNTS / 10)
     curve = fit(COUNTS, losses)
-    assert curve.floor == 0.0 and "floor" in curve.open_parts()
+    assert curve.floor == 0.0 and "floor" in curve.open_parts and curve.endless
     # No other curve from 0 is better.
     error = np.sum((curve(COUNTS) - losses) ** 2)
     for scale, power in ((1.05, 1.0), (1.0, 1.05), (0.9, 0.95)):
@@ -204,13 +204,45 @@ def test_intervals_hold_what_was_put_in():
     assert np.mean(held) > 0.75  # those of 95 % with three seeds a count
 
 
-def test_what_the_data_does_not_bound_is_said():
-    """A straight line has no end."""
-    results = {
-        (count, 0): {"loss": [80 * (2.0 - 1e-4 * count)] * 5, "tokens": [80.0] * 5}
-        for count in (0, 10, 50, 200)
+def of_law(law, counts=(0, 10, 20, 50, 100, 216), spread=0.0):
+    """Results whose prompts have the losses of `law` and a spread of their own."""
+    rng = np.random.default_rng(2)
+    slopes = 1.0 + rng.normal(0, spread, 24)
+    return {
+        (count, 0): {"loss": (80 * (1.5 + law(count) * slopes)).tolist(), "tokens": [80.0] * 24}
+        for count in counts
     }
-    assert saturation(results, resamples=5)["open"]
+
+
+@pytest.mark.parametrize(
+    ("law", "endless", "part"),
+    [
+        (lambda n: 1.0 - 0.1 * np.log2(1 + n / 10), True, "power"),  # a straight line in log n
+        (lambda n: 1.0 - 1e-3 * n, True, ""),  # and one in n
+        (lambda n: np.exp(-n / 10), False, "power"),  # over early
+        (lambda n: 1.0 if n < 10 else 0.0, False, ""),  # at once
+        (lambda n: 1 / (1 + n / 15), False, None),  # as the curve itself
+    ],
+)
+def test_a_fall_without_an_end_is_said(law, endless, part):
+    fitted = saturation(of_law(law), resamples=5)
+    assert fitted["endless"] == endless
+    if part is None:
+        assert fitted["open"] == []
+    else:
+        assert part in fitted["open"] or (not part and fitted["open"])
+
+
+def test_intervals_that_end_where_the_search_ends_are_said():
+    """The best fit lies inside; that of some samples does not."""
+    rng = np.random.default_rng(4)
+    results = of_law(lambda n: 1 / (1 + n / 8) ** 0.4)
+    for result in results.values():
+        result["loss"] = (np.array(result["loss"]) + rng.normal(0, 8, 24)).tolist()
+    fitted = saturation(results, resamples=40)
+    low, high = fitted["power"]["low"], fitted["power"]["high"]
+    assert ("power" in fitted["open"]) == (low < 0.105 or high > 3.8)
+    assert fitted["open"]
 
 
 def arguments(folder, **changed):
@@ -247,6 +279,11 @@ def test_figures_of_a_tiny_model(finished):
         used = read_instructions(run / "instructions" / "train.jsonl")
         assert len(used) == count and not held_out & {record.group for record in used}
     assert "instructions" in curve.show(result)
+    fitted = result["saturation"] | {"endless": False, "open": ["power"]}
+    text = curve.show(result | {"saturation": fitted})
+    assert "perplexity falls to" in text and "(the data does not bound power)" in text
+    text = curve.show(result | {"saturation": fitted | {"endless": True}})
+    assert "no end of the fall is seen: the data does not bound power" in text
 
 
 def test_what_is_done_is_read_and_not_made_again(finished, monkeypatch):

@@ -16,16 +16,16 @@ USERS = 20
 GAPS = (2, 3, 7, 11)
 
 
-def config(folder):
-    """Users of six events at their positions; those of `GAPS` lack the last but one of seven."""
+def config(folder, gaps=GAPS, unit=1):
+    """Users of six events at their positions; those of `gaps` lack the last but one of seven."""
     rng = np.random.default_rng(1)
     with (folder / "events.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["user", "item", "timestamp"])
         for user in range(USERS):
             for place, item in enumerate(rng.permutation(15)[:7]):
-                if place != (5 if user in GAPS else 6):
-                    rows.writerow([f"u{user:02}", f"i{item:02}", place])
+                if place != (5 if user in gaps else 6):
+                    rows.writerow([f"u{user:02}", f"i{item:02}", place * unit])
     made = defaults.base()
     made.name, made.stages, made.seeds = "gaps", ("recommend",), (0, 1)
     made.data.format, made.data.path = "csv", str(folder / "events.csv")
@@ -59,3 +59,18 @@ def test_events_that_are_not_one_each(tmp_path):
     made.data.split.update(dict(kind="time", at="5", valid_at="0.5"))
     with pytest.raises(UserError, match="one validation and one test event"):
         history_gaps.users_with_gap(prepare(made.data))
+
+
+def test_times_that_are_no_positions(tmp_path):
+    with pytest.raises(UserError, match="are no positions"):
+        history_gaps.users_with_gap(prepare(config(tmp_path, unit=60).data))
+
+
+def test_a_single_user_has_no_interval(tmp_path, capsys):
+    made = config(tmp_path, gaps=(3,))
+    del made.recommend["bpr"]
+    with runs.one_device():
+        run.run(made, tmp_path / "run")
+    history_gaps.main([f"--workdir={tmp_path / 'run'}"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "  gap" in line]
+    assert "[" not in line

@@ -12,7 +12,8 @@ compilation cache; with `--peer` RecBole runs right after it under the same cond
 (`recbole_peer.py`, in an environment that has RecBole 1.2.1). The clock starts when the data is
 read and split and covers initialisation, compilation, training, validation and checkpoints; it
 stops at the first validation NDCG@10 that is at least the target: RecBole's best, measured with
-`--peer`, else the published-protocol figures below. Prints a table, writes JSON.
+`--peer`, else its best of an earlier run (`CASES`), which `beauty` does not have. Prints a
+table, writes JSON.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from xrec_jax.data.pipeline import Batch, WindowRows
 class PackedWindows:
     """Rows for `data.pipeline.BatchSource` that hold the windows of `WindowRows` side by side.
 
-    Which windows share a row depends on neither epoch nor seed, only what each of them holds.
+    Which windows share a row is the same in every epoch and for every seed; only the events in a
+    window change.
 
     Attributes:
       windows: the windows; without negatives of their own.
