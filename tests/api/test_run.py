@@ -191,6 +191,17 @@ def test_no_held_out_event_is_trained_on(name, packing, tmp_path):
     assert (task.data.learned.item == data.split.train.item).all()
 
 
+def test_seeds_pack_the_same_windows_with_cuts_of_their_own(tmp_path):
+    config = tiny.config("sasrec")
+    config.recommend.sasrec.hparams.packing = 30
+    rundir = RunDir(tmp_path)
+    task = RecommenderTask(config, "sasrec", data=tiny.data(), mesh=tiny.mesh(), rundir=rundir)
+    sources = [task.batch_source(seed)._rows for seed in (0, 1, 1)]
+    assert sources[0].member is sources[1].member
+    batches = [rows.rows(0, np.arange(rows.num_rows))["history"] for rows in sources]
+    assert (batches[0] != batches[1]).any() and (batches[1] == batches[2]).all()
+
+
 def test_epochs_are_chosen_on_validation_events(tmp_path, monkeypatch):
     data, mesh = tiny.data(), tiny.mesh()
     monkeypatch.setattr(recommender, "fit", lambda state, *_, evaluate, **options: evaluate(state))
