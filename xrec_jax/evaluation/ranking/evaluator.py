@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
+from xrec_jax.evaluation.ranking import batches
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 from xrec_jax.evaluation.ranking.protocol import RankingProtocol, rows_of
 from xrec_jax.evaluation.ranking.ranks import Ranks, target_ranks, top_k
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
 
-CELLS = 1 << 24  # scores and seen lists of one batch have at most this many cells
 CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device between evaluations
 
 
@@ -64,14 +64,6 @@ class PerUser:
         return means
 
 
-def _bucket(size: int, base: int) -> int:
-    """Rounds `size` up to `base` times a power of four, to compile few shapes."""
-    width = base
-    while width < size:
-        width *= 4
-    return width
-
-
 class RankingEvaluator:
     """Ranks held-out items against the whole catalogue.
 
@@ -108,8 +100,15 @@ class RankingEvaluator:
         self._rows = rows_of(protocol, seen, held_out, model.num_users, learned=learned)
         self._targets = self._rows.targets
         self.users = self._rows.user
-        self._limit = users_per_batch
-        self._plan = list(self._make_plan())
+        self._plan = list(
+            batches.plan(
+                self._rows,
+                num_items=model.num_items,
+                history_length=model.history_length,
+                mask_seen=self._masks,
+                limit=users_per_batch,
+            )
+        )
         self._cache: list[dict[str, jax.Array]] | None = None
 
     def __call__(self, params: Any, frozen: Mapping[str, jax.Array]) -> PerUser:
@@ -124,7 +123,7 @@ class RankingEvaluator:
         ]
         # Batches are grouped by shape; ranks go back to the order of rows and their targets.
         per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
-        for (rows, _, _), batch in zip(self._plan, gather(ranks), strict=True):
+        for (rows, *_), batch in zip(self._plan, gather(ranks), strict=True):
             count = self._targets.lengths[rows]
             column = np.arange(batch.masked.shape[1])
             real = column < count[:, None]
@@ -137,46 +136,24 @@ class RankingEvaluator:
         unmasked = unmasked if self._masks else {}
         return PerUser(self.users, masked, unmasked, self._rows.repeat, self._rows.cold)
 
-    def _make_plan(self) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Batches as (rows, width of seen lists, width of targets), grouped by shape."""
-        history = self._rows.history
-        seen = (self._rows.end - history.start[self.users]) * self._masks
-        count = self._targets.lengths
-        if len(seen) * seen.max() <= CELLS // 4:
-            # One shape for all, rounded so that validation and test share it.
-            seen_width = np.full(len(seen), -(-int(seen.max() + 1) // 64) * 64)
-        else:
-            seen_width = np.array([_bucket(size, 64) for size in seen])
-        target_width = np.array([_bucket(size, 1) for size in count])
-        for width in np.unique(seen_width):
-            for targets in np.unique(target_width[seen_width == width]):
-                rows = np.flatnonzero((seen_width == width) & (target_width == targets))
-                # The largest array compares every target with all scores, or with the seen list.
-                cells = max(self._model.num_items * targets, width * targets)
-                size = max(1, min(self._limit, CELLS // int(cells)))
-                for first in range(0, len(rows), size):
-                    yield rows[first : first + size], int(width), int(targets)
-
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
         """Yields the batches of the plan; small ones stay on the device for the next call."""
         if self._cache is not None:
             yield from self._cache
             return
-        cells = sum(
-            len(rows) * (width + targets + self._model.history_length)
-            for rows, width, targets in self._plan
-        )
+        cells = sum(len(rows) * sum(widths) for rows, *widths in self._plan)
         cache: list[dict[str, jax.Array]] = []
-        for rows, width, targets in self._plan:
+        for rows, seen, targets, history in self._plan:
             padded = _pad_rows(rows, self._mesh)
             batch = user_batch(
                 self._model,
                 self._rows.history,
                 self.users[padded],
-                width,
+                seen,
                 self._mesh,
                 end=self._rows.end[padded],
                 mask_seen=self._masks,
+                length=history,
             )
             target = self._targets.padded(padded, targets, fill=-1)
             target[len(rows) :] = -1
@@ -240,6 +217,7 @@ def user_batch(
     *,
     end: np.ndarray | None = None,
     mask_seen: bool = True,
+    length: int | None = None,
 ) -> dict[str, jax.Array]:
     """Ranking batch on the devices: `user`, `seen` `[batch, width]` and inputs of the model.
 
@@ -253,6 +231,8 @@ def user_batch(
       mesh: devices.
       end: `[batch]`, where in `history.items` each user's history ends; by default at its end.
       mask_seen: False leaves the lists of seen items empty.
+      length: positions of the histories, no fewer than any of these has, up to the model's
+        `history_length`; None: so many.
     """
     end = history.start[users + 1] if end is None else end
     rows, end = _pad_rows(users, mesh), _pad_rows(end, mesh)
@@ -261,11 +241,11 @@ def user_batch(
         seen = distinct(history.padded(rows, width, fill=-1, end=end))
     batch = {"user": rows.astype(np.int32), "seen": seen}
     if model.history_length:
-        batch["history"] = history.padded(rows, model.history_length, end=end)
-        length = np.minimum(end - history.start[rows], model.history_length)
-        batch["length"] = length.astype(np.int32)
+        length = length or model.history_length
+        batch["history"] = history.padded(rows, length, end=end)
+        batch["length"] = np.minimum(end - history.start[rows], length).astype(np.int32)
         if getattr(model, "reads_times", False):
-            batch |= history.clocks(rows, model.history_length, end=end)
+            batch |= history.clocks(rows, length, end=end)
     return put_replicated(batch, mesh)
 
 
@@ -331,10 +311,10 @@ def recommend(
             mesh=mesh,
         )
 
-    size = max(1, min(len(users), 1024, CELLS // model.num_items))
+    size = max(1, min(len(users), 1024, batches.CELLS // model.num_items))
     for first in range(0, len(users), size):
         rows = users[first : first + size]
-        width = _bucket(int(history.lengths[rows].max(initial=1)), 64)
+        width = batches.bucket(int(history.lengths[rows].max(initial=1)), 64)
         # The last batch gets as many rows as the others, so it needs no compilation of its own.
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's
