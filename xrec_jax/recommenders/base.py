@@ -60,7 +60,8 @@ class Recommender(abc.ABC):
     `negatives` is `negatives_per_row`; if that is 0 there is no `negative`.
 
     For ranking a batch has `user` `[batch]`, and for sequences also `history` `[batch, length]`
-    (oldest first, padded at the end) and `length` `[batch]`. If the model `reads_times`, sequences
+    (oldest first, padded at the end; `length` is at most `history_length`, and smaller in a batch
+    of short histories) and `length` `[batch]`. If the model `reads_times`, sequences
     and histories have `hour` and `days` `[batch, length]` beside the items.
 
     Attributes:
