@@ -138,12 +138,13 @@ class PairRows:
 
 @dataclasses.dataclass(frozen=True)
 class WindowRows:
-    """Rows of history windows, which together predict every event once an epoch.
+    """Rows of history windows: of all events, each predicted once an epoch, or the latest ones.
 
     A user's n events have n - 1 targets, cut into pieces of `length - context`. A window ends with
     its piece and reads up to `length` events, so each target has at least `context` events before
     it, if the user has that many. The cuts shift by a random offset each epoch, as far as the
-    number of pieces allows, so that an event is seen with contexts of many lengths.
+    number of pieces allows, so that an event is seen with contexts of many lengths. With `latest` a
+    user has one window only, which ends with the last event: what is older is not predicted.
 
     Attributes:
       histories: training events.
@@ -154,6 +155,7 @@ class WindowRows:
       user: `[num_rows]` user of each window.
       piece: `[num_rows]` index of the window among those of its user.
       clocks: whether windows have the times of their events.
+      latest: whether users have their latest window only.
     """
 
     histories: Histories
@@ -164,6 +166,7 @@ class WindowRows:
     user: np.ndarray
     piece: np.ndarray
     clocks: bool = False
+    latest: bool = False
 
     @classmethod
     def of(
@@ -175,12 +178,16 @@ class WindowRows:
         context: int,
         seed: int,
         clocks: bool = False,
+        latest: bool = False,
     ) -> WindowRows:
         """Plans the windows of every user."""
         pieces = -(-np.maximum(histories.lengths - 1, 0) // (length - context))
         user = np.repeat(np.arange(histories.num_users, dtype=np.int32), pieces)
         piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        return cls(histories, negatives, length, context, seed, user, piece, clocks)
+        if latest:
+            user = np.flatnonzero(pieces).astype(np.int32)
+            piece = pieces[user] - 1
+        return cls(histories, negatives, length, context, seed, user, piece, clocks, latest)
 
     @property
     def num_rows(self) -> int:
@@ -205,7 +212,10 @@ class WindowRows:
         # The pieces cover a few positions more than there are targets: the cuts may shift by that
         # slack.
         slack = -targets % size
-        shift = rng.random_integers(rng.fold(self.seed, Stream.WINDOWS, epoch), user, slack + 1)
+        shift = slack  # so the last piece has `size` targets, if the user has that many
+        if not self.latest:
+            key = rng.fold(self.seed, Stream.WINDOWS, epoch)
+            shift = rng.random_integers(key, user, slack + 1)
         # Targets of this window are first .. last - 1; target p is event p + 1 of the user.
         first = np.maximum(piece * size - shift, 0)
         last = np.minimum((piece + 1) * size - shift, targets)

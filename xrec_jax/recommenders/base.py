@@ -90,6 +90,11 @@ class Recommender(abc.ABC):
         return 0
 
     @property
+    def latest_windows(self) -> bool:
+        """Whether only the latest training window of each user is read."""
+        return False
+
+    @property
     def packing_length(self) -> int:
         """Positions of a training row that windows share; 0: every window has its own row.
 

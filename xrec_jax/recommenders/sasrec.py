@@ -45,6 +45,7 @@ _CHOICES = {
     "negatives_per": ("", "position", "window", "batch"),
     "sampler": ("", "uniform", "popularity", "in_batch"),
     "logq": (True, False),
+    "windows": ("all", "latest"),
     "positions": ("learned", "rotary"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -143,6 +144,8 @@ class SASRec(Recommender):
       length: number of history items read.
       context: least number of items before a target in its training window, below `length`; a
         larger one takes more windows an epoch.
+      windows: "all", which predict every event; or "latest", the last `length` events of each user
+        only, as SASRec was published.
       packing: positions of a training row that several windows share, at least `length`; 0: every
         window has a row of `length` positions, which short histories leave mostly empty. Needs
         negatives of the whole batch, or none. `train.batch_size` counts rows: with packing it is to
@@ -169,6 +172,7 @@ class SASRec(Recommender):
     inner: int = 256
     length: int = 50
     context: int = 0
+    windows: str = "all"
     packing: int = 0
     dropout: float = 0.5
     stddev: float = 0.02
@@ -212,6 +216,10 @@ class SASRec(Recommender):
     @property
     def min_context(self) -> int:
         return self.context
+
+    @property
+    def latest_windows(self) -> bool:
+        return self.windows == "latest"
 
     @property
     def packing_length(self) -> int:

@@ -130,6 +130,7 @@ class RecommenderTask:
             context=model.min_context,
             seed=seed,
             clocks=model.reads_times,
+            latest=model.latest_windows,
         )
 
     @functools.cached_property

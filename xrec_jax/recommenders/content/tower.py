@@ -129,6 +129,10 @@ class ContentTower(Recommender):
         return self.base.min_context
 
     @property
+    def latest_windows(self) -> bool:
+        return self.base.latest_windows
+
+    @property
     def packing_length(self) -> int:
         return self.base.packing_length
 
