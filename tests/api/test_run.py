@@ -191,6 +191,18 @@ def test_no_held_out_event_is_trained_on(name, packing, tmp_path):
     assert (task.data.learned.item == data.split.train.item).all()
 
 
+@pytest.mark.parametrize("packing", [0, 30])
+def test_a_task_trains_on_the_latest_windows_alone(packing, tmp_path):
+    config = tiny.config("sasrec")
+    config.recommend.sasrec.hparams.update(dict(packing=packing, windows="latest"))
+    rundir = RunDir(tmp_path)
+    task = RecommenderTask(config, "sasrec", data=tiny.data(), mesh=tiny.mesh(), rundir=rundir)
+    rows = task.batch_source(0)._rows
+    weight = rows.rows(0, np.arange(rows.num_rows))["weight"]
+    events = np.bincount(tiny.data().split.train.user)
+    assert weight.sum() == np.clip(events - 1, 0, 9).sum() < (events[events > 0] - 1).sum()
+
+
 def test_seeds_pack_the_same_windows_with_cuts_of_their_own(tmp_path):
     config = tiny.config("sasrec")
     config.recommend.sasrec.hparams.packing = 30

@@ -11,20 +11,21 @@ from xrec_jax.data.packed_windows import PackedWindows
 from xrec_jax.data.pipeline import WindowRows
 
 
-def windows_with_times(length, context):
+def windows_with_times(length, context, latest=False):
     """Windows of users whose events have times, so that batches have all arrays there are."""
     plain = histories_of(LENGTHS)
     when = 1_350_000_000 + 5_000 * np.arange(len(plain.items))
     histories = dataclasses.replace(plain, when=when)
-    options = dict(length=length, context=context, seed=5, clocks=True)
+    options = dict(length=length, context=context, seed=5, clocks=True, latest=latest)
     return WindowRows.of(histories, negatives_of(histories), **options)
 
 
+@pytest.mark.parametrize("latest", [False, True])
 @pytest.mark.parametrize(
     ("length", "context", "width"), [(1, 0, 1), (5, 0, 5), (5, 2, 8), (7, 0, 23), (40, 0, 64)]
 )
-def test_windows_lie_side_by_side(length, context, width):
-    windows = windows_with_times(length, context)
+def test_windows_lie_side_by_side(length, context, width, latest):
+    windows = windows_with_times(length, context, latest)
     packed = PackedWindows.of(windows, width)
     assert sorted(packed.member.tolist()) == list(range(windows.num_rows))
     for epoch in range(4):

@@ -24,9 +24,10 @@ def negatives_of(histories, num_items=10_000, per_row=0, sampling="uniform", see
     return Negatives(histories, num_items, per_row=per_row, sampling=sampling, seed=seed)
 
 
-def windows_of(histories, length, context, seed=5, **kwargs):
+def windows_of(histories, length, context, seed=5, latest=False, **kwargs):
     negatives = negatives_of(histories, seed=seed, **kwargs)
-    return WindowRows.of(histories, negatives, length=length, context=context, seed=seed)
+    options = dict(length=length, context=context, seed=seed, latest=latest)
+    return WindowRows.of(histories, negatives, **options)
 
 
 LENGTHS = [0, 1, 2, 3, 0, 4, 5, 6, 7, 9, 1, 13, 22, 37]
@@ -62,6 +63,24 @@ def test_windows_predict_every_event_once(length, context):
                 assert column >= min(history[column] - first_event, context)
             predicted += target[columns].tolist()
         assert sorted(predicted) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "context"), [(1, 0), (3, 2), (5, 0), (7, 2), (8, 7), (40, 0), (50, 20)]
+)
+def test_latest_windows(length, context):
+    histories = histories_of(LENGTHS)
+    windows = windows_of(histories, length, context, latest=True)
+    assert windows.user.tolist() == [user for user, n in enumerate(LENGTHS) if n > 1]
+    for epoch in range(3):
+        batch, read = windows.windows(epoch, np.arange(windows.num_rows))
+        np.testing.assert_array_equal(read, windows.most_read)
+        for row, user in enumerate(windows.user):
+            events = np.arange(histories.start[user], histories.start[user + 1])
+            kept = events[-1 - length :]  # as many are read as fit, and the last is a target only
+            assert batch["history"][row, : read[row]].tolist() == kept[:-1].tolist()
+            targets = batch["target"][row][batch["weight"][row] > 0]
+            assert targets.tolist() == kept[1:][-(length - context) :].tolist()
 
 
 def test_windows_shift_by_epoch():

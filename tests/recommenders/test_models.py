@@ -108,6 +108,7 @@ def source(model):
             context=model.min_context,
             seed=3,
             clocks=model.reads_times,
+            latest=model.latest_windows,
         )
         if model.packing_length:
             rows = PackedWindows.of(rows, model.packing_length)

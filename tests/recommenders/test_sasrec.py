@@ -370,6 +370,7 @@ def test_packed_windows_are_what_they_are_alone(hparams):
         (dict(packing=20, objective="bce"), "objective='bce' needs negatives_per='batch'"),
         (dict(sampler="in_batch", objective="sampled_softmax"), "needs negatives_per='batch'"),
         (dict(negatives_per="windows"), "did you mean 'window'"),
+        (dict(windows="last"), "windows='last'"),
         (dict(block="gatd"), "did you mean 'gated'"),
         (dict(positions="rotray"), "did you mean 'rotary'"),
         (dict(calibration=1.5), "calibration=1.5"),

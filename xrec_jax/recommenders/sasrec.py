@@ -144,8 +144,8 @@ class SASRec(Recommender):
       length: number of history items read.
       context: least number of items before a target in its training window, below `length`; a
         larger one takes more windows an epoch.
-      windows: "all", which predict every event; or "latest", the last `length` events of each user
-        only, as SASRec was published.
+      windows: "all", which predict every event; or "latest", the last one of each user only, as
+        SASRec was published.
       packing: positions of a training row that several windows share, at least `length`; 0: every
         window has a row of `length` positions, which short histories leave mostly empty. Needs
         negatives of the whole batch, or none. `train.batch_size` counts rows: with packing it is to
