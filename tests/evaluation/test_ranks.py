@@ -258,7 +258,7 @@ def test_evaluator_does_not_depend_on_batches(name, users_per_batch, devices):
 
 
 def test_wide_histories_are_ranked_in_buckets(monkeypatch):
-    monkeypatch.setattr("xrec_jax.evaluation.ranking.batches.CELLS", 2000)
+    monkeypatch.setattr("xrec_jax.evaluation.ranking.planning.CELLS", 2000)
     monkeypatch.setattr("xrec_jax.evaluation.ranking.evaluator.CACHED_CELLS", 0)
     for metric, values in evaluated.__wrapped__("bpr").masked.items():
         np.testing.assert_array_equal(values, evaluated("bpr").masked[metric])
@@ -284,7 +284,9 @@ def test_nothing_held_out():
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("k", [4, 100])
 def test_recommend_lists_the_best_unseen(monkeypatch, devices, k):
-    monkeypatch.setattr("xrec_jax.evaluation.ranking.batches.CELLS", 61 * 16)  # batches of 16 users
+    monkeypatch.setattr(
+        "xrec_jax.evaluation.ranking.planning.CELLS", 61 * 16
+    )  # batches of 16 users
     model, params, seen, _, past, scores = world("bpr")
     users = np.array([74, 3, 3, *range(20, 55)], np.int32)
     mesh = tiny.mesh(devices)

@@ -38,6 +38,17 @@ def make(name="sasrec", **options):
     return with_content(base, options, WIDTH)
 
 
+def test_what_a_base_reads():
+    """A tower says what its base says of training rows and of ranking batches."""
+    sizes = dict(dim=8, heads=2, inner=12, length=LENGTH, packing=9, windows="latest", context=2)
+    base = recommenders.create("sasrec", sizes, num_users=USERS, num_items=ITEMS)
+    names = ("history_length", "narrow_histories", "min_context", "latest_windows")
+    for model in (with_content(base, {**content_defaults(), "mode": "add"}, WIDTH), fuse(base)):
+        kept = names if isinstance(model, ContentTower) else names[:2]
+        assert [getattr(model, name) for name in kept] == [LENGTH, True, 2, True][: len(kept)]
+    assert base.packing_length == 9
+
+
 @functools.cache
 def frozen_of(model):
     parts = [model.frozen(USER, ITEM), model.describe_items(None)]

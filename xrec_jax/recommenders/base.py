@@ -60,9 +60,9 @@ class Recommender(abc.ABC):
     `negatives` is `negatives_per_row`; if that is 0 there is no `negative`.
 
     For ranking a batch has `user` `[batch]`, and for sequences also `history` `[batch, length]`
-    (oldest first, padded at the end; `length` is at most `history_length`, and smaller in a batch
-    of short histories) and `length` `[batch]`. If the model `reads_times`, sequences
-    and histories have `hour` and `days` `[batch, length]` beside the items.
+    (oldest first, padded at the end; `length` is `history_length`, or less with `narrow_histories`)
+    and `length` `[batch]`. If the model `reads_times`, sequences and histories have `hour` and
+    `days` `[batch, length]` beside the items.
 
     Attributes:
       num_users: number of users in the data set.
@@ -78,6 +78,14 @@ class Recommender(abc.ABC):
     def history_length(self) -> int:
         """Number of history items that `user_state` reads; 0 for none."""
         return 0
+
+    @property
+    def narrow_histories(self) -> bool:
+        """Whether short histories may come in batches narrower than `history_length`: faster.
+
+        If so, the states must not depend on the padding behind the histories.
+        """
+        return False
 
     @property
     def reads_times(self) -> bool:

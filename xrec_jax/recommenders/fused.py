@@ -115,6 +115,10 @@ class Fused(Recommender):
         return self.base.history_length
 
     @property
+    def narrow_histories(self) -> bool:
+        return self.base.narrow_histories
+
+    @property
     def net(self) -> Fusion:
         """Modules of the fusion."""
         dim = self.base.dim  # type: ignore[attr-defined]  # checked on construction

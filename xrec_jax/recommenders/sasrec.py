@@ -144,8 +144,8 @@ class SASRec(Recommender):
       length: number of history items read.
       context: least number of items before a target in its training window, below `length`; a
         larger one takes more windows an epoch.
-      windows: "all", which predict every event; or "latest", the last one of each user only, as
-        SASRec was published.
+      windows: "all", which predict every event; or "latest", the last one of each user alone, which
+        predicts the last `length - context` events. SASRec was published so, with `context` 0.
       packing: positions of a training row that several windows share, at least `length`; 0: every
         window has a row of `length` positions, which short histories leave mostly empty. Needs
         negatives of the whole batch, or none. `train.batch_size` counts rows: with packing it is to
@@ -214,6 +214,10 @@ class SASRec(Recommender):
         return self.length
 
     @property
+    def narrow_histories(self) -> bool:
+        return True
+
+    @property
     def min_context(self) -> int:
         return self.context
 
@@ -266,10 +270,12 @@ class SASRec(Recommender):
 
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """Log share of each item of the training events, and their running count, where needed."""
-        del user
         by_share = self._shared_by and self._sampler != "uniform"
         if not by_share or (self.objective != "sampled_softmax" and self._shared_by != "batch"):
             return Frozen({}, {})
+        if self.latest_windows and self._shared_by == "batch":  # targets only, as in a batch
+            behind = np.searchsorted(user, user, side="right") - np.arange(len(user))
+            item = item[behind <= self.length - self.context]
         count = np.bincount(item, minlength=padded_rows(self.num_items))
         arrays = {"log_q": np.log(np.maximum(count, 1e-30) / len(item)).astype(np.float32)}
         if self._shared_by == "batch" and self._sampler == "popularity":

@@ -35,10 +35,10 @@ from jax.sharding import Mesh
 from xrec_jax.core import rng
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
-from xrec_jax.evaluation.ranking.batches import CELLS
 from xrec_jax.evaluation.ranking.evaluator import Model, distinct, item_and_user_tables
 from xrec_jax.evaluation.ranking.fold_in import Prior, fold_in, user_prior
 from xrec_jax.evaluation.ranking.log_probs import target_log_probs
+from xrec_jax.evaluation.ranking.planning import CELLS
 from xrec_jax.evaluation.statistics.intervals import Estimate, estimates, exact, owners
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
 

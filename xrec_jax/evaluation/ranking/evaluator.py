@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
-from xrec_jax.evaluation.ranking import batches
+from xrec_jax.evaluation.ranking import planning
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 from xrec_jax.evaluation.ranking.protocol import RankingProtocol, rows_of
 from xrec_jax.evaluation.ranking.ranks import Ranks, target_ranks, top_k
@@ -101,12 +101,14 @@ class RankingEvaluator:
         self._targets = self._rows.targets
         self.users = self._rows.user
         self._plan = list(
-            batches.plan(
+            planning.plan(
                 self._rows,
                 num_items=model.num_items,
                 history_length=model.history_length,
+                narrow=getattr(model, "narrow_histories", False),
                 mask_seen=self._masks,
                 limit=users_per_batch,
+                cpu=mesh.devices.flat[0].platform == "cpu",
             )
         )
         self._cache: list[dict[str, jax.Array]] | None = None
@@ -231,8 +233,7 @@ def user_batch(
       mesh: devices.
       end: `[batch]`, where in `history.items` each user's history ends; by default at its end.
       mask_seen: False leaves the lists of seen items empty.
-      length: positions of the histories, no fewer than any of these has, up to the model's
-        `history_length`; None: so many.
+      length: width of the histories; the latest events are kept. None: `history_length`.
     """
     end = history.start[users + 1] if end is None else end
     rows, end = _pad_rows(users, mesh), _pad_rows(end, mesh)
@@ -241,7 +242,7 @@ def user_batch(
         seen = distinct(history.padded(rows, width, fill=-1, end=end))
     batch = {"user": rows.astype(np.int32), "seen": seen}
     if model.history_length:
-        length = length or model.history_length
+        length = model.history_length if length is None else length
         batch["history"] = history.padded(rows, length, end=end)
         batch["length"] = np.minimum(end - history.start[rows], length).astype(np.int32)
         if getattr(model, "reads_times", False):
@@ -311,10 +312,10 @@ def recommend(
             mesh=mesh,
         )
 
-    size = max(1, min(len(users), 1024, batches.CELLS // model.num_items))
+    size = max(1, min(len(users), 1024, planning.CELLS // model.num_items))
     for first in range(0, len(users), size):
         rows = users[first : first + size]
-        width = batches.bucket(int(history.lengths[rows].max(initial=1)), 64)
+        width = planning.bucket(int(history.lengths[rows].max(initial=1)), 64)
         # The last batch gets as many rows as the others, so it needs no compilation of its own.
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         with use_mesh(mesh):  # not across the yield: the caller's mesh is the caller's

@@ -20,9 +20,9 @@ import numpy as np
 
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.data.histories import Histories
-from xrec_jax.evaluation.ranking.batches import CELLS
 from xrec_jax.evaluation.ranking.evaluator import PerUser, check_scored, distinct
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
+from xrec_jax.evaluation.ranking.planning import CELLS
 from xrec_jax.evaluation.ranking.ranks import top_k
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch

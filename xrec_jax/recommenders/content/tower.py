@@ -121,6 +121,10 @@ class ContentTower(Recommender):
         return self.base.history_length
 
     @property
+    def narrow_histories(self) -> bool:
+        return self.base.narrow_histories
+
+    @property
     def reads_times(self) -> bool:
         return self.base.reads_times
 

@@ -38,6 +38,10 @@ class Counted(DenseScores):
     def history_length(self) -> int:
         return self.length
 
+    @property
+    def narrow_histories(self) -> bool:
+        return True
+
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """Share of each item of the training events, below 1: the order of what is not counted."""
         del user

@@ -258,6 +258,10 @@ class NextPlace(DenseScores):
         return self.context
 
     @property
+    def narrow_histories(self) -> bool:
+        return True
+
+    @property
     def reads_times(self) -> bool:
         return True
 
