@@ -8,6 +8,10 @@ reads `../shared/data/yelp`; elsewhere give `--config.data.path=FILE` and
 Softmax over the target and 3,000 items that a batch shares, layers of LiGR. Most histories are
 short: windows of 20 items hold nearly all of them, and several share a row of 64 positions.
 
+People come back to a place: of 30,431 users 2,027 end with one they have been to. S3Rec masks it
+for them, so its figures count these users as misses, nearly always; here they are told apart
+(`test_new`, `test_repeat`), and a repeated target is a candidate.
+
 Settings chosen on validation, see docs/results/recommenders.md.
 """
 
@@ -24,6 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.format = "csv"
     config.data.path = "../shared/data/yelp/events.csv.gz"
     config.data.items = "../shared/data/yelp/places.csv.gz"
+    config.data.filters.duplicates = "keep"
+    config.ranking.rows = "first_event"
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.sasrec = defaults.system(
         "sasrec",

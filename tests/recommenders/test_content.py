@@ -43,7 +43,8 @@ def test_what_a_base_reads():
     sizes = dict(dim=8, heads=2, inner=12, length=LENGTH, packing=9, windows="latest", context=2)
     base = recommenders.create("sasrec", sizes, num_users=USERS, num_items=ITEMS)
     names = ("history_length", "narrow_histories", "min_context", "latest_windows")
-    for model in (with_content(base, {**content_defaults(), "mode": "add"}, WIDTH), fuse(base)):
+    tower = with_content(base, {**content_defaults(), "mode": "add", "components": 3}, WIDTH)
+    for model in (tower, fuse(base, encoding=4)):
         kept = names if isinstance(model, ContentTower) else names[:2]
         assert [getattr(model, name) for name in kept] == [LENGTH, True, 2, True][: len(kept)]
     assert base.packing_length == 9

@@ -119,6 +119,14 @@ def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
     return nn.with_logical_constraint(array, logical)
 
 
+def must_wait(mesh: Mesh) -> bool:
+    """Whether each program must be waited for before the next: several CPU devices of one process.
+
+    They deadlock when programs with communication queue up behind each other.
+    """
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 def batch_divisor(mesh: Mesh) -> int:
     """Number of equal shards of a global batch."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes("batch"))

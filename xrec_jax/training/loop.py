@@ -19,7 +19,7 @@ from xrec_jax.core.logging import MetricWriter, Progress
 from xrec_jax.core.runtime.distributed import is_primary, sigterm
 from xrec_jax.core.runtime.stopping import Stop
 from xrec_jax.core.trees import host_value, not_finite
-from xrec_jax.parallel.mesh import put_batch
+from xrec_jax.parallel.mesh import must_wait, put_batch
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.state import TrainState, shardings_of
 
@@ -246,8 +246,7 @@ def fit(
         progress = LoopProgress(**saved)
     done = int(state.step)
     writer.rewind(stage, done)  # lines after the checkpoint are written again
-    # Several devices of one CPU deadlock when steps queue up behind each other.
-    wait_each = mesh.size > 1 and jax.default_backend() == "cpu"
+    wait_each = must_wait(mesh)
     bar = Progress(stage, options.total_steps, initial=done, enabled=is_primary())
     scored = evaluate is not None and options.evaluate_every > 0
     pending = _Pending(stage, checkpoints, progress)

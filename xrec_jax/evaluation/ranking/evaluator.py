@@ -18,7 +18,7 @@ from xrec_jax.evaluation.ranking import planning
 from xrec_jax.evaluation.ranking.metrics import ranking_metrics
 from xrec_jax.evaluation.ranking.protocol import RankingProtocol, rows_of
 from xrec_jax.evaluation.ranking.ranks import Ranks, target_ranks, top_k
-from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated, use_mesh
+from xrec_jax.parallel.mesh import batch_divisor, gather, must_wait, put_replicated, use_mesh
 
 CACHED_CELLS = 1 << 26  # batches up to this size in all stay on the device between evaluations
 
@@ -120,9 +120,11 @@ class RankingEvaluator:
           UserError: if a held-out item's score is NaN or infinite.
         """
         tables = item_and_user_tables(self._model, params, frozen)
-        ranks = [
-            rank_batch(self._model, self._mesh, params, tables, batch) for batch in self._batches()
-        ]
+        ranks = []
+        for batch in self._batches():
+            ranks.append(rank_batch(self._model, self._mesh, params, tables, batch))
+            if must_wait(self._mesh):
+                jax.block_until_ready(ranks[-1])
         # Batches are grouped by shape; ranks go back to the order of rows and their targets.
         per_target, scored = np.zeros((2, len(self._targets.items)), np.int64), 0
         for (rows, *_), batch in zip(self._plan, gather(ranks), strict=True):
