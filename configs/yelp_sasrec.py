@@ -8,11 +8,10 @@ reads `../shared/data/yelp`; elsewhere give `--config.data.path=FILE` and
 Softmax over the target and 3,000 items that a batch shares, layers of LiGR. Most histories are
 short: windows of 20 items hold nearly all of them, and several share a row of 64 positions.
 
-People come back to a place: of 30,431 users 2,027 end with one they have been to. S3Rec masks it
-for them, so its figures count these users as misses, nearly always; here they are told apart
-(`test_new`, `test_repeat`), and a repeated target is a candidate.
+People come back to a place: of 30,431 users 2,027 end with one they have been to. It is masked, as
+in S3Rec's code, so these users count as misses; `test_new` has the others.
 
-Settings chosen on validation, see docs/results/recommenders.md.
+Not measured yet in this form: docs/results/recommenders.md has an earlier one.
 """
 
 from ml_collections import ConfigDict

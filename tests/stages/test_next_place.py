@@ -147,6 +147,20 @@ def test_figures_of_the_frequency_baseline(folder):
         assert "chose the item again" in found[code]["message"]
 
 
+def test_repeats_are_misses_where_they_are_masked(folder, tmp_path):
+    made = config(folder / "first")
+    made.ranking.mask_seen = True
+    del made.recommend.next_place
+    with runs.one_device():
+        run.run(made, tmp_path / "run")
+    figures = files.read_json(tmp_path / "run" / "evaluation.json")["recommend"]["frequency"]
+    share = np.mean([not repeat for _, repeat, _ in naive_frequency()])
+    new = figures["test_new/ndcg@10"]["value"]
+    assert 0 < share < 1 and new > 0
+    assert figures["test/ndcg@10"]["value"] == pytest.approx(share * new, rel=1e-9)
+    assert not any("_repeat" in name for name in figures)
+
+
 def test_nothing_after_the_cut_is_learned_from(folder):
     """Other events after the cut: the same parameters and validation figures, to the last bit."""
     restored = []

@@ -142,6 +142,8 @@ def aggregate(config: Any, data: RunData, rundir: RunDir) -> dict[str, dict[str,
             kinds = {}
             if repeat is not None and not config.ranking.mask_seen:
                 kinds = {"repeat": repeat, "new": ~repeat}
+            elif repeat is not None and repeat.any():  # repeats, which are masked, are all missed
+                kinds = {"new": ~repeat}
             if cold is not None:
                 kinds["cold"] = cold
             for kind, rows in kinds.items():

@@ -136,6 +136,8 @@ class RankingEvaluator:
             per_target[1, place] = batch.unmasked[: len(rows)][real]
             scored += int(batch.scored[: len(rows)][real].sum())
         check_scored(scored, len(self._targets.items))
+        if self._masks and self._rows.repeat is not None:  # a row has one target
+            per_target[0, self._rows.repeat] = self._model.num_items
         masked, unmasked = (ranking_metrics(r, self._targets.start, self._ks) for r in per_target)
         unmasked = unmasked if self._masks else {}
         return PerUser(self.users, masked, unmasked, self._rows.repeat, self._rows.cold)
