@@ -93,7 +93,7 @@ def naive_ranks(known, targets, scores, mask_seen, rows):
     out = []
     for target in targets:
         if mask_seen and rows != "user" and target in known:
-            out.append(ITEMS)
+            out.append(1_000)
             continue
         hidden = {i for i in known if i not in targets} if mask_seen else set()
         out.append(1 + sum(value[i] > value[target] for i in range(ITEMS) if i not in hidden))
@@ -112,12 +112,12 @@ def test_figures(rows, mask_seen):
             seen=[train, valid],
             held_out=test,
             mesh=mesh,
-            ks=(1, 3),
+            ks=(1, 3, 20),
             protocol=RankingProtocol(rows, mask_seen),
         )
         found = evaluator(jnp.asarray(scores, jnp.float32), {})
     expected = [naive_ranks(k, t, scores, mask_seen, rows) for _, k, t in naive_rows(rows)]
-    for k in (1, 3):
+    for k in (1, 3, 20):
         ideal = [sum(1 / math.log2(2 + n) for n in range(min(k, len(r)))) for r in expected]
         gain = [sum(1 / math.log2(1 + r) for r in row if r <= k) for row in expected]
         np.testing.assert_allclose(found.masked[f"ndcg@{k}"], np.divide(gain, ideal))

@@ -137,7 +137,8 @@ class RankingEvaluator:
             scored += int(batch.scored[: len(rows)][real].sum())
         check_scored(scored, len(self._targets.items))
         if self._masks and self._rows.repeat is not None:  # a row has one target
-            per_target[0, self._rows.repeat] = self._model.num_items
+            # Beyond every cut-off, also one beyond the catalogue: a miss.
+            per_target[0, self._rows.repeat] = max(self._model.num_items, *self._ks) + 1
         masked, unmasked = (ranking_metrics(r, self._targets.start, self._ks) for r in per_target)
         unmasked = unmasked if self._masks else {}
         return PerUser(self.users, masked, unmasked, self._rows.repeat, self._rows.cold)

@@ -8,7 +8,7 @@ that the user did before it, held-out events included: the next place, the one a
 Where people come back to the same items (places), the target of a row of its own may be one that
 the user has seen. With `mask_seen=False` nothing is masked, and the figures are also given for
 repeats and for new items apart. With `mask_seen=True` it is masked like all that was seen, and
-ranked last: as the only seen item among the candidates it would give itself away.
+a miss: as the only seen item among the candidates it would give itself away.
 
 Where every row has one target, the figures of *cold* targets, which are in no event that models
 learn from, are given apart, too.
