@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from tests import tiny
 from tests.recommenders.test_models import random_params
@@ -249,6 +250,21 @@ def test_values_that_are_refused(options, width, message):
     options = {**content_defaults(), "mode": "add", "components": 3, **options}
     with pytest.raises(UserError, match=message):
         with_content(base, options, width)
+
+
+def test_initial_tables_are_those_of_the_base():
+    hparams = dict(dim=6, item_init="cooccurrence")
+    base = recommenders.create("sasrec", hparams, num_users=2, num_items=ITEMS)
+    user, item = np.array([0, 0, 0, 1, 1]), np.array([1, 2, 4, 2, 1])
+    options = {**content_defaults(), "mode": "add", "components": 3}
+    tower = with_content(base, options, WIDTH)
+    (made,) = tower.initial_tables(user, item).values()
+    (alone,) = base.initial_tables(user, item).values()
+    np.testing.assert_array_equal(made, alone)
+    flat = traverse_util.flatten_dict(jax.eval_shape(tower.init, jax.random.key(0)))
+    assert set(tower.initial_tables(user, item)) <= set(flat)
+    with pytest.raises(UserError, match="leaves no item table"):
+        with_content(base, {**options, "mode": "replace"}, WIDTH)
 
 
 def test_a_base_without_a_table_is_refused():

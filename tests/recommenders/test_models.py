@@ -58,7 +58,7 @@ VARIANTS = {
         ),
     ),
     "sasrec-gbce": ("sasrec", dict(objective="gbce", negatives_per="batch", negatives=23)),
-    "sasrec-content": ("sasrec", dict(packing=20)),
+    "sasrec-content": ("sasrec", dict(packing=20, item_init="cooccurrence")),
     "next_place": ("next_place", dict(dim=16, layers=1, heads=2, inner=32, length=12)),
 }
 TOWERS = {"sasrec-content": dict(mode="add", components=8, hidden=16, id_dropout=0.3)}
@@ -126,7 +126,12 @@ def three_steps(variant, *shape):
     batches = source(model)
     with use_mesh(mesh):
         state = initializer(
-            model.init, rule, mesh=mesh, frozen=frozen.arrays, frozen_axes=frozen.axes
+            model.init,
+            rule,
+            mesh=mesh,
+            frozen=frozen.arrays,
+            frozen_axes=frozen.axes,
+            tables=model.initial_tables(train_events().user, train_events().item),
         )(5)
         first = gather(state.params)
         taken = device_bytes({"params": state.params, "opt": state.opt_state})

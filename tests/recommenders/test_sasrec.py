@@ -384,6 +384,7 @@ def test_shares_of_the_latest_windows(negatives_per):
         (dict(sampler="in_batch", objective="sampled_softmax"), "needs negatives_per='batch'"),
         (dict(negatives_per="windows"), "did you mean 'window'"),
         (dict(windows="last"), "windows='last'"),
+        (dict(item_init="cooccurence"), "did you mean 'cooccurrence'"),
         (dict(block="gatd"), "did you mean 'gated'"),
         (dict(positions="rotray"), "did you mean 'rotary'"),
         (dict(calibration=1.5), "calibration=1.5"),

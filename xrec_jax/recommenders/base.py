@@ -148,6 +148,21 @@ class Recommender(abc.ABC):
     def init(self, key: jax.Array) -> Params:
         """Initialises the parameters, boxed with their logical axes."""
 
+    def initial_tables(
+        self, user: np.ndarray, item: np.ndarray
+    ) -> Mapping[tuple[str, ...], np.ndarray]:
+        """Computes parameters that training begins with instead of those of `init`; default: none.
+
+        Args:
+          user: `[events]` users of the training events, sorted.
+          item: `[events]` their items, each user's in order of time.
+
+        Returns:
+          Arrays by the path of the parameter.
+        """
+        del user, item
+        return {}
+
     @abc.abstractmethod
     def loss(
         self, params: Params, frozen: Mapping[str, jax.Array], batch: dict, key: jax.Array

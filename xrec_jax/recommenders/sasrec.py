@@ -9,6 +9,7 @@ more than the architecture are options:
   2308.07192);
 * where the negatives come from: the catalogue, popular items, or the batch, corrected for their
   sampling (logQ; Yi et al., RecSys 2019);
+* what the item table begins with: random values, or which items go together (`cooccurrence`);
 * the layers (`blocks`) and the positions, learned or rotary.
 
 Dimension letters: b batch, t query position, s key position, d feature.
@@ -38,6 +39,7 @@ from xrec_jax.recommenders.base import (
     register,
 )
 from xrec_jax.recommenders.blocks import Block, check_sizes
+from xrec_jax.recommenders.cooccurrence import initial_table
 from xrec_jax.recommenders.layers import Table
 
 _CHOICES = {
@@ -46,6 +48,7 @@ _CHOICES = {
     "sampler": ("", "uniform", "popularity", "in_batch"),
     "logq": (True, False),
     "windows": ("all", "latest"),
+    "item_init": ("normal", "cooccurrence"),
     "positions": ("learned", "rotary"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -152,6 +155,9 @@ class SASRec(Recommender):
         be divided by about the number of windows of a row.
       dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
+      item_init: what the item table begins with: "normal" draws it; "cooccurrence" computes it from
+        the training events in seconds (`cooccurrence`), which spares most of the first epochs; a
+        `stddev` of .1 does better with it than a small one.
       objective: "full_softmax"; "sampled_softmax"; "bce"; or "gbce".
       negatives: number of sampled items, of the other losses than "full_softmax".
       negatives_per: which positions share them: "position" (none), "window", or "batch" (all; made
@@ -176,6 +182,7 @@ class SASRec(Recommender):
     packing: int = 0
     dropout: float = 0.5
     stddev: float = 0.02
+    item_init: str = "normal"
     objective: str = "full_softmax"
     negatives: int = 1
     negatives_per: str = ""
@@ -285,6 +292,19 @@ class SASRec(Recommender):
     def init(self, key):
         history = jnp.zeros((1, self.length), jnp.int32)
         return self.net.init(key, history, None)["params"]
+
+    def initial_tables(self, user, item):
+        if self.item_init == "normal":
+            return {}
+        table = initial_table(
+            user,
+            item,
+            num_items=self.num_items,
+            rows=padded_rows(self.num_items),
+            dim=self.dim,
+            stddev=self.stddev,
+        )
+        return {("item", "embedding"): table}
 
     def loss(self, params, frozen, batch, key):
         packed = (batch["segment"], batch["place"]) if self.packing else None

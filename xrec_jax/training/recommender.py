@@ -175,6 +175,7 @@ class RecommenderTask:
             mesh=self.mesh,
             frozen=frozen.arrays,
             frozen_axes=frozen.axes,
+            tables=self.model.initial_tables(self.data.learned.user, self.data.learned.item),
         )
 
     @functools.cached_property

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from xrec_jax.core.errors import UserError
@@ -78,6 +80,7 @@ def initializer(
     mesh: Mesh,
     frozen: Mapping[str, np.ndarray] | None = None,
     frozen_axes: Mapping[str, tuple[str | None, ...]] | None = None,
+    tables: Mapping[tuple[str, ...], np.ndarray] | None = None,
 ) -> Callable[[int], TrainState]:
     """Returns a function from a seed to a state whose arrays are created on their own devices.
 
@@ -91,6 +94,8 @@ def initializer(
       mesh: devices; call inside `parallel.mesh.use_mesh`.
       frozen: host arrays, the same on every process.
       frozen_axes: logical axes of each frozen array.
+      tables: host arrays that take the place of parameters drawn by `init`, by their path; those of
+        the first process on all of them, since processors may round differently.
     """
 
     def make(key):
@@ -116,7 +121,31 @@ def initializer(
     axes = frozen_axes or {}
     host = dict(frozen or {})
     placed = put_sharded(host, {name: sharding(mesh, *axes[name]) for name in host})
-    return lambda seed: init_state(seed).replace(frozen=placed)
+    if not tables:
+        return lambda seed: init_state(seed).replace(frozen=placed)
+    if jax.process_count() > 1:
+        tables = multihost_utils.broadcast_one_to_all(dict(tables))
+
+    def with_tables(seed: int) -> TrainState:
+        state = init_state(seed)
+        params, best = (replaced(tree, tables) for tree in (state.params, state.best_params))
+        return state.replace(frozen=placed, params=params, best_params=best)
+
+    return with_tables
+
+
+def replaced(params: Any, tables: Mapping[tuple[str, ...], np.ndarray]) -> Any:
+    """Parameters with host arrays in place of those at some paths, split as they were.
+
+    Raises:
+      ValueError: if a shape differs.
+    """
+    flat = traverse_util.flatten_dict(params)
+    for path, table in tables.items():
+        if flat[path].shape != table.shape:
+            raise ValueError(f"{'/'.join(path)}: {table.shape} in place of {flat[path].shape}")
+        flat[path] = put_sharded(table.astype(flat[path].dtype), flat[path].sharding)
+    return traverse_util.unflatten_dict(flat)
 
 
 def shardings_of(state: Any) -> Any:

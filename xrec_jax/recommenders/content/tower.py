@@ -185,6 +185,9 @@ class ContentTower(Recommender):
             content["inner"] = inner(first, (self.components, self.hidden))
         return {"base": base, "content": content}
 
+    def initial_tables(self, user, item):
+        return {("base", *path): x for path, x in self.base.initial_tables(user, item).items()}
+
     def _table(self, params, frozen, key=None) -> jax.Array:
         """The item table `[padded_items, dim]`; with `key` that of training."""
         x = frozen["content"]
@@ -254,6 +257,8 @@ def with_content(
             f"content.mode={mode!r} needs data.item_vectors, a Parquet file with a vector an item; "
             "`xrec encode` makes one from their texts"
         )
+    if mode == "replace" and getattr(base, "item_init", "normal") != "normal":
+        raise UserError("content.mode='replace' leaves no item table: set item_init='normal'")
     check_range("content", "components", options["components"], 1, width)
     return ContentTower(
         base=base, num_users=base.num_users, num_items=base.num_items, mode=mode, **options
