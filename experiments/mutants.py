@@ -7,6 +7,7 @@ from experiments.mutants_language_model import LANGUAGE_MODEL
 
 _ROUND = "tests/joint/test_round.py::"
 _INSIDE = "tests/joint/test_inside.py::"
+_COOCCURRENCE = "tests/recommenders/test_cooccurrence.py::"
 _JOINT_ROUND = "xrec_jax/joint/round.py"
 
 _JOINT = (
@@ -202,6 +203,20 @@ _JOINT = (
 
 _RANKING = "xrec_jax/evaluation/ranking/evaluator.py"
 _RECOMMEND = (
+    Mutant(
+        "item_table_of_held_out_events",
+        "xrec_jax/training/recommender.py",
+        "self.model.initial_rows(self.data.learned.user, self.data.learned.item)",
+        "self.model.initial_rows(self.data.split.train.user, self.data.split.train.item)",
+        (_COOCCURRENCE + "test_training_starts_with_the_events_it_learns_from",),
+    ),
+    Mutant(
+        "pairs_across_users",
+        "xrec_jax/recommenders/cooccurrence.py",
+        "(user[:-distance] == user[distance:]) & (first != second)",
+        "first != second",
+        (_COOCCURRENCE + "test_pairs_are_those_of_a_loop",),
+    ),
     Mutant(
         "trained_on_test_events",
         "xrec_jax/data/run_data.py",

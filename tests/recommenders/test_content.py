@@ -252,17 +252,20 @@ def test_values_that_are_refused(options, width, message):
         with_content(base, options, width)
 
 
-def test_initial_tables_are_those_of_the_base():
+def test_initial_rows_are_those_of_the_base():
     hparams = dict(dim=6, item_init="cooccurrence")
     base = recommenders.create("sasrec", hparams, num_users=2, num_items=ITEMS)
     user, item = np.array([0, 0, 0, 1, 1]), np.array([1, 2, 4, 2, 1])
     options = {**content_defaults(), "mode": "add", "components": 3}
     tower = with_content(base, options, WIDTH)
-    (made,) = tower.initial_tables(user, item).values()
-    (alone,) = base.initial_tables(user, item).values()
-    np.testing.assert_array_equal(made, alone)
+    (made,) = tower.initial_rows(user, item).values()
+    (alone,) = base.initial_rows(user, item).values()
+    jax.tree.map(np.testing.assert_array_equal, made, alone)
+    assert len(made[0]) == 3
     flat = traverse_util.flatten_dict(jax.eval_shape(tower.init, jax.random.key(0)))
-    assert set(tower.initial_tables(user, item)) <= set(flat)
+    assert set(tower.initial_rows(user, item)) <= set(flat)
+    with pytest.raises(UserError, match="leaves no item table"):
+        dataclasses.replace(tower, mode="replace", id_dropout=0.0).initial_rows(user, item)
     with pytest.raises(UserError, match="leaves no item table"):
         with_content(base, {**options, "mode": "replace"}, WIDTH)
 

@@ -6,12 +6,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from scipy import sparse
 
 from tests import tiny
+from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.parallel.mesh import gather, use_mesh
-from xrec_jax.recommenders.cooccurrence import cooccurrence, initial_table, spectral_vectors
+from xrec_jax.recommenders.cooccurrence import connected, cooccurrence, spectral_vectors
+from xrec_jax.training import recommender
 from xrec_jax.training.recommender import RecommenderTask
+from xrec_jax.training.state import with_rows
 
 
 def events(users, items, most, seed=0):
@@ -48,74 +52,130 @@ def test_pairs_are_those_of_a_loop():
 def test_vectors_are_those_of_a_dense_decomposition(items, dim):
     user, item = events(70, items - 2, 12, seed=3)
     pairs = cooccurrence(user, item, items)
-    made = spectral_vectors(pairs, dim)
-    assert made.shape == (items, dim)
-    # Rotations do not matter: products of vectors are compared.
+    rows, made = spectral_vectors(pairs, dim)
     dense = pairs.toarray().astype(np.float64)
     degree = dense.sum(axis=1)
-    scale = np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0)
-    values, vectors = np.linalg.eigh(scale[:, None] * dense * scale)
+    np.testing.assert_array_equal(rows, np.flatnonzero(degree))
+    assert len(rows) < items and made.shape == (len(rows), dim) and made.dtype == np.float32
+    # Rotations do not matter: products of vectors are compared.
+    dense = (dense / np.sqrt(np.outer(degree, degree) + (np.outer(degree, degree) == 0)))[rows][
+        :, rows
+    ]
+    values, vectors = np.linalg.eigh(dense)
     expected = vectors[:, -dim:] * np.sqrt(np.maximum(values[-dim:], 0))
-    length = np.linalg.norm(expected, axis=1, keepdims=True)
-    expected = np.where(degree[:, None] > 0, expected / np.maximum(length, 1e-12), 0)
-    assert 0 < (degree == 0).sum() < items
-    np.testing.assert_allclose(made @ made.T, expected @ expected.T, atol=5e-3)
+    expected /= np.sqrt((expected**2).sum(axis=1, keepdims=True) / dim)
+    np.testing.assert_allclose(made @ made.T / dim, expected @ expected.T / dim, atol=5e-3)
 
 
-def test_initial_tables_have_the_spread_of_drawn_ones():
-    user, item = events(40, 29, 9)
-    table = initial_table(user, item, num_items=31, rows=40, dim=12, stddev=0.3)
-    assert table.shape == (40, 12) and table.dtype == np.float32
-    paired = sorted({first for first, _ in naive_pairs(user, item)})
-    np.testing.assert_allclose(np.sqrt((table[paired] ** 2).mean(axis=1)), 0.3, rtol=1e-5)
-    drawn = np.delete(table, paired, axis=0)
-    assert 0.2 < drawn.std() < 0.4 and len(np.unique(drawn)) == drawn.size
+def test_no_feature_stands_out():
+    user, item = events(400, 90, 12, seed=1)
+    _, made = spectral_vectors(cooccurrence(user, item, 90), 32)
+    # One of 32 features would have 27 times its share without the rotation, others nothing.
+    share = (made**2).mean(axis=0)
+    assert share.min() > 0.01 and share.max() < 8
 
 
-def test_no_events_leave_a_drawn_table():
-    none = np.zeros(0, np.int64)
-    table = initial_table(none, none, num_items=5, rows=8, dim=30, stddev=0.1)
-    assert table.shape == (8, 30) and 0.05 < table.std() < 0.2
+def test_small_components_are_left_out():
+    # A ring of 60 items with its second neighbours, 30 pairs beside it, and an item alone.
+    ring = np.arange(62) % 60
+    pairs = 60 + np.arange(60)
+    user = np.concatenate([np.zeros(62, int), 1 + np.arange(60) // 2, [31]])
+    item = np.concatenate([ring, pairs, [120]])
+    matrix = cooccurrence(user, item, 130)
+    rows, made = spectral_vectors(matrix, 16)
+    np.testing.assert_array_equal(rows, np.arange(60))
+    cosine = made @ made.T / 16
+    assert cosine[0, 1] > 0.5 > abs(cosine[0, 30])
+    # Two halves are both kept.
+    halves = cooccurrence(np.repeat([0, 1], 20), np.arange(40), 40)
+    np.testing.assert_array_equal(connected(halves), np.arange(40))
 
 
-@pytest.fixture(name="config")
-def config_of_one():
+def test_the_same_counts_give_the_same_vectors():
+    # On a star, which has three eigenvalues, Lanczos breaks down and is restarted.
+    star = np.zeros((300, 300), np.float32)
+    star[0, 1:100] = star[1:100, 0] = 1
+    first, second = (spectral_vectors(sparse.csr_array(star), 16) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("user", [[], range(150), [0, 0, 0]])
+def test_items_without_neighbours_have_no_vectors(user):
+    user = np.array(user, int)
+    item = np.arange(150) if len(user) > 3 else np.zeros(len(user), int)
+    rows, vectors = spectral_vectors(cooccurrence(user, item, 200), 16)
+    assert rows.shape == (0,) and vectors.shape == (0, 16)
+
+
+@pytest.fixture(name="data")
+def data_with_cold_items():
+    """Of the tiny world, half of the users to learn from, and no events with some items."""
+    data, split = tiny.data()._replace(train_share=0.5), tiny.data().split
+    changed = dataclasses.replace(split.train, item=split.train.item // 7 * 7)
+    return data._replace(split=dataclasses.replace(split, train=changed))
+
+
+@pytest.fixture(name="task")
+def task_of_data(data, tmp_path):
     config = tiny.config("sasrec")
     with config.unlocked():
         config.recommend.sasrec.hparams.update(item_init="cooccurrence", stddev=0.3)
-    return config
-
-
-def initial(config, data, folder):
     mesh = tiny.mesh(8, 2, 2)
     with use_mesh(mesh):
-        task = RecommenderTask(config, "sasrec", data=data, mesh=mesh, rundir=RunDir(folder))
-        return task, gather(task.initial_state(3).saved())
+        yield RecommenderTask(config, "sasrec", data=data, mesh=mesh, rundir=RunDir(tmp_path))
 
 
-def test_training_starts_with_the_events_it_learns_from(config, tmp_path):
-    data = tiny.data()
-    task, saved = initial(config, data, tmp_path)
+def started(task, monkeypatch):
+    """The state that training begins with, and the drawn one."""
+    seen = []
+    monkeypatch.setattr(recommender, "fit", lambda state, *args, **kwargs: seen.append(state))
+    task.fit(3, None)
+    return gather(seen[0].saved()), gather(task.initial_state(3).saved())
+
+
+def test_training_begins_with_the_events_it_learns_from(task, data, monkeypatch):
+    begun, drawn = started(task, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, begun["best_params"], begun["params"])
     learned = data.learned
-    expected = task.model.initial_tables(learned.user, learned.item)[("item", "embedding")]
-    np.testing.assert_array_equal(saved["params"]["item"]["embedding"], expected)
-    jax.tree.map(np.testing.assert_array_equal, saved["best_params"], saved["params"])
-    # Held-out events do not matter.
+    assert 0 < len(learned) < len(data.split.train)
+    rows, vectors = spectral_vectors(cooccurrence(learned.user, learned.item, 61), task.model.dim)
+    expected = drawn["params"]["item"]["embedding"].copy()
+    assert 0 < len(rows) < 61
+    expected[rows] = vectors * np.float32(0.3)
+    np.testing.assert_allclose(begun["params"]["item"].pop("embedding"), expected, rtol=1e-6)
+    # Nothing else differs from a drawn start.
+    del drawn["params"]["item"]["embedding"]
+    jax.tree.map(np.testing.assert_array_equal, begun["params"], drawn["params"])
+    assert begun["step"] == 0
+
+
+def test_held_out_events_do_not_matter(task, data, monkeypatch):
+    begun, _ = started(task, monkeypatch)
     moved = {
-        part: dataclasses.replace(
-            getattr(data.split, part), item=(getattr(data.split, part).item + 1) % 61
-        )
-        for part in ("valid", "test")
+        part: dataclasses.replace(events, item=(events.item + 1) % 61)
+        for part, events in (("valid", data.split.valid), ("test", data.split.test))
     }
-    _, other = initial(
-        config, data._replace(split=dataclasses.replace(data.split, **moved)), tmp_path
-    )
-    jax.tree.map(np.testing.assert_array_equal, other, saved)
-    # Nothing but the item table differs from a drawn start.
-    with config.unlocked():
-        config.recommend.sasrec.hparams.item_init = "normal"
-    _, drawn = initial(config, data, tmp_path)
-    assert np.abs(drawn["params"]["item"].pop("embedding") - expected).max() > 0.1
-    del saved["params"]["item"]["embedding"]
-    jax.tree.map(np.testing.assert_array_equal, drawn["params"], saved["params"])
-    assert saved["step"] == 0
+    task.data = data._replace(split=dataclasses.replace(data.split, **moved))
+    del task._initial_rows
+    other, _ = started(task, monkeypatch)
+    jax.tree.map(np.testing.assert_array_equal, other, begun)
+
+
+def test_a_restored_run_counts_nothing(task, monkeypatch, tmp_path):
+    writer = MetricWriter(tmp_path)
+    task.fit(3, writer)
+    params, _ = task.restore(3)
+
+    def refuse(*args):
+        raise AssertionError
+
+    del task._initial_rows
+    monkeypatch.setattr(type(task.model), "initial_rows", refuse)
+    again, _ = task.restore(3)
+    jax.tree.map(np.testing.assert_array_equal, gather(again), gather(params))
+    task.fit(3, writer)
+
+
+def test_a_parameter_that_is_not_there(task):
+    with pytest.raises(KeyError, match="embeddings"):
+        with_rows(task.initial_state(3), {("item", "embeddings"): (np.arange(2), np.ones((2, 12)))})

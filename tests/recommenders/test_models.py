@@ -24,7 +24,7 @@ from xrec_jax.parallel.mesh import gather, put_batch, put_sharded, sharding, use
 from xrec_jax.recommenders.content import with_content
 from xrec_jax.training.loop import compile_step
 from xrec_jax.training.recommender import frozen_arrays
-from xrec_jax.training.state import initializer
+from xrec_jax.training.state import initializer, with_rows
 from xrec_jax.training.steps import recommend_step
 
 VARIANTS = {
@@ -126,13 +126,9 @@ def three_steps(variant, *shape):
     batches = source(model)
     with use_mesh(mesh):
         state = initializer(
-            model.init,
-            rule,
-            mesh=mesh,
-            frozen=frozen.arrays,
-            frozen_axes=frozen.axes,
-            tables=model.initial_tables(train_events().user, train_events().item),
+            model.init, rule, mesh=mesh, frozen=frozen.arrays, frozen_axes=frozen.axes
         )(5)
+        state = with_rows(state, model.initial_rows(train_events().user, train_events().item))
         first = gather(state.params)
         taken = device_bytes({"params": state.params, "opt": state.opt_state})
         shapes = {k: a.nbytes for k, a in device_leaves(state).items()}

@@ -148,17 +148,18 @@ class Recommender(abc.ABC):
     def init(self, key: jax.Array) -> Params:
         """Initialises the parameters, boxed with their logical axes."""
 
-    def initial_tables(
+    def initial_rows(
         self, user: np.ndarray, item: np.ndarray
-    ) -> Mapping[tuple[str, ...], np.ndarray]:
-        """Computes parameters that training begins with instead of those of `init`; default: none.
+    ) -> Mapping[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
+        """Computes rows of tables to begin training with instead of drawn ones; default: none.
 
         Args:
           user: `[events]` users of the training events, sorted.
           item: `[events]` their items, each user's in order of time.
 
         Returns:
-          Arrays by the path of the parameter.
+          By the path of a parameter, the numbers of its rows, `[rows]`, and their values,
+          `[rows, features]`.
         """
         del user, item
         return {}

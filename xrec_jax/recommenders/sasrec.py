@@ -9,7 +9,7 @@ more than the architecture are options:
   2308.07192);
 * where the negatives come from: the catalogue, popular items, or the batch, corrected for their
   sampling (logQ; Yi et al., RecSys 2019);
-* what the item table begins with: random values, or which items go together (`cooccurrence`);
+* the initial item table, drawn or from co-occurrence counts (`cooccurrence`);
 * the layers (`blocks`) and the positions, learned or rotary.
 
 Dimension letters: b batch, t query position, s key position, d feature.
@@ -39,7 +39,7 @@ from xrec_jax.recommenders.base import (
     register,
 )
 from xrec_jax.recommenders.blocks import Block, check_sizes
-from xrec_jax.recommenders.cooccurrence import initial_table
+from xrec_jax.recommenders.cooccurrence import cooccurrence, spectral_vectors
 from xrec_jax.recommenders.layers import Table
 
 _CHOICES = {
@@ -155,9 +155,9 @@ class SASRec(Recommender):
         be divided by about the number of windows of a row.
       dropout: dropout rate of all layers.
       stddev: standard deviation of the initial item and position vectors.
-      item_init: what the item table begins with: "normal" draws it; "cooccurrence" computes it from
-        the training events in seconds (`cooccurrence`), which spares most of the first epochs; a
-        `stddev` of .1 does better with it than a small one.
+      item_init: initial item table: "normal", drawn; or "cooccurrence", the spectral embedding of
+        all training histories, the same for every seed (`cooccurrence`), which saves epochs. A
+        `stddev` around .1 suits it; that of the positions rises, too.
       objective: "full_softmax"; "sampled_softmax"; "bce"; or "gbce".
       negatives: number of sampled items, of the other losses than "full_softmax".
       negatives_per: which positions share them: "position" (none), "window", or "batch" (all; made
@@ -293,18 +293,11 @@ class SASRec(Recommender):
         history = jnp.zeros((1, self.length), jnp.int32)
         return self.net.init(key, history, None)["params"]
 
-    def initial_tables(self, user, item):
+    def initial_rows(self, user, item):
         if self.item_init == "normal":
             return {}
-        table = initial_table(
-            user,
-            item,
-            num_items=self.num_items,
-            rows=padded_rows(self.num_items),
-            dim=self.dim,
-            stddev=self.stddev,
-        )
-        return {("item", "embedding"): table}
+        rows, vectors = spectral_vectors(cooccurrence(user, item, self.num_items), self.dim)
+        return {("item", "embedding"): (rows, vectors * np.float32(self.stddev))}
 
     def loss(self, params, frozen, batch, key):
         packed = (batch["segment"], batch["place"]) if self.packing else None

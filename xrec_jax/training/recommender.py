@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -29,7 +30,7 @@ from xrec_jax.recommenders.content import ContentTower, with_content
 from xrec_jax.training.checkpoint import Checkpoints
 from xrec_jax.training.loop import CompiledStep, LoopOptions, LoopProgress, compile_step, fit
 from xrec_jax.training.optimizers import optimizer
-from xrec_jax.training.state import TrainState, check_divisible, initializer
+from xrec_jax.training.state import TrainState, check_divisible, initializer, with_rows
 from xrec_jax.training.steps import recommend_step
 
 
@@ -167,7 +168,7 @@ class RecommenderTask:
 
     @functools.cached_property
     def initial_state(self) -> Callable[[int], TrainState]:
-        """Function from a seed to a fresh sharded state with the model's frozen arrays."""
+        """Function from a seed to a drawn sharded state with the model's frozen arrays."""
         frozen = frozen_arrays(self.model, self.data)
         return initializer(
             self.model.init,
@@ -175,8 +176,11 @@ class RecommenderTask:
             mesh=self.mesh,
             frozen=frozen.arrays,
             frozen_axes=frozen.axes,
-            tables=self.model.initial_tables(self.data.learned.user, self.data.learned.item),
         )
+
+    @functools.cached_property
+    def _initial_rows(self) -> dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
+        return dict(self.model.initial_rows(self.data.learned.user, self.data.learned.item))
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, RankingEvaluator]:
@@ -253,6 +257,8 @@ class RecommenderTask:
         source = self.batch_source(seed)
         state = self.initial_state(seed)
         with Checkpoints(self.rundir.checkpoints(self.stage(seed))) as checkpoints:
+            if checkpoints.latest is None:
+                state = with_rows(state, self._initial_rows)
             return fit(
                 state,
                 self._step,

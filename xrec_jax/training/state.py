@@ -80,7 +80,6 @@ def initializer(
     mesh: Mesh,
     frozen: Mapping[str, np.ndarray] | None = None,
     frozen_axes: Mapping[str, tuple[str | None, ...]] | None = None,
-    tables: Mapping[tuple[str, ...], np.ndarray] | None = None,
 ) -> Callable[[int], TrainState]:
     """Returns a function from a seed to a state whose arrays are created on their own devices.
 
@@ -94,8 +93,6 @@ def initializer(
       mesh: devices; call inside `parallel.mesh.use_mesh`.
       frozen: host arrays, the same on every process.
       frozen_axes: logical axes of each frozen array.
-      tables: host arrays that take the place of parameters drawn by `init`, by their path; those of
-        the first process on all of them, since processors may round differently.
     """
 
     def make(key):
@@ -121,31 +118,35 @@ def initializer(
     axes = frozen_axes or {}
     host = dict(frozen or {})
     placed = put_sharded(host, {name: sharding(mesh, *axes[name]) for name in host})
-    if not tables:
-        return lambda seed: init_state(seed).replace(frozen=placed)
-    if jax.process_count() > 1:
-        tables = multihost_utils.broadcast_one_to_all(dict(tables))
-
-    def with_tables(seed: int) -> TrainState:
-        state = init_state(seed)
-        params, best = (replaced(tree, tables) for tree in (state.params, state.best_params))
-        return state.replace(frozen=placed, params=params, best_params=best)
-
-    return with_tables
+    return lambda seed: init_state(seed).replace(frozen=placed)
 
 
-def replaced(params: Any, tables: Mapping[tuple[str, ...], np.ndarray]) -> Any:
-    """Parameters with host arrays in place of those at some paths, split as they were.
+def with_rows(
+    state: TrainState, rows: Mapping[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
+) -> TrainState:
+    """A fresh state with some rows of its tables replaced, split as they were.
+
+    Args:
+      state: the state; `best_params` are those it begins with.
+      rows: by the path of a parameter, numbers and values of rows. Those of the first process are
+        taken by all, since processors may round differently.
 
     Raises:
-      ValueError: if a shape differs.
+      KeyError: if there is no such parameter.
     """
-    flat = traverse_util.flatten_dict(params)
-    for path, table in tables.items():
-        if flat[path].shape != table.shape:
-            raise ValueError(f"{'/'.join(path)}: {table.shape} in place of {flat[path].shape}")
-        flat[path] = put_sharded(table.astype(flat[path].dtype), flat[path].sharding)
-    return traverse_util.unflatten_dict(flat)
+    if not rows:
+        return state
+    if jax.process_count() > 1:
+        rows = multihost_utils.broadcast_one_to_all(dict(rows))
+
+    def replaced(params: Any) -> Any:
+        flat = traverse_util.flatten_dict(params, keep_empty_nodes=True)
+        for path, (numbers, values) in rows.items():
+            put = jax.jit(lambda x, i, v: x.at[i].set(v), out_shardings=flat[path].sharding)
+            flat[path] = put(flat[path], np.asarray(numbers), np.asarray(values))
+        return traverse_util.unflatten_dict(flat)
+
+    return state.replace(params=replaced(state.params), best_params=replaced(state.best_params))
 
 
 def shardings_of(state: Any) -> Any:

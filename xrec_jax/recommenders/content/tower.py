@@ -185,8 +185,11 @@ class ContentTower(Recommender):
             content["inner"] = inner(first, (self.components, self.hidden))
         return {"base": base, "content": content}
 
-    def initial_tables(self, user, item):
-        return {("base", *path): x for path, x in self.base.initial_tables(user, item).items()}
+    def initial_rows(self, user, item):
+        rows = self.base.initial_rows(user, item)
+        if self.mode == "replace" and ("item", "embedding") in rows:
+            raise UserError("content.mode='replace' leaves no item table that could have rows")
+        return {("base", *path): values for path, values in rows.items()}
 
     def _table(self, params, frozen, key=None) -> jax.Array:
         """The item table `[padded_items, dim]`; with `key` that of training."""
