@@ -19,8 +19,10 @@ STEPS = {"sasrec": 4, "lightgcn": 22}
 
 
 def config():
-    """The tiny config with every step logged."""
-    return tiny.config(*STEPS, log_every=1)
+    """The tiny config with every step logged, and an item table that the first process begins."""
+    made = tiny.config(*STEPS, log_every=1)
+    made.recommend.sasrec.hparams.item_init = "cooccurrence"
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ def two(one):
         f"--config={runs.CONFIG}:{','.join(STEPS)}",
         f"--workdir={workdir}",
         *(f"--config.recommend.{name}.train.log_every=1" for name in STEPS),
+        "--config.recommend.sasrec.hparams.item_init=cooccurrence",
     )
     return workdir, printed
 
