@@ -29,17 +29,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.sasrec = defaults.system(
         "sasrec",
-        dim=128,
-        inner=256,
         length=20,
         packing=64,
-        dropout=0.5,
-        block="gated",
-        objective="sampled_softmax",
-        sampler="uniform",
-        negatives=3000,
-        negatives_per="batch",
-        # 32 rows hold some 1,900 events of some 320 users.
-        train=dict(batch_size=32, learning_rate=1e-3, epochs=30, patience=5),
+        stddev=0.06,
+        item_init="cooccurrence",
+        # 16 rows hold some 950 events of some 160 users.
+        train=dict(batch_size=16, learning_rate=2e-3, schedule="cosine", epochs=12, patience=5),
     )
     return defaults.variant(config, arg)

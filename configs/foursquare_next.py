@@ -25,6 +25,7 @@ from xrec_jax import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "foursquare_next"
+    config.seeds = (0, 1, 2)
     config.stages = ("recommend", "report")
     config.data.format = "csv"
     config.data.path = "../shared/data/foursquare-nyc/events.csv.gz"
@@ -44,11 +45,21 @@ def get_config(arg: str = "") -> ConfigDict:
         l2=0.01,
         train=dict(batch_size=2048, learning_rate=5e-3, epochs=40, patience=5),
     )
-    sequences = dict(batch_size=64, learning_rate=3e-3, epochs=40, patience=5)
+    sequences = dict(batch_size=64, patience=5)
     config.recommend.sasrec = defaults.system(
-        "sasrec", length=100, dropout=0.3, block="pre_norm", train=sequences
+        "sasrec",
+        length=100,
+        dropout=0.3,
+        block="pre_norm",
+        stddev=0.1,
+        item_init="cooccurrence",
+        train=dict(learning_rate=3e-3, schedule="cosine", epochs=14, **sequences),
     )
     config.recommend.next_place = defaults.system(
-        "next_place", category="category", **places, train={**sequences, "epochs": 22}
+        "next_place",
+        dropout=0.4,
+        category="category",
+        **places,
+        train=dict(learning_rate=5e-3, epochs=22, **sequences),
     )
     return defaults.variant(config, arg)

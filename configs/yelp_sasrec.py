@@ -32,17 +32,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.recommend.popularity = defaults.system("popularity")
     config.recommend.sasrec = defaults.system(
         "sasrec",
-        dim=128,
-        inner=256,
         length=20,
         packing=64,
-        dropout=0.5,
-        block="gated",
+        stddev=0.12,
+        item_init="cooccurrence",
         objective="sampled_softmax",
         sampler="uniform",
         negatives=3000,
         negatives_per="batch",
         # 32 rows hold some 1,850 events of some 250 users.
-        train=dict(batch_size=32, learning_rate=3e-3, schedule="cosine", epochs=18, patience=5),
+        train=dict(batch_size=32, learning_rate=2e-3, schedule="cosine", epochs=14, patience=5),
     )
     return defaults.variant(config, arg)
