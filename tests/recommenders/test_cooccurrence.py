@@ -111,7 +111,7 @@ def test_items_without_neighbours_have_no_vectors(user):
 def data_with_cold_items():
     """Of the tiny world, half of the users to learn from, and no events with some items."""
     data, split = tiny.data()._replace(train_share=0.5), tiny.data().split
-    changed = dataclasses.replace(split.train, item=split.train.item // 7 * 7)
+    changed = dataclasses.replace(split.train, item=split.train.item // 2 * 2)
     return data._replace(split=dataclasses.replace(split, train=changed))
 
 
