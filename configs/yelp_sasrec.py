@@ -5,13 +5,15 @@
 reads `../shared/data/yelp`; elsewhere give `--config.data.path=FILE` and
 `--config.data.items=FILE`. `:tiny` needs neither.
 
-Softmax over the target and 3,000 items that a batch shares, layers of LiGR. Most histories are
-short: windows of 20 items hold nearly all of them, and several share a row of 64 positions.
+Softmax over the target and 3,000 items that a batch shares, and an item table that begins with
+co-occurrence counts. Most histories are short: windows of 20 items hold nearly all of them, and
+several share a row of 64 positions.
 
 People come back to a place: of 30,431 users 2,027 end with one they have been to. It is masked, as
 in S3Rec's code, so these users count as misses; `test_new` has the others.
 
-Not measured yet in this form: docs/results/recommenders.md has an earlier one.
+NDCG@10 .0219 [.0206, .0232], Hit@10 .0431 (three seeds), in 10.1 CPU minutes; chosen on validation,
+see docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict
