@@ -24,7 +24,6 @@ from xrec_jax import defaults
 def get_config(arg: str = "") -> ConfigDict:
     config = defaults.base()
     config.name = "foursquare_new"
-    config.seeds = (0, 1, 2)
     config.stages = ("recommend", "report")
     config.data.format = "csv"
     config.data.path = "../shared/data/foursquare-nyc/events.csv.gz"
@@ -46,9 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sequences = dict(batch_size=64, learning_rate=2e-3, epochs=60, patience=6)
     sasrec: dict[str, Any] = dict(length=50, dropout=0.4, block="pre_norm", train=sequences)
     config.recommend.sasrec = defaults.system("sasrec", **sasrec)
-    # What places are instead of which they are.
-    text = dict(mode="replace", components=128, hidden=128)
-    config.recommend.sasrec_text = defaults.system("sasrec", **sasrec, content=text)
+    config.recommend.sasrec_text = defaults.system("sasrec", **sasrec, content=tower)
     config.recommend.next_place = defaults.system(
         "next_place", copy=False, length=50, category="category", **places, train=sequences
     )

@@ -10,9 +10,9 @@ the last tenth of what comes before is validation. Every later check-in, 32,617 
 ranked by itself among all 5,135 places, from all that the user did before it; those of 31 users
 without a training event are dropped. Nothing is masked; Acc@1 is `hit@1`.
 
-`next_place` has NDCG@10 .4488 [.4323, .4654] and Acc@1 .2419, the user's own most frequent places
-.4124 [.3889, .4325] and .2114 (three seeds). 8 to 14 minutes a seed for it on one core, 4 to 7 for
-`sasrec`. More in docs/results/places.md.
+`next_place` has NDCG@10 .4488 [.4323, .4654] and Acc@1 .2419 (three seeds), the user's own most
+frequent places .4124 [.3889, .4325] and .2114. It took 8 to 14 minutes a seed on one core, `sasrec`
+4 to 7. More in docs/results/places.md.
 """
 
 from typing import Any

@@ -12,8 +12,8 @@ several share a row of 64 positions.
 People come back to a place: of 30,431 users 2,027 end with one they have been to. It is masked, as
 in S3Rec's code, so these users count as misses; `test_new` has the others.
 
-NDCG@10 .0219 [.0206, .0232], Hit@10 .0431 (three seeds), in 10.1 CPU minutes; chosen on validation,
-see docs/results/recommenders.md.
+NDCG@10 .0219 [.0206, .0232], Hit@10 .0431 (three seeds), in 10.1 CPU minutes. The settings follow
+from trials on Beauty, see docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict

@@ -204,11 +204,11 @@ _JOINT = (
 _RANKING = "xrec_jax/evaluation/ranking/evaluator.py"
 _RECOMMEND = (
     Mutant(
-        "item_table_of_held_out_events",
+        "item_table_of_events_left_out",
         "xrec_jax/training/recommender.py",
         "self.model.initial_rows(self.data.learned.user, self.data.learned.item)",
         "self.model.initial_rows(self.data.split.train.user, self.data.split.train.item)",
-        (_COOCCURRENCE + "test_training_starts_with_the_events_it_learns_from",),
+        (_COOCCURRENCE + "test_training_begins_with_the_events_it_learns_from",),
     ),
     Mutant(
         "pairs_across_users",

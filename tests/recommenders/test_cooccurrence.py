@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.sparse.linalg import ArpackNoConvergence
 
 from tests import tiny
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.logging import MetricWriter
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.parallel.mesh import gather, use_mesh
+from xrec_jax.recommenders import cooccurrence as cooccurrence_module
 from xrec_jax.recommenders.cooccurrence import connected, cooccurrence, spectral_vectors
 from xrec_jax.training import recommender
 from xrec_jax.training.recommender import RecommenderTask
@@ -147,6 +150,23 @@ def test_training_begins_with_the_events_it_learns_from(task, data, monkeypatch)
     del drawn["params"]["item"]["embedding"]
     jax.tree.map(np.testing.assert_array_equal, begun["params"], drawn["params"])
     assert begun["step"] == 0
+
+
+def test_the_log_says_how_many_rows(task, monkeypatch, capsys):
+    started(task, monkeypatch)
+    (numbers, _), *_ = task._initial_rows.values()
+    said = f"recommend.sasrec: {len(numbers)} rows of item/embedding are initialised"
+    assert said in " ".join(capsys.readouterr())
+
+
+def test_eigenvectors_that_do_not_converge_are_one_error(monkeypatch):
+    def never(*args, **kwargs):
+        raise ArpackNoConvergence("no convergence (3 iterations)", None, None)
+
+    monkeypatch.setattr(cooccurrence_module, "eigsh", never)
+    user, item = events(70, 200, 12)
+    with pytest.raises(UserError, match=r"no convergence .*set item_init='normal'"):
+        spectral_vectors(cooccurrence(user, item, 200), 7)
 
 
 def test_held_out_events_do_not_matter(task, data, monkeypatch):

@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+
+from xrec_jax.core.errors import UserError
 
 _REACH = 3
 _LEAST_SHARE = 0.1
@@ -62,6 +64,9 @@ def spectral_vectors(pairs: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.
 
     Returns:
       Sorted items, `[rows]`, and their vectors, `[rows, dim]` float32 with a mean square of 1.
+
+    Raises:
+      UserError: if the eigenvectors do not converge.
     """
     rows = connected(pairs)
     if not len(rows):
@@ -76,7 +81,12 @@ def spectral_vectors(pairs: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.
     else:
         # The generator also restarts Lanczos where it breaks down, which must not be by chance.
         begin = generator.normal(size=len(rows)).astype(np.float32)
-        values, vectors = eigsh(matrix, k=dim, which="LA", v0=begin, tol=1e-3, rng=1)
+        try:
+            values, vectors = eigsh(matrix, k=dim, which="LA", v0=begin, tol=1e-3, rng=1)
+        except ArpackNoConvergence as error:
+            raise UserError(
+                f"item_init='cooccurrence': {error.args[0]}; set item_init='normal'"
+            ) from None
     vectors = vectors * np.sqrt(np.maximum(values, 0.0))
     rotation = np.linalg.qr(generator.normal(size=(dim, dim)))[0][: len(values)]
     vectors = vectors @ rotation.astype(np.float32)

@@ -180,7 +180,15 @@ class RecommenderTask:
 
     @functools.cached_property
     def _initial_rows(self) -> dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]:
-        return dict(self.model.initial_rows(self.data.learned.user, self.data.learned.item))
+        """What is initialised from the training events, by parameter."""
+        rows = dict(self.model.initial_rows(self.data.learned.user, self.data.learned.item))
+        for path, (numbers, _) in rows.items():
+            if is_primary():
+                log(
+                    f"recommend.{self.name}: {len(numbers):,} rows of {'/'.join(path)} are "
+                    "initialised from the training events"
+                )
+        return rows
 
     @functools.cached_property
     def _evaluators(self) -> dict[str, RankingEvaluator]:

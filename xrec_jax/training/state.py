@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -142,11 +143,17 @@ def with_rows(
     def replaced(params: Any) -> Any:
         flat = traverse_util.flatten_dict(params, keep_empty_nodes=True)
         for path, (numbers, values) in rows.items():
-            put = jax.jit(lambda x, i, v: x.at[i].set(v), out_shardings=flat[path].sharding)
-            flat[path] = put(flat[path], np.asarray(numbers), np.asarray(values))
+            table = flat[path]
+            flat[path] = _put_rows(table.sharding)(table, np.asarray(numbers), np.asarray(values))
         return traverse_util.unflatten_dict(flat)
 
     return state.replace(params=replaced(state.params), best_params=replaced(state.best_params))
+
+
+@functools.lru_cache(maxsize=8)
+def _put_rows(split: jax.sharding.Sharding) -> Callable[..., jax.Array]:
+    """Compiled function that replaces rows of a table with this sharding."""
+    return jax.jit(lambda table, rows, values: table.at[rows].set(values), out_shardings=split)
 
 
 def shardings_of(state: Any) -> Any:
