@@ -79,7 +79,7 @@ def spectral_vectors(pairs: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.
         values, vectors = np.linalg.eigh(matrix.toarray())
         values, vectors = values[-dim:], vectors[:, -dim:]
     else:
-        # The generator also restarts Lanczos where it breaks down, which must not be by chance.
+        # Where Lanczos breaks down it is restarted with random values: `rng` makes them the same.
         begin = generator.normal(size=len(rows)).astype(np.float32)
         try:
             values, vectors = eigsh(matrix, k=dim, which="LA", v0=begin, tol=1e-3, rng=1)
