@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xrec_jax.recommenders.calibration import HIGH, LOW, fit_temperature
+from xrec_jax.recommenders.explained.calibration import HIGH, LOW, fit_temperature
 
 
 def inner(states, table):

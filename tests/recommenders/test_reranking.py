@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from xrec_jax.recommenders.reranking import rank_of, rerank
+from xrec_jax.recommenders.explained.reranking import rank_of, rerank
 
 
 def naive_rank(scores, target, seen):

@@ -27,7 +27,7 @@ from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.io.tokenizer import load_tokenizer
 from xrec_jax.parallel.mesh import batch_divisor
-from xrec_jax.recommenders.fused import fuse
+from xrec_jax.recommenders.explained.fused import fuse
 from xrec_jax.training import language as train_language
 from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.recommender import build_model

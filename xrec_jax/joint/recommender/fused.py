@@ -23,11 +23,11 @@ from xrec_jax.joint.recommender.rows import another, even, row_means, user_batch
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import gather, put_replicated
-from xrec_jax.recommenders.calibration import fit_temperature
-from xrec_jax.recommenders.explanations import measure, whitening
-from xrec_jax.recommenders.feature_fusion import FeatureFused, fuse_features
-from xrec_jax.recommenders.fused import Fused, fuse
-from xrec_jax.recommenders.reranking import rank_of
+from xrec_jax.recommenders.explained.calibration import fit_temperature
+from xrec_jax.recommenders.explained.features import FeatureFused, fuse_features
+from xrec_jax.recommenders.explained.fused import Fused, fuse
+from xrec_jax.recommenders.explained.reranking import rank_of
+from xrec_jax.recommenders.whitening import measure, whitening
 from xrec_jax.training.loop import compile_step
 from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.recommender import RecommenderTask

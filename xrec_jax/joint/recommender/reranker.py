@@ -1,8 +1,9 @@
 """The fused recommender where every candidate of a state has an explanation of its own.
 
-A list is ranked as `recommenders.reranking.rerank` says: the candidates first, by their fused
-scores, then all other unseen items by the recommender alone. A candidate without a text keeps the
-score of the recommender alone, so that without any text the list is that of the recommender alone.
+A list is ranked as `recommenders.explained.reranking.rerank` says: the candidates first, by their
+fused scores, then all other unseen items by the recommender alone. A candidate without a text keeps
+the score of the recommender alone, so that without any text the list is that of the recommender
+alone.
 
 What a text of one candidate is worth is its leave-one-out gain: log p(y) among the candidates, with
 the texts of all of them, minus the same where this one's text is taken away. The other texts are
@@ -30,8 +31,8 @@ from xrec_jax.joint.states.base import TEST, VALID
 from xrec_jax.joint.states.candidates import JointCases
 from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import batch_divisor, gather, put_replicated
-from xrec_jax.recommenders.fused import Fused
-from xrec_jax.recommenders.reranking import rerank
+from xrec_jax.recommenders.explained.fused import Fused
+from xrec_jax.recommenders.explained.reranking import rerank
 from xrec_jax.training.recommender import RecommenderTask
 
 _USER = ("user", "history", "length")  # what the recommender alone reads

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import constrain, logical, padded_rows
 from xrec_jax.recommenders.base import Frozen, Recommender, Tables, check_choice, check_range
-from xrec_jax.recommenders.explanations import whitening
+from xrec_jax.recommenders.whitening import whitening
 
 MODES = ("", "add", "replace")
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from xrec_jax.recommenders.base import Recommender, check_choice
-from xrec_jax.recommenders.fused import Fused, make_fused
+from xrec_jax.recommenders.explained.fused import Fused, make_fused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

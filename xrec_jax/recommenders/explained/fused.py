@@ -1,7 +1,7 @@
 """Explanation-aware recommender: a registered one with a gated residual on its user states.
 
 A fused state is the base's user state plus a gated residual of the codes of both parts (why, why
-not); see `explanations`. With both parts absent, it is bit-identical to the base's state.
+not); see `fusion`. With both parts absent, it is bit-identical to the base's state.
 
 Dimension letters: b batch, n candidate, p part, e encoding, c code, d feature, i item.
 """
@@ -23,8 +23,8 @@ from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
 from xrec_jax.recommenders.base import Frozen, Recommender, Tables, check_choice, check_range
-from xrec_jax.recommenders.explanations import Fusion, drop_parts
-from xrec_jax.recommenders.reranking import among_candidates
+from xrec_jax.recommenders.explained.fusion import Fusion, drop_parts
+from xrec_jax.recommenders.explained.reranking import among_candidates
 
 CONSTANTS = ("mean", "std", "basis", "temperature")
 _F = TypeVar("_F", bound="Fused")
@@ -47,7 +47,7 @@ class Fused(Recommender):
     explanation: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
 
     Frozen arrays besides the base's: `mean` and `std` `[2, e]`, to standardise encodings (see
-    `explanations.measure`, `explanations.whitening`); for ranking `encoding` `[users, 2, e]` and
+    `whitening.measure`, `whitening.whitening`); for ranking `encoding` `[users, 2, e]` and
     `present` `[users, 2]`, one a user. With an optional scalar `temperature`, log-probabilities are
     those of scores divided by it (see `calibration`), and residuals are multiplied by it, so that
     the effect of a text on a log-probability does not depend on it.
