@@ -8,6 +8,7 @@ from experiments.mutants_language_model import LANGUAGE_MODEL
 _ROUND = "tests/joint/test_round.py::"
 _INSIDE = "tests/joint/test_inside.py::"
 _COOCCURRENCE = "tests/recommenders/test_cooccurrence.py::"
+_MATCH = "tests/recommenders/test_match.py::"
 _JOINT_ROUND = "xrec_jax/joint/round.py"
 
 _JOINT = (
@@ -100,7 +101,7 @@ _JOINT = (
     ),
     Mutant(
         "parameters_chosen_on_test_users",
-        "xrec_jax/joint/controls/systems.py",
+        "xrec_jax/joint/recommender/fitting.py",
         'fused.evaluate("few", params, frozen, read)',
         'fused.evaluate("test", params, frozen, read)',
         (_INSIDE + "test_parameters_are_chosen_on_looked_at_valid_users",),
@@ -149,6 +150,30 @@ _JOINT = (
         '"other_encoding": encoding[other],\n                "other_present": present[other],',
         '"other_encoding": encoding[places],\n                "other_present": present[places],',
         ("tests/joint/test_setup.py::test_a_text_is_worth_its_mean_over_the_targets",),
+    ),
+    Mutant(
+        "matched_with_absent_parts",
+        "xrec_jax/recommenders/explained/reading.py",
+        'query = jnp.where(there, query * constants["query_scale"], 0.0)',
+        'query = query * constants["query_scale"]',
+        (_MATCH + "test_without_a_text_scores_are_the_bases_to_the_last_bit",),
+    ),
+    Mutant(
+        "matched_with_other_items",
+        "xrec_jax/recommenders/explained/match.py",
+        "    vectors[present] = own /",
+        "    vectors[present] = own[::-1] /",
+        (
+            _MATCH + "test_space_of_the_items",
+            _MATCH + "test_it_learns_which_items_a_text_speaks_of",
+        ),
+    ),
+    Mutant(
+        "items_of_a_run_not_matched",
+        "xrec_jax/joint/recommender/fused.py",
+        'vectors = {"item_match": self.setup.item_space.vectors}',
+        'vectors = {"item_match": 0 * self.setup.item_space.vectors}',
+        ("tests/joint/test_setup.py::test_texts_meet_the_items_of_the_run",),
     ),
     Mutant(
         "pretrained_on_held_out_visits",

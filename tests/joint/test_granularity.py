@@ -71,7 +71,7 @@ def made_of(model, devices=1):
     task = SimpleNamespace(model=base)
     shared = SimpleNamespace(config=config, cfg=config.joint, data=data, mesh=mesh)
     shared.put = functools.partial(JointSetup.put, shared)
-    setup = SimpleNamespace(shared=shared, states=world_states(config, data))
+    setup = SimpleNamespace(shared=shared, states=world_states(config, data), match_features=0)
     best = retrieved(setup, task, params, frozen, count=CANDIDATES)
     states = setup.states
     cases = cases_of(states, placed(best, states), WRITERS["world"](config, data, states))

@@ -26,6 +26,7 @@ from xrec_jax.joint.controls.registry import mask_titles
 from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.held_out import held_out
 from xrec_jax.joint.monitors import Monitors
+from xrec_jax.joint.recommender.fitting import fit
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.rollout import rows
@@ -165,7 +166,7 @@ def test_parameters_are_chosen_on_looked_at_valid_users(joint, opened):  # noqa:
     read = systems._read("stated")
     frozen = systems._frozen(one.recommender, read)
     state = one.recommender.initial(one.seed, one.alone.params)
-    params, value = systems._fit(one.recommender, state, frozen, read, 2)
+    params, value = fit(one.recommender, state, frozen, read, steps=2, seed=one.seed)
     assert value == pytest.approx(valid_ndcg(one, params, frozen, read), abs=1e-6)
     cache = jax.device_get(opened.state.cache)
     kept = {"encoding": cache.encoding, "present": cache.present}

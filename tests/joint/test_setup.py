@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from types import SimpleNamespace
 
 import jax
@@ -19,6 +20,7 @@ from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.setup import state_setup
 from xrec_jax.joint.states.world import world_states
 from xrec_jax.parallel.mesh import gather, use_mesh
+from xrec_jax.recommenders.explained.match import item_space, query_scale
 from xrec_jax.training.recommender import build_model
 
 WIDTH = 3
@@ -31,7 +33,7 @@ def config_of(*, model="sasrec", held_out=0.3, **states):
     made.joint.sft.examples = 7
     made.joint.valid_users = 11
     made.joint.rollout.held_out = held_out
-    made.joint.recommender.update(dict(bottleneck=4, hidden=6, components=2))
+    made.joint.recommender.update(dict(bottleneck=4, hidden=6, components=2, match=2))
     return made
 
 
@@ -40,15 +42,21 @@ def world():
     return prepare(config_of().data)
 
 
-class Shared(JointSetup):
-    """Without a language model."""
+class Drawn:
+    """Encodings drawn by text, without a language model."""
 
-    def __init__(self, config, data, mesh=None):
-        self.config, self.cfg, self.data, self.mesh = config, config.joint, data, mesh
+    width = WIDTH
+
+    def __call__(self, texts):
+        rows = [
+            np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts
+        ]
+        return np.array(rows, np.float32).reshape(-1, WIDTH), np.array([bool(t) for t in texts])
 
 
 def setup_of(config, data, mesh=None):
-    return state_setup(Shared(config, data, mesh), world_states(config, data))
+    shared = JointSetup(config, data, None, mesh=mesh, rundir=None, encoder=Drawn())
+    return state_setup(shared, world_states(config, data))
 
 
 def past(states, s):
@@ -182,6 +190,29 @@ def test_training_rows_are_lessons():
         np.testing.assert_array_equal(batch["encoding"][n], read["encoding"][s])
         np.testing.assert_array_equal(batch["present"][n], read["present"][s])
     assert (batch["weight"] == 1).all()
+
+
+def test_texts_meet_the_items_of_the_run():
+    """The match takes the items' own texts, in the order of the items, by the run's encoder."""
+    setup, task, weights, frozen, read = fused()
+    items = setup.shared.data.dataset.items.to_dicts()
+    texts = setup.states.item_texts
+    assert len(texts) == len(items) and len(set(texts)) > 5
+    for text, row in zip(texts, items, strict=True):
+        own = [str(row[k]) for k in ("kind", "cuisine", "mood") if str(row[k]) != "none"]
+        # A plural may end otherwise ("bakeries"); nothing is named that the item is not.
+        assert all(value[:-1] in text for value in own)
+        others = {str(other["mood"]) for other in items} - {str(row["mood"])}
+        assert not any(other in text for other in others) and str(row["name"]) not in text
+    projection, vectors = item_space(*setup.shared.encoder(texts), 2)
+    np.testing.assert_array_equal(frozen["item_match"], vectors)
+    np.testing.assert_array_equal(frozen["projection"], projection)
+    rows = setup.learned
+    scale = query_scale(
+        read["encoding"][rows], read["present"][rows], np.asarray(frozen["mean"]), projection
+    )
+    np.testing.assert_array_equal(frozen["query_scale"], scale)
+    assert task.model.match == 2 and "match" in weights
 
 
 def test_the_temperature_is_fitted_on_every_held_out_event():

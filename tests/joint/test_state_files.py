@@ -16,13 +16,13 @@ from xrec_jax.data.run_data import RunData, prepare
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.file_texts import (
     Texts,
-    bag,
     far_places,
     plain_texts,
     read_states_file,
     vocabulary,
 )
 from xrec_jax.joint.states.files import file_states
+from xrec_jax.text.bag_of_words import bag
 from xrec_jax.text.records.profiles import content_words
 from xrec_jax.text.synthetic.taste_pairs import split_pair
 

@@ -16,7 +16,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.parallel.mesh import padded_rows, use_mesh
 from xrec_jax.recommenders.content import ContentTower, content_defaults, with_content
 from xrec_jax.recommenders.content.tower import whitened
-from xrec_jax.recommenders.explained.fused import fuse
+from xrec_jax.recommenders.explained.build import fuse
 
 USERS, ITEMS, LENGTH, DIM, WIDTH = 6, 11, 7, 8, 5
 COLD = 4  # the item that nobody has an event with

@@ -17,8 +17,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.evaluation.ranking.evaluator import RankingEvaluator
 from xrec_jax.parallel.mesh import RULES, gather, put_batch, put_replicated, put_sharded, use_mesh
 from xrec_jax.recommenders import blocks, sasrec
-from xrec_jax.recommenders.explained.features import fuse_features
-from xrec_jax.recommenders.explained.fused import fuse
+from xrec_jax.recommenders.explained.build import fuse, fuse_features
 from xrec_jax.recommenders.explained.fusion import drop_parts
 from xrec_jax.recommenders.explained.reranking import rank_of
 from xrec_jax.recommenders.mf import BPRMF

@@ -7,7 +7,7 @@ import pytest
 from tests.recommenders.test_fused import SMALL, WIDTH, base_of, batch_of, compiled, params_of
 from tests.tiny import data
 from xrec_jax.core.errors import UserError
-from xrec_jax.recommenders.explained.fused import fuse
+from xrec_jax.recommenders.explained.build import fuse
 from xrec_jax.recommenders.whitening import whitening
 
 

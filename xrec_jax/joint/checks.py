@@ -27,7 +27,7 @@ from xrec_jax.llm.generation.sampling import Sampling
 from xrec_jax.llm.io.checkpoint import open_model
 from xrec_jax.llm.io.tokenizer import load_tokenizer
 from xrec_jax.parallel.mesh import batch_divisor
-from xrec_jax.recommenders.explained.fused import fuse
+from xrec_jax.recommenders.explained.build import fuse
 from xrec_jax.training import language as train_language
 from xrec_jax.training.optimizers import optimizer
 from xrec_jax.training.recommender import build_model
@@ -247,8 +247,9 @@ def _check_fusion(config: ConfigDict, name: str, data: RunData) -> None:
     try:
         fuse(
             model,
-            encoding=max(1, cfg.components),
+            encoding=max(1, cfg.components, cfg.match),
             components=cfg.components,
+            match=cfg.match,
             sides=cfg.sides,
             **{key: cfg[key] for key in HPARAMS},
         )

@@ -112,6 +112,7 @@ def joint() -> ConfigDict:
                 null_dropout=0.1,
                 null_rows=0.0,
                 code_dropout=0.0,
+                match=0,  # features of the match with the items' own texts, such as 32; 0: none
                 reconstruction=0.1,
                 train_base=False,  # else the base stays as it is, decay included
                 base_dropout=True,  # read the base with its dropout in training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -56,35 +56,80 @@ def cut_off(config: Any) -> int:
     return 10 if 10 in ks else int(ks[0])
 
 
+class PartEncoder(Protocol):
+    """Encodes parts of explanations, and what items are, alike.
+
+    Attributes:
+      width: E, features of an encoding.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def __call__(self, texts: Sequence[str], /) -> tuple[np.ndarray, np.ndarray]:
+        """Encodings `[n, E]` float32, and which texts are not empty `[n]`."""
+
+
+class BaseEncoder:
+    """Mean states of the base; a text is cut where the model ends.
+
+    Args:
+      base: loaded.
+      layer: of the states; see `llm.encoder.mean_states`.
+    """
+
+    def __init__(self, base: LoadedBase, layer: str):
+        self._tokenizer, self._longest = base.tokenizer, base.model.config.max_positions
+        self._encoder = TextEncoder(base.model, base.params, batch=64, layer=layer)
+
+    @property
+    def width(self) -> int:
+        """Features of an encoding."""
+        return self._encoder.width
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See `PartEncoder`."""
+        ids = self._tokenizer.encode_batch(texts, bos=False)
+        return self._encoder([row[: self._longest] for row in ids])
+
+
 class JointSetup:
     """Models and options of a run; built once.
 
     Args:
       config: of the run.
       data: of the run.
-      base: loaded.
+      base: loaded; None where nothing is written or asked, which needs an `encoder`.
       mesh: devices; use the object inside `use_mesh(mesh)`.
       rundir: the run directory.
       steps_before: updates of earlier stages of the run; see `training.loop.LoopOptions`.
+      encoder: of texts, in place of the base as `joint.encoder` says.
     """
 
     def __init__(
         self,
         config: Any,
         data: RunData,
-        base: LoadedBase,
+        base: LoadedBase | None,
         *,
         mesh: Mesh,
         rundir: RunDir,
         steps_before: int = 0,
+        encoder: PartEncoder | None = None,
     ):
         self._steps_before = steps_before
         self.config, self.cfg, self.data = config, config.joint, data
-        self.base, self.mesh, self.rundir = base, mesh, rundir
+        self._base, self.mesh, self.rundir = base, mesh, rundir
         self.size = self.cfg.explain.max_new_tokens
         self.guards = GuardOptions.of(self.cfg.guards)
-        self.encoder = TextEncoder(base.model, base.params, batch=64, layer=self.cfg.encoder)
-        self.placeholder = placeholder_of(config, base.tokenizer)[1]
+        self.encoder = encoder or BaseEncoder(self.base, self.cfg.encoder)
+        self.placeholder = placeholder_of(config, base.tokenizer)[1] if base else -1
+
+    @property
+    def base(self) -> LoadedBase:
+        """The language model under all roles."""
+        assert self._base is not None, "a setup without a language model"
+        return self._base
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -140,10 +185,7 @@ class JointSetup:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodings `[n, 2, E]` of both parts of texts, and which parts are there `[n, 2]`."""
-        parts = [part for text in texts for part in split_pair(text)]
-        limit = self.base.model.config.max_positions
-        ids = self.base.tokenizer.encode_batch(parts, bos=False)
-        encoding, present = self.encoder([row[:limit] for row in ids])
+        encoding, present = self.encoder([part for text in texts for part in split_pair(text)])
         return encoding.reshape(len(texts), 2, -1), present.reshape(len(texts), 2)
 
 

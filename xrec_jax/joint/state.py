@@ -65,7 +65,8 @@ class JointState(flax.struct.PyTreeNode):
         valid states that are looked at every round; empty where candidates are explained.
       buffer: the latest rollout.
       constants: measured at the warm start: what standardises encodings (`mean` `[2, E]`, and
-        `basis` `[2, E, components]` or `std` `[2, E]`), and the recommender's `temperature`.
+        `basis` `[2, E, components]` or `std` `[2, E]`), the space of the match (`projection`
+        `[E, k]`, `query_scale` `[2, 1]`), and the recommender's `temperature`.
       best: policy and recommender parameters of the best round so far.
     """
 

@@ -58,13 +58,27 @@ def whitening(
         # Standardised first: the scale of a feature says nothing about its information.
         scale = rows.std(axis=0)
         scale = np.where(scale > _FLOOR, scale, np.inf)
-        values, vectors = np.linalg.eigh(np.cov(rows / scale, rowvar=False, bias=True))
-        values, vectors = values[::-1][:components], vectors[:, ::-1][:, :components]
-        # Eigenvectors have an arbitrary sign: make the largest entry positive.
-        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(components)])
+        values, vectors = principal_directions(rows / scale, components)
         spread = np.sqrt(np.maximum(values, 0.0))
         # Whitening would blow up directions that are numerically constant.
         kept = spread > max(_FLOOR, 1e-4 * spread[0])
         vectors = np.where(kept, vectors / np.where(kept, spread, 1.0), 0.0)
         basis[part] = vectors / scale[:, None]
     return mean, basis
+
+
+def principal_directions(rows: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variances and directions of the leading principal components.
+
+    Args:
+      rows: `[n, e]` float64, n at least 2.
+      components: k, at most e.
+
+    Returns:
+      `[k]` and `[e, k]`, largest variance first; of each direction the largest entry is positive.
+    """
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(rows, rowvar=False, bias=True)))
+    values, vectors = values[::-1][:components], vectors[:, ::-1][:, :components]
+    # Eigenvectors have an arbitrary sign.
+    largest = np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])
+    return values, vectors * np.sign(vectors[largest])

@@ -18,14 +18,13 @@ from xrec_jax.core.storage import files
 from xrec_jax.core.storage.arrays import write_npz
 from xrec_jax.inference import run_records
 from xrec_jax.joint.controls.registry import ALONE, CONTROLS, JOINT
+from xrec_jax.joint.recommender.fitting import fit
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another
 from xrec_jax.joint.sides import Sides
 from xrec_jax.joint.state import JointState
 from xrec_jax.joint.states.base import PARTS, TEST
 from xrec_jax.parallel.mesh import gather
-
-_EVALUATIONS = 10  # on the tracked users while a control is trained
 
 Read = dict[str, np.ndarray]
 Arrays = dict[str, np.ndarray]
@@ -169,7 +168,7 @@ class Systems:
             if control.recommender == "alone":
                 params = state.params
             else:
-                params, _ = self._fit(fused, state, frozen, read, fused.steps)
+                params = fit(fused, state, frozen, read, steps=fused.steps, seed=sides.seed).params
         per_user = fused.evaluate("test", params, frozen, read)
         figures = {f"test/{key}": value for key, value in per_user.masked.items()}
         return figures | {"users": per_user.users}
@@ -188,9 +187,9 @@ class Systems:
         sides, read = self.sides, self._read(JOINT)
         state = sides.recommender.initial(sides.seed, sides.alone.params)
         frozen = self._frozen(sides.recommender, read)
-        return Trained(
-            frozen, *self._fit(sides.recommender, state, frozen, read, sides.recommender.steps)
-        )
+        steps = sides.recommender.steps
+        fitted = fit(sides.recommender, state, frozen, read, steps=steps, seed=sides.seed)
+        return Trained(frozen, *fitted)
 
     @functools.cached_property
     def _joint(self) -> Trained:
@@ -199,31 +198,11 @@ class Systems:
         best = jax.tree.map(jnp.copy, self.state.best["recommender"])
         state = sides.recommender.initial(sides.seed, sides.alone.params).replace(params=best)
         steps = self.shared.cfg.recommender.final_steps
-        continued = Trained(
-            frozen, *self._fit(sides.recommender, state, frozen, self._read(JOINT), steps)
+        fitted = fit(
+            sides.recommender, state, frozen, self._read(JOINT), steps=steps, seed=sides.seed
         )
+        continued = Trained(frozen, *fitted)
         return continued if continued.value > self._refit.value else self._refit
-
-    def _fit(
-        self, fused: FusedTask, state: Any, frozen: Any, read: Read, steps: int
-    ) -> tuple[Any, float]:
-        """Parameters with the best NDCG of the tracked users, the first ones included."""
-        metric = f"ndcg@{self.shared.best_k}"
-
-        def worth(params: Any) -> float:
-            return float(fused.evaluate("few", params, frozen, read).masked[metric].mean())
-
-        piece, done = max(1, steps // _EVALUATIONS), 0
-        best, params = -1.0, state.params
-        while True:
-            value = worth(state.params)
-            if value > best:
-                best, params = value, jax.tree.map(jnp.copy, state.params)
-            if done >= steps:
-                return params, best
-            count = min(piece, steps - done)
-            state, _ = fused.train(state, frozen, read, steps=count, seed=self.sides.seed)
-            done += count
 
 
 def _write(path: epath.Path, arrays: Arrays) -> None:

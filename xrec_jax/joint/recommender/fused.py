@@ -23,9 +23,11 @@ from xrec_jax.joint.recommender.rows import another, even, row_means, user_batch
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.setup import StateSetup
 from xrec_jax.parallel.mesh import gather, put_replicated
+from xrec_jax.recommenders.explained.build import fuse, fuse_features
 from xrec_jax.recommenders.explained.calibration import fit_temperature
-from xrec_jax.recommenders.explained.features import FeatureFused, fuse_features
-from xrec_jax.recommenders.explained.fused import Fused, fuse
+from xrec_jax.recommenders.explained.features import FeatureFused
+from xrec_jax.recommenders.explained.fused import Fused
+from xrec_jax.recommenders.explained.match import query_scale
 from xrec_jax.recommenders.explained.reranking import rank_of
 from xrec_jax.recommenders.whitening import measure, whitening
 from xrec_jax.training.loop import compile_step
@@ -99,6 +101,7 @@ class FusedTask:
                 task.model,
                 encoding=width,
                 components=min(cfg.components, width),
+                match=setup.match_features,
                 sides=sides or cfg.sides,
                 **values,
             )
@@ -167,9 +170,15 @@ class FusedTask:
         encoding, present = read["encoding"][rows], read["present"][rows]
         if self.model.components:
             mean, basis = whitening(encoding, present, self.model.components)
-            return {"mean": mean, "basis": basis}
-        mean, std = measure(encoding, present)
-        return {"mean": mean, "std": std}
+            constants = {"mean": mean, "basis": basis}
+        else:
+            mean, std = measure(encoding, present)
+            constants = {"mean": mean, "std": std}
+        if self.model.match:
+            projection = self.setup.item_space.projection
+            constants["projection"] = projection
+            constants["query_scale"] = query_scale(encoding, present, mean, projection)
+        return constants
 
     def frozen(self, base: Any, constants: dict[str, Any]) -> dict[str, Any]:
         """Frozen arrays of the base, and the constants of what is read."""
@@ -177,6 +186,9 @@ class FusedTask:
         if isinstance(self.model, FeatureFused):
             items = {"item_features": self.setup.states.item_features}
             arrays |= put_replicated(items, self.shared.mesh)
+        if self.model.match:
+            vectors = {"item_match": self.setup.item_space.vectors}
+            arrays |= put_replicated(vectors, self.shared.mesh)
         return arrays
 
     def train(

@@ -63,6 +63,8 @@ class JointStates:
       features: `[S, F]` float32, the same facts of user and history as plain numbers.
       item_features: `[items, F2]` float32, attributes of items as plain numbers.
       titles: of all items.
+      item_texts: what each item is, in words and without its name, for a recommender to match texts
+        with; "" for nothing.
       stated: the tastes that each prompt states, read without a mistake; None where unknown.
       groups: names of user groups.
       group: `[S]` int32 into `groups`, -1 for none.
@@ -82,6 +84,7 @@ class JointStates:
     features: np.ndarray
     item_features: np.ndarray
     titles: Sequence[str]
+    item_texts: Sequence[str] = ()
     stated: Sequence[str] | None = None
     groups: tuple[str, ...] = ()
     group: np.ndarray | None = None

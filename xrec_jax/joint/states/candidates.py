@@ -131,6 +131,7 @@ def cases_of(states: JointStates, candidates: np.ndarray, write: Any) -> JointCa
         summary=texts.summary,
         features=features,
         item_features=states.item_features,
+        item_texts=states.item_texts,
         titles=states.titles,
         groups=states.groups,
         group=None if states.group is None else states.group[state],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.core.rng import Stream
 from xrec_jax.data.run_data import RunData
 from xrec_jax.tasks.titles import title_column, titles
+from xrec_jax.text import bag_of_words
 from xrec_jax.text.records.profiles import Keys, PairText, audiences, content_words, read_pair_texts
 from xrec_jax.text.titles.mask import TitleMasks
 from xrec_jax.text.titles.normal import normal_title
@@ -170,18 +171,7 @@ def far_places(texts: Texts, user: np.ndarray, pasts: Sequence[np.ndarray]) -> l
 
 def vocabulary(texts: Texts) -> dict[str, int]:
     """The words that stand in most profiles and descriptions, to columns."""
-    counts: Counter[str] = Counter()
-    for text in (*texts.profile.values(), *texts.item_text.values()):
-        counts.update(set(content_words(text)))
-    order = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
-    return {word: place for place, word in enumerate(order)}
-
-
-def bag(text: str, words: Mapping[str, int]) -> np.ndarray:
-    """Which words of a vocabulary a text has, at unit length: `[words]` float32."""
-    vector = np.zeros(len(words), np.float32)
-    vector[[words[word] for word in content_words(text) if word in words]] = 1.0
-    return vector / max(1.0, float(np.linalg.norm(vector)))
+    return bag_of_words.vocabulary((*texts.profile.values(), *texts.item_text.values()), WORDS)
 
 
 def plain_texts(config: Any, data: RunData) -> list[str]:

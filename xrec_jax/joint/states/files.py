@@ -25,7 +25,8 @@ from xrec_jax.core.sections import read_section
 from xrec_jax.data.histories import Histories
 from xrec_jax.data.run_data import RunData, need_events
 from xrec_jax.joint.states.base import TEST, TRAIN, VALID, JointStates, StatesConfig, check_template
-from xrec_jax.joint.states.file_texts import Texts, bag, far_places, read_states_file, vocabulary
+from xrec_jax.joint.states.file_texts import Texts, far_places, read_states_file, vocabulary
+from xrec_jax.text.bag_of_words import bag
 from xrec_jax.text.prompts.render import select_history
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.records.profiles import addressed, both_sides
@@ -111,6 +112,7 @@ def file_states(config: Any, data: RunData) -> JointStates:
         features=_user_features(profiles, pasts, item_features, words),
         item_features=item_features,
         titles=texts.titles,
+        item_texts=[texts.item_text.get(i, "") for i in range(data.dataset.num_items)],
         notes=_notes(texts, drawn, cfg, teacher),
     )
 

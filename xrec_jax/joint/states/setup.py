@@ -24,6 +24,7 @@ from xrec_jax.joint.states.world import world_states
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.tokenizer import Tokenizer
 from xrec_jax.parallel.mesh import put_replicated
+from xrec_jax.recommenders.explained.match import item_space
 
 SOURCES = {"world": world_states, "file": file_states}
 
@@ -70,6 +71,18 @@ def check_lengths(config: Any, prompts: Prompts, most: int) -> None:
             f"{most} that the model takes; lower joint.states.history or "
             "joint.explain.max_new_tokens"
         )
+
+
+class ItemSpace(NamedTuple):
+    """The items' own texts, as a match takes them; see `recommenders.explained.match`.
+
+    Attributes:
+      projection: `[E, k]` float32.
+      vectors: `[items, k]` float32.
+    """
+
+    projection: np.ndarray
+    vectors: np.ndarray
 
 
 class TrainingRows(NamedTuple):
@@ -126,6 +139,19 @@ class StateSetup:
         """Monitors against reward hacking; the warm start's texts are their reference."""
         marker = "Why not:" if self.shared.cfg.recommender.sides != "why" else None
         return Monitors(list(self.states.teacher.values()), self.states.titles, marker=marker)
+
+    @property
+    def match_features(self) -> int:
+        """Features of the match with the items' texts; 0 where no item has one."""
+        if not any(self.states.item_texts):
+            return 0
+        return min(self.shared.cfg.recommender.match, self.shared.encoder.width)
+
+    @functools.cached_property
+    def item_space(self) -> ItemSpace:
+        """The items' own texts, encoded as explanations are."""
+        encoding, present = self.shared.encoder(self.states.item_texts)
+        return ItemSpace(*item_space(encoding, present, self.match_features))
 
     @functools.cached_property
     def evidence(self) -> dict[str, Measure]:

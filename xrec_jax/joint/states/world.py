@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from xrec_jax.joint.states.base import (
 from xrec_jax.tasks.prompting import Prompting
 from xrec_jax.text.prompts.templates import template_from
 from xrec_jax.text.synthetic.grammar import listing, with_article
-from xrec_jax.text.synthetic.taste_pairs import Pair, join_pair, taste_pair, values_of
+from xrec_jax.text.synthetic.taste_pairs import Pair, join_pair, phrases, taste_pair, values_of
 
 _ATTRIBUTES = {"kind": 2, "cuisine": 2, "mood": 2}  # values that a text names at most
 _PLAIN = ("kind", "cuisine", "mood", "price", "district", "popularity")
@@ -83,6 +83,7 @@ def world_states(config: Any, data: RunData) -> JointStates:
         features=_user_features(prompting, user, history),
         item_features=_one_hot(prompting.items, _PLAIN),
         titles=[str(row["name"]) for row in prompting.items],
+        item_texts=[_item_text(row) for row in prompting.items],
         groups=groups,
         group=group,
     )
@@ -167,6 +168,11 @@ def _by_rule(prompting: Prompting, past: np.ndarray) -> str:
         likes[name] = [value for value, _ in seen.most_common(most)]
         avoids[name] = [value for value, _ in common.most_common() if value not in seen][:1]
     return join_pair(taste_pair(likes, avoids))
+
+
+def _item_text(row: Mapping[str, Any]) -> str:
+    """What a place is, in the words that tastes are written in."""
+    return phrases({k: [str(row[k])] for k in _ATTRIBUTES if row.get(k) not in (None, "none")})
 
 
 def _summary(prompting: Prompting, past: np.ndarray) -> str:

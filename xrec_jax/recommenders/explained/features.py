@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
-from xrec_jax.recommenders.base import Recommender, check_choice
-from xrec_jax.recommenders.explained.fused import Fused, make_fused
+from xrec_jax.recommenders.base import check_choice
+from xrec_jax.recommenders.explained.fused import Fused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,3 @@ class FeatureFused(Fused):
             return None
         features = source["features"][..., None, :]
         return features, jnp.ones(features.shape[:-1], bool)
-
-
-def fuse_features(base: Recommender, **hparams: Any) -> FeatureFused:
-    """As `fuse`, with plain user features in place of explanations (see `FeatureFused`)."""
-    fused: FeatureFused = make_fused(FeatureFused, base, hparams)
-    return fused

@@ -1,34 +1,42 @@
-"""Explanation-aware recommender: a registered one with a gated residual on its user states.
+"""Explanation-aware recommender: a registered one that reads texts of why and why not.
 
-A fused state is the base's user state plus a gated residual of the codes of both parts (why, why
-not); see `fusion`. With both parts absent, it is bit-identical to the base's state.
+A text is read in two ways. A gated residual of the codes of both parts is added to the base's user
+state (`fusion`). And both parts meet the items' own texts in a product that is added to the base's
+score (`match`): a state is then the fused state of the base with that side of the product behind
+it, and a row of the item table has the item's vector behind it. With both parts absent, scores are
+bit-identical to the base's.
 
-Dimension letters: b batch, n candidate, p part, e encoding, c code, d feature, i item.
+Dimension letters: b batch, n candidate, p part, e encoding, c code, d feature, i item, k feature of
+the match.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xrec_jax.core.dropout import dropout
-from xrec_jax.core.errors import UserError, did_you_mean
+from xrec_jax.core.errors import UserError
 from xrec_jax.core.trees import PyTree
 from xrec_jax.parallel.lookup import take_rows
 from xrec_jax.parallel.mesh import ROW_MULTIPLE, constrain, logical, padded_rows
 from xrec_jax.recommenders import losses
 from xrec_jax.recommenders.base import Frozen, Recommender, Tables, check_choice, check_range
 from xrec_jax.recommenders.explained.fusion import Fusion, drop_parts
+from xrec_jax.recommenders.explained.match import Match
+from xrec_jax.recommenders.explained.reading import (
+    CONSTANTS,
+    SIDES,
+    Reading,
+    identity_constants,
+    read,
+)
 from xrec_jax.recommenders.explained.reranking import among_candidates
-
-CONSTANTS = ("mean", "std", "basis", "temperature")
-_F = TypeVar("_F", bound="Fused")
-SIDES = {"both": (True, True), "why": (True, False), "why_not": (False, True)}
 
 
 def _norm(x: jax.Array) -> jax.Array:
@@ -50,7 +58,10 @@ class Fused(Recommender):
     `whitening.measure`, `whitening.whitening`); for ranking `encoding` `[users, 2, e]` and
     `present` `[users, 2]`, one a user. With an optional scalar `temperature`, log-probabilities are
     those of scores divided by it (see `calibration`), and residuals are multiplied by it, so that
-    the effect of a text on a log-probability does not depend on it.
+    the effect of a text on a log-probability does not depend on it. With a match there are
+    `projection` `[e, k]`, `query_scale` `[2, 1]` and the items' vectors `item_match` `[items, k]`,
+    see `match.item_space` and `match.query_scale`; a state and a row of the item table have k more
+    features than the base's.
 
     Attributes:
       base: the base recommender, which must be trained and have a `dim`.
@@ -70,6 +81,7 @@ class Fused(Recommender):
       base_dropout: keep the base's dropout on in training. A base is overconfident on its own
         training events, which dropout reduces.
       sides: parts to read: "both", "why" or "why_not"; others count as absent.
+      match: k, features of the match with the items' own texts; 0 for none.
       item_features: width of `frozen["item_features"]` `[items, item_features]`, which a linear
         map, initialised to zero, adds to the item table; 0 for none. A temperature does not scale
         it.
@@ -87,6 +99,7 @@ class Fused(Recommender):
     train_base: bool = True
     base_dropout: bool = True
     sides: str = "both"
+    match: int = 0
     item_features: int = 0
 
     batches = "states"
@@ -101,6 +114,7 @@ class Fused(Recommender):
         check_range("fused", "reconstruction", self.reconstruction, 0.0)
         check_range("fused", "item_features", self.item_features, 0)
         check_range("fused", "components", self.components, 0, self.encoding)
+        check_range("fused", "match", self.match, 0, self.encoding)
         for key in ("train_base", "base_dropout"):
             check_choice("fused", key, getattr(self, key), (True, False))
         check_choice("fused", "sides", self.sides, tuple(SIDES))
@@ -125,6 +139,11 @@ class Fused(Recommender):
         return Fusion(self.parts, self._inputs, self.bottleneck, dim, self.hidden)
 
     @property
+    def _matching(self) -> Match:
+        """Module of the match."""
+        return Match(self.parts, self.match)
+
+    @property
     def _inputs(self) -> int:
         """Number of input features of the fusion."""
         return self.components or self.encoding
@@ -132,13 +151,9 @@ class Fused(Recommender):
     def frozen(self, user: np.ndarray, item: np.ndarray) -> Frozen:
         """The base's arrays, and constants that leave encodings unchanged."""
         arrays, axes = self.base.frozen(user, item)
-        shape = self.parts, self.encoding
-        constants = {"mean": np.zeros(shape, np.float32)}
-        if self.components:
-            basis = np.eye(self.encoding, self.components, dtype=np.float32)
-            constants["basis"] = np.broadcast_to(basis, (self.parts, *basis.shape)).copy()
-        else:
-            constants["std"] = np.ones(shape, np.float32)
+        constants = identity_constants(self.parts, self.encoding, self.components, self.match)
+        if self.match:
+            constants["item_match"] = np.zeros((self.num_items, self.match), np.float32)
         none = {name: (None,) * array.ndim for name, array in constants.items()}
         return Frozen({**arrays, **constants}, {**axes, **none})
 
@@ -149,6 +164,9 @@ class Fused(Recommender):
             fusion_key, jnp.zeros((1, self.net.dim)), jnp.zeros(shape), jnp.ones(shape[:2], bool)
         )
         params = {"base": self.base.init(base_key), "fusion": fusion["params"]}
+        if self.match:
+            query = jnp.zeros((1, self.parts, self.match))
+            params["match"] = self._matching.init(key, query)["params"]
         if self.item_features:
             zeros = logical(jax.nn.initializers.zeros, "hidden", "features")
             params["items"] = {"kernel": zeros(key, (self.item_features, self.net.dim))}
@@ -158,7 +176,8 @@ class Fused(Recommender):
         """The base's tables; `extra` has the constants, and the users' codes if there are any.
 
         `extra["base"]` is the base's own `extra`.
-        `extra["codes"]` is `[padded_users, p * (c + 1)]`: codes, then 1 for a present part.
+        `extra["codes"]` is `[padded_users, p * (c + 1) + k]`: codes, 1 for a present part, and the
+        side of the match.
         """
         tables = self.base.tables(params["base"], frozen)
         item = tables.item
@@ -167,14 +186,22 @@ class Fused(Recommender):
             features = jnp.pad(features, ((0, len(item) - len(features)), (0, 0)))
             added = constrain(features @ params["items"]["kernel"], "table_rows", "features")
             item = item + added.astype(item.dtype)
+        if self.match:
+            vectors = jnp.asarray(frozen["item_match"], item.dtype)
+            vectors = jnp.pad(vectors, ((0, len(item) - len(vectors)), (0, 0)))
+            item = constrain(jnp.concatenate([item, vectors], axis=1), "table_rows", "features")
         extra = {name: frozen[name] for name in CONSTANTS if name in frozen}
         extra["base"] = tables.extra
-        read = self._read(frozen, extra)
-        if read is not None:
-            encoding, present = read
-            codes = self._apply(params, "encode", encoding).reshape(len(encoding), -1)
-            # Codes are computed once for all users; ranking then only looks them up.
-            rows = jnp.concatenate([codes, present.astype(codes.dtype)], axis=1)
+        reading = self._read(frozen, extra)
+        if reading is not None:
+            codes = self._apply(params, "encode", reading.encoding).reshape(
+                len(reading.encoding), -1
+            )
+            # Computed once for all users; ranking then only looks them up.
+            columns = [codes, reading.present.astype(codes.dtype)]
+            if reading.query is not None:
+                columns.append(self._matched(params, reading.query))
+            rows = jnp.concatenate(columns, axis=1)
             rows = jnp.pad(rows, ((0, padded_rows(self.num_users) - len(rows)), (0, 0)))
             extra["codes"] = constrain(rows, "table_rows", "features")
         return Tables(item=item, user=tables.user, extra=extra)
@@ -184,13 +211,23 @@ class Fused(Recommender):
         if self._encodings(batch) is not None or "codes" not in tables.extra:
             return self._states(params, tables, batch)
         rows = take_rows(tables.extra["codes"], batch["user"])
-        codes = rows[:, : -self.parts].reshape(len(rows), self.parts, self.bottleneck)
-        present = rows[:, -self.parts :] > 0
+        codes, present, matched = jnp.split(
+            rows, np.cumsum([self.parts * self.bottleneck, self.parts]), axis=1
+        )
+        codes = codes.reshape(len(rows), self.parts, self.bottleneck)
         state = self._base_state(params, tables, batch)
-        return self._fuse(params, tables.extra, state, codes, present)[0]
+        fused = self._fuse(params, tables.extra, state, codes, present > 0)[0]
+        return self._with_match(fused, matched if self.match else None, tables.extra)
 
     def scores(self, user_state, item_table):
-        return self.base.scores(user_state, item_table)
+        if not self.match:
+            return self.base.scores(user_state, item_table)
+        # Apart from the base's, so that a match of zero leaves its scores as they are.
+        state, query = jnp.split(user_state, [self.net.dim], axis=1)
+        row, vector = jnp.split(item_table, [self.net.dim], axis=1)
+        return self.base.scores(state, row) + jnp.einsum(
+            "bk,ik->bi", query, vector, preferred_element_type=jnp.float32
+        )
 
     # Inputs of the fusion.
 
@@ -205,31 +242,23 @@ class Fused(Recommender):
             raise UserError("fused: `encoding` needs `present` beside it, which parts are there")
         return source["encoding"], source["present"]
 
-    def _read(self, source, constants) -> tuple[jax.Array, jax.Array] | None:
-        """Standardised encodings, zero for unread parts, and a mask of the parts that are read."""
+    def _read(self, source, constants) -> Reading | None:
+        """What is read of a batch or of frozen arrays; None if there is nothing."""
         encodings = self._encodings(source)
         if encodings is None:
             return None
         encoding, present = encodings
-        if encoding.shape[-2:] != (self.parts, self.encoding):
-            raise UserError(
-                f"fused: encodings have shape {list(encoding.shape)}, but their last two sizes "
-                f"must be {self.parts} and {self.encoding}"
-            )
-        present = present.astype(bool) & np.array(SIDES[self.sides][: self.parts])
         if "candidates" in source:
-            present &= (source["candidates"] >= 0)[..., None]
-        encoding = jnp.where(present[..., None], encoding.astype(jnp.float32), 0.0)
-        if "mean" in constants:
-            encoding = encoding - constants["mean"]
-        if self.components:
-            basis = constants.get("basis")
-            if basis is None:
-                raise UserError("fused: components need `basis` among the frozen arrays")
-            encoding = jnp.einsum("...pe,pek->...pk", encoding, basis, precision="highest")
-        elif "std" in constants:
-            encoding = encoding / constants["std"]
-        return jnp.where(present[..., None], encoding, 0.0), present
+            present = present.astype(bool) & (source["candidates"] >= 0)[..., None]
+        return read(
+            encoding,
+            present,
+            constants,
+            shape=(self.parts, self.encoding),
+            sides=self.sides,
+            components=self.components,
+            match=self.match,
+        )
 
     def _base_state(self, params, tables, batch, key=None) -> jax.Array:
         """The base's states `[b, d]` float32; `key` enables the randomness of training."""
@@ -248,12 +277,28 @@ class Fused(Recommender):
         if "candidates" in batch:
             shape = (*batch["candidates"].shape, state.shape[-1])
             state = jnp.broadcast_to(state[:, None], shape)
-        read = self._read(batch, tables.extra)
-        if read is None:
+        reading = self._read(batch, tables.extra)
+        if reading is None:
+            return self._with_match(state, None, tables.extra)
+        codes = self._apply(params, "encode", reading.encoding)
+        fused = self._fuse(params, tables.extra, state, codes, reading.present)[0]
+        matched = None if reading.query is None else self._matched(params, reading.query)
+        return self._with_match(fused, matched, tables.extra)
+
+    def _matched(self, params, query) -> jax.Array:
+        """The side of the match that meets the items' vectors: `[..., p, k]` -> `[..., k]`."""
+        matched: Any = self._matching.apply({"params": params["match"]}, query)
+        return matched
+
+    def _with_match(self, state, matched, constants) -> jax.Array:
+        """States with their side of the match behind them, zeros for None."""
+        if not self.match:
             return state
-        encoding, present = read
-        codes = self._apply(params, "encode", encoding)
-        return self._fuse(params, tables.extra, state, codes, present)[0]
+        if matched is None:
+            matched = jnp.zeros((*state.shape[:-1], self.match), state.dtype)
+        # As the residual, so that the effect on a log-probability does not depend on it.
+        scale = constants.get("temperature", 1.0)
+        return jnp.concatenate([state, scale * matched], axis=-1)
 
     def _fuse(self, params, constants, state, codes, present):
         """Fused states, their difference from `state`, and the gate; see `Fusion.fuse`."""
@@ -300,11 +345,10 @@ class Fused(Recommender):
         """Fused states, reconstruction error, and metrics over the rows with a present part."""
         null_key, code_key = keys
         lead = state.shape[:-1]
-        read = self._read(batch, tables.extra)
-        if read is None:
-            shape = *lead, self.parts
-            read = jnp.zeros((*shape, self._inputs)), jnp.zeros(shape, bool)
-        encoding, present = read
+        reading = self._read(batch, tables.extra)
+        if reading is None:
+            reading = Reading.nothing((*lead, self.parts), self._inputs, self.match)
+        encoding, present, query = reading
         # The weight of a row applies to each of its candidates.
         rows = jnp.broadcast_to(weight.reshape(-1, *(1,) * (len(lead) - 1)), lead)
         codes = self._apply(params, "encode", encoding)
@@ -315,6 +359,9 @@ class Fused(Recommender):
         present = drop_parts(null_key, present, self.null_dropout, self.null_rows)
         codes = dropout(codes, self.code_dropout, code_key)
         fused, change, gate = self._fuse(params, tables.extra, state, codes, present)
+        if query is not None:
+            query = self._matched(params, jnp.where(present[..., None], query, 0.0))
+        fused = self._with_match(fused, query, tables.extra)
         read_share = losses.weighted_mean(present.mean(axis=-1, dtype=jnp.float32), rows)
         rows = rows * present.any(axis=-1)
         ratio = _norm(change) / jnp.maximum(_norm(state), 1e-12)
@@ -405,29 +452,3 @@ class Fused(Recommender):
         states, candidates = self._states(params, tables, batch), batch["candidates"]
         scores = self._score_each(states, tables, candidates)
         return jnp.where(candidates >= 0, scores, -jnp.inf)
-
-
-def make_fused(cls: type[_F], base: Recommender, hparams: Mapping[str, Any]) -> _F:
-    """A fusion of a class around a base; refuses hyper-parameters that the class does not have."""
-    sizes = {field.name for field in dataclasses.fields(Recommender)} | {"base"}
-    known = [field.name for field in dataclasses.fields(cls) if field.name not in sizes]
-    for key in hparams:
-        if key not in known:
-            raise UserError(f"fused has no hyper-parameter {key!r}{did_you_mean(key, known)}")
-    if "encoding" not in hparams:
-        raise UserError("fused: `encoding` is missing, the number of features of an encoding")
-    return cls(base=base, num_users=base.num_users, num_items=base.num_items, **hparams)
-
-
-def fuse(base: Recommender, **hparams: Any) -> Fused:
-    """Wraps a recommender with a fusion of explanations.
-
-    Args:
-      base: a trained, registered recommender.
-      **hparams: fields of `Fused`; `encoding` is required.
-
-    Raises:
-      UserError: for an unknown hyper-parameter, an invalid value, or a base that learns nothing.
-    """
-    fused: Fused = make_fused(Fused, base, hparams)
-    return fused
