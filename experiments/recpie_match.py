@@ -8,7 +8,8 @@ them: what their prompts state (`stated`), their true tastes (`planted`), and tr
 some are replaced by others until they have the F1 of `--f1` (`noisy`). A recommender that is
 trained on a share of the users reads each of them twice: through the residual of the user state
 alone, and with the match head beside it, in which a text meets what items are
-(`recommenders.explained.match`). Texts are bags of words. For each share `data.train_share` keeps
+(`recommenders.explained.match`). Texts are bags of words. `history` is the same recommender that
+reads what the items of the history are instead of a text. For each share `data.train_share` keeps
 the training events of that part of the users; all users are tested, by recommenders that were
 chosen on other events.
 
@@ -57,13 +58,14 @@ from xrec_jax.training.recommender import RecommenderTask  # noqa: E402
 
 ALONE = "alone"
 TEXTS = ("noisy", "stated", "planted")
+HISTORY = "history"  # no text: what the items of the history are, averaged
 HEADS = ("residual", "match")
 VALUES = {
     "kind": vocabulary.KINDS,
     "cuisine": tuple(c for c in vocabulary.CUISINES if c != "none"),
     "mood": vocabulary.MOODS,
 }
-COLOURS = {"noisy": "#0072B2", "stated": "#009E73", "planted": "#CC79A7"}
+COLOURS = {"history": "#D55E00", "noisy": "#0072B2", "stated": "#009E73", "planted": "#CC79A7"}
 
 
 def noisy(planted: Any, rate: float, key: int) -> dict[str, list[dict[str, str]]]:
@@ -124,21 +126,25 @@ def alone_of(
 
 
 def tested(
-    fused: FusedTask, setup: StateSetup, alone: Any, texts: list[str], *, steps: int, seed: int
+    fused: FusedTask,
+    setup: StateSetup,
+    alone: Any,
+    read: dict[str, np.ndarray],
+    *,
+    steps: int,
+    seed: int,
 ) -> np.ndarray:
-    """NDCG `[users]` of the test with a text, by a recommender trained to read it; -1 for none.
+    """NDCG `[users]` of the test by a recommender trained to read; -1 for none.
 
     Args:
       fused: the recommender, not trained yet.
       setup: of the run's states.
       alone: parameters and frozen arrays of the recommender alone.
-      texts: of every state.
-      steps: updates.
+      read: `encoding` and `present` of every state.
+      steps: updates; 0 tests the recommender alone.
       seed: of their order.
     """
     params, arrays = alone
-    encoding, present = setup.shared.encode(texts)
-    read = {"encoding": encoding, "present": present}
     rows = setup.states.rows(VALID)
     tracked = rows[np.isin(setup.states.user[rows], setup.tracked_users)]
     constants = fused.constants(read, np.concatenate([setup.learned, tracked]))
@@ -148,7 +154,7 @@ def tested(
     if steps:
         params = fit(fused, state, frozen, read, steps=steps, seed=seed).params
     else:
-        params = state.params
+        params = state.params  # a fusion that is not trained adds nothing
     per_user = fused.evaluate("test", params, frozen, read)
     values = np.full(setup.shared.data.dataset.num_users, -1.0)
     values[per_user.users] = per_user.masked[f"ndcg@{setup.shared.best_k}"]
@@ -179,17 +185,22 @@ def run_share(
                 own.joint.recommender.match = features if head == "match" else 0
                 shared = JointSetup(own, data, None, mesh=mesh, rundir=rundir, encoder=encoder)
                 setup = state_setup(shared, states)
-                for name in TEXTS:
-                    fused = FusedTask(setup, task, width=encoder.width)
-                    count = steps or fused.steps
-                    if ALONE not in found or len(found[ALONE]) < len(reached):
-                        values = tested(fused, setup, alone, texts[name], steps=0, seed=seed)
+                fused = FusedTask(setup, task, width=encoder.width)  # compiles once for all
+                for name in (HISTORY, *TEXTS):
+                    if name == HISTORY:
+                        read = setup.history_reading()
+                    else:
+                        encoding, present = shared.encode(texts[name])
+                        read = {"encoding": encoding, "present": present}
+                    if len(found.get(ALONE, ())) < len(reached):
+                        values = tested(fused, setup, alone, read, steps=0, seed=seed)
                         found.setdefault(ALONE, []).append(values)
-                    values = tested(fused, setup, alone, texts[name], steps=count, seed=seed)
+                    count = steps or fused.steps
+                    values = tested(fused, setup, alone, read, steps=count, seed=seed)
                     found.setdefault(f"{name}, {head}", []).append(values)
                     mean = values[values >= 0].mean()
                     log(f"share {share:g}, seed {seed}: {name}, {head}: {mean:.4f}")
-            jax.clear_caches()
+        jax.clear_caches()
     return {name: np.array(rows) for name, rows in found.items()}, reached
 
 

@@ -26,7 +26,7 @@ from xrec_jax.training.recommender import RecommenderTask
 
 ROUNDS = 2
 TEXTS = {"joint", "sft", "untuned", "template", "stated", "planted"}
-SYSTEMS = TEXTS | {"alone", "null", "features", "shuffled", "masked_titles", "refit"}
+SYSTEMS = TEXTS | {"alone", "null", "features", "content", "shuffled", "masked_titles", "refit"}
 
 
 def jsonl(path):

@@ -150,6 +150,7 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked.systems = (
         "null",
         "features",
+        "content",
         "shuffled",
         "template",
         "sft",
@@ -166,6 +167,7 @@ def joint(model: pathlib.Path) -> ConfigDict:
     asked.soft_prompt.vectors = 2
     asked.sft.examples = 8
     asked.sft.train.epochs = 1
-    asked.recommender.update(dict(bottleneck=4, hidden=8, warm_steps=3, steps=2, final_steps=5))
+    asked.recommender.update(dict(bottleneck=4, hidden=8, match=5))
+    asked.recommender.update(dict(warm_steps=3, steps=2, final_steps=5))
     asked.recommender.train.learning_rate = 0.1  # so few steps must change a ranking
     return made

@@ -215,6 +215,22 @@ def test_texts_meet_the_items_of_the_run():
     assert task.model.match == 2 and "match" in weights
 
 
+def test_the_items_of_a_history_are_read_in_place_of_a_text():
+    setup, *_ = fused()
+    texts = [text if n % 3 else "" for n, text in enumerate(setup.states.item_texts)]
+    setup = dataclasses.replace(setup, states=dataclasses.replace(setup.states, item_texts=texts))
+    read, encoder = setup.history_reading(), setup.shared.encoder
+    silent = 0
+    for s in range(len(setup.states)):
+        own = [encoder([texts[i]])[0][0] for i in past(setup.states, s) if texts[i]]
+        assert read["present"][s].tolist() == [bool(own), False]
+        np.testing.assert_allclose(
+            read["encoding"][s, 0], np.mean(own, axis=0) if own else 0.0, atol=1e-6
+        )
+        silent += not own
+    assert 0 < silent < len(setup.states) and not read["encoding"][:, 1].any()
+
+
 def test_the_temperature_is_fitted_on_every_held_out_event():
     setup, task, weights, _, _ = fused()
     data, base = setup.shared.data, task.task.model

@@ -83,6 +83,7 @@ class Control:
         of joint; "refit" is trained anew on the joint texts; "alone" is not trained at all.
       side: "why" or "why_not" reads only that side of a text; "" both.
       features: reads plain numbers in place of texts.
+      history: reads the texts of the items in the history, averaged, in place of texts.
       shuffled: gives every user a text of somebody else.
       exists: whether a run with such states can have it.
       published: whether its texts are among the final ones in `explanations/`.
@@ -100,6 +101,7 @@ class Control:
     recommender: Literal["fresh", "joint", "refit", "alone"] = "fresh"
     side: Literal["", "why", "why_not"] = ""
     features: bool = False
+    history: bool = False
     shuffled: bool = False
     exists: Callable[[JointStates], bool] = _everywhere
     published: bool = False
@@ -113,7 +115,7 @@ class Control:
     @property
     def standardised(self) -> bool:
         """Whether what it reads is standardised by itself, as joint's texts were by theirs."""
-        return self.texts is not None or self.features
+        return self.texts is not None or self.features or self.history
 
 
 # In the order in which the page describes them.
@@ -324,6 +326,19 @@ register(
         reads="",
         features=True,
         compared=4,
+    )
+)
+
+register(
+    Control(
+        "content",
+        label="items of the history",
+        colour="k4",
+        description="What the items of the history are, in words, averaged, in place of a text.",
+        shows="If it gained as much, reading the items would do, and nobody need explain.",
+        reads="",
+        history=True,
+        exists=lambda states: any(states.item_texts),
     )
 )
 

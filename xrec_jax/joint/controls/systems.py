@@ -127,6 +127,8 @@ class Systems:
         control = CONTROLS[name]
         if control.features:
             return {"features": self.states.features}
+        if control.history:
+            return self.setup.history_reading()
         count, width = len(self.states), self.shared.encoder.width
         read = {
             "encoding": np.zeros((count, 2, width), np.float32),

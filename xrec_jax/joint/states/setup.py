@@ -148,10 +148,32 @@ class StateSetup:
         return min(self.shared.cfg.recommender.match, self.shared.encoder.width)
 
     @functools.cached_property
+    def _item_encoding(self) -> tuple[np.ndarray, np.ndarray]:
+        """The items' own texts, encoded as explanations are: `[items, E]`, and which have one."""
+        return self.shared.encoder(self.states.item_texts)
+
+    @functools.cached_property
     def item_space(self) -> ItemSpace:
-        """The items' own texts, encoded as explanations are."""
-        encoding, present = self.shared.encoder(self.states.item_texts)
-        return ItemSpace(*item_space(encoding, present, self.match_features))
+        """The space in which the items' own texts differ."""
+        return ItemSpace(*item_space(*self._item_encoding, self.match_features))
+
+    def history_reading(self) -> dict[str, np.ndarray]:
+        """What a recommender reads in place of explanations: the items of each state's history.
+
+        Returns:
+          `encoding` `[S, 2, E]` float32, the mean over the items with a text as the first part, and
+          `present` `[S, 2]`; the second part is never there.
+        """
+        history, (encoding, there) = self.states.history, self._item_encoding
+        rows = np.repeat(np.arange(len(self.states)), history.lengths)
+        count = np.bincount(rows, there[history.items], len(self.states))
+        mean = np.zeros((len(self.states), encoding.shape[1]), np.float64)
+        np.add.at(mean, rows, np.where(there[history.items, None], encoding[history.items], 0.0))
+        mean /= np.maximum(count, 1)[:, None]
+        return {
+            "encoding": np.stack([mean, np.zeros_like(mean)], axis=1).astype(np.float32),
+            "present": np.stack([count > 0, np.zeros(len(mean), bool)], axis=1),
+        }
 
     @functools.cached_property
     def evidence(self) -> dict[str, Measure]:
