@@ -120,8 +120,9 @@ def alone_of(
 ) -> tuple[RecommenderTask, Any]:
     """The recommender alone of a seed, trained unless it is there."""
     task = RecommenderTask(config, system_of(config), data=data, mesh=mesh, rundir=rundir)
-    with MetricWriter(rundir.path) as writer:
-        task.fit(seed, writer)
+    writer = MetricWriter(rundir.path)
+    task.fit(seed, writer)
+    writer.close()
     return task, task.restore(seed)
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import recpie_ablations, recpie_data_share
+from experiments import recpie_ablations, recpie_data_share, recpie_match
 from xrec_jax.core.errors import UserError
 from xrec_jax.core.rundir import RunDir
 from xrec_jax.run_config import start_run
@@ -145,3 +146,66 @@ def test_table_shows_controls_alone_where_nothing_was_trained_jointly():
         *("+25.0%", "[+15.0%,", "+35.0%]", "0.0300", "0.600"),
     ]
     assert shown[3].split()[:3] == ["no_kl", "null", "0.2000"] and shown[-1] == "other: why"
+
+
+def planted(*claims):
+    """Tastes as states have them, from "+mood quiet" or "-kind bar"."""
+    sides = {"for": [], "against": []}
+    for claim in claims:
+        attribute, value = claim[1:].split()
+        side = "for" if claim[0] == "+" else "against"
+        sides[side].append({"attribute": attribute, "value": value, "phrase": f"x {value}"})
+    return sides
+
+
+TASTES = [
+    planted("+mood quiet", "+kind cafe", "-cuisine Thai", "-mood lively"),
+    planted("+kind bar", "+kind museum", "-kind gym"),
+    planted("+cuisine Greek", "-mood artsy", "-mood trendy"),
+]
+
+
+def test_noise_replaces_tastes_by_others_of_their_kind():
+    for one in TASTES:
+        assert recpie_match.noisy(one, 0.0, 3) == one
+        found = recpie_match.noisy(one, 1.0, 3)
+        for side in ("for", "against"):
+            before = [(r["attribute"], r["value"]) for r in one[side]]
+            after = [(r["attribute"], r["value"]) for r in found[side]]
+            assert [name for name, _ in after] == [name for name, _ in before]
+            assert not {*after} & {*before}
+            assert all(value in recpie_match.VALUES[name] for name, value in after)
+
+
+def test_noisy_texts_have_the_wanted_f1():
+    states = SimpleNamespace(planted=TASTES * 150)
+    texts, reached = recpie_match.noisy_texts(states, 0.735, 0)
+    assert len(texts) == 450 and reached == pytest.approx(0.735, abs=0.02)
+    again, _ = recpie_match.noisy_texts(states, 0.735, 0)
+    other, _ = recpie_match.noisy_texts(states, 0.735, 1)
+    assert again == texts != other
+    whole, reached = recpie_match.noisy_texts(states, 1.0, 0)
+    assert reached > 0.99 and whole[0] == recpie_match.said(TASTES[0])
+
+
+def test_shares_at_which_texts_reach_the_recommender_alone():
+    rng = np.random.default_rng(0)
+    users = rng.uniform(0.0, 0.2, 50)
+    users[7] = -1.0  # without a test event
+    kept = users >= 0
+
+    def rows(value):
+        return np.where(kept, users * value / users[kept].mean(), -1.0)[None].repeat(2, axis=0)
+
+    values = [
+        {"alone": rows(0.05), "stated, match": rows(0.09), "stated, residual": rows(0.06)},
+        {"alone": rows(0.10), "stated, match": rows(0.15), "stated, residual": rows(0.08)},
+    ]
+    result = recpie_match.answer([0.2, 1.0], values, resamples=50)
+    assert result["users"] == 49
+    assert result["shares"]["0.2"]["stated, match"]["value"] == pytest.approx(0.09)
+    # A sixth of the way from .09 to .15.
+    assert result["parity_share"]["stated, match"] == pytest.approx(0.2 + 0.8 / 6)
+    assert result["parity_share"]["stated, residual"] is None
+    shown = recpie_match.show(result)
+    assert "33.3%" in shown and "none" in shown
