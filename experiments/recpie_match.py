@@ -33,7 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # the other experiments are found without an installation, too
+sys.path.append(str(ROOT))  # the other experiments are values without an installation, too
 
 from experiments import recpie_ablations as sweep  # noqa: E402
 from experiments.recpie_data_share import matching_share, shares_of  # noqa: E402
@@ -49,10 +49,11 @@ from xrec_jax.evaluation.tables import cell, text_table  # noqa: E402
 from xrec_jax.joint.controls.registry import said  # noqa: E402
 from xrec_jax.joint.recommender.fitting import fit  # noqa: E402
 from xrec_jax.joint.recommender.fused import FusedTask, system_of  # noqa: E402
-from xrec_jax.joint.setup import JointSetup  # noqa: E402
+from xrec_jax.joint.setup import JointSetup, cut_off  # noqa: E402
 from xrec_jax.joint.states.base import TRAIN, VALID, JointStates  # noqa: E402
 from xrec_jax.joint.states.setup import StateSetup, state_setup, states_of  # noqa: E402
 from xrec_jax.parallel.mesh import open_mesh  # noqa: E402
+from xrec_jax.run_config import start_run  # noqa: E402
 from xrec_jax.text.bag_of_words import BagOfWords  # noqa: E402
 from xrec_jax.training.recommender import RecommenderTask  # noqa: E402
 
@@ -171,15 +172,17 @@ def run_share(
     data = prepare(config.data)
     states = states_of(config, data)
     rundir = RunDir(workdir / f"share_{share:g}")
-    found: dict[str, list[np.ndarray]] = {}
+    config.stages = ("recommend",)
+    start_run(rundir, config)  # refuses recommenders of another configuration
+    values: dict[str, list[np.ndarray]] = {}
     reached = []
     with open_mesh(config) as mesh:
         for seed in config.seeds:
             task, alone = alone_of(config, data, mesh, rundir, seed)
             texts, value = texts_of(states, f1, seed)
             reached.append(value)
-            # The vocabulary is that of what is learned from.
-            known = [texts[name][s] for name in TEXTS for s in np.flatnonzero(states.part == TRAIN)]
+            # Words of test texts alone are not known, as they would not be of texts yet to come.
+            known = [texts[name][s] for name in TEXTS for s in states.rows(TRAIN)]
             encoder = BagOfWords([*states.item_texts, *known])
             for head in HEADS:
                 own = config.copy_and_resolve_references()
@@ -193,16 +196,16 @@ def run_share(
                     else:
                         encoding, present = shared.encode(texts[name])
                         read = {"encoding": encoding, "present": present}
-                    if len(found.get(ALONE, ())) < len(reached):
-                        values = tested(fused, setup, alone, read, steps=0, seed=seed)
-                        found.setdefault(ALONE, []).append(values)
+                    if len(values.get(ALONE, ())) < len(reached):
+                        measured = tested(fused, setup, alone, read, steps=0, seed=seed)
+                        values.setdefault(ALONE, []).append(measured)
                     count = steps or fused.steps
-                    values = tested(fused, setup, alone, read, steps=count, seed=seed)
-                    found.setdefault(f"{name}, {head}", []).append(values)
-                    mean = values[values >= 0].mean()
+                    measured = tested(fused, setup, alone, read, steps=count, seed=seed)
+                    values.setdefault(f"{name}, {head}", []).append(measured)
+                    mean = measured[measured >= 0].mean()
                     log(f"share {share:g}, seed {seed}: {name}, {head}: {mean:.4f}")
         jax.clear_caches()
-    return {name: np.array(rows) for name, rows in found.items()}, reached
+    return {name: np.array(rows) for name, rows in values.items()}, reached
 
 
 def answer(
@@ -218,9 +221,9 @@ def answer(
     kept = (values[-1][ALONE] >= 0).all(axis=0)
     table = {
         f"{share:g}": {
-            name: estimate(rows[:, kept], resamples=resamples) for name, rows in found.items()
+            name: estimate(rows[:, kept], resamples=resamples) for name, rows in systems.items()
         }
-        for share, found in zip(shares, values, strict=True)
+        for share, systems in zip(shares, values, strict=True)
     }
     whole = float(values[-1][ALONE][:, kept].mean())
     parity = {
@@ -237,7 +240,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     config = sweep.world_config(args)
     values, reached = [], []
     for share in shares:
-        found, f1 = run_share(
+        systems, f1 = run_share(
             config,
             share,
             pathlib.Path(args.workdir),
@@ -245,7 +248,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
             steps=args.steps,
             features=args.features,
         )
-        values.append(found)
+        values.append(systems)
         reached += f1
     return {
         "settings": {
@@ -254,8 +257,9 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
             "override": args.override,
             "steps": args.steps,
             "features": args.features,
+            "f1": args.f1,
         },
-        "metric": "ndcg@10",
+        "metric": f"ndcg@{cut_off(config)}",
         "noisy_f1": float(np.mean(reached)),
         **answer(shares, values, resamples=config.ranking.resamples),
     }
@@ -271,10 +275,17 @@ def show(result: dict[str, Any]) -> str:
             [
                 name,
                 *(cell(result["shares"][share][name]) for share in shares),
-                "" if name == ALONE else "none" if parity is None else f"{parity:.1%}",
+                "" if name == ALONE else shown_share(parity, least=float(shares[0])),
             ]
         )
-    return text_table(["NDCG@10", *shares, "as alone on all"], rows)
+    return text_table([result["metric"].upper(), *shares, "as alone on all"], rows)
+
+
+def shown_share(share: float | None, *, least: float) -> str:
+    """A share in words; nothing is known below the least that was run."""
+    if share is None:
+        return "none"
+    return f"{share:.1%}" + (" or less" if share == least else "")
 
 
 def draw(result: dict[str, Any], panel: Any) -> None:
@@ -290,7 +301,9 @@ def draw(result: dict[str, Any], panel: Any) -> None:
             )
     panel.plot(shares, curve(ALONE), "o-", color="#666666", label=ALONE)
     panel.axhline(curve(ALONE)[-1], color="#666666", ls="--", lw=1)
-    panel.set(xlabel="share of the users learned from", ylabel="NDCG@10", xscale="log")
+    panel.set(
+        xlabel="share of the users learned from", ylabel=result["metric"].upper(), xscale="log"
+    )
     panel.set_xticks(shares, [f"{share:g}" for share in shares])
     panel.legend(frameon=False, fontsize="small")
 
@@ -306,6 +319,10 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=64, help="of the match head, at most")
     args = parser.parse_args()
     try:
+        if args.base:
+            raise UserError("--base: nothing is shared here; drop it")
+        if args.steps < 0 or args.features < 1:
+            raise UserError("--steps is at least 0 and --features at least 1")
         sweep.check_plot(args.plot)
         result = experiment(args)
         write_json(sweep.output_of(args, "recpie_match"), result)

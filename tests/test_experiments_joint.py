@@ -166,12 +166,12 @@ TASTES = [
 
 
 def test_noise_replaces_tastes_by_others_of_their_kind():
-    for one in TASTES:
-        assert recpie_match.noisy(one, 0.0, 3) == one
-        found = recpie_match.noisy(one, 1.0, 3)
+    for tastes in TASTES:
+        assert recpie_match.noisy(tastes, 0.0, 3) == tastes
+        noisy = recpie_match.noisy(tastes, 1.0, 3)
         for side in ("for", "against"):
-            before = [(r["attribute"], r["value"]) for r in one[side]]
-            after = [(r["attribute"], r["value"]) for r in found[side]]
+            before = [(r["attribute"], r["value"]) for r in tastes[side]]
+            after = [(r["attribute"], r["value"]) for r in noisy[side]]
             assert [name for name, _ in after] == [name for name, _ in before]
             assert not {*after} & {*before}
             assert all(value in recpie_match.VALUES[name] for name, value in after)
@@ -207,5 +207,9 @@ def test_shares_at_which_texts_reach_the_recommender_alone():
     # A sixth of the way from .09 to .15.
     assert result["parity_share"]["stated, match"] == pytest.approx(0.2 + 0.8 / 6)
     assert result["parity_share"]["stated, residual"] is None
+    result["metric"] = "ndcg@5"
     shown = recpie_match.show(result)
+    assert "NDCG@5" in shown
     assert "33.3%" in shown and "none" in shown
+    result["parity_share"]["stated, match"] = 0.2
+    assert "20.0% or less" in recpie_match.show(result)

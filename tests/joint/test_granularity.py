@@ -71,7 +71,14 @@ def made_of(model, devices=1):
     task = SimpleNamespace(model=base)
     shared = SimpleNamespace(config=config, cfg=config.joint, data=data, mesh=mesh)
     shared.put = functools.partial(JointSetup.put, shared)
-    setup = SimpleNamespace(shared=shared, states=world_states(config, data), match_features=0)
+    rng = np.random.default_rng(6)
+    described = rng.normal(size=(data.dataset.num_items, WIDTH)).astype(np.float32)
+    setup = SimpleNamespace(
+        shared=shared,
+        states=world_states(config, data),
+        match_features=2,
+        item_encoding=(described, np.arange(len(described)) % 5 > 0),
+    )
     best = retrieved(setup, task, params, frozen, count=CANDIDATES)
     states = setup.states
     cases = cases_of(states, placed(best, states), WRITERS["world"](config, data, states))
@@ -88,6 +95,8 @@ def made_of(model, devices=1):
     constants = {
         "mean": np.full((2, WIDTH), 0.1, np.float32),
         "std": np.full((2, WIDTH), 1.3, np.float32),
+        "projection": np.eye(WIDTH, 2, dtype=np.float32),
+        "query_scale": np.array([[1.2], [0.7]], np.float32),
     }
     return SimpleNamespace(
         setup=setup,

@@ -20,7 +20,7 @@ from xrec_jax.joint.states.base import TEST, TRAIN, VALID
 from xrec_jax.joint.states.setup import state_setup
 from xrec_jax.joint.states.world import world_states
 from xrec_jax.parallel.mesh import gather, use_mesh
-from xrec_jax.recommenders.explained.match import item_space, query_scale
+from xrec_jax.recommenders.explained.match import item_projection, item_vectors, query_scale
 from xrec_jax.training.recommender import build_model
 
 WIDTH = 3
@@ -204,9 +204,15 @@ def test_texts_meet_the_items_of_the_run():
         assert all(value[:-1] in text for value in own)
         others = {str(other["mood"]) for other in items} - {str(row["mood"])}
         assert not any(other in text for other in others) and str(row["name"]) not in text
-    projection, vectors = item_space(*setup.shared.encoder(texts), 2)
-    np.testing.assert_array_equal(frozen["item_match"], vectors)
+    described = setup.shared.encoder(texts)
+    projection = item_projection(*described, 2)
     np.testing.assert_array_equal(frozen["projection"], projection)
+    np.testing.assert_array_equal(frozen["item_match"], item_vectors(*described, projection))
+    # As a checkpoint of another machine may have it: items follow the projection that is kept.
+    turned = projection[:, ::-1].copy()
+    with use_mesh(setup.shared.mesh):
+        kept = task.frozen({}, {"projection": turned})
+    np.testing.assert_array_equal(kept["item_match"], item_vectors(*described, turned))
     rows = setup.learned
     scale = query_scale(
         read["encoding"][rows], read["present"][rows], np.asarray(frozen["mean"]), projection

@@ -290,6 +290,24 @@ def test_prompt_template_and_summary(tmp_path):
     assert shown > len(states)
 
 
+def test_what_items_are_is_said_without_their_names(tmp_path):
+    """A text that names a place must not be matched with it by that name."""
+    made = twin(tmp_path)
+    states = file_states(made.config, made.data)
+    rows = read_states_file(made.config, made.data)
+    ids = {str(name): i for i, name in enumerate(made.data.dataset.item_ids)}
+    records = {ids[row.item]: row for row in rows}
+    assert len(states.item_texts) == ITEMS and UNNAMED.isdisjoint(records)
+    for item, text in enumerate(states.item_texts):
+        if item not in records:
+            assert text == ""
+            continue
+        row = records[item]
+        assert row.title in row.item_text and row.title not in text
+        own = content_words(row.item_text.partition("Fans of ")[2].partition(" would")[0])
+        assert {*own} <= {*content_words(text)}
+
+
 def test_features_are_the_words_as_numbers(tmp_path):
     made = twin(tmp_path)
     states = file_states(made.config, made.data)

@@ -92,7 +92,7 @@ class Snapshot(NamedTuple):
       cache: explanations of all states.
       first: the warm start's explanations of the tracked states.
       buffer: the latest rollout.
-      constants: what standardises encodings, and the temperature.
+      constants: what standardises encodings, the space of the match, and the temperature.
       beta: coefficient of the KL.
     """
 

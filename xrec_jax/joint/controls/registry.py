@@ -337,6 +337,7 @@ register(
         description="What the items of the history are, in words, averaged, in place of a text.",
         shows="If it gained as much, reading the items would do, and nobody need explain.",
         reads="",
+        side="why",  # its one part is there, whichever side explanations are read of
         history=True,
         exists=lambda states: any(states.item_texts),
     )

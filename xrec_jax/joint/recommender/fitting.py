@@ -32,8 +32,8 @@ def fit(
 ) -> Fitted:
     """Trains, and keeps the parameters with the best NDCG on the tracked validation users.
 
-    The first parameters count, too, so that nothing is tested that is worse than a fresh fusion,
-    which reads nothing.
+    The first parameters count, too: where training makes nothing better, such as a fresh fusion,
+    which reads nothing, they are kept.
 
     Args:
       fused: the recommender.

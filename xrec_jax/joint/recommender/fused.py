@@ -27,7 +27,7 @@ from xrec_jax.recommenders.explained.build import fuse, fuse_features
 from xrec_jax.recommenders.explained.calibration import fit_temperature
 from xrec_jax.recommenders.explained.features import FeatureFused
 from xrec_jax.recommenders.explained.fused import Fused
-from xrec_jax.recommenders.explained.match import query_scale
+from xrec_jax.recommenders.explained.match import item_vectors, query_scale
 from xrec_jax.recommenders.explained.reranking import rank_of
 from xrec_jax.recommenders.whitening import measure, whitening
 from xrec_jax.training.loop import compile_step
@@ -175,7 +175,7 @@ class FusedTask:
             mean, std = measure(encoding, present)
             constants = {"mean": mean, "std": std}
         if self.model.match:
-            projection = self.setup.item_space.projection
+            projection = self.setup.item_projection(self.model.match)
             constants["projection"] = projection
             constants["query_scale"] = query_scale(encoding, present, mean, projection)
         return constants
@@ -187,7 +187,10 @@ class FusedTask:
             items = {"item_features": self.setup.states.item_features}
             arrays |= put_replicated(items, self.shared.mesh)
         if self.model.match:
-            vectors = {"item_match": self.setup.item_space.vectors}
+            # In the space of the constants, which may be a checkpoint's: of directions of equal
+            # variance another machine may find others.
+            projection = np.asarray(gather(constants["projection"]))
+            vectors = {"item_match": item_vectors(*self.setup.item_encoding, projection)}
             arrays |= put_replicated(vectors, self.shared.mesh)
         return arrays
 

@@ -86,8 +86,9 @@ class Texts:
             for item, text in self.item_text.items()
             if copies[text] == 1
         }
-        masked = [self.masks.mask(row.item_text) for row in by_item.values()]
-        self.audience = dict(zip(by_item, audiences(masked), strict=True))
+        self.nameless = {i: self.masks.mask(row.item_text) for i, row in by_item.items()}
+        audience = audiences(list(self.nameless.values()))
+        self.audience = dict(zip(by_item, audience, strict=True))
         by_user = dict(zip(self.users.tolist(), rows, strict=True))
         self.profile = {
             user: self.masks.mask(row.profile) if profiles else "" for user, row in by_user.items()

@@ -112,7 +112,7 @@ def file_states(config: Any, data: RunData) -> JointStates:
         features=_user_features(profiles, pasts, item_features, words),
         item_features=item_features,
         titles=texts.titles,
-        item_texts=[texts.item_text.get(i, "") for i in range(data.dataset.num_items)],
+        item_texts=[texts.nameless.get(i, "") for i in range(data.dataset.num_items)],
         notes=_notes(texts, drawn, cfg, teacher),
     )
 

@@ -24,7 +24,7 @@ from xrec_jax.joint.states.world import world_states
 from xrec_jax.llm import run_base
 from xrec_jax.llm.io.tokenizer import Tokenizer
 from xrec_jax.parallel.mesh import put_replicated
-from xrec_jax.recommenders.explained.match import item_space
+from xrec_jax.recommenders.explained.match import item_projection
 
 SOURCES = {"world": world_states, "file": file_states}
 
@@ -71,18 +71,6 @@ def check_lengths(config: Any, prompts: Prompts, most: int) -> None:
             f"{most} that the model takes; lower joint.states.history or "
             "joint.explain.max_new_tokens"
         )
-
-
-class ItemSpace(NamedTuple):
-    """The items' own texts, as a match takes them; see `recommenders.explained.match`.
-
-    Attributes:
-      projection: `[E, k]` float32.
-      vectors: `[items, k]` float32.
-    """
-
-    projection: np.ndarray
-    vectors: np.ndarray
 
 
 class TrainingRows(NamedTuple):
@@ -148,14 +136,13 @@ class StateSetup:
         return min(self.shared.cfg.recommender.match, self.shared.encoder.width)
 
     @functools.cached_property
-    def _item_encoding(self) -> tuple[np.ndarray, np.ndarray]:
+    def item_encoding(self) -> tuple[np.ndarray, np.ndarray]:
         """The items' own texts, encoded as explanations are: `[items, E]`, and which have one."""
         return self.shared.encoder(self.states.item_texts)
 
-    @functools.cached_property
-    def item_space(self) -> ItemSpace:
-        """The space in which the items' own texts differ."""
-        return ItemSpace(*item_space(*self._item_encoding, self.match_features))
+    def item_projection(self, features: int) -> np.ndarray:
+        """The directions in which the items' own texts differ: `[E, features]`."""
+        return item_projection(*self.item_encoding, features)
 
     def history_reading(self) -> dict[str, np.ndarray]:
         """What a recommender reads in place of explanations: the items of each state's history.
@@ -164,16 +151,16 @@ class StateSetup:
           `encoding` `[S, 2, E]` float32, the mean over the items with a text as the first part, and
           `present` `[S, 2]`; the second part is never there.
         """
-        history, (encoding, there) = self.states.history, self._item_encoding
-        rows = np.repeat(np.arange(len(self.states)), history.lengths)
-        count = np.bincount(rows, there[history.items], len(self.states))
-        mean = np.zeros((len(self.states), encoding.shape[1]), np.float64)
-        np.add.at(mean, rows, np.where(there[history.items, None], encoding[history.items], 0.0))
-        mean /= np.maximum(count, 1)[:, None]
-        return {
-            "encoding": np.stack([mean, np.zeros_like(mean)], axis=1).astype(np.float32),
-            "present": np.stack([count > 0, np.zeros(len(mean), bool)], axis=1),
-        }
+        history, (encoding, present) = self.states.history, self.item_encoding
+        shape = len(self.states), 2
+        mean, known = np.zeros((*shape, encoding.shape[1]), np.float32), np.zeros(shape, bool)
+        # State by state: all events at once would take much memory.
+        for state in range(len(self.states)):
+            items = history.items[history.start[state] : history.start[state + 1]]
+            items = items[present[items]]
+            if len(items):
+                mean[state, 0], known[state, 0] = encoding[items].mean(axis=0), True
+        return {"encoding": mean, "present": known}
 
     @functools.cached_property
     def evidence(self) -> dict[str, Measure]:

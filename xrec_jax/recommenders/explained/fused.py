@@ -47,12 +47,12 @@ def _norm(x: jax.Array) -> jax.Array:
 class Fused(Recommender):
     """A base recommender whose user states are modified by explanations.
 
-    Parameters are `{"base": ..., "fusion": ...}`, and `"items"` with item features. A batch has the
+    Parameters are `{"base": ..., "fusion": ...}`, `"match"` with a match, and `"items"` with item
+    features. A batch has the
     base's user inputs (`user`, and `history` and `length` for sequences), `encoding` `[b, 2, e]`
     and `present` `[b, 2]`; without `encoding` all explanations are absent. Training adds `target`
     and `weight` `[b]`. With `candidates` `[b, n]` (distinct, -1 is padding), each candidate has its
-    own
-    explanation: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
+    own explanation: `encoding` `[b, n, 2, e]`, `present` `[b, n, 2]`.
 
     Frozen arrays besides the base's: `mean` and `std` `[2, e]`, to standardise encodings (see
     `whitening.measure`, `whitening.whitening`); for ranking `encoding` `[users, 2, e]` and
@@ -60,8 +60,7 @@ class Fused(Recommender):
     those of scores divided by it (see `calibration`), and residuals are multiplied by it, so that
     the effect of a text on a log-probability does not depend on it. With a match there are
     `projection` `[e, k]`, `query_scale` `[2, 1]` and the items' vectors `item_match` `[items, k]`,
-    see `match.item_space` and `match.query_scale`; a state and a row of the item table have k more
-    features than the base's.
+    see `match`; a state and a row of the item table have k more features than the base's.
 
     Attributes:
       base: the base recommender, which must be trained and have a `dim`.
@@ -194,11 +193,9 @@ class Fused(Recommender):
         extra["base"] = tables.extra
         reading = self._read(frozen, extra)
         if reading is not None:
-            codes = self._apply(params, "encode", reading.encoding).reshape(
-                len(reading.encoding), -1
-            )
+            codes = self._apply(params, "encode", reading.encoding)
             # Computed once for all users; ranking then only looks them up.
-            columns = [codes, reading.present.astype(codes.dtype)]
+            columns = [codes.reshape(len(codes), -1), reading.present.astype(codes.dtype)]
             if reading.query is not None:
                 columns.append(self._matched(params, reading.query))
             rows = jnp.concatenate(columns, axis=1)
@@ -207,7 +204,7 @@ class Fused(Recommender):
         return Tables(item=item, user=tables.user, extra=extra)
 
     def user_state(self, params, tables, batch):
-        """Fused states `[b, d]` float32, from the batch's encodings or else the users' own."""
+        """Fused states `[b, d + k]` float32, from the batch's encodings or else the users' own."""
         if self._encodings(batch) is not None or "codes" not in tables.extra:
             return self._states(params, tables, batch)
         rows = take_rows(tables.extra["codes"], batch["user"])
@@ -272,7 +269,7 @@ class Fused(Recommender):
         return constrain(state, "batch", "hidden")
 
     def _states(self, params, tables, batch) -> jax.Array:
-        """States `[b, d]`, or `[b, n, d]` with candidates, from the batch's own encodings."""
+        """States `[b, d + k]`, or `[b, n, d + k]` with candidates, from the batch's encodings."""
         state = self._base_state(params, tables, batch)
         if "candidates" in batch:
             shape = (*batch["candidates"].shape, state.shape[-1])
@@ -355,7 +352,7 @@ class Fused(Recommender):
         error = jnp.mean(jnp.square(self._apply(params, "decode", codes) - encoding), axis=-1)
         error = losses.weighted_mean(error, present * rows[..., None])
 
-        # The autoencoder is trained on all parts; only the residual sees dropped ones as absent.
+        # The autoencoder is trained on all parts; residual and match see dropped ones as absent.
         present = drop_parts(null_key, present, self.null_dropout, self.null_rows)
         codes = dropout(codes, self.code_dropout, code_key)
         fused, change, gate = self._fuse(params, tables.extra, state, codes, present)

@@ -33,30 +33,39 @@ _FLOOR = 1e-6  # of a root mean square
 WEIGHT_UNIT, KERNEL_UNIT = 5.0, 0.2
 
 
-def item_space(
-    encoding: np.ndarray, present: np.ndarray, features: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The space of a match, and the items in it.
+def item_projection(encoding: np.ndarray, present: np.ndarray, features: int) -> np.ndarray:
+    """The directions in which items differ: `[e, k]` float32, orthonormal.
 
     Args:
       encoding: `[i, e]` encodings of the items' texts.
       present: `[i]` bool, items with a text.
       features: k, at most e.
-
-    Returns:
-      The projection `[e, k]`, orthonormal, and the items' vectors `[i, k]`, both float32. Vectors
-      have a mean of 0 and a root mean square of 1 over items with a text, others are zeros.
     """
     rows = np.asarray(encoding[present], np.float64)
-    vectors = np.zeros((len(encoding), features), np.float32)
     if len(rows) < 2:
-        return np.eye(encoding.shape[1], features, dtype=np.float32), vectors
+        return np.eye(encoding.shape[1], features, dtype=np.float32)
     # Not whitened: a rare word is no better a reason than a common one.
-    projection = principal_directions(rows, features)[1]
-    own = (rows - rows.mean(axis=0)) @ projection
-    spread = np.sqrt(np.mean(np.square(own)))
-    vectors[present] = own / (spread if spread > _FLOOR else np.inf)
-    return projection.astype(np.float32), vectors
+    return principal_directions(rows, features)[1].astype(np.float32)
+
+
+def item_vectors(encoding: np.ndarray, present: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """The items as the match sees them: `[i, k]` float32.
+
+    Args:
+      encoding: `[i, e]` encodings of the items' texts.
+      present: `[i]` bool, items with a text.
+      projection: `[e, k]`, of `item_projection`.
+
+    Returns:
+      Vectors with a mean of 0 and a root mean square of 1 over items with a text, else zeros.
+    """
+    vectors = np.zeros((len(encoding), projection.shape[1]), np.float32)
+    rows = np.asarray(encoding[present], np.float64)
+    if len(rows) > 1:
+        own = (rows - rows.mean(axis=0)) @ projection
+        spread = np.sqrt(np.mean(np.square(own)))
+        vectors[present] = own / (spread if spread > _FLOOR else np.inf)
+    return vectors
 
 
 def query_scale(
@@ -68,7 +77,7 @@ def query_scale(
       encoding: `[n, p, e]`.
       present: `[n, p]` bool; a part that is never present has the factor 0.
       mean: `[p, e]` of the present parts.
-      projection: `[e, k]`, of `item_space`.
+      projection: `[e, k]`, of `item_projection`.
     """
     scale = np.zeros((encoding.shape[1], 1), np.float32)
     for part in range(len(scale)):

@@ -85,8 +85,8 @@ def read(
             f"must be {shape[0]} and {shape[1]}"
         )
     present = present.astype(bool) & np.array(SIDES[sides][: shape[0]])
-    there = present[..., None]
-    encoding = jnp.where(there, encoding.astype(jnp.float32), 0.0)
+    mask = present[..., None]
+    encoding = jnp.where(mask, encoding.astype(jnp.float32), 0.0)
     if "mean" in constants:
         encoding = encoding - constants["mean"]
 
@@ -95,8 +95,9 @@ def read(
     if match:
         if "projection" not in constants:
             raise UserError("fused: a match needs `projection` among the frozen arrays")
-        query = jnp.einsum("...pe,ek->...pk", encoding, constants["projection"])
-        query = jnp.where(there, query * constants["query_scale"], 0.0)
+        projection = constants["projection"]
+        query = jnp.einsum("...pe,ek->...pk", encoding, projection, precision="highest")
+        query = jnp.where(mask, query * constants["query_scale"], 0.0)
 
     if components:
         basis = constants.get("basis")
@@ -105,4 +106,4 @@ def read(
         encoding = jnp.einsum("...pe,pek->...pk", encoding, basis, precision="highest")
     elif "std" in constants:
         encoding = encoding / constants["std"]
-    return Reading(jnp.where(there, encoding, 0.0), present, query)
+    return Reading(jnp.where(mask, encoding, 0.0), present, query)
