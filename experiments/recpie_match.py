@@ -150,7 +150,7 @@ def tested(
     rows = setup.states.rows(VALID)
     tracked = rows[np.isin(setup.states.user[rows], setup.tracked_users)]
     constants = fused.constants(read, np.concatenate([setup.learned, tracked]))
-    constants["temperature"] = fused.temperature(params, arrays)
+    constants["temperature"] = np.asarray(fused.temperature(params, arrays))
     frozen = fused.frozen(arrays, constants)
     state = fused.initial(seed, params)
     if steps:
