@@ -445,6 +445,26 @@ def output_of(args: argparse.Namespace, name: str) -> pathlib.Path:
     return folder / f"{name}.json"
 
 
+def run_shares(
+    args: argparse.Namespace,
+    name: str,
+    experiment: Callable[[argparse.Namespace], dict[str, Any]],
+    *,
+    draw: Callable[[dict[str, Any], Any], None],
+    show: Callable[[dict[str, Any]], str],
+) -> None:
+    """Runs an experiment over shares of the data; writes its JSON and plot, prints its table."""
+    try:
+        check_plot(args.plot)
+        result = experiment(args)
+        write_json(output_of(args, name), result)
+        if args.plot:
+            save_plot(args.plot, lambda panel: draw(result, panel), size=(6.5, 4.2))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(show(result))
+
+
 def main() -> None:
     """Parses the command line."""
     parser = parser_of(__doc__)

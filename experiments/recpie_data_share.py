@@ -39,7 +39,6 @@ sys.path.append(str(ROOT))  # the other experiment is found without an installat
 from experiments import recpie_ablations as sweep  # noqa: E402
 from xrec_jax.core.errors import UserError  # noqa: E402
 from xrec_jax.core.rundir import RunDir  # noqa: E402
-from xrec_jax.core.storage.files import write_json  # noqa: E402
 from xrec_jax.data.run_data import prepare  # noqa: E402
 from xrec_jax.evaluation.statistics.intervals import estimate, paired_difference  # noqa: E402
 from xrec_jax.evaluation.statistics.significance import sign_flip  # noqa: E402
@@ -277,15 +276,7 @@ def main() -> None:
     parser.add_argument("--shares", default="0.12,0.25,0.5,1", help="with commas; 1 among them")
     parser.add_argument("--anew", action="store_true", help="a language model for each share")
     args = parser.parse_args()
-    try:
-        sweep.check_plot(args.plot)
-        result = experiment(args)
-        write_json(sweep.output_of(args, "recpie_data_share"), result)
-        if args.plot:
-            sweep.save_plot(args.plot, lambda panel: draw(result, panel), size=(6.5, 4.2))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(show(result))
+    sweep.run_shares(args, "recpie_data_share", experiment, draw=draw, show=show)
 
 
 if __name__ == "__main__":

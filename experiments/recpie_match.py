@@ -40,7 +40,6 @@ from experiments.recpie_data_share import matching_share, shares_of  # noqa: E40
 from xrec_jax.core.errors import UserError  # noqa: E402
 from xrec_jax.core.logging import MetricWriter, log  # noqa: E402
 from xrec_jax.core.rundir import RunDir  # noqa: E402
-from xrec_jax.core.storage.files import write_json  # noqa: E402
 from xrec_jax.data.run_data import RunData, prepare  # noqa: E402
 from xrec_jax.data.world import vocabulary  # noqa: E402
 from xrec_jax.evaluation.faithfulness.planted import score_texts  # noqa: E402
@@ -236,6 +235,10 @@ def answer(
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Runs all shares; see the head of this file."""
+    if args.base:
+        raise UserError("--base: nothing is shared here; drop it")
+    if args.steps < 0 or args.features < 1:
+        raise UserError("--steps is at least 0 and --features at least 1")
     shares = shares_of(args.shares)
     config = sweep.world_config(args)
     values, reached = [], []
@@ -318,19 +321,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="updates; default: those of a run")
     parser.add_argument("--features", type=int, default=64, help="of the match head, at most")
     args = parser.parse_args()
-    try:
-        if args.base:
-            raise UserError("--base: nothing is shared here; drop it")
-        if args.steps < 0 or args.features < 1:
-            raise UserError("--steps is at least 0 and --features at least 1")
-        sweep.check_plot(args.plot)
-        result = experiment(args)
-        write_json(sweep.output_of(args, "recpie_match"), result)
-        if args.plot:
-            sweep.save_plot(args.plot, lambda panel: draw(result, panel), size=(6.5, 4.2))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(show(result))
+    sweep.run_shares(args, "recpie_match", experiment, draw=draw, show=show)
 
 
 if __name__ == "__main__":

@@ -419,8 +419,8 @@ def test_ranking_through_the_evaluator(name, devices):
     np.testing.assert_array_equal(jax.jit(rank_of)(scores, target, seen), ranks)
 
 
-def test_one_device_and_eight_do_the_same_step():
-    model = fuse(base_of("bpr"), code_dropout=0.1, item_features=3, **SMALL)
+def on_meshes(model, frozen):
+    """Metrics, parameters and scores after one step on one device, and on eight."""
     rule, results = optax.sgd(0.5), []
     boxed = nn.get_partition_spec(jax.eval_shape(model.init, jax.random.key(0)))
     for shape in ((1,), (8, 2, 2)):
@@ -428,15 +428,22 @@ def test_one_device_and_eight_do_the_same_step():
         with use_mesh(mesh):
             split = nn.logical_to_mesh_sharding(boxed, mesh, RULES)
             params = put_sharded(params_of(model), split)
-            frozen = put_replicated(frozen_of(model), mesh)
-            state = TrainState(0, params, rule.init(params), None, frozen=frozen)
+            arrays = put_replicated(frozen, mesh)
+            state = TrainState(0, params, rule.init(params), None, frozen=arrays)
             step = jax.jit(functools.partial(recommend_step, model=model, optimizer=rule))
             state, metrics = step(state, put_batch(batch_of(16), mesh), jax.random.key(7))
-            results.append((gather(metrics), gather(state.params)))
-    (metrics, params), (metrics8, params8) = results
+            scores = jax.jit(model.item_scores)(state.params, arrays, batch_of(16, seed=1))
+            results.append((gather(metrics), gather(state.params), gather(scores)))
+    return results
+
+
+def test_one_device_and_eight_do_the_same_step():
+    model = fuse(base_of("bpr"), code_dropout=0.1, item_features=3, **SMALL)
+    (metrics, params, scores), (metrics8, params8, scores8) = on_meshes(model, frozen_of(model))
     assert moved(params, params_of(model)) == moved(params, jax.tree.map(np.zeros_like, params))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5), metrics8, metrics)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), params8, params)
+    np.testing.assert_allclose(scores8, scores, rtol=3e-5, atol=2e-5)
 
 
 def test_plain_features_in_place_of_explanations():

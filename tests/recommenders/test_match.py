@@ -2,14 +2,12 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from tests import tiny
 from tests.recommenders.test_fused import (
     ITEMS,
     USERS,
@@ -20,16 +18,14 @@ from tests.recommenders.test_fused import (
     batch_of,
     log_softmax,
     naive_fused,
+    on_meshes,
     params_of,
     without,
 )
 from xrec_jax.core.errors import UserError
-from xrec_jax.parallel.mesh import RULES, gather, put_batch, put_replicated, put_sharded, use_mesh
 from xrec_jax.recommenders.explained.build import fuse
 from xrec_jax.recommenders.explained.fusion import drop_parts
 from xrec_jax.recommenders.explained.match import item_projection, item_vectors, query_scale
-from xrec_jax.training.state import TrainState
-from xrec_jax.training.steps import recommend_step
 
 K = 4
 SMALL = dict(encoding=WIDTH, bottleneck=5, hidden=7, match=K, null_dropout=0.0)
@@ -295,23 +291,10 @@ def test_dropped_parts_do_not_match_in_training():
 
 def test_one_device_and_eight_do_the_same_step():
     model = fuse(base_of("bpr"), code_dropout=0.1, **(SMALL | {"null_dropout": 0.3}))
-    rule, results = optax.sgd(0.5), []
-    boxed = nn.get_partition_spec(jax.eval_shape(model.init, jax.random.key(0)))
-    for shape in ((1,), (8, 2, 2)):
-        mesh = tiny.mesh(*shape)
-        with use_mesh(mesh):
-            split = nn.logical_to_mesh_sharding(boxed, mesh, RULES)
-            params = put_sharded(params_of(model), split)
-            frozen = put_replicated(frozen_of(model), mesh)
-            state = TrainState(0, params, rule.init(params), None, frozen=frozen)
-            step = jax.jit(functools.partial(recommend_step, model=model, optimizer=rule))
-            state, metrics = step(state, put_batch(batch_of(16), mesh), jax.random.key(7))
-            scores = jax.jit(model.item_scores)(state.params, frozen, batch_of(16, seed=1))
-            results.append((gather(metrics), gather(state.params), gather(scores)))
-    (metrics, params, scores), (metrics8, params8, scores8) = results
-    assert (params["match"]["kernel"] != params_of(model)["match"]["kernel"]).all()
+    first, second = on_meshes(model, frozen_of(model))
+    assert (first[1]["match"]["kernel"] != params_of(model)["match"]["kernel"]).all()
     close = functools.partial(np.testing.assert_allclose, rtol=3e-5, atol=2e-5)
-    jax.tree.map(close, (metrics8, params8, scores8), (metrics, params, scores))
+    jax.tree.map(close, second, first)
 
 
 def test_refused():
