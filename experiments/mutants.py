@@ -154,7 +154,7 @@ _JOINT = (
     Mutant(
         "matched_with_absent_parts",
         "xrec_jax/recommenders/explained/reading.py",
-        'query = jnp.where(there, query * constants["query_scale"], 0.0)',
+        'query = jnp.where(mask, query * constants["query_scale"], 0.0)',
         'query = query * constants["query_scale"]',
         (_MATCH + "test_without_a_text_scores_are_the_bases_to_the_last_bit",),
     ),
@@ -171,8 +171,8 @@ _JOINT = (
     Mutant(
         "items_of_a_run_not_matched",
         "xrec_jax/joint/recommender/fused.py",
-        'vectors = {"item_match": self.setup.item_space.vectors}',
-        'vectors = {"item_match": 0 * self.setup.item_space.vectors}',
+        "item_vectors(*self.setup.item_encoding, projection)",
+        "0 * item_vectors(*self.setup.item_encoding, projection)",
         ("tests/joint/test_setup.py::test_texts_meet_the_items_of_the_run",),
     ),
     Mutant(
