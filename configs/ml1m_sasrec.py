@@ -10,8 +10,9 @@ Cross entropy over the 3,416 films on the last 200 events of each user, as in Kl
 before the last is missing for 1,743 users; `experiments/history_gaps.py --workdir=RUN` tells them
 from the others.
 
-About 20 CPU minutes a seed on one core. docs/results/recommenders.md has the figures, and what else
-was tried.
+Three seeds, 63 CPU minutes; NDCG@10 .1721, Hit@10 .3056; .1805 and .3187 for the users with
+complete histories, which compare with published figures. What else was tried stands in
+docs/results/recommenders.md.
 """
 
 from ml_collections import ConfigDict
