@@ -308,7 +308,7 @@ def draw(result: dict[str, Any], panel: Any) -> None:
         xlabel="share of the users learned from", ylabel=result["metric"].upper(), xscale="log"
     )
     panel.set_xticks(shares, [f"{share:g}" for share in shares])
-    panel.legend(frameon=False, fontsize="small")
+    panel.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def main() -> None:
