@@ -96,7 +96,7 @@ def made_of(model, devices=1):
         "mean": np.full((2, WIDTH), 0.1, np.float32),
         "std": np.full((2, WIDTH), 1.3, np.float32),
         "projection": np.eye(WIDTH, 2, dtype=np.float32),
-        "query_scale": np.array([[1.2], [0.7]], np.float32),
+        "query_scale": np.array([[0.24], [0.14]], np.float32),
     }
     return SimpleNamespace(
         setup=setup,

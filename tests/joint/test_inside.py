@@ -22,11 +22,12 @@ from xrec_jax.core.errors import UserError
 from xrec_jax.data.dataset import Interactions
 from xrec_jax.joint import actor
 from xrec_jax.joint.actor import PolicyTask
+from xrec_jax.joint.controls import systems as systems_module
 from xrec_jax.joint.controls.registry import mask_titles
 from xrec_jax.joint.controls.systems import Systems
 from xrec_jax.joint.held_out import held_out
 from xrec_jax.joint.monitors import Monitors
-from xrec_jax.joint.recommender.fitting import fit
+from xrec_jax.joint.recommender.fitting import Fitted, fit
 from xrec_jax.joint.recommender.fused import FusedTask
 from xrec_jax.joint.recommender.rows import another, user_batch
 from xrec_jax.joint.rollout import rows
@@ -202,11 +203,11 @@ def test_joint_reads_with_the_better_of_two_recommenders(opened, monkeypatch, va
     """One trained anew as those of controls are, and one that goes on from the best round."""
     one, tried = opened.one, []
 
-    def fit(self, fused, state, frozen, read, steps):
+    def fit(fused, state, frozen, read, *, steps, seed):
         tried.append((frozen, steps, jax.device_get(state.params)))
-        return len(tried), values[len(tried) - 1]
+        return Fitted(len(tried), values[len(tried) - 1])
 
-    monkeypatch.setattr(Systems, "_fit", fit)
+    monkeypatch.setattr(systems_module, "fit", fit)
     constants = {name: array + 1.0 for name, array in opened.state.constants.items()}
     systems = Systems(one, opened.state.replace(constants=constants))
     chosen = systems._joint
@@ -219,7 +220,7 @@ def test_joint_reads_with_the_better_of_two_recommenders(opened, monkeypatch, va
         runs.assert_same_bits(begun, jax.device_get(start))
     read, known = systems._read("joint"), np.concatenate([opened.setup.learned, one.tracked])
     own = one.recommender.constants(read, known)
-    assert own.keys() == {"mean", "basis"}
+    assert own.keys() == {"mean", "basis", "projection", "query_scale"}
     for name, array in own.items():
         np.testing.assert_array_equal(tried[again][0][name], array)
         np.testing.assert_array_equal(tried[gone_on][0][name], constants[name])
