@@ -61,30 +61,30 @@ def naive_match(params, frozen, encoding, present, item):
     return total
 
 
-def expected_scores(model, params, frozen, batch, heat=1.0):
+def expected_scores(model, params, frozen, batch, temperature=1.0):
     """`[b, items]` of the whole catalogue."""
     states, table = base_states(model, params, frozen, batch)
     score = jax.jit(model.base.scores)
     rows = []
     for state, encoding, present in zip(states, batch["encoding"], batch["present"], strict=True):
         fused = naive_fused(params["fusion"], frozen, state, encoding, present)[0]
-        fused = state + heat * (fused - state)
+        fused = state + temperature * (fused - state)
         row = np.asarray(score(np.float32(fused)[None], np.float32(table)), np.float64)[0]
         added = [naive_match(params, frozen, encoding, present, i) for i in range(ITEMS)]
-        rows.append((row + heat * np.array(added)) / heat)
+        rows.append((row + temperature * np.array(added)) / temperature)
     return np.array(rows)
 
 
 @pytest.mark.parametrize("kind", ["bpr", "sasrec", "cosine"])
-@pytest.mark.parametrize("heat", [1.0, 1.7])
-def test_scores_and_loss(kind, heat):
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_scores_and_loss(kind, temperature):
     changes = {"dropout": 0.0} if kind == "sasrec" else {}
     base = Cosine(num_users=USERS, num_items=ITEMS, dim=12) if kind == "cosine" else None
     model = fuse(base or base_of(kind, **changes), reconstruction=0.0, **SMALL)
     params, batch, frozen = params_of(model), batch_of(13), frozen_of(model)
-    if heat != 1.0:
-        frozen = frozen | {"temperature": np.float32(heat)}
-    expected = expected_scores(model, params, frozen, batch, heat)
+    if temperature != 1.0:
+        frozen = frozen | {"temperature": np.float32(temperature)}
+    expected = expected_scores(model, params, frozen, batch, temperature)
     np.testing.assert_allclose(
         jax.jit(model.item_scores)(params, frozen, batch), expected, rtol=3e-5, atol=3e-5
     )
@@ -95,11 +95,11 @@ def test_scores_and_loss(kind, heat):
     np.testing.assert_allclose(loss, main, rtol=2e-5)
 
 
-@pytest.mark.parametrize("heat", [1.0, 1.7])
-def test_candidates_and_ranking_agree_with_the_catalogue(heat):
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_candidates_and_ranking_agree_with_the_catalogue(temperature):
     model = fuse(base_of("bpr"), **SMALL)
     params, batch = params_of(model), batch_of(11, candidates=4)
-    frozen = frozen_of(model) | {"temperature": np.float32(heat)}
+    frozen = frozen_of(model) | {"temperature": np.float32(temperature)}
     scored = np.asarray(jax.jit(model.candidate_scores)(params, frozen, batch))
     whole = jax.jit(model.item_scores)
     for n in range(4):
@@ -126,7 +126,7 @@ def test_candidates_and_ranking_agree_with_the_catalogue(heat):
 
     kept = ranked(params, without(users, "encoding", "present"))
     # States for ranking are not divided by the temperature.
-    np.testing.assert_allclose(kept / heat, whole(params, frozen, own), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(kept / temperature, whole(params, frozen, own), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["bpr", "sasrec", "cosine"])
